@@ -1,0 +1,138 @@
+# pyright: basic, reportMissingImports=false
+"""Write a PyTorch module as a small, readable ONNX file.
+
+    torch.onnx.export (dynamo, opset 18)
+      -> drop metadata, doc strings, value_info           what a file carries for debuggers only
+      -> one initializer per constant                     the exporter repeats shapes and axes node by node
+      -> short names for values and nodes; weights keep the name of their parameter
+      -> check against the module, save
+
+Names survive because the module uses each parameter as it is stored (``x @ weight`` with `weight` [in, out]):
+a transposed or reshaped parameter would be folded into an anonymous constant. torch is imported inside the
+function, so that this package can be imported without it. This module must never import onnxruntime.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx.reference import ReferenceEvaluator
+
+from tqs_passes.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TOLERANCE = 1e-4
+"""Largest error of the file against the module, relative to the largest output."""
+
+
+def merge_constants(model: onnx.ModelProto) -> int:
+    """Give equal integer and scalar initializers one name, in place; return how many were dropped.
+
+    Float tensors with more than one element are parameters or masks and are left alone.
+    """
+    seen: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    for tensor in list(model.graph.initializer):
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and array.size > 1:
+            continue
+        first = seen.setdefault((tensor.data_type, tuple(tensor.dims), array.tobytes()), tensor.name)
+        if first != tensor.name:
+            renamed[tensor.name] = first
+            model.graph.initializer.remove(tensor)
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    return len(renamed)
+
+
+def strip(model: onnx.ModelProto) -> None:
+    """Take everything from `model` that no runtime reads, and shorten names, in place.
+
+    Initializers, inputs and outputs keep their names; other values become ``<operator>_<n>``.
+    """
+    graph = model.graph
+    parts: list[Any] = [model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output]
+    for part in parts:
+        part.doc_string = ""
+        del part.metadata_props[:]
+    del graph.value_info[:]
+    graph.name = "main"
+    kept = {v.name for v in (*graph.input, *graph.output)} | {t.name for t in graph.initializer}
+    short: dict[str, str] = {}
+    for i, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{i}"
+        for k, name in enumerate(node.output):
+            if name and name not in kept:
+                short[name] = node.name if k == 0 else f"{node.name}.{k}"
+        node.input[:] = [short.get(name, name) for name in node.input]
+        node.output[:] = [short.get(name, name) for name in node.output]
+
+
+def export_lean(
+    module: nn.Module, example: Tensor, path: Path, *, input_name: str, output_name: str
+) -> onnx.ModelProto:
+    """Export `module`, which maps one array to one array, and save it to `path`.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In evaluation mode.
+    example : torch.Tensor
+        An input; its first axis becomes the dynamic axis "batch", the others stay fixed.
+    path : pathlib.Path
+        The file to write, without external data.
+    input_name, output_name : str
+        Of the graph's input and of its output.
+
+    Returns
+    -------
+    onnx.ModelProto
+        What was written.
+
+    Raises
+    ------
+    InputError
+        A parameter lost its name, or the file disagrees with the module by more than `TOLERANCE`.
+    """
+    import torch
+
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.onnx.export(
+        module,
+        (example,),
+        input_names=[input_name],
+        output_names=[output_name],
+        dynamic_shapes=({0: batch},),
+        opset_version=18,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    if program is None:
+        raise InputError("torch returned no ONNX program", where=str(path), todo="Use torch 2.6 or later")
+    model: onnx.ModelProto = program.model_proto
+    merge_constants(model)
+    strip(model)
+    stored = {t.name for t in model.graph.initializer}
+    lost = sorted(set(dict(module.named_parameters())) - stored)
+    if lost:
+        raise InputError(
+            f"{len(lost)} parameters lost their names, first {lost[0]}",
+            where=str(path),
+            todo="Use each parameter as it is stored, without a transpose or reshape",
+        )
+    onnx.checker.check_model(model, full_check=True)
+    with torch.no_grad():
+        expected = module(example).numpy()
+    results: Any = ReferenceEvaluator(model).run(None, {input_name: example.numpy()})
+    made = np.asarray(results[0])
+    error = float(np.abs(made - expected).max() / np.abs(expected).max())
+    if not error <= TOLERANCE:
+        raise InputError(f"the file differs from the module by {error:.1e}", where=str(path))
+    onnx.save_model(model, path)
+    return model

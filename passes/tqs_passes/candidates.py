@@ -1,0 +1,201 @@
+"""Every way a weight can be stored, each with its exact bytes and its exact rounding error.
+
+These are the choices of the knapsack: tier × grid × channel axis × scale type, dominated ones (no fewer bytes and no
+less error than another) removed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tqs_passes.encode.fragment import field_size
+from tqs_passes.encode.weight import BF16_OPSET, Form, Target, decoded_cast, encode_cast, encode_codes
+from tqs_passes.forms import Profile, integer_form, plain_gemms, scale_axes
+from tqs_passes.grid import Grid, grids_for, quantize
+from tqs_passes.model_io import Model, tensor_array
+from tqs_passes.plan import Assignment
+from tqs_passes.rewrite import namespace_of, opset_of, target_of
+from tqs_passes.tier import KEEP_TIER, Tier, offered
+from tqs_passes.weights import Weight
+
+#: More scales than this share of the values is no quantisation any more.
+_MAX_SCALE_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to store a weight.
+
+    Parameters
+    ----------
+    assignment : Assignment
+    shared : dict of str to int
+        Bytes of the pieces it shares with other weights (look-up tables, shapes), by key.
+    """
+
+    assignment: Assignment
+    shared: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """The candidates of one weight, finest first; the first keeps the weight as it is stored."""
+
+    weight: Weight
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kitchen:
+    """What candidates depend on besides the weight.
+
+    Parameters
+    ----------
+    model : Model
+        Lifted model.
+    profile : {"fast", "exact"}
+    opset : int
+    namespace : str
+    gemms : frozenset of str
+    """
+
+    model: Model
+    profile: Profile
+    opset: int
+    namespace: str
+    gemms: frozenset[str]
+
+
+def kitchen_of(model: Model, profile: Profile) -> Kitchen:
+    """Collect what candidates of a lifted model depend on."""
+    graph = model.proto.graph
+    return Kitchen(model, profile, opset_of(model.proto), namespace_of(model.proto), plain_gemms(graph))
+
+
+def menus(kitchen: Kitchen, weights: tuple[Weight, ...], tiers: tuple[Tier, ...]) -> tuple[Menu, ...]:
+    """Return the candidates of every weight, in order; the cost is one rounding per tier, grid and axis."""
+    stored = {t.name: t for t in kitchen.model.proto.graph.initializer}
+    return tuple(
+        _menu(kitchen, weight, stored[weight.name], index, tiers) for index, weight in enumerate(weights)
+    )
+
+
+def _menu(
+    kitchen: Kitchen, weight: Weight, tensor: onnx.TensorProto, index: int, tiers: tuple[Tier, ...]
+) -> Menu:
+    values = tensor_array(tensor, kitchen.model.folder)
+    keep = Assignment(
+        weight=weight.name,
+        label=weight.label,
+        shape=weight.shape,
+        dtype=weight.dtype,
+        tier=KEEP_TIER[weight.dtype],
+        form=Form.KEEP,
+        rounding="keep",
+        n_bytes=field_size(_inline_size(tensor, values)),
+        error_energy=0.0,
+    )
+    found = [Candidate(keep, {})]
+    exact = np.asarray(values).astype(np.float64)
+    single = exact.astype(np.float32)
+    for tier in offered(tiers, weight.dtype)[1:]:
+        target = target_of(keep, index, kitchen.opset, kitchen.namespace)
+        if tier.is_integer:
+            found.extend(_integer(kitchen, weight, keep, target, tier, exact, single))
+        elif tier is not Tier.BF16 or kitchen.opset >= BF16_OPSET:
+            found.extend(_half(keep, target, tier, exact, values))
+    return Menu(weight, _undominated(found))
+
+
+def _inline_size(tensor: onnx.TensorProto, values: NDArray[np.generic]) -> int:
+    bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    header: int = bare.ByteSize()
+    return header + field_size(values.nbytes)
+
+
+def _half(
+    keep: Assignment, target: Target, tier: Tier, exact: NDArray[np.float64], values: NDArray[np.generic]
+) -> list[Candidate]:
+    with np.errstate(over="ignore"):
+        decoded = decoded_cast(values, tier, keep.dtype).astype(np.float64)
+    if not np.isfinite(decoded).all():
+        return []  # out of this type's range
+    fragment = encode_cast(target, values, tier)
+    error = float(np.sum((decoded - exact) ** 2))
+    update = {
+        "tier": tier,
+        "form": Form.CAST,
+        "rounding": "cast",
+        "n_bytes": fragment.n_bytes(),
+        "error_energy": error,
+    }
+    return [Candidate(keep.model_copy(update=update), {})]
+
+
+def _integer(
+    kitchen: Kitchen,
+    weight: Weight,
+    keep: Assignment,
+    target: Target,
+    tier: Tier,
+    exact: NDArray[np.float64],
+    single: NDArray[np.float32],
+) -> list[Candidate]:
+    form = integer_form(weight, kitchen.profile, kitchen.opset, kitchen.gemms)
+    found: list[Candidate] = []
+    for axis in scale_axes(weight, tier, form):
+        n_scales = 1 if axis is None else weight.shape[axis]
+        if axis is not None and n_scales > _MAX_SCALE_SHARE * weight.n_values:
+            continue
+        for grid in grids_for(tier.bits):
+            found.append(_rounded(keep, target, tier, form, axis, grid, exact, single))
+    return found
+
+
+def _rounded(
+    keep: Assignment,
+    target: Target,
+    tier: Tier,
+    form: Form,
+    axis: int | None,
+    grid: Grid,
+    exact: NDArray[np.float64],
+    single: NDArray[np.float32],
+) -> Candidate:
+    # A half-precision scale saves 2 bytes a channel and costs one Cast node.
+    wants_half = axis is not None and single.shape[axis] * 2 > _HALF_SCALE_OVERHEAD_BYTES
+    codes = quantize(single, tier.bits, axis, grid, half_scales=wants_half)
+    residual = codes.decode().astype(np.float64) - exact
+    fragment = encode_codes(target, codes, form)
+    assignment = keep.model_copy(
+        update={
+            "tier": tier,
+            "grid": grid,
+            "axis": axis,
+            "half_scales": wants_half,
+            "form": form,
+            "rounding": "mse",
+            "n_bytes": fragment.n_bytes(),
+            "error_energy": float(np.sum(residual * residual)),
+        }
+    )
+    return Candidate(assignment, {key: piece.n_bytes() for key, piece in fragment.shared.items()})
+
+
+_HALF_SCALE_OVERHEAD_BYTES = 48
+
+
+def _undominated(found: list[Candidate]) -> tuple[Candidate, ...]:
+    """Drop every candidate that another beats in bytes and error; keep the stored form first."""
+    kept: list[Candidate] = []
+    for candidate in sorted(found, key=lambda c: (c.assignment.n_bytes, c.assignment.error_energy)):
+        if not kept or candidate.assignment.error_energy < kept[-1].assignment.error_energy:
+            kept.append(candidate)
+    kept.reverse()
+    if kept[0].assignment.form is not Form.KEEP:
+        kept.insert(0, found[0])
+    return tuple(kept)

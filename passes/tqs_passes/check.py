@@ -1,0 +1,61 @@
+"""Check a model with ONNX's own full checker, and look at what an emitted file decodes to.
+
+`decoding` cuts out of a file the nodes that produce given tensors from stored ones: run by itself, it shows the
+weights a runtime really computes with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+
+from tqs_passes.errors import InputError
+from tqs_passes.model_io import Model, serialize
+
+
+def checker_complaint(proto: onnx.ModelProto) -> str | None:
+    """Return the first complaint of the full ONNX checker, or None; models past 2 GiB are not checked in memory."""
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        return str(error).strip().splitlines()[0]
+    return None
+
+
+def decoding(model: Model, names: Iterable[str]) -> onnx.ModelProto:
+    """Return the model that computes only the named tensors, which must depend on stored tensors alone.
+
+    Raises
+    ------
+    InputError
+        A named tensor depends on a graph input or on nothing.
+    """
+    graph = model.proto.graph
+    producers = {out: (i, node) for i, node in enumerate(graph.node) for out in node.output if out}
+    stored = {t.name: t for t in graph.initializer}
+    keep: dict[int, onnx.NodeProto] = {}
+    used: dict[str, onnx.TensorProto] = {}
+    wanted = list(names)
+    queue = list(wanted)
+    while queue:
+        name = queue.pop()
+        if name in stored:
+            used.setdefault(name, stored[name])
+        elif name in producers:
+            index, node = producers[name]
+            if index not in keep:
+                keep[index] = node
+                queue.extend(i for i in node.input if i)
+        else:
+            raise InputError("a stored weight is not decoded from stored tensors alone", where=name)
+    out = onnx.ModelProto(ir_version=model.proto.ir_version)
+    out.opset_import.extend(model.proto.opset_import)
+    out.graph.name = "decoding"
+    out.graph.node.extend(keep[i] for i in sorted(keep))
+    out.graph.initializer.extend(used[n] for n in sorted(used))
+    out.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
+    return onnx.shape_inference.infer_shapes(out) if out.graph.node else out
+
+
+__all__ = ["checker_complaint", "decoding", "serialize"]

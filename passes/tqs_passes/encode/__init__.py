@@ -1,0 +1,1 @@
+"""How a tier is stored in ONNX and decoded by standard operators."""

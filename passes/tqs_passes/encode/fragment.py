@@ -1,0 +1,96 @@
+"""Pieces of graph that decode a stored weight: stored tensors and nodes, built straight as protobuf.
+
+A fragment is complete in itself but for the tables it shares with other fragments, which it names by key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+AttributeValue = int | float | str | Sequence[int] | Sequence[float] | onnx.TensorProto
+
+
+@dataclass(slots=True)
+class Fragment:
+    """Stored tensors and nodes, in topological order.
+
+    Parameters
+    ----------
+    prefix : str
+        Short, unique prefix of the intermediate names: each is written twice, so its length costs bytes.
+    namespace : str
+        Prefix of the names of shared pieces; unused elsewhere in the graph.
+    tensors : list of onnx.TensorProto
+    nodes : list of onnx.NodeProto
+    shared : dict of str to Fragment
+        Fragments other weights may use as well, keyed by content; written once a file.
+    """
+
+    prefix: str
+    namespace: str = "tqs"
+    tensors: list[onnx.TensorProto] = field(default_factory=list[onnx.TensorProto])
+    nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
+    shared: dict[str, Fragment] = field(default_factory=dict[str, "Fragment"])
+    _count: int = 0
+
+    def store(self, array: NDArray[np.generic], name: str, data_type: int | None = None) -> str:
+        """Store an array under `name` as raw data; `data_type` overrides the type that NumPy's dtype gives."""
+        kind = helper.np_dtype_to_tensor_dtype(array.dtype) if data_type is None else data_type
+        tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
+        tensor.raw_data = np.ascontiguousarray(array).tobytes()
+        self.tensors.append(tensor)
+        return name
+
+    def op(
+        self,
+        op_type: str,
+        inputs: Sequence[str],
+        *,
+        output: str = "",
+        name: str = "",
+        **attributes: AttributeValue,
+    ) -> str:
+        """Append a node with one output and return that output's name."""
+        if not output:
+            output = f"{self.prefix}{_base36(self._count)}"
+            self._count += 1
+        node = helper.make_node(op_type, list(inputs), [output], name=name or None)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in sorted(attributes.items()))
+        self.nodes.append(node)
+        return output
+
+    def share(self, key: str, piece: Fragment) -> None:
+        """Register a shared fragment (and all it shares) once."""
+        for inner_key, inner in piece.shared.items():
+            self.shared.setdefault(inner_key, inner)
+        self.shared.setdefault(key, Fragment(piece.prefix, piece.namespace, piece.tensors, piece.nodes))
+
+    def n_bytes(self) -> int:
+        """Bytes this fragment adds to a serialized graph, shared pieces not counted."""
+        return sum(field_size(t.ByteSize()) for t in self.tensors) + sum(
+            field_size(n.ByteSize()) for n in self.nodes
+        )
+
+
+def field_size(n: int) -> int:
+    """Bytes of a length-delimited protobuf field with a one-byte tag."""
+    length = 1
+    value = n
+    while value >= 128:
+        value >>= 7
+        length += 1
+    return 1 + length + n
+
+
+def _base36(n: int) -> str:
+    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
+    text = digits[n % 36]
+    while n := n // 36:
+        text = digits[n % 36] + text
+    return text

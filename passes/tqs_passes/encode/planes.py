@@ -1,0 +1,180 @@
+"""Bit planes: b-bit codes, 1 ≤ b ≤ 8, packed in uint8 and unpacked by table look-up, at any opset from 9.
+
+The bits of a code are split into fields of 4, 2 and 1 bits (3 = 1 + 2, 5 = 1 + 4, 6 = 2 + 4, 7 = 1 + 2 + 4, low
+bits first). One plane holds the same field of every value, packed high bits first into bytes, and is decoded by ::
+
+    plane (uint8 [m]) → Cast(int32) → Gather(table [256, 8/width]) → Reshape(shape of the weight)
+
+where row r of the table holds the 8/width fields of byte r, already weighted (2^shift, twice that for the mid-rise
+grid) and, for the highest plane, offset. Planes are summed: the result is the levels of `tqs_passes.grid`. The
+tables are computed in the graph from one uint8 ramp and fold away at load, so a table costs some 200 bytes, not 2 kB.
+
+int8 sums need opset 14; before that the tables, and so the levels, are float32.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tqs_passes.encode.fragment import Fragment
+from tqs_passes.grid import Codes, Grid
+
+#: Lowest opset at which the planes encoding runs.
+MIN_OPSET = 9
+_TABLE_OPS_OPSET = 10  # Mod
+_INT8_ADD_OPSET = 14
+_SLICE_INPUT_OPSET = 10
+
+
+def plane_widths(bits: int) -> tuple[int, ...]:
+    """Return the field widths of a b-bit code, low bits first."""
+    return tuple(width for width in (1, 2, 4) if bits & width)
+
+
+def pack(codes: NDArray[np.uint8], shift: int, width: int) -> NDArray[np.uint8]:
+    """Pack one field of flat codes into bytes, first value in the high bits, zero-padded.
+
+    Parameters
+    ----------
+    codes : uint8 array, ``[n]``
+    shift, width : int
+        The field is bits ``shift … shift + width - 1``; width divides 8.
+
+    Returns
+    -------
+    uint8 array, ``[ceil(n · width / 8)]``
+    """
+    per_byte = 8 // width
+    fields = (codes >> shift) & ((1 << width) - 1)
+    padded = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
+    padded[: codes.size] = fields
+    lanes = padded.reshape(-1, per_byte)
+    out = np.zeros(lanes.shape[0], np.uint8)
+    for lane in range(per_byte):
+        out |= lanes[:, lane] << (8 - width * (lane + 1))
+    return out
+
+
+def unpack(packed: NDArray[np.uint8], width: int, n: int) -> NDArray[np.uint8]:
+    """Return the first n fields of a packed plane: the inverse of `pack`."""
+    per_byte = 8 // width
+    shifts = np.array([8 - width * (lane + 1) for lane in range(per_byte)], np.uint8)
+    return ((packed[:, None] >> shifts) & ((1 << width) - 1)).reshape(-1)[:n].astype(np.uint8)
+
+
+def decode_levels(codes: Codes, fragment: Fragment, stored: str, opset: int) -> tuple[str, bool]:
+    """Append stored planes and the nodes that turn them into levels.
+
+    Parameters
+    ----------
+    codes : Codes
+    fragment : Fragment
+        Receives tensors and nodes.
+    stored : str
+        Name of the stored codes; further planes get ``<stored>_1``, ``<stored>_2``.
+    opset : int
+        Opset of the file.
+
+    Returns
+    -------
+    name : str
+        The levels, shape of the weight.
+    is_int8 : bool
+        Whether they are int8 (else float32).
+    """
+    if codes.bits == 8:
+        return fragment.store(codes.levels, stored), True
+    widths = plane_widths(codes.bits)
+    use_int8 = opset >= _INT8_ADD_OPSET or len(widths) == 1
+    unsigned = codes.unsigned()
+    gain = 2 if codes.grid is Grid.MIDRISE else 1
+    offset = -((1 << codes.bits) - 1) if codes.grid is Grid.MIDRISE else -(1 << (codes.bits - 1))
+    total, shift = "", 0
+    for index, width in enumerate(widths):
+        packed = pack(unsigned, shift, width)
+        name = fragment.store(packed, stored if index == 0 else f"{stored}_{index}")
+        top = index == len(widths) - 1
+        table = _table(fragment, width, gain << shift, offset if top else 0, opset, int8=use_int8)
+        rows = fragment.op("Cast", [name], to=int(onnx.TensorProto.INT32))
+        plane = _shaped(
+            fragment, fragment.op("Gather", [table, rows]), packed.size * (8 // width), codes, opset
+        )
+        total = fragment.op("Add", [total, plane]) if total else plane
+        shift += width
+    return total, use_int8
+
+
+def _shaped(fragment: Fragment, values: str, n_padded: int, codes: Codes, opset: int) -> str:
+    shape = codes.levels.shape
+    if n_padded != codes.levels.size:
+        values = fragment.op("Reshape", [values, _shape(fragment, (-1,))])
+        if opset >= _SLICE_INPUT_OPSET:
+            bounds = [_shape(fragment, (0,)), _shape(fragment, (codes.levels.size,))]
+            values = fragment.op("Slice", [values, *bounds])
+        else:
+            values = fragment.op("Slice", [values], starts=[0], ends=[codes.levels.size])
+    return fragment.op("Reshape", [values, _shape(fragment, shape)])
+
+
+def _shape(fragment: Fragment, shape: tuple[int, ...]) -> str:
+    """Share the int64 tensor that holds a shape; return its name."""
+    name = f"{fragment.namespace}.s" + "x".join(str(d) for d in shape)
+    piece = Fragment(name)
+    piece.store(np.array(shape, np.int64), name)
+    fragment.share(name, piece)
+    return name
+
+
+def table_values(width: int, gain: int, offset: int) -> NDArray[np.int32]:
+    """Return the look-up table ``[256, 8/width]``: gain · field + offset of each byte."""
+    rows = np.arange(256)[:, None]
+    shifts = np.array([8 - width * (lane + 1) for lane in range(8 // width)])
+    values: NDArray[np.int32] = (((rows >> shifts) & ((1 << width) - 1)) * gain + offset).astype(np.int32)
+    return values
+
+
+def _table(fragment: Fragment, width: int, gain: int, offset: int, opset: int, *, int8: bool) -> str:
+    """Share the look-up table of one plane; return its name."""
+    name = f"{fragment.namespace}.t{width}_{gain}_{-offset}{'' if int8 else 'f'}"
+    piece = Fragment(name + ".")
+    if opset < _TABLE_OPS_OPSET:
+        piece.store(table_values(width, gain, offset).astype(np.int8 if int8 else np.float32), name)
+        fragment.share(name, piece)
+        return name
+    fields = _fields(fragment, width)
+    value = fields
+    if gain != 1:
+        value = piece.op("Mul", [value, _scalar(fragment, gain)])
+    if offset:
+        value = piece.op("Add", [value, _scalar(fragment, offset)])
+    kind = onnx.TensorProto.INT8 if int8 else onnx.TensorProto.FLOAT
+    piece.op("Cast", [value], output=name, to=int(kind))
+    fragment.share(name, piece)
+    return name
+
+
+def _fields(fragment: Fragment, width: int) -> str:
+    """Share the plain fields ``[256, 8/width]``, int32, computed from a ramp 0 … 255; return its name."""
+    space = fragment.namespace
+    ramp = Fragment(f"{space}.r.")
+    ramp.store(np.arange(256, dtype=np.uint8)[:, None], f"{space}.b")
+    ramp.op("Cast", [f"{space}.b"], output=f"{space}.r", to=int(onnx.TensorProto.INT32))
+    fragment.share(f"{space}.r", ramp)
+    name = f"{space}.f{width}"
+    piece = Fragment(name + ".")
+    divisors = [1 << (8 - width * (lane + 1)) for lane in range(8 // width)]
+    piece.store(np.array(divisors, np.int32), name + ".d")
+    quotient = piece.op("Div", [f"{space}.r", name + ".d"])
+    piece.op("Mod", [quotient, _scalar(fragment, 1 << width)], output=name)
+    fragment.share(name, piece)
+    return name
+
+
+def _scalar(fragment: Fragment, value: int) -> str:
+    name = f"{fragment.namespace}.i{value}"
+    piece = Fragment(name)
+    piece.store(np.array(value, np.int32), name)
+    fragment.share(name, piece)
+    return name

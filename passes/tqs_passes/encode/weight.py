@@ -1,0 +1,136 @@
+"""Encode one weight at one tier: the stored tensors, and nodes whose last output has the weight's own name.
+
+Readers keep reading the name they always read; only its producer changes ::
+
+    keep         initializer                                             (untouched)
+    FP16, BF16   initializer (half) → Cast(float)
+    INTb, cm     planes → levels → Cast(float) → Mul(scale)              folds at load into a plain float weight
+    INTb, dq     planes → levels → DequantizeLinear(scale, axis)         fused into MatMul by onnxruntime
+
+Names follow onnxruntime's: `<w>_quantized`, `<w>_scale`, node `<w>_DequantizeLinear`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import ml_dtypes
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+
+from tqs_passes.encode.fragment import Fragment
+from tqs_passes.encode.planes import decode_levels
+from tqs_passes.grid import Codes
+from tqs_passes.tier import Tier
+
+#: Lowest opset with per-axis DequantizeLinear, and with bfloat16 Cast.
+DQ_OPSET = 13
+BF16_OPSET = 13
+
+
+_CAST_DTYPES = {
+    Tier.FP32: np.dtype(np.float32),
+    Tier.FP16: np.dtype(np.float16),
+    Tier.BF16: np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class Form(StrEnum):
+    """How a stored weight becomes a float tensor in the graph (see module docstring)."""
+
+    KEEP = "keep"
+    CAST = "cast"
+    CAST_MUL = "cm"
+    DEQUANTIZE = "dq"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a fragment must produce, and where.
+
+    Parameters
+    ----------
+    name : str
+        Name of the weight: the name of the fragment's last output.
+    dtype : str
+        Data type its readers expect.
+    opset : int
+        Opset of the file.
+    prefix, namespace : str
+        Prefixes of intermediate names and of shared pieces (see `Fragment`).
+    """
+
+    name: str
+    dtype: str
+    opset: int
+    prefix: str
+    namespace: str = "tqs"
+
+
+def encode_cast(target: Target, values: NDArray[np.generic], tier: Tier) -> Fragment:
+    """Return the fragment that stores `values` as a narrower float type and casts it back."""
+    fragment = Fragment(target.prefix, target.namespace)
+    name, stored = target.name, f"{target.name}_quantized"
+    if tier is Tier.BF16:
+        bits = np.asarray(values).astype(ml_dtypes.bfloat16).view(np.uint16)
+        fragment.store(bits, stored, onnx.TensorProto.BFLOAT16)
+    else:
+        fragment.store(np.asarray(values).astype(_CAST_DTYPES[tier]), stored)
+    fragment.op("Cast", [stored], output=name, name=f"{name}_Cast", to=tensor_type(target.dtype))
+    return fragment
+
+
+def decoded_cast(values: NDArray[np.generic], tier: Tier, dtype: str) -> NDArray[np.generic]:
+    """Return what `encode_cast` decodes to, in the weight's own dtype."""
+    return np.asarray(values).astype(_CAST_DTYPES[tier]).astype(np_dtype(dtype))
+
+
+def encode_codes(target: Target, codes: Codes, form: Form) -> Fragment:
+    """Return the fragment that stores integer codes and decodes them; `form` is `CAST_MUL` or `DEQUANTIZE`."""
+    fragment = Fragment(target.prefix, target.namespace)
+    name = target.name
+    levels, is_int8 = decode_levels(codes, fragment, f"{name}_quantized", target.opset)
+    direct = target.dtype == "float32"
+    last = name if direct else ""
+    node = f"{name}_DequantizeLinear"
+    if form is Form.DEQUANTIZE:
+        if not is_int8:  # float sums before opset 14
+            levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.INT8))
+        scale = _stored_scale(
+            fragment, name, codes.scales.reshape(-1) if codes.axis is not None else codes.scales
+        )
+        axis = {} if codes.axis is None else {"axis": codes.axis}
+        value = fragment.op("DequantizeLinear", [levels, scale], output=last, name=node, **axis)
+    else:
+        scale = _stored_scale(fragment, name, codes.scales)
+        if is_int8:
+            levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.FLOAT))
+        value = fragment.op("Mul", [levels, scale], output=last, name=node)
+    if not direct:
+        fragment.op("Cast", [value], output=name, to=tensor_type(target.dtype))
+    return fragment
+
+
+def _stored_scale(fragment: Fragment, name: str, scales: NDArray[np.float16] | NDArray[np.float32]) -> str:
+    stored = fragment.store(scales, f"{name}_scale")
+    if scales.dtype == np.float16:
+        return fragment.op("Cast", [stored], to=int(onnx.TensorProto.FLOAT))
+    return stored
+
+
+def tensor_type(dtype: str) -> int:
+    """Return the ONNX element type of a weight's dtype name."""
+    return {
+        "float32": int(onnx.TensorProto.FLOAT),
+        "float16": int(onnx.TensorProto.FLOAT16),
+        "bfloat16": int(onnx.TensorProto.BFLOAT16),
+        "float64": int(onnx.TensorProto.DOUBLE),
+    }[dtype]
+
+
+def np_dtype(dtype: str) -> np.dtype[np.generic]:
+    """Return the NumPy dtype of a weight's dtype name (bfloat16 through ml_dtypes)."""
+    return helper.tensor_dtype_to_np_dtype(tensor_type(dtype))

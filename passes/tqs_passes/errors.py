@@ -1,0 +1,71 @@
+"""The errors a user can cause, each with what happened, where, and what to do.
+
+The library raises; only the command line turns an error into one line and an exit code.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Return `text` on one printable line, shortened to `limit` characters.
+
+    Names come from untrusted files: newlines and control characters are escaped.
+    """
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+class TqsError(Exception):
+    """Base of every error a user can cause.
+
+    Parameters
+    ----------
+    what : str
+        What is wrong, in a few words.
+    where : str
+        File, tensor, node or option it was seen at; may be empty.
+    todo : str
+        What to do about it; may be empty.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, what: str, *, where: str = "", todo: str = "") -> None:
+        self.what = what
+        self.where = where
+        self.todo = todo
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        """Return the error as one line: ``where: what. todo``."""
+        parts = f"{one_line(self.where)}: " if self.where else ""
+        tail = f". {one_line(self.todo)}" if self.todo else ""
+        return f"{parts}{one_line(self.what, 600)}{tail}"
+
+
+class InputError(TqsError):
+    """Bad input or usage: exit code 2."""
+
+
+class GateError(TqsError):
+    """A gate failed: exit code 3."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class InfeasibleError(TqsError):
+    """The byte budget cannot be met: exit code 4.
+
+    Parameters
+    ----------
+    smallest_bytes : int
+        Size in bytes of the smallest file that could be written.
+    """
+
+    exit_code: ClassVar[int] = 4
+
+    def __init__(self, what: str, *, smallest_bytes: int, where: str = "", todo: str = "") -> None:
+        super().__init__(what, where=where, todo=todo)
+        self.smallest_bytes = smallest_bytes

@@ -1,0 +1,239 @@
+"""Uniform grids: which integers and scales stand for a weight, and what they decode to.
+
+A weight is seen as rows of values that share one scale: ``[channels, values]`` along a channel axis, one row per
+tensor. With b bits a value v of a row is ::
+
+    signed     v = s · q,   q ∈ {-2^(b-1), …, 2^(b-1) - 1}
+    midrise    v = s · q,   q ∈ {±1, ±3, …, ±(2^b - 1)}        (b ≤ 4; b = 1 is sign · mean|w|)
+
+The integers q are called *levels*; *codes* are their unsigned indices 0 … 2^b - 1. Scales are chosen to minimise the
+squared error of the row ("MSE clipping"): a search over clip ratios followed by least-squares refits
+s ← ⟨w, q⟩ / ⟨q, q⟩. NumPy only; deterministic.
+
+Error of 2 bits on N(0, 1), relative energy: signed 0.150, mid-rise 0.119.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = np.float32
+_RATIOS = np.concatenate([np.linspace(1.0, 0.30, 15), np.linspace(0.26, 0.10, 5)]).astype(F32)
+_REFITS = 3
+_SAMPLE_VALUES = 4096
+MIDRISE_MAX_BITS = 4
+
+
+class Grid(StrEnum):
+    """Which levels a code can stand for (see module docstring)."""
+
+    SIGNED = "signed"
+    MIDRISE = "midrise"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """Integer levels and scales of one weight.
+
+    Parameters
+    ----------
+    levels : int8 array, shape of the weight
+        Integer levels q.
+    scales : float16 or float32 array
+        One scale per channel, shaped to broadcast against `levels` (all axes 1 but the channel axis).
+    bits : int
+        Width b of a code, 1 to 8.
+    grid : Grid
+    axis : int or None
+        Channel axis; None when one scale serves the whole tensor.
+    """
+
+    levels: NDArray[np.int8]
+    scales: NDArray[np.float16] | NDArray[np.float32]
+    bits: int
+    grid: Grid
+    axis: int | None
+
+    def decode(self) -> NDArray[np.float32]:
+        """Return float32(levels) · float32(scales): what the emitted graph computes, bit for bit."""
+        return self.levels.astype(F32) * self.scales.astype(F32)
+
+    def unsigned(self) -> NDArray[np.uint8]:
+        """Return the codes 0 … 2^b - 1, uint8, flat in C order."""
+        flat = self.levels.reshape(-1).astype(np.int16)
+        if self.grid is Grid.MIDRISE:
+            return ((flat + ((1 << self.bits) - 1)) >> 1).astype(np.uint8)
+        return (flat + (1 << (self.bits - 1))).astype(np.uint8)
+
+
+def grids_for(bits: int) -> tuple[Grid, ...]:
+    """Return the grids worth trying at a width: mid-rise pays at few bits only."""
+    if bits == 1:
+        return (Grid.MIDRISE,)
+    return (Grid.SIGNED, Grid.MIDRISE) if bits <= MIDRISE_MAX_BITS else (Grid.SIGNED,)
+
+
+def round_levels(x: NDArray[np.float32], bits: int, grid: Grid) -> NDArray[np.float32]:
+    """Return the level nearest to each x (already divided by its scale); ties go to the even level index."""
+    if grid is Grid.MIDRISE:
+        top = F32((1 << bits) - 1)
+        q: NDArray[np.float32] = np.floor(x * F32(0.5))
+        q *= F32(2.0)
+        q += F32(1.0)
+        np.clip(q, -top, top, out=q)
+        return q
+    half = 1 << (bits - 1)
+    q = np.rint(x)
+    np.clip(q, F32(-half), F32(half - 1), out=q)
+    return q
+
+
+def as_rows(w: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    """Return `w` as float32 ``[channels, values]``, one row per scale."""
+    if axis is None:
+        return w.reshape(1, -1)
+    return np.ascontiguousarray(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))
+
+
+def broadcast_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
+    """Return the shape that scales take to multiply a weight of `shape`."""
+    if axis is None:
+        return ()
+    return tuple(d if i == axis else 1 for i, d in enumerate(shape))
+
+
+def quantize(
+    w: NDArray[np.float32], bits: int, axis: int | None, grid: Grid, *, half_scales: bool = False
+) -> Codes:
+    """Round a weight to b-bit levels with the scale of least squared error per row ("mse" rounding).
+
+    Parameters
+    ----------
+    w : float32 array
+        Finite values.
+    bits : int
+        1 to 8.
+    axis : int or None
+        Channel axis, or None for one scale.
+    grid : Grid
+    half_scales : bool
+        Store scales as float16 (levels are chosen for the scale as stored).
+
+    Raises
+    ------
+    ValueError
+        `bits` is out of range, or the grid is mid-rise above 4 bits.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be 1 to 8, not {bits}")
+    if grid not in grids_for(bits):
+        raise ValueError(f"no {grid} grid at {bits} bits")
+    rows = as_rows(w, axis)
+    scales = _fit_scales(rows, bits, grid)
+    stored = store_scales(scales, half=half_scales)
+    levels = round_levels(rows / stored.astype(F32)[:, None], bits, grid).astype(np.int8)
+    return _codes(levels, stored, w.shape, bits, axis, grid)
+
+
+def _codes(
+    levels: NDArray[np.int8],
+    scales: NDArray[np.float16] | NDArray[np.float32],
+    shape: tuple[int, ...],
+    bits: int,
+    axis: int | None,
+    grid: Grid,
+) -> Codes:
+    if axis is None:
+        return Codes(levels.reshape(shape), scales.reshape(()), bits, grid, None)
+    moved = (shape[axis], *(d for i, d in enumerate(shape) if i != axis))
+    full = np.ascontiguousarray(np.moveaxis(levels.reshape(moved), 0, axis))
+    return Codes(full, scales.reshape(broadcast_shape(shape, axis)), bits, grid, axis)
+
+
+def store_scales(scales: NDArray[np.float32], *, half: bool) -> NDArray[np.float16] | NDArray[np.float32]:
+    """Return scales in their stored type; float16 only where every scale is a normal float16."""
+    if half and scales_fit_half(scales):
+        return scales.astype(np.float16)
+    return scales
+
+
+def scales_fit_half(scales: NDArray[np.float32]) -> bool:
+    """Whether every scale lies in the normal range of float16 (6.1e-5 … 65504)."""
+    return bool(np.all((scales >= np.finfo(np.float16).tiny) & (scales <= np.finfo(np.float16).max)))
+
+
+def _fit_scales(rows: NDArray[np.float32], bits: int, grid: Grid) -> NDArray[np.float32]:
+    """Return the scale of each row, float32 ``[channels]``, > 0."""
+    top = F32((1 << bits) - 1) if grid is Grid.MIDRISE else F32(max((1 << (bits - 1)) - 1, 1))
+    peak = np.max(np.abs(rows), axis=1)
+    flat = peak == 0  # an all-zero row: any scale serves, and mid-rise cannot store 0 exactly
+    peak = np.where(flat, F32(1e-4) if grid is Grid.SIGNED else np.finfo(np.float16).tiny, peak).astype(F32)
+    if bits == 8:
+        ratios = _RATIOS[:4]
+    elif bits >= 6:
+        ratios = _RATIOS[:8]
+    else:
+        ratios = _RATIOS
+    stride = max(1, rows.shape[1] // _SAMPLE_VALUES)
+    sample = rows[:, ::stride] if stride > 1 else rows
+    best = np.full(rows.shape[0], np.inf, F32)
+    scales = peak / top
+    for ratio in ratios:
+        trial = peak * ratio / top
+        error = _row_error(sample, trial, bits, grid)
+        better = error < best
+        best = np.where(better, error, best)
+        scales = np.where(better, trial, scales)
+    return _refit(rows, scales.astype(F32), bits, grid, flat)
+
+
+def _refit(
+    rows: NDArray[np.float32], scales: NDArray[np.float32], bits: int, grid: Grid, flat: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    best = _row_error(rows, scales, bits, grid)
+    for _ in range(_REFITS):
+        q = round_levels(rows / scales[:, None], bits, grid)
+        power = np.einsum("ij,ij->i", q, q)
+        dot = np.einsum("ij,ij->i", q, rows)
+        trial = np.where((power > 0) & (dot > 0), dot / np.where(power > 0, power, 1), scales).astype(F32)
+        trial = np.where(flat | ~(trial > 0), scales, trial)
+        error = _row_error(rows, trial, bits, grid)
+        better = error < best
+        if not better.any():
+            break
+        best = np.where(better, error, best)
+        scales = np.where(better, trial, scales)
+    return scales
+
+
+def _row_error(
+    rows: NDArray[np.float32], scales: NDArray[np.float32], bits: int, grid: Grid
+) -> NDArray[np.float32]:
+    residual = round_levels(rows / scales[:, None], bits, grid)
+    residual *= scales[:, None]
+    residual -= rows
+    error: NDArray[np.float32] = np.einsum("ij,ij->i", residual, residual)
+    return error
+
+
+def rtn(w: NDArray[np.float32], bits: int, axis: int | None) -> NDArray[np.float32]:
+    """Return plain symmetric b-bit round-to-nearest without clipping: the paper's Q_b (A.4), float32.
+
+    Scale = max|row| / (2^(b-1) - 1); at b = 1 sign · mean|row|.
+    """
+    rows = as_rows(w, axis)
+    if bits == 1:
+        sizes: NDArray[np.float32] = np.abs(rows).mean(axis=1, dtype=F32, keepdims=True)
+        out: NDArray[np.float32] = np.where(rows >= 0, sizes, -sizes)
+    else:
+        peak = np.max(np.abs(rows), axis=1)
+        scale = np.where(peak > 0, peak / F32((1 << (bits - 1)) - 1), F32(1)).astype(F32)[:, None]
+        out = round_levels(rows / scale, bits, Grid.SIGNED) * scale
+    if axis is None:
+        return out.reshape(w.shape)
+    moved = (w.shape[axis], *(d for i, d in enumerate(w.shape) if i != axis))
+    return np.ascontiguousarray(np.moveaxis(out.reshape(moved), 0, axis))

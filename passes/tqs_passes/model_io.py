@@ -1,0 +1,386 @@
+"""Read and write ONNX files: external data stays on disk until a tensor is asked for; writing is atomic.
+
+A model is a `ModelProto` whose big tensors may point into one external-data file. Nothing here loads those bytes
+until `tensor_array` is called, and then only through a memory map.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from tqs_passes.errors import InputError
+
+#: Tensors smaller than this stay inside the protobuf even when external data is written: onnxruntime reads
+#: shapes and axes at load and refuses them as external data.
+EXTERNAL_THRESHOLD_BYTES = 1024
+#: A protobuf message cannot exceed 2 GiB; above this size tensors go to `<file>.data`.
+SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
+_ALIGNMENT_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """An ONNX model in memory.
+
+    Parameters
+    ----------
+    proto : onnx.ModelProto
+        The graph; tensors stored externally hold only their location.
+    folder : Path
+        Folder that external-data locations are relative to.
+    """
+
+    proto: onnx.ModelProto
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What identifies a model on disk.
+
+    Parameters
+    ----------
+    path : Path
+        The `.onnx` file.
+    n_bytes : int
+        Size in bytes of the file and of all its external-data files.
+    sha256 : dict of str to str
+        File name to hexadecimal digest, for the `.onnx` file and each external-data file.
+    """
+
+    path: Path
+    n_bytes: int
+    sha256: dict[str, str]
+
+
+def iter_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield `graph` and, depth first, the body of every If, Loop and Scan node in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from iter_graphs(attribute.g)
+            for body in attribute.graphs:
+                yield from iter_graphs(body)
+
+
+def iter_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every stored tensor: initializers and tensor attributes, of the graph, its bodies and local functions."""
+    for graph in iter_graphs(proto.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+        for node in graph.node:
+            yield from _attribute_tensors(node)
+    for function in proto.functions:
+        for node in function.node:
+            yield from _attribute_tensors(node)
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    for graph in iter_graphs(attribute.g):
+                        yield from graph.initializer
+                        for inner in graph.node:
+                            yield from _attribute_tensors(inner)
+
+
+def _attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            yield attribute.t
+        yield from attribute.tensors
+
+
+def external_location(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """Return (location, offset in bytes, length in bytes or None) of a tensor stored externally."""
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        offset = int(fields.get("offset") or 0)
+        length = int(fields["length"]) if fields.get("length") else None
+    except ValueError as error:
+        raise InputError(
+            "external data has an offset or length that is no number", where=tensor.name
+        ) from error
+    return fields.get("location", ""), offset, length
+
+
+def _external_file(tensor: onnx.TensorProto, folder: Path) -> Path:
+    location, _, _ = external_location(tensor)
+    if not location:
+        raise InputError("external data without a location", where=tensor.name, todo="Export the model again")
+    if "\0" in location:
+        raise InputError("external data location holds a null byte", where=tensor.name)
+    base = folder.resolve()
+    path = (base / location).resolve()
+    if Path(location).is_absolute() or not path.is_relative_to(base):
+        raise InputError(
+            f"external data location {location!r} leaves the model's folder",
+            where=tensor.name,
+            todo="Put the data file beside the model and export again",
+        )
+    return path
+
+
+def load_model(path: Path) -> Model:
+    """Read an ONNX file and check that it is one; external data is located and measured but not read.
+
+    Raises
+    ------
+    InputError
+        The file is missing, unreadable, not ONNX, truncated, or its external data is missing, too short, or
+        outside the model's folder.
+    """
+    if not path.exists():
+        raise InputError("no such file", where=str(path), todo="Give the path of an .onnx file")
+    if not path.is_file():
+        raise InputError("is not a file", where=str(path), todo="Give the path of an .onnx file")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "is not an ONNX file, or is truncated", where=str(path), todo="Export it again"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    if not proto.HasField("graph") or not (proto.graph.node or proto.graph.initializer):
+        raise InputError(
+            "holds no graph: it is not an ONNX model", where=str(path), todo="Give an .onnx file"
+        )
+    if not proto.opset_import and not any(n.domain for n in proto.graph.node):
+        raise InputError(
+            "names no opset: it is not a valid ONNX model", where=str(path), todo="Export it again"
+        )
+    folder = path.resolve().parent
+    for tensor in iter_tensors(proto):
+        if uses_external_data(tensor):
+            _check_external(tensor, folder, path)
+    return Model(proto, folder)
+
+
+def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
+    file = _external_file(tensor, folder)
+    if not file.is_file():
+        raise InputError(
+            f"external data file {file.name!r} is missing", where=str(path), todo="Put it beside the model"
+        )
+    _, offset, length = external_location(tensor)
+    needed = tensor_n_bytes(tensor)
+    if length is not None and length != needed:
+        raise InputError(
+            f"external data of {tensor.name!r} has {length} bytes instead of {needed}", where=str(path)
+        )
+    if offset < 0 or offset + needed > file.stat().st_size:
+        raise InputError(
+            f"external data file {file.name!r} is too short for {tensor.name!r}: it is truncated",
+            where=str(path),
+            todo="Copy it again",
+        )
+
+
+def tensor_n_bytes(tensor: onnx.TensorProto) -> int:
+    """Return the number of bytes of the tensor's values, packed as raw data.
+
+    Raises
+    ------
+    InputError
+        The data type is unknown, a string, or a dimension is negative.
+    """
+    if any(d < 0 for d in tensor.dims):
+        raise InputError("a stored tensor has a negative dimension", where=tensor.name, todo="Export again")
+    n = 1
+    for dim in tensor.dims:
+        n *= dim
+    sub_byte = {
+        onnx.TensorProto.INT4: 4,
+        onnx.TensorProto.UINT4: 4,
+        getattr(onnx.TensorProto, "FLOAT4E2M1", -1): 4,
+        getattr(onnx.TensorProto, "INT2", -2): 2,
+        getattr(onnx.TensorProto, "UINT2", -3): 2,
+    }
+    if tensor.data_type in sub_byte:
+        return (n * sub_byte[tensor.data_type] + 7) // 8
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"unknown data type {tensor.data_type}", where=tensor.name) from error
+    if dtype == np.dtype(object):
+        raise InputError("a tensor of strings has no numeric bytes", where=tensor.name)
+    return n * dtype.itemsize
+
+
+def tensor_array(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
+    """Return a tensor's values; external data comes as a read-only memory map, nothing is copied.
+
+    Raises
+    ------
+    InputError
+        The tensor's data does not fit its shape or type.
+    """
+    if uses_external_data(tensor):
+        _, offset, _ = external_location(tensor)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        shape = tuple(tensor.dims)
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        if dtype.kind == "V" and dtype.names is None and dtype.itemsize == 1:  # sub-byte types, packed
+            loaded = onnx.TensorProto()
+            loaded.CopyFrom(tensor)
+            del loaded.external_data[:]
+            loaded.data_location = onnx.TensorProto.DEFAULT
+            raw = np.memmap(_external_file(tensor, folder), np.uint8, "r", offset, (tensor_n_bytes(tensor),))
+            loaded.raw_data = raw.tobytes()
+            return numpy_helper.to_array(loaded)
+        return np.memmap(_external_file(tensor, folder), dtype, "r", offset, shape)
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            "stored data does not fit the tensor's shape and type",
+            where=tensor.name,
+            todo="Export the model again",
+        ) from error
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Return size and digests of a model file and of every external-data file it names."""
+    model = load_model(path)
+    files = {path.resolve()}
+    for tensor in iter_tensors(model.proto):
+        if uses_external_data(tensor):
+            files.add(_external_file(tensor, model.folder))
+    ordered = sorted(files)
+    return FileFacts(
+        path, sum(f.stat().st_size for f in ordered), {f.name: sha256_of_file(f) for f in ordered}
+    )
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def serialize(proto: onnx.ModelProto) -> bytes:
+    """Return the deterministic serialization of a model."""
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def save_model(model: Model, path: Path, *, external: bool | None = None) -> None:
+    """Write a model atomically: the file appears whole, under its final name, or not at all.
+
+    Parameters
+    ----------
+    model : Model
+        What to write; it is not changed.
+    path : Path
+        Target `.onnx` file; its folder must exist.
+    external : bool, optional
+        Write tensors of `EXTERNAL_THRESHOLD_BYTES` or more to `<path>.data`. Default: only when a single file
+        would pass `SINGLE_FILE_LIMIT_BYTES`.
+
+    Raises
+    ------
+    InputError
+        The folder is missing or not writable, or the disk is full.
+    """
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    stored = list(iter_tensors(proto))
+    if external is None:
+        external = sum(_stored_size(t) for t in stored) > SINGLE_FILE_LIMIT_BYTES
+    data_path = path.with_name(path.name + ".data")
+    if external:
+        with atomic_file(data_path) as data_tmp:
+            _write_external(stored, model.folder, data_tmp, data_path.name)
+            with atomic_file(path) as tmp:
+                tmp.write_bytes(serialize(proto))
+        return
+    for tensor in stored:
+        if uses_external_data(tensor):
+            array = np.ascontiguousarray(tensor_array(tensor, model.folder))
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    with atomic_file(path) as tmp:
+        tmp.write_bytes(serialize(proto))
+
+
+def _stored_size(tensor: onnx.TensorProto) -> int:
+    return (
+        len(tensor.raw_data)
+        if tensor.HasField("raw_data")
+        else tensor.ByteSize()
+        if (not uses_external_data(tensor))
+        else tensor_n_bytes(tensor)
+    )
+
+
+def _write_external(tensors: list[onnx.TensorProto], folder: Path, file: Path, name: str) -> None:
+    with file.open("wb") as stream:
+        for tensor in tensors:
+            if (
+                tensor.data_type == onnx.TensorProto.STRING
+                or tensor_n_bytes(tensor) < EXTERNAL_THRESHOLD_BYTES
+            ):
+                continue
+            if tensor.HasField("raw_data"):
+                raw = tensor.raw_data
+            else:
+                raw = numpy_helper.from_array(np.ascontiguousarray(tensor_array(tensor, folder))).raw_data
+            stream.write(b"\0" * (-stream.tell() % _ALIGNMENT_BYTES))
+            offset = stream.tell()
+            stream.write(raw)
+            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                tensor.ClearField(field)
+            del tensor.external_data[:]
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", name), ("offset", str(offset)), ("length", str(len(raw)))):
+                tensor.external_data.add(key=key, value=value)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Generator[Path, None, None]:
+    """Yield a temporary path beside `path`; on success it is renamed to `path`, on failure it is removed.
+
+    Raises
+    ------
+    InputError
+        The folder does not exist or cannot be written to, or the disk is full.
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+    except OSError as error:
+        raise InputError(
+            f"cannot write here ({error.strerror})", where=str(path.parent), todo="Choose another --out"
+        ) from error
+    os.close(handle)
+    tmp = Path(name)
+    try:
+        yield tmp
+        tmp.chmod(0o644)
+        tmp.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=str(path)) from error
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (see `atomic_file`)."""
+    with atomic_file(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")

@@ -1,0 +1,172 @@
+"""The plan: which tier every weight gets, and how it is stored. The file is `plan.json`.
+
+The paper's counterpart is `precision_assignments.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tqs_passes.encode.weight import Form
+from tqs_passes.errors import InputError
+from tqs_passes.grid import Grid
+from tqs_passes.tier import Tier
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", allow_inf_nan=True)
+
+
+class Assignment(_Frozen):
+    """How one weight is stored.
+
+    Attributes
+    ----------
+    weight, label : str
+        Name of the initializer in the lifted graph, and its human name.
+    shape : tuple of int
+    dtype : str
+        Data type of the source.
+    tier : Tier
+    grid : Grid or None
+        Levels of an integer tier.
+    axis : int or None
+        Channel axis of the scales; None when one scale serves the tensor.
+    half_scales : bool
+        Scales are stored as float16.
+    form : Form
+        How it is decoded in the graph.
+    rounding : str
+        How integers were chosen: `mse` needs the weight only; others read `codes.npz`.
+    n_bytes : int
+        Bytes this weight adds to the file: values, scales, names and nodes; shared tables are not counted.
+    error_energy : float
+        ‖Q(θ) − θ‖², squared Frobenius norm of the rounding error.
+    gamma : float or None
+        γ_task of Eq. 1 that the allocator saw; None when there is none (dead, unprobed).
+    amplification : float
+        A of design: mean ‖ΔY‖² / ‖δθ‖², ΔY in units of each variable's σ.
+    cost : float
+        Predicted ‖ΔY‖² of one context due to this weight.
+    dead : bool
+    """
+
+    weight: str
+    label: str
+    shape: tuple[int, ...]
+    dtype: str
+    tier: Tier
+    grid: Grid | None = None
+    axis: int | None = None
+    half_scales: bool = False
+    form: Form
+    rounding: Literal["keep", "cast", "mse", "gptq", "gptaq", "qep"]
+    n_bytes: int = Field(ge=0)
+    error_energy: float = Field(ge=0)
+    gamma: float | None = None
+    amplification: float = 0.0
+    cost: float = 0.0
+    dead: bool = False
+
+
+class SolverFacts(_Frozen):
+    """What the allocator did.
+
+    Attributes
+    ----------
+    solver, objective : str
+    cost, bound, gap : float
+        Objective value, its proven lower bound, and their relative difference.
+    optimal : bool
+    p_fp32 : float
+        Fraction of the FP32 bytes protected, as applied.
+    budget_bytes : int
+        Bytes the file was allowed.
+    """
+
+    solver: str
+    objective: str
+    cost: float
+    bound: float
+    gap: float
+    optimal: bool
+    p_fp32: float
+    budget_bytes: int
+
+
+class Plan(_Frozen):
+    """A mixed-precision plan for one model.
+
+    Attributes
+    ----------
+    version : int
+        Version of this schema.
+    source_sha256 : str
+        Digest of the `.onnx` file the plan is for.
+    profile : str
+        Serving profile, `fast` or `exact`.
+    assignments : tuple of Assignment
+        In graph order.
+    n_bytes : int
+        Predicted size in bytes of the emitted file.
+    source_bytes : int
+        Size in bytes of the input file, external data included.
+    predicted_drift : float or None
+        sqrt(Σ cost / N), N values of one context's trajectory; None when nothing was scored.
+    solver : SolverFacts or None
+    warnings : tuple of str
+    """
+
+    version: Literal[1] = 1
+    source_sha256: str
+    profile: Literal["fast", "exact"]
+    assignments: tuple[Assignment, ...]
+    n_bytes: int
+    source_bytes: int
+    predicted_drift: float | None = None
+    solver: SolverFacts | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Stored bytes of the weights with scales, names and nodes (shared tables not counted)."""
+        return sum(a.n_bytes for a in self.assignments)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON, two-space indented, keys in schema order, newline at the end."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that decides the emitted bytes."""
+        decisive = [
+            [a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.rounding] for a in self.assignments
+        ]
+        text = json.dumps([self.source_sha256, self.profile, decisive], separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_plan(path: Path) -> Plan:
+    """Read `plan.json`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, not JSON, of another version, or has unknown or ill-typed keys.
+    """
+    try:
+        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("is not a text file", where=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "document"
+        raise InputError(
+            f"{key}: {first['msg']}", where=str(path), todo="Write the plan again with tqs allocate"
+        ) from error

@@ -1,0 +1,211 @@
+"""Apply a plan: every planned weight is stored at its tier and decoded under its own name.
+
+Before → after, for a weight `w` at INT3 ::
+
+    w (float initializer) ─▶ MatMul          w_quantized, w_quantized_1, w_scale ─▶ planes ─▶ … ─▶ w ─▶ MatMul
+
+Readers, outputs and other nodes are untouched, whichever graph they are in; the float original is gone. Stored
+tensors and nodes are written straight as protobuf (not through onnx-graphsurgeon, which drops node metadata and
+cannot say how many bytes it will write), so the bytes a plan predicts are the bytes of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tqs_passes.base import PassResult, Skip
+from tqs_passes.encode.fragment import Fragment
+from tqs_passes.encode.weight import Form, Target, decoded_cast, encode_cast, encode_codes, np_dtype
+from tqs_passes.errors import InputError
+from tqs_passes.grid import Codes, quantize
+from tqs_passes.model_io import Model, iter_graphs, tensor_array
+from tqs_passes.plan import Assignment, Plan
+
+#: Debug notes exporters leave on every node; they may outweigh a small model and no runtime reads them.
+_DEBUG_PREFIXES = ("pkg.torch.", "pkg.onnxscript.", "namespace")
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Return the version of the default ONNX operator set; 0 when the model imports none."""
+    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def namespace_of(proto: onnx.ModelProto) -> str:
+    """Return a prefix no name of the model starts with: `tqs`, else `tqs2`, `tqs3` and so on."""
+    names: set[str] = set()
+    for graph in iter_graphs(proto.graph):
+        names.update(t.name for t in graph.initializer)
+        names.update(o for n in graph.node for o in n.output)
+        names.update(i.name for i in graph.input)
+    taken = {name.partition(".")[0] for name in names if name.startswith("tqs")}
+    taken |= (
+        {"tqs"} if any(n.endswith(("_quantized", "_quantized_1", "_quantized_2")) for n in names) else set()
+    )
+    space, count = "tqs", 1
+    while space in taken:
+        count += 1
+        space = f"tqs{count}"
+    return space
+
+
+def target_of(assignment: Assignment, index: int, opset: int, namespace: str) -> Target:
+    """Return where the fragment of an assignment goes; `index` is its place in the plan."""
+    return Target(assignment.weight, assignment.dtype, opset, f"{namespace}.{index}.", namespace)
+
+
+def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
+    """Return the integer codes of a weight by data-free ("mse") rounding."""
+    assert assignment.grid is not None
+    w = np.ascontiguousarray(values).astype(np.float32)
+    return quantize(
+        w, assignment.tier.bits, assignment.axis, assignment.grid, half_scales=assignment.half_scales
+    )
+
+
+def fragment_of(
+    assignment: Assignment, target: Target, values: NDArray[np.generic], codes: Codes | None
+) -> Fragment:
+    """Return the fragment that stores and decodes one weight (not for the form `keep`)."""
+    if assignment.form is Form.CAST:
+        return encode_cast(target, values, assignment.tier)
+    return encode_codes(target, codes or round_weight(values, assignment), assignment.form)
+
+
+def reference_weight(
+    assignment: Assignment, values: NDArray[np.generic], codes: Codes | None = None
+) -> NDArray[np.generic]:
+    """Return what the plan says a weight decodes to, in its own dtype: the reference of numerics rule 5."""
+    if assignment.form is Form.KEEP:
+        return np.asarray(values)
+    if assignment.form is Form.CAST:
+        return decoded_cast(values, assignment.tier, assignment.dtype)
+    decoded = (codes or round_weight(values, assignment)).decode()
+    return decoded.astype(np_dtype(assignment.dtype))
+
+
+def skeleton(
+    model: Model, planned: frozenset[str], metadata: Mapping[str, str], version: str
+) -> onnx.ModelProto:
+    """Return the lifted model without its planned weights, debug notes dropped and metadata added."""
+    proto = onnx.ModelProto()
+    for field, value in model.proto.ListFields():
+        if field.name == "graph":
+            continue
+        if field.is_repeated:
+            getattr(proto, field.name).extend(value)
+        else:
+            setattr(proto, field.name, value)
+    graph = model.proto.graph
+    for field, value in graph.ListFields():
+        if field.name == "initializer":
+            continue
+        if field.is_repeated:
+            getattr(proto.graph, field.name).extend(value)
+        else:
+            setattr(proto.graph, field.name, value)
+    proto.graph.initializer.extend(t for t in graph.initializer if t.name not in planned)
+    drop_debug_notes(proto)
+    if proto.producer_name != "tqs-onnx":
+        _set_metadata(
+            proto, "tqs_onnx.source_producer", f"{proto.producer_name} {proto.producer_version}".strip()
+        )
+    proto.producer_name, proto.producer_version = "tqs-onnx", version
+    for key in sorted(metadata):
+        _set_metadata(proto, key, metadata[key])
+    return proto
+
+
+def _set_metadata(proto: onnx.ModelProto, key: str, value: str) -> None:
+    for entry in proto.metadata_props:
+        if entry.key == key:
+            entry.value = value
+            return
+    proto.metadata_props.add(key=key, value=value)
+
+
+def drop_debug_notes(proto: onnx.ModelProto) -> None:
+    """Remove exporters' per-node stack traces and scopes; the model's own metadata stay."""
+    for graph in iter_graphs(proto.graph):
+        for holder in (
+            *graph.node,
+            *graph.value_info,
+            *graph.initializer,
+            *graph.input,
+            *graph.output,
+            graph,
+        ):
+            kept = [e for e in holder.metadata_props if not e.key.startswith(_DEBUG_PREFIXES)]
+            if len(kept) != len(holder.metadata_props):
+                del holder.metadata_props[:]
+                holder.metadata_props.extend(kept)
+        for node in graph.node:
+            node.ClearField("doc_string")
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """The pass that emits mixed precision (see module docstring).
+
+    Parameters
+    ----------
+    plan : Plan
+    codes : mapping of str to Codes
+        Codes of data-aware roundings, by weight.
+    metadata : mapping of str to str
+        Added to the model's metadata.
+    version : str
+        Written as producer version.
+    """
+
+    plan: Plan
+    codes: Mapping[str, Codes]
+    metadata: Mapping[str, str]
+    version: str
+
+    name: ClassVar[str] = "rewrite"
+
+    def apply(self, model: Model) -> PassResult:
+        """Return the rewritten model.
+
+        Raises
+        ------
+        InputError
+            The plan names a weight that the model lacks, or one of another shape.
+        """
+        stored = {t.name: t for t in model.proto.graph.initializer}
+        changed: list[str] = []
+        skipped: list[Skip] = []
+        planned = frozenset(a.weight for a in self.plan.assignments if a.form is not Form.KEEP)
+        for a in self.plan.assignments:
+            if a.weight not in stored or tuple(stored[a.weight].dims) != a.shape:
+                raise InputError(
+                    f"the plan's weight {a.label!r} of shape {list(a.shape)} is not in the model",
+                    todo="Allocate again for this model",
+                )
+        proto = skeleton(model, planned, self.metadata, self.version)
+        namespace, opset = namespace_of(model.proto), opset_of(model.proto)
+        shared: dict[str, Fragment] = {}
+        fragments: list[Fragment] = []
+        for index, a in enumerate(self.plan.assignments):
+            if a.form is Form.KEEP:
+                skipped.append(Skip(a.weight, f"kept as {a.tier}"))
+                continue
+            values = tensor_array(stored[a.weight], model.folder)
+            fragment = fragment_of(a, target_of(a, index, opset, namespace), values, self.codes.get(a.weight))
+            for key, piece in fragment.shared.items():
+                shared.setdefault(key, piece)
+            fragments.append(fragment)
+            changed.append(a.weight)
+        nodes = list(proto.graph.node)
+        del proto.graph.node[:]
+        for piece in (*shared.values(), *fragments):
+            proto.graph.initializer.extend(piece.tensors)
+            proto.graph.node.extend(piece.nodes)
+        proto.graph.node.extend(nodes)
+        return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))

@@ -1,0 +1,128 @@
+"""What a weight is: one stored float parameter tensor, who reads it, and along which axis its channels lie.
+
+These are the words; `tqs_passes.find` looks for them in a graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Origin(StrEnum):
+    """Where a weight was stored in the file, before `lift` made it an initializer of the main graph."""
+
+    INITIALIZER = "initializer"
+    CONSTANT = "constant"
+    BODY = "body"
+    FUNCTION = "function"
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A node input that consumes a weight, directly or through nodes that only move its values.
+
+    Parameters
+    ----------
+    op_type, domain : str
+        Operator of the consuming node.
+    node : str
+        Its name, or `#<index>` in graph order when it has none; bodies as `<outer>/<attribute>/<inner>`.
+    input_index : int
+        Which input of the node.
+    through : tuple of str
+        Operators passed between the weight and the node, in order; empty for a direct reader.
+    channel_axis : int or None
+        Axis of the weight, as stored, along which the node's output channels lie; None when there is none.
+    in_body : bool
+        The node lies inside an If, Loop or Scan body.
+    """
+
+    op_type: str
+    domain: str
+    node: str
+    input_index: int
+    through: tuple[str, ...] = ()
+    channel_axis: int | None = None
+    in_body: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """One stored float parameter tensor.
+
+    Parameters
+    ----------
+    name : str
+        Name of the initializer in the lifted graph: the key used everywhere.
+    label : str
+        A human name: `name` itself, or one recovered from node scopes when an exporter renamed the weight.
+    shape : tuple of int
+    dtype : str
+        `float32`, `float16`, `bfloat16` or `float64`.
+    origin : Origin
+    readers : tuple of Reader
+        In graph order.
+    channel_axis : int or None
+        The axis all readers agree on; None when they disagree or there is none.
+    outputs : tuple of str
+        Graph outputs that the weight can reach; empty for an unreachable weight.
+    duplicate_of : str or None
+        Name of the first weight with equal shape, type and content.
+    """
+
+    name: str
+    label: str
+    shape: tuple[int, ...]
+    dtype: str
+    origin: Origin
+    readers: tuple[Reader, ...]
+    channel_axis: int | None
+    outputs: tuple[str, ...]
+    duplicate_of: str | None = None
+
+    @property
+    def n_values(self) -> int:
+        """Number of values."""
+        n = 1
+        for dim in self.shape:
+            n *= dim
+        return n
+
+
+@dataclass(frozen=True, slots=True)
+class Excluded:
+    """A stored float tensor that is not a weight.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+    dtype : str
+    reason : str
+        Why it is no weight, in words for the user, e.g. ``attention mask: values 0 and -100``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Every stored float tensor of a model, told apart.
+
+    Parameters
+    ----------
+    weights : tuple of Weight
+        In graph order (initializer order of the lifted graph).
+    excluded : tuple of Excluded
+    """
+
+    weights: tuple[Weight, ...]
+    excluded: tuple[Excluded, ...]
+
+    def by_name(self) -> dict[str, Weight]:
+        """Return the weights keyed by name."""
+        return {w.name: w for w in self.weights}

@@ -1,0 +1,1 @@
+"""Measure, decide, report: sensitivity of ONNX forecasting models over their rollout, and what to do with it."""

@@ -1,0 +1,1 @@
+"""Spend the bytes: which weight gets which tier."""

@@ -1,0 +1,122 @@
+"""What it costs to store a weight in a tier: the number the knapsack adds up.
+
+    energy          A_ℓ · ‖Q_k(θ_ℓ) − θ_ℓ‖²     predicted squared divergence of the trajectory (the default)
+    paper           (γ_ℓ − γ_min) · 2^−b_k      A.1.2 with the shift of A.9
+    paper-literal   γ_ℓ · 2^−b_k                A.1.2 as printed
+    local           ‖Q_k(θ_ℓ) − θ_ℓ‖²           a control: rounding error without the rollout
+
+`paper-literal` is degenerate: for γ < 0 the fewest bits give the *least* cost, so at any budget every weight
+with a negative score goes to the bottom tier. It is here to reproduce the formula. In `paper` the least
+sensitive weight costs nothing in any tier, so it goes to the bottom tier as well; and neither sees how large
+the rounding error of a weight is. Knows no ONNX and no runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_passes.errors import InputError
+
+
+class Objective(StrEnum):
+    """How a tier's cost is computed (see the module's docstring)."""
+
+    ENERGY = "energy"
+    PAPER = "paper"
+    PAPER_LITERAL = "paper-literal"
+    LOCAL = "local"
+
+
+def costs(
+    objective: Objective,
+    *,
+    amplification: NDArray[np.float64],
+    gamma: NDArray[np.float64],
+    error_energy: Sequence[NDArray[np.float64]],
+    bits: NDArray[np.float64] | Sequence[NDArray[np.float64]],
+) -> tuple[NDArray[np.float64], ...]:
+    """Return the cost of every weight in every tier. Lower is better; only `paper-literal` can be negative.
+
+    A dead weight (amplification 0, γ = −inf) costs 0 in every tier under the objectives that use that score, so
+    the knapsack gives it its smallest choice. `gamma` and `amplification` are looked at only where the
+    objective uses them.
+
+    Parameters
+    ----------
+    objective : Objective
+        Which formula.
+    amplification : NDArray[np.float64]
+        A, squared divergence per squared perturbation, shape [n], ≥ 0.
+    gamma : NDArray[np.float64]
+        γ, shape [n]; −inf for dead weights.
+    error_energy : sequence of NDArray[np.float64]
+        Per weight, ‖Q_k(θ) − θ‖² of each of its tiers, shape [K_i], ≥ 0.
+    bits : NDArray[np.float64] or sequence of NDArray[np.float64]
+        Effective bits of the tiers, shape [K] where all weights have the same, else [K_i] per weight.
+
+    Returns
+    -------
+    tuple of NDArray[np.float64]
+        Per weight the costs, shape [K_i], finite.
+
+    Raises
+    ------
+    InputError
+        When shapes disagree; a score used is NaN or +inf; an amplification or energy is negative or not finite;
+        or a cost overflows.
+    """
+    n = len(error_energy)
+    bits_of = [bits] * n if isinstance(bits, np.ndarray) else list(bits)
+    if amplification.shape != (n,) or gamma.shape != (n,) or len(bits_of) != n:
+        raise InputError(f"{n} error energies, {amplification.shape} amplifications, {gamma.shape} scores")
+    for i, (energy, b) in enumerate(zip(error_energy, bits_of, strict=True)):
+        if energy.ndim != 1 or b.shape != energy.shape:
+            raise InputError(f"{energy.shape} error energies for {b.shape} tiers", where=f"weight {i}")
+        _require(
+            bool(np.isfinite(energy).all() and (energy >= 0).all()),
+            "an error energy is negative or not finite",
+            i,
+        )
+
+    match objective:
+        case Objective.ENERGY:
+            valid = np.isfinite(amplification) & (amplification >= 0)
+            _require_all(valid, "the amplification is negative or not finite")
+            with np.errstate(over="ignore"):  # refused below, by name
+                rows = [a * energy for a, energy in zip(amplification, error_energy, strict=True)]
+        case Objective.LOCAL:
+            rows = [energy.astype(np.float64) for energy in error_energy]
+        case Objective.PAPER:
+            alive = _alive(gamma)
+            least = gamma.min(where=alive, initial=np.inf)
+            rows = [
+                (g - least) * 2.0**-b if on else 0.0 * b
+                for g, b, on in zip(gamma, bits_of, alive, strict=True)
+            ]
+        case Objective.PAPER_LITERAL:
+            alive = _alive(gamma)
+            rows = [g * 2.0**-b if on else 0.0 * b for g, b, on in zip(gamma, bits_of, alive, strict=True)]
+    for i, row in enumerate(rows):
+        _require(bool(np.isfinite(row).all()), "the cost overflows", i)
+    return tuple(rows)
+
+
+def _alive(gamma: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which scores are not −inf, shape [n]; NaN and +inf are refused."""
+    alive = ~np.isneginf(gamma)
+    _require_all(~alive | np.isfinite(gamma), "the score γ is NaN or infinite")
+    return alive
+
+
+def _require_all(valid: NDArray[np.bool_], what: str) -> None:
+    for i in np.flatnonzero(~valid)[:1]:
+        _require(False, what, int(i))
+
+
+def _require(valid: bool, what: str, i: int) -> None:
+    if not valid:
+        raise InputError(what, where=f"weight {i}", todo="score the weight again, or leave it out")

@@ -1,0 +1,1 @@
+"""The command line: a file a command. The library raises; only here does an error become a line and an exit code."""

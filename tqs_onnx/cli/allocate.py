@@ -1,0 +1,98 @@
+"""`tqs allocate`: spend a byte budget."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.cli.options import (
+    FILE,
+    budget_options,
+    force_option,
+    json_option,
+    plan_options,
+    planning,
+    tiers,
+)
+from tqs_onnx.cli.show import print_json, print_table, say
+from tqs_onnx.pipeline import budget_bytes, request_for
+from tqs_onnx.score.store import read_scores
+from tqs_onnx.source import open_source
+from tqs_passes.errors import InputError
+from tqs_passes.model_io import write_text
+from tqs_passes.plan import Plan
+
+
+@click.command("allocate")
+@click.argument("model", type=FILE)
+@click.option("--scores", type=FILE, required=True, help="scores.json of this model.")
+@budget_options
+@plan_options
+@click.option("--out", type=FILE, required=True, help="Where to write plan.json.")
+@force_option
+@json_option
+def command(
+    model: Path,
+    scores: Path,
+    compression: float | None,
+    max_bytes: int | None,
+    out: Path,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    r"""Choose a tier for every weight of MODEL within a byte budget for the whole file.
+
+    \b
+    Example:
+      tqs allocate model.onnx --scores run/scores.json --compression 8 --out run/plan.json
+    """
+    if out.exists() and not force:
+        raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
+    source = open_source(model)
+    request = request_for(source, read_scores(scores), options["profile"], tiers(options))
+    plan = plan_within(request, budget_bytes(source.facts.n_bytes, compression, max_bytes), planning(options))
+    for warning in plan.warnings:
+        say(f"warning: {warning}")
+    write_text(out, plan.to_json())
+    if as_json:
+        print_json(
+            {
+                "plan": str(out),
+                "n_bytes": plan.n_bytes,
+                "compression": plan.source_bytes / plan.n_bytes,
+                "predicted_drift": plan.predicted_drift,
+                "solver": plan.solver.model_dump() if plan.solver else None,
+            }
+        )
+        return
+    show_plan(plan)
+
+
+def show_plan(plan: Plan) -> None:
+    """Print a plan's tiers and totals."""
+    counts = Counter(a.tier for a in plan.assignments)
+    values = Counter[str]()
+    stored = Counter[str]()
+    for a in plan.assignments:
+        n = 1
+        for d in a.shape:
+            n *= d
+        values[a.tier] += n
+        stored[a.tier] += a.n_bytes
+    rows = [
+        [t.value, counts[t], values[t], stored[t]]
+        for t in sorted(counts, key=list(type(plan.assignments[0].tier)).index)
+    ]
+    print_table(["tier", "weights", "values", "bytes"], rows)
+    line = f"file {plan.n_bytes:,} bytes, {plan.source_bytes / plan.n_bytes:.3f} times smaller"
+    if plan.predicted_drift is not None:
+        line += f"; predicted drift {plan.predicted_drift:.4g} (errors of single weights added as if uncorrelated)"
+    click.echo(line)
+    if plan.solver is not None:
+        proven = "proven optimal" if plan.solver.optimal else f"within {plan.solver.gap:.2%} of the bound"
+        click.echo(f"{plan.solver.objective} by {plan.solver.solver}: {proven}")

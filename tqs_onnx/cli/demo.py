@@ -1,0 +1,44 @@
+"""`tqs demo`: the main job on the bundled Lorenz-96 surrogate."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from tqs_onnx.bundled import demo_files
+from tqs_onnx.cli.options import FILE, force_option, json_option
+from tqs_onnx.cli.quantize import report
+from tqs_onnx.cli.show import progress, say
+from tqs_onnx.pipeline import DataFiles, Job, quantize
+
+
+@click.command("demo")
+@click.option(
+    "--compression", type=float, default=8.0, show_default=True, help="Input file over output file."
+)
+@click.option(
+    "--compare", "comparing", is_flag=True, help="Also measure uniform W2, W3, W4 and every objective."
+)
+@click.option("--out", type=FILE, help="Run directory [default: a new temporary folder].")
+@force_option
+@json_option
+def command(compression: float, comparing: bool, out: Path | None, force: bool, as_json: bool) -> int:
+    r"""Quantize the bundled model: a small neural surrogate of the chaotic Lorenz-96 system.
+
+    \b
+    Example:
+      tqs demo
+    """
+    files = demo_files()
+    job = Job(
+        model=files.model,
+        data=DataFiles(rollout=files.rollout, contexts=files.contexts, evaluation=files.evaluation),
+        out=out or Path(tempfile.mkdtemp(prefix="tqs-demo-")),
+        compression=compression,
+        force=force,
+    )
+    with progress("score") as tick:
+        outcome = quantize(job, say, tick)
+    return report(outcome, job, comparing=comparing, as_json=as_json)

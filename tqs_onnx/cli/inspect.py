@@ -1,0 +1,122 @@
+"""`tqs inspect`: what is in a model, and how it might be rolled out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tqs_onnx.cli.options import FILE, json_option
+from tqs_onnx.cli.show import print_json, print_table
+from tqs_onnx.source import Source, open_source
+from tqs_passes.feedback import render_rollout, suggest_feedback
+from tqs_passes.model_io import load_model
+from tqs_passes.random_ops import random_operators
+from tqs_passes.weights import Weight
+
+
+@click.command("inspect")
+@click.argument("model", type=FILE)
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="Fail when a stored float tensor is not a weight for no sure reason.",
+    hidden=True,
+)
+@json_option
+def command(model: Path, strict: bool, as_json: bool) -> None:
+    r"""List the weights of MODEL, who reads them, what is not a weight and why, and suggest the feedback wiring.
+
+    \b
+    Example:
+      tqs inspect model.onnx
+    """
+    del strict
+    source = open_source(model)
+    if as_json:
+        print_json(_document(source))
+        return
+    weights = source.survey.weights
+    total = sum(w.n_values for w in weights)
+    click.echo(f"{model}: {source.facts.n_bytes:,} bytes, {len(weights)} weights of {total:,} values")
+    for kind, ports in (("input", source.signature.inputs), ("output", source.signature.outputs)):
+        for port in ports:
+            click.echo(f"  {kind} {port}")
+    if weights:
+        print_table(
+            ["weight", "shape", "type", "readers", "axis", "values", "notes"],
+            [
+                [w.label, _shape(w.shape), w.dtype, _readers(w), w.channel_axis, w.n_values, _notes(w)]
+                for w in weights
+            ],
+            left=4,
+        )
+    if source.survey.excluded:
+        click.echo(f"\nnot weights: {len(source.survey.excluded)}")
+        print_table(
+            ["tensor", "shape", "reason"],
+            [[e.name, _shape(e.shape), e.reason] for e in source.survey.excluded],
+            left=3,
+        )
+    for found in random_operators(source.lifted.proto):
+        click.echo(f"warning: {found} draws random numbers: the model cannot be scored")
+    click.echo("\nsuggested rollout.toml (check it against what the model means):\n")
+    loaded = load_model(model)
+    click.echo(render_rollout(loaded, suggest_feedback(loaded)))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _readers(weight: Weight) -> str:
+    texts = [f"{'→'.join([*r.through, r.op_type])}[{r.input_index}]" for r in weight.readers]
+    shown = list(dict.fromkeys(texts))
+    return ", ".join(shown[:3]) + (f" … ({len(texts)})" if len(shown) > 3 else "") if shown else "none"
+
+
+def _notes(weight: Weight) -> str:
+    notes: list[str] = []
+    if weight.label != weight.name:
+        notes.append(f"stored as {weight.name}")
+    if not weight.outputs:
+        notes.append("reaches no output")
+    if weight.duplicate_of:
+        notes.append(f"equals {weight.duplicate_of}")
+    if weight.origin.value != "initializer":
+        notes.append(f"from a {weight.origin.value}")
+    return "; ".join(notes)
+
+
+def _document(source: Source) -> dict[str, Any]:
+    loaded = load_model(source.path)
+    return {
+        "model": str(source.path),
+        "bytes": source.facts.n_bytes,
+        "inputs": [str(p) for p in source.signature.inputs],
+        "outputs": [str(p) for p in source.signature.outputs],
+        "weights": [
+            {
+                "name": w.name,
+                "label": w.label,
+                "shape": w.shape,
+                "dtype": w.dtype,
+                "origin": w.origin.value,
+                "channel_axis": w.channel_axis,
+                "readers": [
+                    {"op_type": r.op_type, "node": r.node, "input": r.input_index, "through": r.through}
+                    for r in w.readers
+                ],
+                "outputs": w.outputs,
+                "duplicate_of": w.duplicate_of,
+            }
+            for w in source.survey.weights
+        ],
+        "excluded": [
+            {"name": e.name, "shape": e.shape, "dtype": e.dtype, "reason": e.reason}
+            for e in source.survey.excluded
+        ],
+        "random_operators": random_operators(source.lifted.proto),
+        "rollout": render_rollout(loaded, suggest_feedback(loaded)),
+    }

@@ -1,0 +1,230 @@
+"""Options that several commands share, and what they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import click
+
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.planning import PlanOptions
+from tqs_onnx.pipeline import DataFiles
+from tqs_onnx.rollout.session import resolve_provider
+from tqs_onnx.score.probe import Probe, ProbeKind
+from tqs_onnx.score.sweep import SweepOptions
+from tqs_passes.errors import InputError
+from tqs_passes.tier import DEFAULT_TIERS, Tier, parse_tiers
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+
+def _all(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
+)
+force_option = click.option("--force", is_flag=True, help="Replace what an earlier run left.")
+
+run_options = _all(
+    click.option(
+        "--providers",
+        type=click.Choice(["cpu", "cuda", "tensorrt", "auto"]),
+        default="cpu",
+        show_default=True,
+        help="Where the model runs.",
+    ),
+    click.option("--batch", type=click.IntRange(min=1), help="Most contexts a call [default: 32]."),
+    click.option(
+        "--threads", type=click.IntRange(min=0), default=0, help="Threads a call; 0: the runtime's choice."
+    ),
+)
+
+data_options = _all(
+    click.option("--rollout", type=FILE, required=True, help="Rollout spec: how outputs re-enter as inputs."),
+    click.option(
+        "--contexts",
+        type=FILE,
+        required=True,
+        help="Scoring contexts: .npz, folder of .npy, or a table (.csv, .csv.gz).",
+    ),
+    click.option("--steps", type=click.IntRange(min=1), help="Model calls a rollout [default: the spec's]."),
+    click.option("--max-contexts", type=click.IntRange(min=1), help="At most so many scoring contexts."),
+)
+
+evaluation_options = _all(
+    click.option(
+        "--eval-contexts", type=FILE, help="Evaluation contexts [default: the test rows of the table]."
+    ),
+    click.option(
+        "--max-eval-contexts", type=click.IntRange(min=1), help="At most so many evaluation contexts."
+    ),
+)
+
+probe_options = _all(
+    click.option(
+        "--probe",
+        type=click.Choice([k.value for k in ProbeKind]),
+        default="quant",
+        show_default=True,
+        help="Perturbation.",
+    ),
+    click.option(
+        "--probe-bits",
+        type=click.IntRange(2, 8),
+        default=6,
+        show_default=True,
+        help="Bits of the reference rounding.",
+    ),
+    click.option(
+        "--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Draws of the gauss probe."
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the gauss probe."),
+    click.option(
+        "--horizons", help="Steps at which γ is taken, e.g. 1,5,10 [default: a schedule up to --steps]."
+    ),
+    click.option(
+        "--units",
+        type=click.Choice(["std", "raw"]),
+        default="std",
+        show_default=True,
+        help="Units of divergence.",
+    ),
+)
+
+plan_options = _all(
+    click.option(
+        "--objective",
+        type=click.Choice([o.value for o in Objective]),
+        default=Objective.ENERGY.value,
+        show_default=True,
+        help="What the knapsack minimises.",
+    ),
+    click.option(
+        "--solver",
+        type=click.Choice(["mckp", "greedy", "greedy-top"]),
+        default="mckp",
+        show_default=True,
+        help="Allocator.",
+    ),
+    click.option(
+        "--p-fp32",
+        type=click.FloatRange(0, 1),
+        help="Share of FP32 bytes protected [default: 0; paper: 0.02].",
+    ),
+    click.option("--gamma-min", type=float, help="Weights with γ_task at or below it get the bottom tier."),
+    click.option("--tiers", help="Tiers allowed, e.g. FP32,BF16,INT8,INT4,INT2 [default: all but BF16]."),
+    click.option("--drop-outputs", is_flag=True, help="Outputs outside the trajectory do not matter."),
+    click.option(
+        "--profile",
+        type=click.Choice(["fast", "exact"]),
+        default="fast",
+        show_default=True,
+        help="Serving profile written into the file.",
+    ),
+)
+
+budget_options = _all(
+    click.option("--compression", type=float, help="Input file over output file."),
+    click.option("--max-bytes", type=int, help="Most bytes of the output file."),
+)
+
+gate_options = _all(
+    click.option("--max-drift", type=float, help="Fail (exit 3) when the drift is larger."),
+    click.option(
+        "--max-degradation", type=float, help="Fail when the worst variable's MAE degrades more, in percent."
+    ),
+    click.option("--min-compression", type=float, help="Fail when the file is larger than that."),
+    click.option(
+        "--gate",
+        "gates",
+        multiple=True,
+        help="Any gate, e.g. 'drift:p95<=0.2', 'drift:variable=OT<=0.1', 'degradation:step=4<=5'. Repeatable.",
+    ),
+)
+
+
+def data_files(options: dict[str, Any]) -> DataFiles:
+    """Return the files and limits given."""
+    return DataFiles(
+        rollout=options["rollout"],
+        contexts=options["contexts"],
+        evaluation=options.get("eval_contexts"),
+        steps=options["steps"],
+        max_contexts=options["max_contexts"],
+        max_eval_contexts=options.get("max_eval_contexts"),
+    )
+
+
+def sweep_options(options: dict[str, Any]) -> SweepOptions:
+    """Return the sweep given.
+
+    Raises
+    ------
+    InputError
+        `--horizons` is no increasing list of steps.
+    """
+    return SweepOptions(
+        probe=Probe(
+            kind=ProbeKind(options["probe"]),
+            bits=options["probe_bits"],
+            draws=options["draws"],
+            seed=options["seed"],
+        ),
+        horizons=_horizons(options["horizons"]),
+        units=cast("Literal['std', 'raw']", options["units"]),
+        provider=resolve_provider(options["providers"]),
+        batch=options["batch"],
+        threads=options["threads"],
+    )
+
+
+def _horizons(text: str | None) -> tuple[int, ...]:
+    if not text:
+        return ()
+    try:
+        steps = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--horizons {text!r} is not a list of steps", todo="Write e.g. 1,5,10") from error
+    if steps[0] < 1 or any(b <= a for a, b in pairwise(steps)):
+        raise InputError(f"--horizons {text!r} must increase from 1 or more", todo="Write e.g. 1,5,10")
+    return steps
+
+
+def planning(options: dict[str, Any]) -> PlanOptions:
+    """Return how bytes are spent."""
+    return PlanOptions(
+        objective=Objective(options["objective"]),
+        solver=options["solver"],
+        p_fp32=options["p_fp32"],
+        gamma_min=options["gamma_min"],
+        drop_outputs=options["drop_outputs"],
+    )
+
+
+def tiers(options: dict[str, Any]) -> tuple[Tier, ...]:
+    """Return the tiers allowed."""
+    return parse_tiers(options["tiers"]) if options["tiers"] else DEFAULT_TIERS
+
+
+def gate_texts(options: dict[str, Any]) -> list[str]:
+    """Return every gate given, as text."""
+    texts = list(options["gates"])
+    if options["max_drift"] is not None:
+        texts.append(f"drift<={options['max_drift']}")
+    if options["max_degradation"] is not None:
+        texts.append(f"degradation<={options['max_degradation']}")
+    if options["min_compression"] is not None:
+        texts.append(f"compression>={options['min_compression']}")
+    return texts

@@ -1,0 +1,89 @@
+"""What commands print: progress and lines on stderr, one JSON object or a table on stdout."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from tqs_onnx.score.sweep import Progress as Tick
+from tqs_passes.errors import one_line
+
+
+def say(line: str) -> None:
+    """Print a line on stderr."""
+    click.echo(line, err=True)
+
+
+def print_json(document: object) -> None:
+    """Print one JSON object on stdout; numbers that JSON lacks become null."""
+    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1, title: str = ""
+) -> None:
+    """Print a table on stdout; the first `left` columns are text, the others numbers."""
+    wide = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(one_line(_cell(value), 120)) for value in row))
+    wide.print(table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@contextmanager
+def progress(what: str) -> Generator[Tick, None, None]:
+    """Yield a progress callback: a bar on a terminal, else one summary line at the end."""
+    start = time.perf_counter()
+    count = [0]
+    if not sys.stderr.isatty():
+
+        def tick(done: int, total: int, label: str) -> None:
+            count[0] = done
+
+        yield tick
+        say(f"{what}: {count[0]} weights in {time.perf_counter() - start:.1f} s")
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("weights"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int, label: str) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance

@@ -1,0 +1,104 @@
+"""`tqs verify`: roll an emitted file out against its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tqs_onnx.cli.options import (
+    FILE,
+    data_files,
+    data_options,
+    evaluation_options,
+    force_option,
+    gate_options,
+    gate_texts,
+    json_option,
+    run_options,
+)
+from tqs_onnx.cli.outcome import finish, show_verification
+from tqs_onnx.cli.show import print_json
+from tqs_onnx.pipeline import judge, manifest_of, read_data
+from tqs_onnx.rollout.session import resolve_provider
+from tqs_onnx.score.store import read_scores
+from tqs_onnx.source import open_source
+from tqs_onnx.verify.gates import parse_gate
+from tqs_onnx.verify.manifest import licence_of
+from tqs_onnx.verify.verify import Bench, Subject, verify
+from tqs_passes.errors import InputError
+from tqs_passes.model_io import write_text
+from tqs_passes.plan import read_plan
+
+
+@click.command("verify")
+@click.argument("emitted", type=FILE)
+@click.option("--source", "source_file", type=FILE, required=True, help="The file it was made from.")
+@click.option("--plan", "plan_file", type=FILE, required=True, help="The plan it was made by.")
+@click.option(
+    "--scores", "scores_file", type=FILE, required=True, help="scores.json: its σ per variable are reused."
+)
+@data_options
+@evaluation_options
+@gate_options
+@run_options
+@click.option("--manifest", type=FILE, help="Where to write manifest.json [default: beside the file].")
+@force_option
+@json_option
+def command(
+    emitted: Path,
+    source_file: Path,
+    plan_file: Path,
+    scores_file: Path,
+    manifest: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    r"""Roll EMITTED out as a stock server would run it, against its source, and hold it to gates (exit 3).
+
+    \b
+    Example:
+      tqs verify run/model.tqs.onnx --source model.onnx --plan run/plan.json --scores run/scores.json \\
+        --rollout rollout.toml --contexts contexts.npz --eval-contexts eval.npz --max-drift 0.1
+    """
+    gates = tuple(parse_gate(text) for text in gate_texts(options))
+    target = manifest or emitted.with_name("manifest.json")
+    if target.exists() and not force:
+        raise InputError("exists", where=str(target), todo="Choose another --manifest, or give --force")
+    source = open_source(source_file)
+    plan = read_plan(plan_file)
+    if plan.source_sha256 != source.sha256:
+        raise InputError(
+            "the plan is for another model", where=str(plan_file), todo="Give the plan of this file"
+        )
+    data = read_data(data_files(options), source)
+    scores = read_scores(scores_file)
+    bench = Bench(
+        data.spec,
+        data.evaluation,
+        scores.sigma,
+        resolve_provider(options["providers"]),
+        options["batch"],
+        options["threads"],
+    )
+    subject = Subject(source_file, emitted, source.lifted, source.survey, plan, {})
+    verification = verify(subject, bench)
+    results = judge(gates, verification)
+    document = manifest_of(
+        subject,
+        data.files,
+        verification,
+        results,
+        licence_of(source.metadata),
+        {"steps": data.spec.rollout.steps},
+    )
+    write_text(target, document.to_json())
+    if as_json:
+        print_json(
+            {"manifest": str(target), **verification.model_dump(), "gates": [r.model_dump() for r in results]}
+        )
+    else:
+        show_verification(verification)
+    return finish(results)

@@ -1,0 +1,34 @@
+"""Where and how a session runs: the choices, as values. Never imports onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Provider = Literal["cpu", "cuda", "tensorrt"]
+Optimize = Literal["all", "extended", "basic", "disable"]
+
+PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """What may differ from the runtime's stock settings.
+
+    Parameters
+    ----------
+    threads : int
+        Threads inside an operator; 0: the runtime's choice.
+    optimize : str
+        Graph optimization level: `all` (stock), `extended`, `basic` or `disable`.
+    prepacking : bool
+        Let kernels keep weights in a layout of their own (stock). Off, a weight can be changed in place.
+    config : mapping of str to str
+        Session config entries, e.g. ``{"session.disable_quant_qdq": "1"}``.
+    """
+
+    threads: int = 0
+    optimize: Optimize = "all"
+    prepacking: bool = True
+    config: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -1,0 +1,281 @@
+"""Roll a model out: call it `steps` times, feed outputs back on the device, and collect the trajectory.
+
+    inputs₀ ──model──▶ outputs₁ ──update──▶ inputs₁ ──model──▶ outputs₂ … outputs_T
+                          └── trajectory: concatenated along time_axis, or stacked, then cut to `length`
+
+Contexts run in chunks along the batch axis. A run is deterministic for a given chunking; kernels may round
+differently for another batch size, so compare only runs of the same engine over the same contexts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.session import Session, SessionOptions, Value, open_session
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_time, join
+from tqs_onnx.rollout.update import build_update
+from tqs_onnx.rollout.variables import variable_at
+from tqs_passes.errors import InputError
+
+#: Contexts a call when the user names no number: enough to amortise reading the weights.
+DEFAULT_BATCH = 32
+
+__all__ = ["DEFAULT_BATCH", "Engine", "NonFiniteError", "Trajectory"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Contexts that run together: their values on the device, made once."""
+
+    contexts: range
+    inputs: dict[str, Value]
+    forcing: tuple[dict[str, Value], ...]
+
+
+class Engine:
+    """Rolls one session out over contexts, as often as asked, with weights overridden or not.
+
+    Parameters
+    ----------
+    session : Session
+        The model, possibly with weights exposed as further inputs.
+    spec : RolloutSpec
+        Checked against the model by `check_spec`.
+    contexts : Contexts
+    batch : int, optional
+        Most contexts a call, default 32. A model with a fixed batch size runs with that size, the last chunk
+        padded by repetition; a model without a batch axis runs one context at a time.
+
+    Raises
+    ------
+    InputError
+        The contexts lack an input, or the batch is below 1.
+    """
+
+    def __init__(
+        self, session: Session, spec: RolloutSpec, contexts: Contexts, *, batch: int | None = None
+    ) -> None:
+        self.session = session
+        self.spec = spec
+        self.contexts = contexts
+        for name in spec.inputs:
+            session.signature.input(name)
+            if name not in contexts.arrays:
+                raise InputError(f"holds no array for input {name!r}", where=contexts.source)
+        if batch is not None and batch < 1:
+            raise InputError("the batch must be at least 1")
+        if contexts.n_contexts == 0:
+            raise InputError("holds no context at all", where=contexts.source)
+        self._update = build_update(spec, session.signature)
+        self._updater: Session | None = None
+        if self._update.model is not None:
+            # One thread: the graph only moves data, a second thread pool would compete with the model's.
+            self._updater = open_session(
+                self._update.model, provider=session.provider, options=SessionOptions(threads=1)
+            )
+        self._fixed = self._fixed_batch()
+        self._batch = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
+        self._chunks: dict[tuple[int, int], _Chunk] = {}
+        grown = [(f.input, f.axis) for f in spec.feedback if f.mode == "grow"]
+        self._grown: dict[str, int | None] = dict(
+            [*grown, *((f.input, f.axis) for f in spec.fill if f.mode == "grow")]
+        )
+
+    def run(
+        self,
+        overrides: Mapping[str, Value] | None = None,
+        contexts: slice | None = None,
+        *,
+        keep_other: bool = False,
+        check_finite: bool = True,
+    ) -> Trajectory:
+        """Roll out.
+
+        Parameters
+        ----------
+        overrides : mapping of str to Value, optional
+            Values of further graph inputs (weights), bound at every step; made by `session.value`.
+        contexts : slice, optional
+            A range of contexts, default all.
+        keep_other : bool
+            Keep the graph outputs outside the trajectory as well.
+        check_finite : bool
+            Stop at the first value that is NaN or infinite.
+
+        Raises
+        ------
+        NonFiniteError
+            A trajectory value is not finite.
+        InputError
+            An input has no value, an array changes its shape, the model fails, or the steps give fewer time
+            values than `length`.
+        """
+        overrides = dict(overrides or {})
+        for port in self.session.signature.inputs:
+            if port.name not in self.spec.inputs and port.name not in overrides:
+                raise InputError(
+                    f"input {port} has no value: rollout.toml does not cover it and no override gives it",
+                    todo=f'Add [[feedback]], [[forcing]] or [[static]] with input = "{port.name}"',
+                )
+        chosen = range(self.contexts.n_contexts)[contexts or slice(None)]
+        if len(chosen) == 0 or chosen.step != 1:
+            raise InputError(
+                f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
+            )
+        parts = [
+            self._roll(
+                self._chunk(start, min(start + self._batch, chosen.stop)), overrides, keep_other, check_finite
+            )
+            for start in range(chosen.start, chosen.stop, self._batch)
+        ]
+        return join(parts, chosen, self.spec)
+
+    def _fixed_batch(self) -> int | None:
+        axis = self.spec.rollout.batch_axis
+        if axis is None:
+            return None
+        for name in self.spec.inputs:
+            shape = self.session.signature.input(name).shape
+            if name not in self.spec.shared and shape is not None and axis < len(shape):
+                size = shape[axis]
+                if isinstance(size, int):
+                    return size
+        return None
+
+    def _chunk(self, start: int, stop: int) -> _Chunk:
+        if (start, stop) not in self._chunks:
+            indices = list(range(start, stop))
+            indices += [stop - 1] * ((self._fixed or 0) - len(indices))
+            inputs = {
+                n: self._placed(n, self.contexts.arrays[n][indices], start)
+                for n in self.spec.inputs
+                if n not in self.spec.forced
+            }
+            forcing = tuple(
+                {
+                    n: self._placed(n, self.contexts.arrays[n][indices, step], start)
+                    for n in sorted(self.spec.forced)
+                }
+                for step in range(self.spec.rollout.steps)
+            )
+            self._chunks[start, stop] = _Chunk(range(start, stop), inputs, forcing)
+        return self._chunks[start, stop]
+
+    def _placed(self, name: str, array: NDArray[Any], start: int) -> Value:
+        """[context, ...] as the model takes it: batch axis in its place, or no batch axis."""
+        axis = self.spec.rollout.batch_axis
+        if axis is not None and name not in self.spec.shared:
+            return self.session.value(np.moveaxis(array, 0, axis))
+        if any(not np.array_equal(array[0], a) for a in array[1:]):
+            raise InputError(
+                f"input {name!r} is shared by a batch, but differs between the contexts from {start} on",
+                where=self.contexts.source,
+                todo="Run with batch 1",
+            )
+        return self.session.value(array[0])
+
+    def _roll(
+        self, chunk: _Chunk, overrides: Mapping[str, Value], keep_other: bool, check_finite: bool
+    ) -> Part:
+        names = [p.name for p in self.session.signature.outputs]
+        trajectory = self.spec.trajectory.outputs
+        extra = [n for n in names if n not in trajectory] if keep_other else []
+        fed = {o for k, o in self._update.feeds.values() if k == "output"} | set(self._update.direct.values())
+        steps = self.spec.rollout.steps
+        inputs = {**chunk.inputs, **chunk.forcing[0]}
+        kept: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in trajectory}
+        other: dict[str, list[Value]] = {n: [] for n in extra}
+        for step in range(1, steps + 1):
+            wanted = {*trajectory, *extra, *(fed if step < steps else ())}
+            where = f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"
+            outputs = self.session.run(
+                {**inputs, **overrides}, [n for n in names if n in wanted], where=where
+            )
+            for name in trajectory:
+                kept[name].append(self._collected(outputs[name], name, step, chunk, check_finite))
+            for name in extra:
+                other[name].append(outputs[name])
+            if step < steps:
+                inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
+        return Part(
+            {
+                n: [self._on_host(v, n, i, chunk, check_finite) for i, v in enumerate(vs, 1)]
+                for n, vs in kept.items()
+            },
+            {n: [self._plain(v, chunk) for v in vs] for n, vs in other.items()},
+        )
+
+    def _next(
+        self,
+        inputs: Mapping[str, Value],
+        outputs: Mapping[str, Value],
+        forcing: Mapping[str, Value],
+        step: int,
+    ) -> dict[str, Value]:
+        following = {**inputs, **forcing}
+        following.update({name: outputs[source] for name, source in self._update.direct.items()})
+        if self._updater is not None:
+            pools = {"current": inputs, "output": outputs, "forcing": forcing}
+            feeds = {feed: pools[kind][name] for feed, (kind, name) in self._update.feeds.items()}
+            results = self._updater.run(feeds, where=f"feedback before step {step}")
+            following.update({self._update.results[r]: v for r, v in results.items()})
+        for name, value in following.items():
+            before, axis = inputs[name].shape, self._grown.get(name)
+            same = len(before) == len(value.shape) and all(
+                b == v for i, (b, v) in enumerate(zip(before, value.shape, strict=True)) if i != axis
+            )
+            if not same:
+                raise InputError(
+                    f"input {name!r} was {list(before)} and would become {list(value.shape)}",
+                    where=f"feedback before step {step}",
+                    todo="Change select, expand, axis, mode or into in its [[feedback]]",
+                )
+        return following
+
+    def _collected(
+        self, value: Value, name: str, step: int, chunk: _Chunk, check_finite: bool
+    ) -> Value | NDArray[Any]:
+        """On the CPU the array, checked at once; else the value, to be copied when the rollout is over."""
+        return self._on_host(value, name, step, chunk, check_finite) if self.session.on_host else value
+
+    def _on_host(
+        self, value: Value | NDArray[Any], name: str, step: int, chunk: _Chunk, check_finite: bool
+    ) -> NDArray[Any]:
+        if not isinstance(value, Value):
+            return value
+        array = in_time(value.numpy(), self.spec, len(chunk.contexts))
+        if check_finite and not np.isfinite(array).all():
+            position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            raise self._not_finite(name, position, step, chunk)
+        return array
+
+    def _not_finite(self, name: str, position: tuple[int, ...], step: int, chunk: _Chunk) -> NonFiniteError:
+        context = chunk.contexts.start + position[0]
+        variable = variable_at(self.spec, name, position)
+        series = self.contexts.series
+        label = f" of series {series[context]!r}" if series is not None else ""
+        return NonFiniteError(
+            f"variable {variable!r}{label} is NaN or infinite",
+            variable=variable,
+            step=step,
+            context=context,
+            todo="Check the contexts and the [[feedback]], or roll out fewer steps",
+        )
+
+    def _plain(self, value: Value, chunk: _Chunk) -> NDArray[Any]:
+        """Return an output outside the trajectory as [context, ...]; one without a batch axis is repeated."""
+        array = value.numpy()
+        if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+            array = array.astype(np.float32)
+        axis, n = self.spec.rollout.batch_axis, len(chunk.contexts)
+        size = self._fixed or n
+        if axis is not None and axis < array.ndim and array.shape[axis] == size:
+            return np.moveaxis(array, axis, 0)[:n]
+        return np.broadcast_to(array, (n, *array.shape))

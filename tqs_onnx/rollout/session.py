@@ -1,0 +1,348 @@
+"""Open a model in onnxruntime and run it with values that stay on the device.
+
+The only module that imports onnxruntime. Nothing falls back silently: a provider that was asked for and did
+not come is an error. Every error of the runtime becomes one line; its own log is off, because its lines would
+say the same thing a second time.
+
+A server passes none of the options below, so the CPU runs under stock options unless told otherwise. CUDA
+runs without TF32 and with a fixed choice of convolution algorithm: nominal and perturbed runs must differ by
+the perturbation only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import io
+from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort  # noqa: TID251  (this is the one module that may)
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.options import PROVIDERS, Optimize, Provider, SessionOptions
+from tqs_onnx.rollout.signature import Dim, ModelSignature, Port, port
+from tqs_passes.errors import InputError
+
+__all__ = [
+    "PROVIDERS",
+    "Provider",
+    "Session",
+    "SessionOptions",
+    "Value",
+    "available_providers",
+    "open_session",
+    "probe_provider",
+    "resolve_provider",
+    "runtime_version",
+]
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_FATAL = 4
+_STATE = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # its error classes
+_CPU = "CPUExecutionProvider"
+_CUDA = (
+    "CUDAExecutionProvider",
+    {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT", "do_copy_in_default_stream": "1"},
+)
+_CHAINS: dict[Provider, list[Any]] = {
+    "cpu": [_CPU],
+    "cuda": [_CUDA, _CPU],
+    "tensorrt": [
+        ("TensorrtExecutionProvider", {"trt_fp16_enable": "0", "trt_int8_enable": "0"}),
+        _CUDA,
+        _CPU,
+    ],
+}
+_NAMES: dict[Provider, str] = {
+    "cpu": _CPU,
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_LEVELS: dict[Optimize, Any] = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "disable": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    MemoryError,
+    OSError,
+    *(
+        kind
+        for kind in vars(_STATE).values()
+        if isinstance(kind, type) and issubclass(kind, Exception) and kind.__module__ == _STATE.__name__
+    ),
+)
+
+
+class Value:
+    """One tensor on the device (a thin wrapper: the runtime's type does not leave this module).
+
+    On the CPU a value made from an array shares its memory: leave the array as it is while the value is used.
+    """
+
+    __slots__ = ("_held", "dtype", "raw", "shape")
+
+    def __init__(self, raw: ort.OrtValue, dtype: np.dtype[Any], held: NDArray[Any] | None = None) -> None:
+        self.raw = raw
+        self._held = held
+        self.dtype = dtype
+        self.shape: tuple[int, ...] = tuple(raw.shape())
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the values on the host: on the CPU a view that keeps the memory alive, else a copy."""
+        if self.dtype != _BFLOAT16:
+            result: NDArray[Any] = self.raw.numpy()
+            return result
+        # The runtime hands out no bfloat16 arrays. Such values are always in host memory, see Session.run.
+        n = int(np.prod(self.shape, dtype=np.int64))
+        if n == 0:
+            return np.zeros(self.shape, _BFLOAT16)
+        raw = ctypes.string_at(self.raw.data_ptr(), 2 * n)
+        return np.frombuffer(raw, _BFLOAT16).reshape(self.shape)
+
+
+class Session:
+    """A model loaded on one provider; made by `open_session`.
+
+    Parameters
+    ----------
+    raw : onnxruntime.InferenceSession
+    provider : str
+        The provider it really runs on.
+    """
+
+    def __init__(self, raw: ort.InferenceSession, provider: Provider) -> None:
+        self._raw = raw
+        self._device = "cpu" if provider == "cpu" else "cuda"
+        self.provider: Provider = provider
+        self.signature = ModelSignature(
+            tuple(_port(i.name, i.type, i.shape) for i in raw.get_inputs()),
+            tuple(_port(o.name, o.type, o.shape) for o in raw.get_outputs()),
+        )
+        self._dtypes = {p.name: p.dtype for p in self.signature.outputs}
+
+    @property
+    def on_host(self) -> bool:
+        """Values lie in host memory: reading them costs nothing."""
+        return self._device == "cpu"
+
+    def value(self, array: NDArray[Any]) -> Value:
+        """Put an array on the device (on the CPU: share its memory when it is contiguous).
+
+        Raises
+        ------
+        InputError
+            The device has no memory left.
+        """
+        held = np.ascontiguousarray(array).reshape(array.shape)
+        try:
+            if held.dtype == _BFLOAT16:
+                make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
+                return Value(make(held.view(np.uint16), onnx.TensorProto.BFLOAT16), held.dtype, held)
+            return Value(
+                ort.OrtValue.ortvalue_from_numpy(held, self._device),
+                held.dtype,
+                held if self.on_host else None,
+            )
+        except _ERRORS as error:
+            raise InputError(
+                f"{held.nbytes} bytes do not fit on the device: {_text(error)}", todo="Use a smaller --batch"
+            ) from error
+
+    def run(
+        self, inputs: Mapping[str, Value], outputs: Sequence[str] | None = None, *, where: str = ""
+    ) -> dict[str, Value]:
+        """Run the model once; outputs are fresh buffers on the device, safe to keep and to feed back.
+
+        Parameters
+        ----------
+        inputs : mapping of str to Value
+        outputs : sequence of str, optional
+            The outputs wanted, default all.
+        where : str
+            What to name in an error, e.g. ``step 3``.
+
+        Raises
+        ------
+        InputError
+            The runtime failed: a wrong shape or type, no memory, a kernel that is missing.
+        """
+        names = list(self._dtypes) if outputs is None else list(outputs)
+        # A binding of its own per run: the results of a reused one are overwritten by its next run.
+        try:
+            binding = self._raw.io_binding()
+            for name, value in inputs.items():
+                binding.bind_ortvalue_input(name, value.raw)
+            for name in names:
+                binding.bind_output(name, "cpu" if self._dtypes.get(name) == _BFLOAT16 else self._device)
+            self._raw.run_with_iobinding(binding)
+            raw = binding.get_outputs()
+        except _ERRORS as error:
+            raise InputError(f"the model failed: {_text(error)}", where=where) from error
+        return {n: Value(v, self._dtypes[n]) for n, v in zip(names, raw, strict=True)}
+
+
+def open_session(
+    model: bytes | Path,
+    *,
+    provider: Provider | Literal["auto"] = "cpu",
+    options: SessionOptions | None = None,
+    folder: Path | None = None,
+) -> Session:
+    """Load a model.
+
+    Parameters
+    ----------
+    model : bytes or Path
+        A serialized model, or the path of one (needed above 2 GB without external data).
+    provider : str
+        `cpu`, `cuda`, `tensorrt`, or `auto`: CUDA when it really works, else the CPU.
+    options : SessionOptions, optional
+    folder : Path, optional
+        Where the external data of a model given as bytes lies.
+
+    Raises
+    ------
+    InputError
+        The model does not load, or the provider is not there or fell back to the CPU.
+    """
+    options = options or SessionOptions()
+    provider = resolve_provider(provider)
+    _require(provider)
+    _silence()
+    said = _preload(provider)
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _FATAL
+    settings.intra_op_num_threads = options.threads
+    settings.graph_optimization_level = _LEVELS[options.optimize]
+    settings.use_deterministic_compute = provider != "cpu"
+    for key, text in _entries(options, folder).items():
+        settings.add_session_config_entry(key, text)
+    try:
+        raw = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            settings,
+            providers=_CHAINS[provider],
+            enable_fallback=0,  # else it prints to stdout and goes on on the CPU
+        )
+    except _ERRORS as error:
+        if "TensorRT libraries" in str(error):
+            raise InputError(
+                "tensorrt was asked for but its libraries do not load",
+                todo="Install TensorRT, or use --providers cuda or cpu",
+            ) from error
+        where = str(model) if isinstance(model, Path) else ""
+        raise InputError(f"the model does not load: {_text(error)}", where=where) from error
+    if _NAMES[provider] not in raw.get_providers():
+        reason = f" ({said})" if said else ""
+        raise InputError(
+            f"{provider} was asked for but the runtime fell back to {_short(raw.get_providers()[0])}{reason}",
+            todo="Install a driver and the GPU libraries (tqs-onnx[cuda]), or use --providers cpu",
+        )
+    return Session(raw, provider)
+
+
+def resolve_provider(provider: Provider | Literal["auto"]) -> Provider:
+    """Return the provider meant: for `auto`, CUDA when it really works, else the CPU."""
+    if provider != "auto":
+        return provider
+    return "cpu" if probe_provider("cuda") else "cuda"
+
+
+def available_providers() -> tuple[Provider, ...]:
+    """Return the providers built into this runtime; `probe_provider` tells whether they work."""
+    built = set(ort.get_available_providers())
+    return tuple(p for p in PROVIDERS if _NAMES[p] in built)
+
+
+def probe_provider(provider: Provider) -> str | None:
+    """Open and run a one-node model on a provider; return None when it works, else why it does not."""
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "x"], ["y"])],
+        "probe",
+        [info("x", onnx.TensorProto.FLOAT, [2])],
+        [info("y", onnx.TensorProto.FLOAT, [2])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    try:
+        session = open_session(model.SerializeToString(), provider=provider)
+        doubled = session.run({"x": session.value(np.ones(2, np.float32))})["y"].numpy()
+    except InputError as error:
+        return error.what
+    return None if doubled.tolist() == [2.0, 2.0] else "it computes 1 + 1 wrongly"
+
+
+def runtime_version() -> str:
+    """Return the version of onnxruntime."""
+    return str(ort.__version__)
+
+
+def _require(provider: Provider) -> None:
+    if provider not in PROVIDERS:
+        raise InputError(f"unknown provider {provider!r}", todo="Use cpu, cuda, tensorrt or auto")
+    if provider not in available_providers():
+        raise InputError(
+            f"{provider} was asked for but this build of onnxruntime does not contain it",
+            todo="Install onnxruntime-gpu (pip install 'tqs-onnx[cuda]'), or use --providers cpu",
+        )
+
+
+def _entries(options: SessionOptions, folder: Path | None) -> dict[str, str]:
+    entries = dict(options.config)
+    if not options.prepacking:
+        entries["session.disable_prepacking"] = "1"
+    if folder is not None:
+        entries["session.model_external_initializers_file_folder_path"] = str(folder.resolve())
+    return entries
+
+
+def _preload(provider: Provider) -> str:
+    """Load CUDA from Python packages where there are some; return the first complaint (printed to stdout)."""
+    if provider == "cpu" or not hasattr(ort, "preload_dlls"):
+        return ""
+    with _captured_stdout() as text:
+        ort.preload_dlls()
+    return next((line for line in text.getvalue().splitlines() if line.startswith("Failed")), "")
+
+
+@contextlib.contextmanager
+def _captured_stdout() -> Generator[io.StringIO]:
+    """Keep what a library prints away from stdout, which belongs to `--json`."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        yield text
+
+
+def _silence() -> None:
+    ort.set_default_logger_severity(_FATAL)
+    ort.disable_telemetry_events()
+
+
+def _port(name: str, kind: str, shape: Sequence[object]) -> Port:
+    """Return a port from the runtime's words, which write a rank that is not declared as a scalar."""
+    if not kind.startswith("tensor("):
+        raise InputError("a graph input or output that is no tensor is not supported", where=name)
+    element = kind.removeprefix("tensor(").removesuffix(")").upper()
+    dims: tuple[Dim, ...] = tuple(d if isinstance(d, int | str) else "?" for d in shape)
+    return port(name, onnx.TensorProto.DataType.Value(element), dims or None)
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
+
+
+def _text(error: Exception) -> str:
+    """Return the runtime's message without its prefix ``[ONNXRuntimeError] : 1 : FAIL :``."""
+    text = " ".join(str(error).split())
+    return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text or type(error).__name__

@@ -1,0 +1,161 @@
+"""A trajectory: the outputs over a rollout, joined over steps along time and over chunks along contexts.
+
+    step t, chunk c   ONNX output [.. batch .. time .. rest]  →  select  →  [context, time, *rest], float32
+    rollout           concatenated along time, cut to `length`;  chunks concatenated along context
+
+NumPy only; never imports onnxruntime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.variables import by_variable
+from tqs_passes.base import Skip
+from tqs_passes.errors import InputError
+
+
+class NonFiniteError(InputError):
+    """A trajectory value is NaN or infinite.
+
+    Parameters
+    ----------
+    what : str
+    variable : str
+        Variable or output.
+    step : int
+        Call of the model, from 1.
+    context : int
+        Index among all contexts of the engine.
+    """
+
+    def __init__(self, what: str, *, variable: str, step: int, context: int, todo: str = "") -> None:
+        super().__init__(what, where=f"step {step}, context {context}", todo=todo)
+        self.variable = variable
+        self.step = step
+        self.context = context
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """What a rollout gave.
+
+    Parameters
+    ----------
+    outputs : dict of str to NDArray[np.float32]
+        Trajectory output to [context, time, *rest], in data units.
+    contexts : range
+        Indices of the contexts among all of the engine.
+    time_after : tuple of int
+        Number of time values after 0, 1, … calls, so that horizons are slices of the time axis.
+    per_step : int
+        Time values that one call gives.
+    other : dict of str to NDArray
+        The graph outputs outside the trajectory, [context, step, ...]; the last step alone, [context, ...],
+        for those in `last_only`. Empty unless asked for.
+    last_only : frozenset of str
+        Outputs of `other` whose shape changes from step to step.
+    skipped : tuple of Skip
+        Outputs outside the trajectory that could not be kept, and why.
+    """
+
+    outputs: dict[str, NDArray[np.float32]]
+    contexts: range
+    time_after: tuple[int, ...]
+    per_step: int
+    other: dict[str, NDArray[Any]]
+    last_only: frozenset[str]
+    skipped: tuple[Skip, ...]
+
+    def by_variable(self, spec: RolloutSpec, contexts: Contexts) -> dict[str, NDArray[Any]]:
+        """Return the trajectory per variable, see `variables.by_variable`; `contexts`: all of the engine."""
+        rows = slice(self.contexts.start, self.contexts.stop)
+        return by_variable(self.outputs, spec, contexts, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one chunk gave: per output one array [context, time, *rest] (other: [context, ...]) per step."""
+
+    kept: dict[str, list[NDArray[Any]]]
+    other: dict[str, list[NDArray[Any]]]
+
+
+def in_time(array: NDArray[Any], spec: RolloutSpec, n_contexts: int) -> NDArray[np.float32]:
+    """Return one step's output as [context, time, *rest], float32.
+
+    Parameters
+    ----------
+    array : NDArray
+        The ONNX output as it is; a padded batch is cut to `n_contexts`.
+    spec : RolloutSpec
+    n_contexts : int
+    """
+    index: list[Any] = [slice(None)] * array.ndim
+    for cut in spec.trajectory.select:
+        index[cut.axis] = slice(*cut.bounds)
+    array = array[tuple(index)]
+    moved = [a for a in (spec.rollout.batch_axis, spec.trajectory.time_axis) if a is not None]
+    dropped = {c.axis for c in spec.trajectory.select if c.index is not None}
+    rest = [a for a in range(array.ndim) if a not in moved and a not in dropped]
+    ordered = array.transpose([*moved, *rest, *sorted(dropped)])
+    ordered = ordered.reshape(ordered.shape[: ordered.ndim - len(dropped)])
+    if spec.rollout.batch_axis is None:
+        ordered = ordered[None]
+    if spec.trajectory.time_axis is None:
+        ordered = ordered[:, None]
+    with np.errstate(over="ignore"):  # a double that becomes infinite is reported as such
+        return np.ascontiguousarray(ordered[:n_contexts], np.float32)
+
+
+def join(parts: list[Part], contexts: range, spec: RolloutSpec) -> Trajectory:
+    """Return the trajectory of all chunks.
+
+    Raises
+    ------
+    InputError
+        The outputs differ in their number of time values, or the steps give fewer than `length`.
+    """
+    length = spec.rollout.length
+    counts = [tuple(a.shape[1] for a in arrays) for arrays in parts[0].kept.values()]
+    if len(set(counts)) > 1:
+        raise InputError("the trajectory outputs differ in their number of time values", where="rollout.toml")
+    after = [0, *np.cumsum(counts[0]).tolist()]
+    if length is not None and after[-1] < length:
+        raise InputError(
+            f"{len(counts[0])} steps give {after[-1]} time values, fewer than length {length}",
+            where="rollout.toml rollout.length",
+            todo="Set more steps or a smaller length",
+        )
+    other: dict[str, NDArray[Any]] = {}
+    last_only: set[str] = set()
+    skipped: list[Skip] = []
+    for name in parts[0].other:
+        steps = [p.other[name] for p in parts]
+        stable = len({a.shape[1:] for s in steps for a in s}) == 1
+        if not stable:
+            last_only.add(name)
+        arrays = [np.stack(s, 1) if stable else s[-1] for s in steps]
+        if len({a.shape[1:] for a in arrays}) == 1:
+            other[name] = np.concatenate(arrays)
+        else:
+            skipped.append(Skip(name, "its shape differs from context to context"))
+    return Trajectory(
+        outputs={n: _whole(parts, n, length) for n in parts[0].kept},
+        contexts=contexts,
+        time_after=tuple(n if length is None else min(n, length) for n in after),
+        per_step=counts[0][0],
+        other=other,
+        last_only=frozenset(last_only & other.keys()),
+        skipped=tuple(skipped),
+    )
+
+
+def _whole(parts: list[Part], name: str, length: int | None) -> NDArray[np.float32]:
+    return np.concatenate([np.concatenate(p.kept[name], 1)[:, :length] for p in parts])

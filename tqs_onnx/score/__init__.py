@@ -1,0 +1,1 @@
+"""Measure how strongly each weight's rounding error grows over the forecast."""

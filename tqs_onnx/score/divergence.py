@@ -1,0 +1,98 @@
+"""The distance between two trajectories, in units of each variable's own standard deviation.
+
+For variable v with S_v contexts of n_v values each, e_v = Σ (ΔY/σ_v)². Drift is ::
+
+    drift² = mean over v of  e_v / (S_v · n_v)
+
+and the energy of one context is weighted so that the mean energy over contexts is N · drift², N the values of one
+context's trajectory: variables count alike, however many values they have. NumPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.variables import by_variable
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ruler:
+    """How a difference of trajectories is measured.
+
+    Parameters
+    ----------
+    spec : RolloutSpec
+    contexts : Contexts
+    sigma : dict of str to float
+        σ_v; all 1 measures in the data's own units.
+    rows : dict of str to int array
+        Variable to the contexts it has.
+    n_values : int
+        N, values of one context's trajectory.
+    """
+
+    spec: RolloutSpec
+    contexts: Contexts
+    sigma: dict[str, float]
+    rows: dict[str, NDArray[np.int64]]
+    n_values: int
+
+    def squares(self, a: Arrays, b: Arrays) -> dict[str, NDArray[np.float64]]:
+        """Return Σ over space of ((a − b)/σ_v)², float64 ``[contexts of v, time]``, for each variable v."""
+        out: dict[str, NDArray[np.float64]] = {}
+        theirs = by_variable(b, self.spec, self.contexts)
+        for name, mine in by_variable(a, self.spec, self.contexts).items():
+            delta = (mine.astype(np.float64) - theirs[name]) / self.sigma[name]
+            flat = delta.reshape(*delta.shape[:2], -1)
+            out[name] = np.einsum("stx,stx->st", flat, flat)
+        return out
+
+    def energy(
+        self, squares: Mapping[str, NDArray[np.float64]], n_space: Mapping[str, int]
+    ) -> NDArray[np.float64]:
+        """Return the weighted energy per context and time, float64 ``[contexts, time]`` (see module docstring)."""
+        n_contexts = self.contexts.n_contexts
+        n_time = next(iter(squares.values())).shape[1]
+        total = np.zeros((n_contexts, n_time))
+        for name, square in squares.items():
+            n_v = n_space[name] * n_time
+            weight = n_contexts * self.n_values / (len(squares) * len(self.rows[name]) * n_v)
+            total[self.rows[name]] += weight * square
+        return total
+
+
+def n_space(arrays: Arrays, spec: RolloutSpec, contexts: Contexts) -> dict[str, int]:
+    """Return the values per context and time of each variable."""
+    return {
+        name: int(np.prod(array.shape[2:], dtype=np.int64))
+        for name, array in by_variable(arrays, spec, contexts).items()
+    }
+
+
+def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapping[str, float]) -> Ruler:
+    """Return the ruler of trajectories shaped like `arrays`."""
+    ids = {
+        name: np.broadcast_to(np.arange(len(a)).reshape(-1, *[1] * (a.ndim - 1)), a.shape)
+        for name, a in arrays.items()
+    }
+    rows = {
+        name: np.asarray(index.reshape(len(index), -1)[:, 0], np.int64)
+        for name, index in by_variable(ids, spec, contexts).items()
+    }
+    n_values = sum(int(np.prod(a.shape[1:], dtype=np.int64)) for a in arrays.values())
+    return Ruler(spec, contexts, {name: float(sigma[name]) for name in rows}, rows, n_values)
+
+
+def drift_of(squares: Mapping[str, NDArray[np.float64]], spaces: Mapping[str, int]) -> float:
+    """Return drift from per-variable squares (see module docstring)."""
+    parts = [float(np.mean(s)) / spaces[name] for name, s in squares.items()]
+    return float(np.sqrt(np.mean(parts)))

@@ -1,0 +1,98 @@
+"""From energies to scores: Eq. 1, Eq. 2, A_max and growth of one weight.
+
+With e_s(T) = ‖ΔY_s,1:T‖² of context (or draw) s and one δθ per draw ::
+
+    A(T)     = mean over s of e_s(T) / (‖δθ‖² + ε)
+    γ_task   = ln A(T_max) / T_max                                         (Eq. 1, squared norms)
+    γ(T)     = mean over s of ln( ‖ΔY_s,1:T‖ / (‖δθ‖ + ε) ) / T            (Eq. 2, plain norms)
+    A_max    = max over s and T of ‖ΔY_s,1:T‖ / (‖δθ‖ + ε)
+    growth   = (ln A(T₂) − ln A(T₁)) / (T₂ − T₁), T₁ < T₂ the first and last horizon
+
+Every ratio has a floor of 1e-30, so a weight that moves nothing scores ln(1e-30) / T, the paper's sentinel. T counts
+steps. NumPy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: ε of Eqs. 1 and 2. Negligible beside the square of any probe of a float weight.
+EPSILON = 1e-20
+#: Floor of every ratio before its logarithm.
+RATIO_FLOOR = 1e-30
+
+
+@dataclass(frozen=True, slots=True)
+class Gammas:
+    """Scores of one weight (see module docstring).
+
+    Parameters
+    ----------
+    gamma : tuple of float
+        γ(T) per horizon.
+    gamma_stderr : float
+        Standard error of γ(T_max) over contexts and draws; 0 for a single one.
+    gamma_task : float
+    gamma_task_mean : float
+        γ_task averaged over the horizons (A.13).
+    a_max : float
+    amplification : float
+        A(T_max).
+    growth : float or None
+        None with a single horizon.
+    """
+
+    gamma: tuple[float, ...]
+    gamma_stderr: float
+    gamma_task: float
+    gamma_task_mean: float
+    a_max: float
+    amplification: float
+    growth: float | None
+
+
+def gammas(energy: NDArray[np.float64], delta_sq: NDArray[np.float64], horizons: tuple[int, ...]) -> Gammas:
+    """Return the scores of one weight.
+
+    Parameters
+    ----------
+    energy : float64 array, ``[draws, contexts, horizons]``
+        e_s(T), cumulative over time.
+    delta_sq : float64 array, ``[draws]``
+        ‖δθ‖² of each draw, > 0.
+    horizons : tuple of int
+        Steps, increasing.
+    """
+    steps = np.array(horizons, np.float64)
+    squared = energy / (delta_sq[:, None, None] + EPSILON)
+    plain = np.sqrt(energy) / (np.sqrt(delta_sq)[:, None, None] + EPSILON)
+    a = squared.mean(axis=(0, 1))
+    log_a = np.log(np.maximum(a, RATIO_FLOOR))
+    rates = np.log(np.maximum(plain, RATIO_FLOOR)) / steps
+    per_sample = rates[..., -1].ravel()
+    stderr = float(per_sample.std(ddof=1) / np.sqrt(per_sample.size)) if per_sample.size > 1 else 0.0
+    growth = float((log_a[-1] - log_a[0]) / (steps[-1] - steps[0])) if len(horizons) > 1 else None
+    return Gammas(
+        gamma=tuple(float(g) for g in rates.mean(axis=(0, 1))),
+        gamma_stderr=stderr,
+        gamma_task=float(log_a[-1] / steps[-1]),
+        gamma_task_mean=float(np.mean(log_a / steps)),
+        a_max=float(plain.max()),
+        amplification=float(a[-1]),
+        growth=growth,
+    )
+
+
+def default_horizons(steps: int) -> tuple[int, ...]:
+    """Return the horizon schedule: those of 1, 5, 10, 20, 40, 60, 120, 240, … below `steps`, and `steps`.
+
+    >>> default_horizons(40)
+    (1, 5, 10, 20, 40)
+    >>> default_horizons(4)
+    (1, 2, 4)
+    """
+    schedule = (1, 2) if steps < 5 else (1, 5, 10, 20, 40, 60, 120, 240, 480, 960)
+    return (*(t for t in schedule if t < steps), steps)

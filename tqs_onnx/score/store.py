@@ -1,0 +1,169 @@
+"""The scores of a model: `scores.json`, and `scores.csv` (the paper's `calculated_metrics.csv`)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tqs_onnx.score.probe import ProbeKind
+from tqs_passes.errors import InputError
+
+
+class Status(StrEnum):
+    """What a score means.
+
+    `alive`: the probe moved the trajectory. `dead`: a non-zero probe moved nothing beyond the noise floor.
+    `unprobed`: the probe was zero (all-ones scales under a quant probe). `off-trajectory`: the weight reaches only
+    graph outputs that the trajectory does not hold. `unstable`: the probe made the rollout NaN or infinite; such a
+    weight is always kept as it is.
+    """
+
+    ALIVE = "alive"
+    DEAD = "dead"
+    UNPROBED = "unprobed"
+    OFF_TRAJECTORY = "off-trajectory"
+    UNSTABLE = "unstable"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WeightScore(_Frozen):
+    """Scores of one weight under one probe; the numbers are None unless the weight is alive.
+
+    Attributes
+    ----------
+    weight, label, role : str
+    shape : tuple of int
+    status : Status
+    gamma : tuple of float or None
+        γ(T) of Eq. 2 at each horizon, mean over contexts and draws.
+    gamma_stderr, gamma_task, gamma_task_mean, a_max, amplification, growth : float or None
+        See `tqs_onnx.score.gamma`.
+    delta_norm : float
+        ‖δθ‖_F, root mean square over draws.
+    draws : int
+    readers : tuple of str
+        ``operator:input`` of each reader.
+    """
+
+    weight: str
+    label: str
+    shape: tuple[int, ...]
+    status: Status
+    gamma: tuple[float, ...] | None = None
+    gamma_stderr: float | None = None
+    gamma_task: float | None = None
+    gamma_task_mean: float | None = None
+    a_max: float | None = None
+    amplification: float | None = None
+    growth: float | None = None
+    delta_norm: float = 0.0
+    draws: int = 0
+    readers: tuple[str, ...] = ()
+
+
+class ProbeFacts(_Frozen):
+    """Settings of the probe (see `tqs_onnx.score.probe.Probe`)."""
+
+    kind: ProbeKind
+    bits: int
+    per_channel: bool
+    draws: int
+    seed: int
+
+
+class Scores(_Frozen):
+    """The scores of a model.
+
+    Attributes
+    ----------
+    version : int
+    source_sha256, rollout_sha256, contexts_sha256 : str
+    provider, runtime : str
+        Execution provider, and version of onnxruntime.
+    probe : ProbeFacts
+    horizons : tuple of int
+        Steps.
+    units : str
+        `std`: divergence in units of each variable's σ; `raw`: in the data's own.
+    sigma : dict of str to float
+        σ_v, frozen here and reused by verify.
+    n_contexts, n_values : int
+        Contexts scored; values N of one context's trajectory.
+    noise_floor : float
+        Largest energy of one context between two nominal runs of the same session.
+    weights : tuple of WeightScore
+        In graph order.
+    """
+
+    version: Literal[1] = 1
+    source_sha256: str
+    rollout_sha256: str
+    contexts_sha256: str
+    provider: str
+    runtime: str
+    probe: ProbeFacts
+    horizons: tuple[int, ...]
+    units: Literal["std", "raw"]
+    sigma: dict[str, float]
+    n_contexts: int
+    n_values: int
+    noise_floor: float
+    weights: tuple[WeightScore, ...]
+
+    def to_json(self) -> str:
+        """Return the scores as JSON, two-space indented, keys in schema order, newline at the end."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def to_csv(self) -> str:
+        """Return one row per weight: name, status, γ per horizon, γ_task, A_max, ‖δθ‖, draws, readers."""
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(
+            [
+                *("weight", "label", "shape", "status"),
+                *(f"gamma_T{t}" for t in self.horizons),
+                *("gamma_stderr", "gamma_task", "gamma_task_mean", "a_max", "amplification", "growth"),
+                *("delta_norm", "draws", "readers"),
+            ]
+        )
+        for w in self.weights:
+            gamma = w.gamma or (None,) * len(self.horizons)
+            writer.writerow(
+                [
+                    *(w.weight, w.label, "x".join(map(str, w.shape)), w.status.value),
+                    *gamma,
+                    *(w.gamma_stderr, w.gamma_task, w.gamma_task_mean, w.a_max, w.amplification, w.growth),
+                    *(w.delta_norm, w.draws, " ".join(w.readers)),
+                ]
+            )
+        return stream.getvalue()
+
+
+def read_scores(path: Path) -> Scores:
+    """Read `scores.json`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, not JSON, of another version, or has unknown or ill-typed keys.
+    """
+    try:
+        return Scores.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("is not a text file", where=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "document"
+        raise InputError(
+            f"{key}: {first['msg']}", where=str(path), todo="Score again with tqs score"
+        ) from error

@@ -1,0 +1,295 @@
+"""Verify the file that will be served: not the plan, not a simulation of it.
+
+1. The full ONNX checker accepts it (unless it refused the source as well).
+2. It loads in a session with stock options, as a server would load it.
+3. Every rewritten weight, decoded by the runtime, equals the plan's reference bit for bit.
+4. The FP32 file and the emitted file are rolled out over the same contexts: drift, and every graph output compared.
+5. The FP32 graph fed the reference weights is rolled out too: its distance to the file is what the runtime itself
+   adds (8-bit activations in fused kernels, or a faulty kernel, which decoding alone does not show).
+6. All dead weights at their tier together are confirmed to move nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.run import Engine, Trajectory
+from tqs_onnx.rollout.session import Provider, SessionOptions, open_session
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.score.engine import ExposedWeights
+from tqs_onnx.verify.evaluate import Drift, TruthError, measure_drift, measure_truth
+from tqs_passes.check import checker_complaint, decoding
+from tqs_passes.encode.weight import Form
+from tqs_passes.errors import GateError, InputError
+from tqs_passes.grid import Codes
+from tqs_passes.model_io import Model, file_facts, load_model, serialize, tensor_array
+from tqs_passes.plan import Plan
+from tqs_passes.rewrite import reference_weight
+from tqs_passes.weights import Survey
+
+#: Most bytes of weights decoded at once.
+_DECODE_CHUNK_BYTES = 256 << 20
+#: Drift between the file and the simulated file that a sound runtime may add, per profile, absolute and as a share
+#: of the file's own drift: `fast` computes with 8-bit activations, 5e-3 a MatMul, and the rollout amplifies that.
+_RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5)}
+#: Drift that all dead weights together may cause.
+DEAD_DRIFT_LIMIT = 1e-3
+
+
+class Verification(BaseModel):
+    """What verification found.
+
+    Attributes
+    ----------
+    bytes_in, bytes_out : int
+    compression, weight_compression : float
+        File over file, and FP32 bytes of the planned weights over their stored bytes.
+    planned_bytes : int
+        Size that the plan predicted.
+    n_decoded : int
+        Weights whose decoding equals the reference bit for bit.
+    drift : Drift
+    predicted_drift : float or None
+    runtime_gap : float
+        Drift between the file and the FP32 graph fed the reference weights.
+    dead_drift : float or None
+        Drift of the FP32 graph with only the dead weights at their tier; None without dead weights.
+    outputs : dict of str to float
+        Every graph output outside the trajectory: ‖Δ‖ / ‖FP32‖.
+    truth : dict of str to TruthError
+        Per variable; empty without truth.
+    n_contexts : int
+    notes : tuple of str
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes_in: int
+    bytes_out: int
+    compression: float
+    weight_compression: float
+    planned_bytes: int
+    n_decoded: int
+    drift: Drift
+    predicted_drift: float | None
+    runtime_gap: float
+    dead_drift: float | None
+    outputs: dict[str, float]
+    truth: dict[str, TruthError]
+    n_contexts: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is verified against what.
+
+    Parameters
+    ----------
+    source, emitted : Path
+        The FP32 file and the file made from it.
+    lifted : Model
+        The source, lifted.
+    survey : Survey
+    plan : Plan
+    codes : mapping of str to Codes
+    """
+
+    source: Path
+    emitted: Path
+    lifted: Model
+    survey: Survey
+    plan: Plan
+    codes: Mapping[str, Codes]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Where rollouts for verification happen.
+
+    Parameters
+    ----------
+    spec : RolloutSpec
+    contexts : Contexts
+        Evaluation contexts.
+    sigma : dict of str to float
+    provider : str
+    batch : int or None
+    threads : int
+    """
+
+    spec: RolloutSpec
+    contexts: Contexts
+    sigma: dict[str, float]
+    provider: Provider = "cpu"
+    batch: int | None = None
+    threads: int = 0
+
+
+def roll_file(path: Path, bench: Bench, *, keep_other: bool = True) -> Trajectory:
+    """Roll a file out in a session with stock options."""
+    session = open_session(path, provider=bench.provider, options=SessionOptions(threads=bench.threads))
+    return Engine(session, bench.spec, bench.contexts, batch=bench.batch).run(keep_other=keep_other)
+
+
+def verify(subject: Subject, bench: Bench) -> Verification:
+    """Verify an emitted file (see module docstring).
+
+    Raises
+    ------
+    GateError
+        The file does not decode to the plan's weights, the checker refuses it, the runtime computes something else
+        with it, or its dead weights are not dead.
+    InputError
+        A file is missing, does not load, or its rollout is not finite.
+    """
+    emitted = load_model(subject.emitted)
+    notes = _check(subject, emitted)
+    n_decoded = check_decoding(subject, emitted, bench)
+    nominal = roll_file(subject.source, bench)
+    ours = roll_file(subject.emitted, bench)
+    drift = measure_drift(
+        nominal.outputs, ours.outputs, bench.spec, bench.contexts, bench.sigma, nominal.time_after
+    )
+    gap, dead_drift = _simulate(subject, bench, ours)
+    _judge(subject, drift, gap, dead_drift)
+    sizes = file_facts(subject.source).n_bytes, file_facts(subject.emitted).n_bytes
+    itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+    stored = sum(int(np.prod(a.shape)) * itemsize[a.dtype] for a in subject.plan.assignments)
+    return Verification(
+        bytes_in=sizes[0],
+        bytes_out=sizes[1],
+        compression=sizes[0] / sizes[1],
+        weight_compression=stored / max(subject.plan.weight_bytes, 1),
+        planned_bytes=subject.plan.n_bytes,
+        n_decoded=n_decoded,
+        drift=drift,
+        predicted_drift=subject.plan.predicted_drift,
+        runtime_gap=gap,
+        dead_drift=dead_drift,
+        outputs=_other_outputs(nominal, ours),
+        truth=measure_truth(nominal.outputs, ours.outputs, bench.spec, bench.contexts, nominal.time_after),
+        n_contexts=bench.contexts.n_contexts,
+        notes=notes,
+    )
+
+
+def _check(subject: Subject, emitted: Model) -> tuple[str, ...]:
+    complaint = checker_complaint(emitted.proto)
+    if complaint is None:
+        return ()
+    if checker_complaint(load_model(subject.source).proto) is None:
+        raise GateError(f"the ONNX checker refuses the emitted file: {complaint}", where=str(subject.emitted))
+    return (f"the ONNX checker refuses the source and the emitted file: {complaint}",)
+
+
+def check_decoding(subject: Subject, emitted: Model, bench: Bench) -> int:
+    """Decode every rewritten weight through the runtime; return how many equal the reference bit for bit.
+
+    Raises
+    ------
+    GateError
+        One does not.
+    """
+    stored = {t.name: t for t in subject.lifted.proto.graph.initializer}
+    planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP]
+    chunk: list[str] = []
+    size = 0
+    for index, a in enumerate(planned):
+        chunk.append(a.weight)
+        size += int(np.prod(a.shape)) * 4
+        if size < _DECODE_CHUNK_BYTES and index < len(planned) - 1:
+            continue
+        session = open_session(
+            serialize(decoding(emitted, chunk)),
+            provider=bench.provider,
+            options=SessionOptions(threads=bench.threads),
+        )
+        decoded = {name: value.numpy() for name, value in session.run({}).items()}
+        for b in planned:
+            if b.weight in decoded:
+                values = tensor_array(stored[b.weight], subject.lifted.folder)
+                reference = reference_weight(b, values, subject.codes.get(b.weight))
+                if not _same_bits(decoded[b.weight], reference):
+                    raise GateError(
+                        f"weight {b.label!r} does not decode to what the plan says",
+                        where=str(subject.emitted),
+                    )
+        chunk, size = [], 0
+    return len(planned)
+
+
+def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+def _simulate(subject: Subject, bench: Bench, ours: Trajectory) -> tuple[float, float | None]:
+    """Return (runtime gap, dead drift): see steps 5 and 6 of the module docstring."""
+    planned = {a.weight: a for a in subject.plan.assignments if a.form is not Form.KEEP}
+    weights = tuple(w for w in subject.survey.weights if w.name in planned and w.outputs)
+    if not weights:
+        return 0.0, None
+    fed = ExposedWeights(
+        subject.lifted,
+        weights,
+        bench.spec,
+        bench.contexts,
+        provider=bench.provider,
+        batch=bench.batch,
+        threads=bench.threads,
+    )
+    replaced = {
+        w.name: np.asarray(reference_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
+        for w in weights
+    }
+    simulated = fed.run(replaced)
+    gap = _distance(simulated, ours, bench)
+    dead = {name: value for name, value in replaced.items() if planned[name].dead}
+    if not dead:
+        return gap, None
+    return gap, _distance(fed.run({}), fed.run(dead), bench)
+
+
+def _distance(a: Trajectory, b: Trajectory, bench: Bench) -> float:
+    return measure_drift(a.outputs, b.outputs, bench.spec, bench.contexts, bench.sigma, a.time_after).total
+
+
+def _judge(subject: Subject, drift: Drift, gap: float, dead_drift: float | None) -> None:
+    absolute, share = _RUNTIME_GAP[subject.plan.profile]
+    if gap > absolute + share * drift.total:
+        raise GateError(
+            f"the runtime does not compute with this file what its weights say (drift {gap:.3g} between the two)",
+            where=str(subject.emitted),
+            todo="Use --profile exact, or another runtime version",
+        )
+    if dead_drift is not None and dead_drift > DEAD_DRIFT_LIMIT:
+        raise GateError(
+            f"weights scored as dead move the evaluation contexts (drift {dead_drift:.3g})",
+            where=str(subject.emitted),
+            todo="Score on more varied contexts",
+        )
+
+
+def _other_outputs(nominal: Trajectory, ours: Trajectory) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for name, expected in nominal.other.items():
+        if expected.dtype.kind != "f":
+            result[name] = float(np.mean(expected != ours.other[name]))
+            continue
+        wide = expected.astype(np.float64)
+        norm = float(np.linalg.norm(wide))
+        difference = float(np.linalg.norm(ours.other[name].astype(np.float64) - wide))
+        result[name] = difference / norm if norm > 0 else difference
+    return result
+
+
+__all__ = ["Bench", "InputError", "Subject", "Verification", "check_decoding", "roll_file", "verify"]
