@@ -177,6 +177,12 @@ def test_an_item_that_dwarfs_the_others_does_not_hide_them() -> None:
     assert solve(problem_of(costs, sizes, 5)).choice.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("magnitude", [1e-310, 1e-290, 1e-30, 1e30, 1e199])
+def test_costs_of_any_magnitude_are_ordered(magnitude: float) -> None:
+    costs = [[9 * magnitude, 5 * magnitude, 0.0], [8 * magnitude, 2 * magnitude, 0.0], [magnitude, 0.0, 0.0]]
+    assert solve(problem_of(costs, [[1, 4, 9], [1, 5, 8], [1, 2, 3]], 13)).choice.tolist() == [1, 1, 1]
+
+
 def test_negative_costs_are_minimised_too() -> None:
     solution = solve(problem_of([[-8, -1], [-5, -9]], [[1, 4], [1, 4]], 8))
     assert solution.choice.tolist() == [0, 1]
@@ -201,6 +207,7 @@ def test_the_smallest_budget_that_fits_is_met() -> None:
         ([[]], [[]], "not one row"),
         ([[math.nan]], [[1]], "not finite"),
         ([[math.inf]], [[1]], "not finite"),
+        ([[1e201]], [[1]], "beyond 1e200"),
         ([[1.0]], [[-1]], "negative"),
         ([[1.0]], [[2**61]], "2\\^60"),
     ],
@@ -250,6 +257,14 @@ def test_dominated_choices_are_dropped() -> None:
     assert table.size.tolist() == [[1, 2, 6]]
 
 
+def test_choices_too_large_for_the_budget_are_dropped() -> None:
+    table = undominated(problem_of([[3, 1, 0], [2, 1, 0]], [[1, 4, 5], [2, 5, 6]], 6))
+    assert [row[np.isfinite(cost)].tolist() for row, cost in zip(table.index, table.cost, strict=True)] == [
+        [0, 1],
+        [0, 1],
+    ]
+
+
 def test_fill_spends_what_the_relaxation_leaves() -> None:
     table = Table(np.array([[9.0, 0.0], [4.0, 1.0]]), np.array([[1, 50], [1, 3]]), np.array([[0, 1], [0, 1]]))
     assert fill(table, np.array([0, 0]), 10).tolist() == [0, 1]
@@ -257,14 +272,14 @@ def test_fill_spends_what_the_relaxation_leaves() -> None:
 
 def test_cp_sat_reports_a_limit_that_no_solution_meets() -> None:
     table = Table(np.array([[9.0, 0.0], [4.0, 1.0]]), np.array([[1, 50], [1, 3]]), np.array([[0, 1], [0, 1]]))
-    result = core.solve_core(table, 10, limit=9.0, resolution=1e-9, time_limit_s=10)
+    result = core.solve_core(table, 10, limit=9.0, resolution=1e-9, work=5, time_limit_s=10)
     assert (result.positions, result.bound, result.finished) == (None, math.inf, True)
 
 
 def test_cp_sat_is_exact_where_sizes_are_too_large_for_floats() -> None:
     big = 2**55
     table = Table(np.array([[1.0, 0.0]] * 2), np.array([[big, big + 1]] * 2), np.array([[0, 1]] * 2))
-    result = core.solve_core(table, 2 * big + 1, limit=5.0, resolution=1e-9, time_limit_s=10)
+    result = core.solve_core(table, 2 * big + 1, limit=5.0, resolution=1e-9, work=5, time_limit_s=10)
     assert result.positions is not None
     assert sorted(result.positions.tolist()) == [0, 1]
 

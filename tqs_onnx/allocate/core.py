@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from tqs_onnx.allocate.lagrange import EPS, Table
 
 _LARGEST_SUM = 2.0**52
-_SMALLEST = float(np.finfo(np.float64).tiny)
-_UNITS_OF_TIME_PER_SECOND = 0.5
+_LARGEST_SCALE = 2.0**1000
+_SMALLEST = 1e-290
 
 
 class SolverFailedError(Exception):
@@ -43,7 +43,7 @@ class CoreResult:
 
 
 def solve_core(
-    table: Table, budget: int, *, limit: float, resolution: float, time_limit_s: float
+    table: Table, budget: int, *, limit: float, resolution: float, work: float, time_limit_s: float
 ) -> CoreResult:
     """Return the cheapest choices of `table` that fit `budget` bytes and cost no more than `limit`.
 
@@ -60,6 +60,8 @@ def solve_core(
         Costlier solutions are of no interest.
     resolution : float
         Wanted accuracy of the total cost; coarser only where 52 bits cannot hold it.
+    work : float
+        Limit on CP-SAT's own count of work, the same on every machine.
     time_limit_s : float
         Wall clock, seconds.
 
@@ -80,9 +82,8 @@ def solve_core(
         return CoreResult(
             np.zeros(len(floor), np.int64) if fits else None, offset if fits else math.inf, True
         )
-    scale = 2.0 ** math.floor(
-        math.log2(min(2 * len(floor) / max(resolution, _SMALLEST), _LARGEST_SUM / spread))
-    )
+    finest = min(2 * len(floor) / max(resolution, _SMALLEST), _LARGEST_SUM / max(spread, _SMALLEST))
+    scale = 2.0 ** math.floor(math.log2(min(finest, _LARGEST_SCALE)))
     weights = np.floor(above * scale * (1 - 4 * EPS)).astype(np.int64)
     most = math.ceil(min(room, spread) * scale * (1 + 4 * EPS))
     found, lower, finished = _cp_sat(
@@ -91,6 +92,7 @@ def solve_core(
         [row.tolist() for row in real],
         budget,
         most,
+        work,
         time_limit_s,
     )
     if lower is None:
@@ -107,6 +109,7 @@ def _cp_sat(
     real: list[list[bool]],
     budget: int,
     most: int,
+    work: float,
     time_limit_s: float,
 ) -> tuple[list[int] | None, int | None, bool]:
     """Return choices, lower bound on the weight (None: infeasible), and whether the search finished."""
@@ -136,17 +139,17 @@ def _cp_sat(
     solver.parameters.cp_model_presolve = False  # measured: 10 times slower with it, bounds did its work
     solver.parameters.linearization_level = 2
     solver.parameters.max_time_in_seconds = max(time_limit_s, 0.01)
-    solver.parameters.max_deterministic_time = max(time_limit_s, 0.01) * _UNITS_OF_TIME_PER_SECOND
+    solver.parameters.max_deterministic_time = work
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:
         return None, None, True
     if status == cp_model.MODEL_INVALID:
         raise SolverFailedError("CP-SAT refused the model")
-    lower = math.floor(solver.best_objective_bound)
+    lower = math.floor(max(0.0, solver.best_objective_bound))
     if status == cp_model.UNKNOWN:
-        return None, max(lower, 0), False
+        return None, lower, False
     chosen = [0] * len(real)
     for (row, column), literal in zip(cells, literals, strict=True):
         if solver.boolean_value(literal):
             chosen[row] = column
-    return chosen, max(lower, 0), status == cp_model.OPTIMAL
+    return chosen, lower, status == cp_model.OPTIMAL

@@ -73,9 +73,9 @@ class Relaxation:
 
 
 def undominated(problem: Problem) -> Table:
-    """Return the choices for which no other is at once no larger and no costlier.
+    """Return the choices that fit beside the smallest of all others, and that no other beats in size and cost.
 
-    Of equal choices the first of the problem stays.
+    Of equal choices the first of the problem stays. The smallest sizes of the problem fit its budget.
     """
     n = len(problem.costs)
     width = max((row.size for row in problem.costs), default=1)
@@ -89,8 +89,9 @@ def undominated(problem: Problem) -> Table:
     order = np.lexsort((cost, size), axis=-1)  # stable: equal choices keep their order
     cost, size = np.take_along_axis(cost, order, 1), np.take_along_axis(size, order, 1)
     best_before = np.minimum.accumulate(cost, axis=1)[:, :-1]
-    keep = np.ones_like(real)
-    keep[:, 1:] = cost[:, 1:] < best_before
+    rise = size - size[:, :1]
+    keep = rise <= problem.budget - int(size[:, 0].sum())
+    keep[:, 1:] &= cost[:, 1:] < best_before
     left = np.argsort(~keep, axis=1, kind="stable")[:, : max(1, int(keep.sum(axis=1).max(initial=1)))]
     keep = np.take_along_axis(keep, left, 1)
     cost = np.where(keep, np.take_along_axis(cost, left, 1), np.inf)

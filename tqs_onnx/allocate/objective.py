@@ -34,7 +34,7 @@ class Objective(StrEnum):
 def costs(
     objective: Objective,
     *,
-    amplification: NDArray[np.float64],
+    amplification: NDArray[np.float64] | Sequence[NDArray[np.float64]],
     gamma: NDArray[np.float64],
     error_energy: Sequence[NDArray[np.float64]],
     bits: NDArray[np.float64] | Sequence[NDArray[np.float64]],
@@ -49,8 +49,9 @@ def costs(
     ----------
     objective : Objective
         Which formula.
-    amplification : NDArray[np.float64]
-        A, squared divergence per squared perturbation, shape [n], ≥ 0.
+    amplification : NDArray[np.float64] or sequence of NDArray[np.float64]
+        A, squared divergence per squared perturbation, ≥ 0: shape [n], or per weight [K_i] where it depends on the
+        size of the error.
     gamma : NDArray[np.float64]
         γ, shape [n]; −inf for dead weights.
     error_energy : sequence of NDArray[np.float64]
@@ -71,8 +72,9 @@ def costs(
     """
     n = len(error_energy)
     bits_of = [bits] * n if isinstance(bits, np.ndarray) else list(bits)
-    if amplification.shape != (n,) or gamma.shape != (n,) or len(bits_of) != n:
-        raise InputError(f"{n} error energies, {amplification.shape} amplifications, {gamma.shape} scores")
+    amps = list(amplification)
+    if len(amps) != n or gamma.shape != (n,) or len(bits_of) != n:
+        raise InputError(f"{n} error energies, {len(amps)} amplifications, {gamma.shape} scores")
     for i, (energy, b) in enumerate(zip(error_energy, bits_of, strict=True)):
         if energy.ndim != 1 or b.shape != energy.shape:
             raise InputError(f"{energy.shape} error energies for {b.shape} tiers", where=f"weight {i}")
@@ -84,10 +86,11 @@ def costs(
 
     match objective:
         case Objective.ENERGY:
-            valid = np.isfinite(amplification) & (amplification >= 0)
-            _require_all(valid, "the amplification is negative or not finite")
+            for i, a in enumerate(amps):
+                valid = bool(np.all(np.isfinite(a) & (a >= 0)))
+                _require(valid and np.shape(a) in ((), bits_of[i].shape), "the amplification is unusable", i)
             with np.errstate(over="ignore"):  # refused below, by name
-                rows = [a * energy for a, energy in zip(amplification, error_energy, strict=True)]
+                rows = [a * energy for a, energy in zip(amps, error_energy, strict=True)]
         case Objective.LOCAL:
             rows = [energy.astype(np.float64) for energy in error_energy]
         case Objective.PAPER:

@@ -1,6 +1,7 @@
 """From scores to a plan: what each candidate would cost the forecast, and which ones the byte budget buys.
 
-Predicted cost of a candidate: ‖ΔY‖² ≈ A · ‖Q(θ) − θ‖², A the amplification measured by the probe. Predicted drift
+Predicted cost of a candidate: ‖ΔY‖² ≈ A · ‖Q(θ) − θ‖², A the amplification measured by probes of about that size
+(quant probes at 6, 4 and 2 bits unless told otherwise). Predicted drift
 adds the costs of all weights, sqrt(Σ cost / N), as if their errors were uncorrelated.
 """
 
@@ -165,7 +166,10 @@ def _entries(request: Request, options: PlanOptions) -> list[_Entry]:
     picked = [_offered(menu, score, options) for menu, score in zip(request.menus, known, strict=True)]
     table = costs(
         options.objective,
-        amplification=np.array([amplification(s, request.scores) for s in known]),
+        amplification=[
+            np.array([amplification(s, c.assignment.error_energy, request.scores) for c in cs])
+            for s, cs in zip(known, picked, strict=True)
+        ],
         gamma=np.array([_gamma(s, request.scores) for s in known]),
         error_energy=[np.array([c.assignment.error_energy for c in cs]) for cs in picked],
         bits=[np.array([float(c.assignment.tier.bits) for c in cs]) for cs in picked],
@@ -210,11 +214,22 @@ def _item(
     )
 
 
-def amplification(score: WeightScore, scores: Scores) -> float:
-    """Return A of a weight: measured if alive, 0 if dead, the largest of all when the probe could not tell."""
+def amplification(score: WeightScore, error_energy: float, scores: Scores) -> float:
+    """Return A of a weight for an error of this energy: how a rollout answers depends on how hard it is pushed.
+
+    Between the probes' sizes ln A is linear in ln ‖δθ‖²; beyond them it is constant. 0 if dead; the largest of all
+    weights when no probe could tell.
+    """
+    if score.status in (Status.DEAD, Status.OFF_TRAJECTORY) or error_energy <= 0:
+        return 0.0
+    points = [p for p in score.response if p.amplification > 0]
+    if points:
+        sizes = [math.log(p.delta_sq) for p in points]
+        logs = [math.log(p.amplification) for p in points]
+        return math.exp(float(np.interp(math.log(error_energy), sizes, logs)))
     if score.status in _UNKNOWN:
         return max((s.amplification or 0.0 for s in scores.weights), default=0.0)
-    return score.amplification or 0.0
+    return 0.0
 
 
 def _gamma(score: WeightScore, scores: Scores) -> float:
@@ -249,7 +264,7 @@ def _allocate(
 
 
 def _scored(candidate: Candidate, score: WeightScore, scores: Scores) -> Assignment:
-    a = amplification(score, scores)
+    a = amplification(score, candidate.assignment.error_energy, scores)
     return candidate.assignment.model_copy(
         update={
             "gamma": score.gamma_task,

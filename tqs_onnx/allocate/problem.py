@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqs_passes.errors import InfeasibleError, InputError
 
 _LARGEST_TOTAL = 2**60
+_LARGEST_COST = 1e200
 
 OPTIMAL_GAP = 1e-9
 """Relative gap up to which a solution is called optimal: above the rounding of sums, far below any use."""
@@ -28,7 +29,8 @@ class Problem:
     Parameters
     ----------
     costs : tuple of NDArray[np.float64]
-        Per item, the cost of each choice, shape [K_i]. Finite; may be zero, negative, or of any magnitude.
+        Per item, the cost of each choice, shape [K_i]. May be zero, negative, and of any magnitude up to
+        1e200: beyond, sums could overflow.
     sizes : tuple of NDArray[np.int64]
         Per item, the bytes of each choice, shape [K_i], ≥ 0.
     budget : int
@@ -37,7 +39,7 @@ class Problem:
     Raises
     ------
     InputError
-        When shapes disagree, an item has no choice, a cost is not finite, or a size is negative.
+        When shapes disagree, an item has no choice, a cost is not finite or beyond 1e200, or a size is negative.
     """
 
     costs: tuple[NDArray[np.float64], ...]
@@ -53,8 +55,8 @@ class Problem:
                 raise InputError(
                     f"costs {cost.shape} and sizes {size.shape} are not one row", where=f"item {i}"
                 )
-            if not np.isfinite(cost).all():
-                raise InputError("a cost is not finite", where=f"item {i}")
+            if not (np.abs(cost) <= _LARGEST_COST).all():
+                raise InputError("a cost is not finite, or beyond 1e200", where=f"item {i}")
             if size.min() < 0:
                 raise InputError("a size is negative", where=f"item {i}")
         if sum(int(size.max()) for size in self.sizes) > _LARGEST_TOTAL:

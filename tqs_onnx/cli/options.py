@@ -88,6 +88,12 @@ probe_options = _all(
         help="Bits of the reference rounding.",
     ),
     click.option(
+        "--response-bits",
+        default="4,2",
+        show_default=True,
+        help="Further widths at which the response is measured, for the allocator; 'none' for none.",
+    ),
+    click.option(
         "--draws", type=click.IntRange(min=1), default=1, show_default=True, help="Draws of the gauss probe."
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the gauss probe."),
@@ -182,12 +188,27 @@ def sweep_options(options: dict[str, Any]) -> SweepOptions:
             draws=options["draws"],
             seed=options["seed"],
         ),
+        response_bits=_response_bits(options["response_bits"]),
         horizons=_horizons(options["horizons"]),
         units=cast("Literal['std', 'raw']", options["units"]),
         provider=resolve_provider(options["providers"]),
         batch=options["batch"],
         threads=options["threads"],
     )
+
+
+def _response_bits(text: str) -> tuple[int, ...]:
+    if text.strip().lower() == "none":
+        return ()
+    try:
+        bits = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"--response-bits {text!r} is not a list of widths", todo="Write e.g. 4,2"
+        ) from error
+    if any(not 1 <= b <= 8 for b in bits):
+        raise InputError(f"--response-bits {text!r} must lie between 1 and 8", todo="Write e.g. 4,2")
+    return bits
 
 
 def _horizons(text: str | None) -> tuple[int, ...]:

@@ -34,6 +34,13 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ResponsePoint(_Frozen):
+    """The response to a probe of one size: ‖δθ‖², and the amplification A(T_max) measured with it."""
+
+    delta_sq: float
+    amplification: float
+
+
 class WeightScore(_Frozen):
     """Scores of one weight under one probe; the numbers are None unless the weight is alive.
 
@@ -49,6 +56,8 @@ class WeightScore(_Frozen):
     delta_norm : float
         ‖δθ‖_F, root mean square over draws.
     draws : int
+    response : tuple of ResponsePoint
+        A at every probe size, the smallest first; constant where the response is linear.
     readers : tuple of str
         ``operator:input`` of each reader.
     """
@@ -66,14 +75,23 @@ class WeightScore(_Frozen):
     growth: float | None = None
     delta_norm: float = 0.0
     draws: int = 0
+    response: tuple[ResponsePoint, ...] = ()
     readers: tuple[str, ...] = ()
+
+    @property
+    def nonlinearity(self) -> float | None:
+        """A at the largest probe over A at the smallest: 1 where errors scale; None with a single size."""
+        if len(self.response) < 2 or self.response[0].amplification <= 0:
+            return None
+        return self.response[-1].amplification / self.response[0].amplification
 
 
 class ProbeFacts(_Frozen):
-    """Settings of the probe (see `tqs_onnx.score.probe.Probe`)."""
+    """Settings of the probe (see `tqs_onnx.score.probe.Probe`), and the widths of the response probes."""
 
     kind: ProbeKind
     bits: int
+    response_bits: tuple[int, ...]
     per_channel: bool
     draws: int
     seed: int
@@ -131,7 +149,7 @@ class Scores(_Frozen):
                 *("weight", "label", "shape", "status"),
                 *(f"gamma_T{t}" for t in self.horizons),
                 *("gamma_stderr", "gamma_task", "gamma_task_mean", "a_max", "amplification", "growth"),
-                *("delta_norm", "draws", "readers"),
+                *("nonlinearity", "delta_norm", "draws", "readers"),
             ]
         )
         for w in self.weights:
@@ -141,7 +159,7 @@ class Scores(_Frozen):
                     *(w.weight, w.label, "x".join(map(str, w.shape)), w.status.value),
                     *gamma,
                     *(w.gamma_stderr, w.gamma_task, w.gamma_task_mean, w.a_max, w.amplification, w.growth),
-                    *(w.delta_norm, w.draws, " ".join(w.readers)),
+                    *(w.nonlinearity, w.delta_norm, w.draws, " ".join(w.readers)),
                 ]
             )
         return stream.getvalue()

@@ -1,14 +1,15 @@
 """The sweep: perturb one weight, roll out, compare; for every weight.
 
 A weight that reaches no trajectory output is `off-trajectory` and not rolled out; a probe of zero is `unprobed`;
-one that makes the rollout NaN or infinite is `unstable`; one that moves nothing beyond the noise floor (the difference of two nominal runs of the same session) is `dead`.
+one that makes the rollout NaN or infinite is `unstable`; one that moves nothing beyond the noise floor (the
+difference of two nominal runs of the same session) is `dead`.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -21,9 +22,9 @@ from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.score.divergence import Ruler, n_space, ruler_for
 from tqs_onnx.score.engine import ExposedWeights, Injection
-from tqs_onnx.score.gamma import default_horizons, gammas
+from tqs_onnx.score.gamma import EPSILON, default_horizons, gammas
 from tqs_onnx.score.probe import Probe, perturbed
-from tqs_onnx.score.store import ProbeFacts, Scores, Status, WeightScore
+from tqs_onnx.score.store import ProbeFacts, ResponsePoint, Scores, Status, WeightScore
 from tqs_passes.model_io import Model
 from tqs_passes.weights import Survey, Weight
 
@@ -37,6 +38,9 @@ class SweepOptions:
     Parameters
     ----------
     probe : Probe
+    response_bits : tuple of int
+        Further widths at which the response is measured: coarse rounding moves a rollout out of its linear range,
+        and the allocator must know what it costs there.
     horizons : tuple of int
         Steps at which γ(T) is taken; empty: the default schedule.
     units : {"std", "raw"}
@@ -47,6 +51,7 @@ class SweepOptions:
     """
 
     probe: Probe = field(default_factory=Probe)
+    response_bits: tuple[int, ...] = (4, 2)
     horizons: tuple[int, ...] = ()
     units: Literal["std", "raw"] = "std"
     provider: Provider = "cpu"
@@ -121,7 +126,7 @@ def sweep(
     scores: list[WeightScore] = []
     for done, weight in enumerate(survey.weights, 1):
         if on_trajectory(weight, spec):
-            scores.append(_score(weight, injection, meter, options.probe, floor))
+            scores.append(_score(weight, injection, meter, options, floor))
         else:
             scores.append(_blank(weight, Status.OFF_TRAJECTORY))
         if progress is not None:
@@ -136,6 +141,7 @@ def sweep(
         probe=ProbeFacts(
             kind=probe.kind,
             bits=probe.bits,
+            response_bits=options.response_bits,
             per_channel=probe.per_channel,
             draws=probe.n_draws,
             seed=probe.seed,
@@ -159,6 +165,11 @@ class _Meter:
     nominal: Trajectory
     horizons: tuple[int, ...]
 
+    @property
+    def zero(self) -> NDArray[np.float64]:
+        """The energies of a rollout that nothing moved."""
+        return np.zeros((self.ruler.contexts.n_contexts, len(self.horizons)))
+
     def energy(self, trajectory: Trajectory) -> NDArray[np.float64]:
         """Return e_s(T), float64 ``[contexts, horizons]``."""
         squares = self.ruler.squares(trajectory.outputs, self.nominal.outputs)
@@ -167,25 +178,27 @@ class _Meter:
         return running[:, [end - 1 for end in ends]]
 
 
-def _score(weight: Weight, injection: Injection, meter: _Meter, probe: Probe, floor: float) -> WeightScore:
-    theta = injection.values(weight)
-    energies: list[NDArray[np.float64]] = []
-    deltas: list[float] = []
-    for draw in range(probe.n_draws):
-        moved, delta_sq = perturbed(theta, probe, weight.name, draw, weight.channel_axis)
-        if delta_sq == 0.0:
-            return _blank(weight, Status.UNPROBED)
-        try:
-            trajectory = injection.run({weight.name: moved})
-        except NonFiniteError:
+def _score(
+    weight: Weight, injection: Injection, meter: _Meter, options: SweepOptions, floor: float
+) -> WeightScore:
+    primary = _measured(weight, injection, meter, options.probe)
+    if primary is None:
+        return _blank(weight, Status.UNSTABLE)
+    energy, delta_sq = primary
+    response = {float(delta_sq.mean()): _amplification(energy, delta_sq)}
+    for bits in options.response_bits:
+        further = _measured(weight, injection, meter, replace(options.probe, bits=bits, draws=1))
+        if further is None:
             return _blank(weight, Status.UNSTABLE)
-        energies.append(meter.energy(trajectory))
-        deltas.append(delta_sq)
-    energy, delta = np.stack(energies), np.array(deltas)
-    norm = float(np.sqrt(delta.mean()))
-    if float(energy[..., -1].max()) <= floor:
-        return _blank(weight, Status.DEAD).model_copy(update={"delta_norm": norm, "draws": probe.n_draws})
-    g = gammas(energy, delta, meter.horizons)
+        response[float(further[1].mean())] = _amplification(*further)
+    points = tuple(ResponsePoint(delta_sq=d, amplification=a) for d, a in sorted(response.items()) if d > 0.0)
+    draws = options.probe.n_draws
+    if not delta_sq.all():
+        return _blank(weight, Status.UNPROBED).model_copy(update={"response": points})
+    norm = float(np.sqrt(delta_sq.mean()))
+    if float(energy[..., -1].max()) <= floor and all(p.amplification * p.delta_sq <= floor for p in points):
+        return _blank(weight, Status.DEAD).model_copy(update={"delta_norm": norm, "draws": draws})
+    g = gammas(energy, delta_sq, meter.horizons)
     return _blank(weight, Status.ALIVE).model_copy(
         update={
             "gamma": g.gamma,
@@ -196,9 +209,34 @@ def _score(weight: Weight, injection: Injection, meter: _Meter, probe: Probe, fl
             "amplification": g.amplification,
             "growth": g.growth,
             "delta_norm": norm,
-            "draws": probe.n_draws,
+            "draws": draws,
+            "response": points,
         }
     )
+
+
+def _measured(
+    weight: Weight, injection: Injection, meter: _Meter, probe: Probe
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Return energies ``[draws, contexts, horizons]`` and ‖δθ‖² ``[draws]``; None if a rollout is not finite."""
+    theta = injection.values(weight)
+    energies: list[NDArray[np.float64]] = []
+    deltas: list[float] = []
+    for draw in range(probe.n_draws):
+        moved, delta_sq = perturbed(theta, probe, weight.name, draw, weight.channel_axis)
+        deltas.append(delta_sq)
+        if delta_sq == 0.0:
+            energies.append(meter.zero)
+            continue
+        try:
+            energies.append(meter.energy(injection.run({weight.name: moved})))
+        except NonFiniteError:
+            return None
+    return np.stack(energies), np.array(deltas)
+
+
+def _amplification(energy: NDArray[np.float64], delta_sq: NDArray[np.float64]) -> float:
+    return float(np.mean(energy[..., -1] / (delta_sq[:, None] + EPSILON)))
 
 
 def _blank(weight: Weight, status: Status) -> WeightScore:
