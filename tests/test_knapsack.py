@@ -178,9 +178,9 @@ def test_an_item_that_dwarfs_the_others_does_not_hide_them() -> None:
 
 
 @pytest.mark.parametrize("magnitude", [1e-310, 1e-290, 1e-30, 1e30, 1e199])
-def test_costs_of_any_magnitude_are_ordered(magnitude: float) -> None:
+def test_the_choices_do_not_depend_on_the_unit_of_the_costs(magnitude: float) -> None:
     costs = [[9 * magnitude, 5 * magnitude, 0.0], [8 * magnitude, 2 * magnitude, 0.0], [magnitude, 0.0, 0.0]]
-    assert solve(problem_of(costs, [[1, 4, 9], [1, 5, 8], [1, 2, 3]], 13)).choice.tolist() == [1, 1, 1]
+    assert solve(problem_of(costs, [[1, 4, 9], [1, 5, 8], [1, 2, 3]], 13)).choice.tolist() == [1, 2, 0]
 
 
 def test_negative_costs_are_minimised_too() -> None:

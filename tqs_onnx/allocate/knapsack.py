@@ -53,6 +53,10 @@ def solve(problem: Problem, *, time_limit_s: float = 30.0) -> Solution:
     """
     problem.require_feasible()
     table = undominated(problem)
+    # A power of two brings the costs near 1: exact, and no rounding is ever lost to underflow.
+    largest = float(np.abs(table.cost).max(where=np.isfinite(table.cost), initial=0.0))
+    exponent = math.frexp(largest)[1]
+    table = Table(np.ldexp(table.cost, -exponent), table.size, table.index)
     relaxation = relax(table, problem.budget)
     rows = np.arange(len(problem.costs))
     base = table.cost[rows, relaxation.base]
@@ -65,4 +69,5 @@ def solve(problem: Problem, *, time_limit_s: float = 30.0) -> Solution:
         enough=scale * (_ENOUGH if len(rows) <= _PROVEN_UP_TO else _ENOUGH_BEYOND),
         time_limit_s=time_limit_s,
     )
-    return judged(problem, found.choice, math.fsum((*base, found.bound)), found.solver)
+    bound = math.ldexp(math.fsum((*base, found.bound)), exponent)
+    return judged(problem, found.choice, bound, found.solver)

@@ -16,7 +16,7 @@ from tqs_onnx.pipeline import DataFiles, Job, quantize
 
 @click.command("demo")
 @click.option(
-    "--compression", type=float, default=8.0, show_default=True, help="Input file over output file."
+    "--compression", type=float, default=4.0, show_default=True, help="Input file over output file."
 )
 @click.option(
     "--compare", "comparing", is_flag=True, help="Also measure uniform W2, W3, W4 and every objective."
