@@ -14,10 +14,12 @@ from pathlib import Path
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.planning import PlanOptions, Request, plan_within, uniform_plan
 from tqs_onnx.emit import emit
+from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.source import Source
 from tqs_onnx.verify.evaluate import measure_drift
 from tqs_onnx.verify.verify import Bench, roll_file
 from tqs_passes.errors import InfeasibleError
+from tqs_passes.model_io import file_facts
 from tqs_passes.plan import Plan
 
 WIDTHS = (2, 3, 4)
@@ -38,7 +40,7 @@ class Row:
     compression : float
         Input file over this file.
     drift_predicted, drift_measured : float or None
-        None when no file that small could be planned.
+        None when no file that small could be planned; measured also when its rollout is not finite.
     """
 
     method: str
@@ -68,13 +70,18 @@ def compare(source: Source, request: Request, bench: Bench, say: Callable[[str],
 
         def measure(method: str, bits: int, plan: Plan) -> Row:
             emit(source.lifted, plan, file)
-            ours = roll_file(file, bench, keep_other=False)
+            n_bytes = file_facts(file).n_bytes
+            ratio = source.facts.n_bytes / n_bytes
+            try:
+                ours = roll_file(file, bench, keep_other=False)
+            except NonFiniteError as error:
+                say(f"W{bits} {method}: {n_bytes} bytes, {error.what} at step {error.step}")
+                return Row(method, bits, n_bytes, ratio, plan.predicted_drift, None)
             drift = measure_drift(
                 nominal.outputs, ours.outputs, bench.spec, bench.contexts, bench.sigma, nominal.time_after
             ).total
-            n_bytes = file.stat().st_size
             say(f"W{bits} {method}: {n_bytes} bytes, drift {drift:.4g}")
-            return Row(method, bits, n_bytes, source.facts.n_bytes / n_bytes, plan.predicted_drift, drift)
+            return Row(method, bits, n_bytes, ratio, plan.predicted_drift, drift)
 
         for bits in WIDTHS:
             uniform = uniform_plan(request, bits)

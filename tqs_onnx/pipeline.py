@@ -1,27 +1,44 @@
-"""The whole trip as functions of values: open → score → allocate → emit → verify, into a run directory."""
+"""The whole trip as functions of values: open → score → allocate → emit → verify, into a run directory.
+
+What a run directory holds is always whole. A job that fails before its sweep is done leaves nothing. From then on the
+scores are kept, and the plan once there is one: they are what took long. An emitted file that was not verified to
+the end is removed (`tqs emit` writes it again from the plan); one that was verified but fails a gate is kept beside a
+manifest that says so, and the exit code is 3.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.allocate.planning import FileSize, PlanOptions, Request, plan_within
+from tqs_onnx.allocate.planning import (
+    FileSize,
+    PlanOptions,
+    Request,
+    offers_before_scoring,
+    plan_within,
+    require_feasible,
+)
 from tqs_onnx.emit import emit, placeholder_metadata
 from tqs_onnx.rollout.check import check_spec
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.contexts import check_disjoint, load_contexts
 from tqs_onnx.rollout.spec import RolloutSpec, load_spec
 from tqs_onnx.score.store import Scores, Status
-from tqs_onnx.score.sweep import Progress, SweepOptions, sweep
+from tqs_onnx.score.sweep import Progress, SweepOptions, on_trajectory, sweep
 from tqs_onnx.source import Source, open_source, require_scorable
-from tqs_onnx.verify.gates import Gate, Measured, gate_value, passes
+from tqs_onnx.verify.gates import Gate, Measured, gate_value, needs_truth, passes
 from tqs_onnx.verify.manifest import GateResult, Manifest, licence_of, versions
 from tqs_onnx.verify.verify import Bench, Subject, Verification, verify
 from tqs_onnx.version import VERSION
-from tqs_passes.candidates import kitchen_of, menus
+from tqs_passes.candidates import Menu, kitchen_of, menus
 from tqs_passes.errors import InputError
 from tqs_passes.forms import Profile
 from tqs_passes.model_io import file_facts, sha256_of_file, write_text
@@ -124,16 +141,33 @@ def request_for(source: Source, scores: Scores, profile: Profile, tiers: tuple[T
     InputError
         The scores are of another model.
     """
-    if scores.source_sha256 != source.sha256:
+    require_scores_of(source, scores)
+    return Request(menus_of(source, profile, tiers), scores, size_of(source), profile)
+
+
+def require_scores_of(source: Source, scores: Scores) -> None:
+    """Refuse the scores of another model.
+
+    Raises
+    ------
+    InputError
+        The digests differ, or the scored weights are not those of the model.
+    """
+    names = {w.name for w in source.survey.weights}
+    if scores.source_sha256 != source.sha256 or {s.weight for s in scores.weights} != names:
         raise InputError("the scores are of another model", where=str(source.path), todo="Score it again")
-    weights = source.survey.weights
-    bare = skeleton(source.lifted, frozenset(w.name for w in weights), placeholder_metadata(), VERSION)
-    return Request(
-        menus=menus(kitchen_of(source.lifted, profile), weights, tiers),
-        scores=scores,
-        size=FileSize(source.facts.n_bytes, bare.ByteSize(), bare.graph.ByteSize()),
-        profile=profile,
-    )
+
+
+def menus_of(source: Source, profile: Profile, tiers: tuple[Tier, ...]) -> tuple[Menu, ...]:
+    """Return every way to store each weight of a source."""
+    return menus(kitchen_of(source.lifted, profile), source.survey.weights, tiers)
+
+
+def size_of(source: Source) -> FileSize:
+    """Return what a file made from a source is made of besides its weights."""
+    names = frozenset(w.name for w in source.survey.weights)
+    bare = skeleton(source.lifted, names, placeholder_metadata(), VERSION)
+    return FileSize(source.facts.n_bytes, bare.ByteSize(), bare.graph.ByteSize())
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,17 +275,11 @@ def budget_bytes(source_bytes: int, compression: float | None, max_bytes: int | 
     assert compression is not None
     if not compression > 0:
         raise InputError(f"--compression must be positive, not {compression}")
-    return int(source_bytes / compression)
+    ratio = source_bytes / compression
+    return int(ratio) if math.isfinite(ratio) else sys.maxsize
 
 
-def prepare_out(out: Path, names: list[str], *, force: bool) -> None:
-    """Make a run directory, refusing one that holds these files unless forced.
-
-    Raises
-    ------
-    InputError
-        It exists and holds an earlier run, is a file, or cannot be made.
-    """
+def _require_free(out: Path, names: list[str], *, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError("is a file, not a run directory", where=str(out), todo="Choose another --out")
     taken = [name for name in names if (out / name).exists()]
@@ -259,12 +287,34 @@ def prepare_out(out: Path, names: list[str], *, force: bool) -> None:
         raise InputError(
             f"already holds {taken[0]}", where=str(out), todo="Choose another --out, or give --force"
         )
+
+
+@contextmanager
+def run_directory(out: Path, names: list[str], *, force: bool) -> Generator[None]:
+    """Make a run directory, refusing one that holds these files unless forced; on failure remove it if still empty.
+
+    Raises
+    ------
+    InputError
+        It exists and holds an earlier run, is a file, or cannot be made or written to.
+    """
+    _require_free(out, names, force=force)
+    made = [p for p in (out, *out.parents) if not p.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"cannot be made ({error.strerror})", where=str(out), todo="Choose another --out"
         ) from error
+    try:
+        _require_writable(out)
+        yield
+    except BaseException:
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+        raise
 
 
 def emitted_name(model: Path) -> str:
@@ -292,6 +342,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
     source = open_source(job.model)
     require_scorable(source)
     data = read_data(job.data, source)
+    require_evaluable(job.gates, data)
     name = emitted_name(job.model)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     if emitted.resolve() == job.model.resolve():
@@ -299,30 +350,42 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
             "the output would overwrite the input", where=str(emitted), todo="Choose another --out"
         )
     budget = budget_bytes(source.facts.n_bytes, job.compression, job.max_bytes)
-    prepare_out(job.out, [name, "plan.json", "scores.json", "manifest.json"], force=job.force)
-    say(
-        f"{len(source.survey.weights)} weights, {sum(w.n_values for w in source.survey.weights)} values; "
-        f"{data.scoring.n_contexts} scoring and {data.evaluation.n_contexts} evaluation contexts"
-    )
-    scores = sweep(source.lifted, source.survey, data.spec, data.scoring, source.sha256, job.sweep, progress)
-    request = request_for(source, scores, job.profile, job.tiers)
-    plan = plan_within(request, budget, job.plan)
-    for warning in plan.warnings:
-        say(f"warning: {warning}")
-    write_text(job.out / "scores.json", scores.to_json())
-    write_text(job.out / "scores.csv", scores.to_csv())
-    write_text(plan_file, plan.to_json())
-    emit(source.lifted, plan, emitted)
+    files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json"]
+    with run_directory(job.out, files, force=job.force):
+        say(
+            f"{len(source.survey.weights)} weights, {sum(w.n_values for w in source.survey.weights)} values; "
+            f"{data.scoring.n_contexts} scoring and {data.evaluation.n_contexts} evaluation contexts"
+        )
+        offered = menus_of(source, job.profile, job.tiers)
+        size = size_of(source)
+        off = frozenset(
+            w.name for w in source.survey.weights if w.outputs and not on_trajectory(w, data.spec)
+        )
+        require_feasible(size, offers_before_scoring(offered, off, job.plan), budget)
+        scores = sweep(
+            source.lifted, source.survey, data.spec, data.scoring, source.sha256, job.sweep, progress
+        )
+        for file in files:
+            (job.out / file).unlink(missing_ok=True)
+        write_text(job.out / "scores.json", scores.to_json())
+        write_text(job.out / "scores.csv", scores.to_csv())
+        request = Request(offered, scores, size, job.profile)
+        plan = plan_within(request, budget, job.plan)
+        for warning in plan.warnings:
+            say(f"warning: {warning}")
+        write_text(plan_file, plan.to_json())
     subject = Subject(job.model, emitted, source.lifted, source.survey, plan, {})
     bench = Bench(
         data.spec, data.evaluation, scores.sigma, job.sweep.provider, job.sweep.batch, job.sweep.threads
     )
-    verification = verify(subject, bench)
-    results = judge(job.gates, verification)
-    manifest = manifest_of(
-        subject, data.files, verification, results, licence_of(source.metadata), settings_of(job)
-    )
-    write_text(manifest_file, manifest.to_json())
+    with _removed_on_failure(emitted):
+        emit(source.lifted, plan, emitted)
+        verification = verify(subject, bench)
+        results = judge(job.gates, verification)
+        manifest = manifest_of(
+            subject, data.files, verification, results, licence_of(source.metadata), settings_of(job)
+        )
+        write_text(manifest_file, manifest.to_json())
     return Outcome(
         source,
         data,
@@ -336,6 +399,45 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
         manifest_file,
         time.perf_counter() - start,
     )
+
+
+def _require_writable(out: Path) -> None:
+    """Refuse a directory that cannot be written to now, not after the sweep."""
+    try:
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot be written to ({error.strerror})", where=str(out), todo="Choose another --out"
+        ) from error
+
+
+@contextmanager
+def _removed_on_failure(emitted: Path) -> Generator[None]:
+    """Remove an emitted file, and its external data, when what follows does not come to its end."""
+    try:
+        yield
+    except BaseException:
+        emitted.unlink(missing_ok=True)
+        emitted.with_name(emitted.name + ".data").unlink(missing_ok=True)
+        raise
+
+
+def require_evaluable(gates: tuple[Gate, ...], data: Data) -> None:
+    """Refuse a gate that is bound to fail for want of data, before anything is computed.
+
+    Raises
+    ------
+    InputError
+        A gate needs the truth, and the evaluation contexts hold none.
+    """
+    for gate in gates:
+        if needs_truth(gate) and not data.evaluation.truth:
+            raise InputError(
+                f"gate {gate.text!r} cannot be evaluated: the evaluation contexts hold no truth",
+                where=data.evaluation.source,
+                todo="Add truth/<output> to them",
+            )
 
 
 def judge(gates: tuple[Gate, ...], verification: Verification) -> tuple[GateResult, ...]:
@@ -385,7 +487,13 @@ def settings_of(job: Job) -> dict[str, Any]:
         "solver": job.plan.solver,
         "p_fp32": job.plan.protected_share,
         "tiers": [t.value for t in job.tiers],
+        "profile": job.profile,
+        "gamma_min": job.plan.gamma_min,
+        "drop_outputs": job.plan.drop_outputs,
         "probe": {"kind": probe.kind.value, "bits": probe.bits, "draws": probe.n_draws, "seed": probe.seed},
+        "response_bits": list(job.sweep.response_bits),
+        "horizons": list(job.sweep.horizons),
+        "units": job.sweep.units,
         "provider": job.sweep.provider,
         "batch": job.sweep.batch,
         "steps": job.data.steps,

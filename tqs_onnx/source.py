@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,8 +46,6 @@ class Source:
         digests = self.facts.sha256
         if len(digests) == 1:
             return digests[self.path.resolve().name]
-        import hashlib
-
         text = "\n".join(f"{digests[name]}  {name}" for name in sorted(digests))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -14,6 +14,7 @@ function, so that this package can be imported without it. This module must neve
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,21 +74,51 @@ def strip(model: onnx.ModelProto) -> None:
         node.output[:] = [short.get(name, name) for name in node.output]
 
 
+def fold_all_but(model: Any, parameters: Set[str]) -> None:
+    """Fold constants in the exporter's `model` (onnx_ir), in place, but no node that reads a parameter.
+
+    A transposed, gathered or concatenated parameter stays a named initializer with the operator behind it,
+    instead of becoming an anonymous constant.
+    """
+    from onnxscript import optimizer
+
+    def should_fold(node: Any) -> bool | None:
+        reads = any(value is not None and value.name in parameters for value in node.inputs)
+        return False if reads else None
+
+    optimizer.optimize_ir(model, should_fold=should_fold)
+
+
 def export_lean(
     module: nn.Module, example: Tensor, path: Path, *, input_name: str, output_name: str
 ) -> onnx.ModelProto:
-    """Export `module`, which maps one array to one array, and save it to `path`.
+    """Export `module`, which maps one array to one array; see :func:`export_named`."""
+    return export_named(module, {input_name: example}, path, outputs=[output_name])
+
+
+def export_named(
+    module: nn.Module,
+    examples: Mapping[str, Tensor],
+    path: Path,
+    *,
+    outputs: Sequence[str],
+    properties: Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
+    """Export `module` with the names of its parameters and save it to `path`.
 
     Parameters
     ----------
     module : torch.nn.Module
         In evaluation mode.
-    example : torch.Tensor
-        An input; its first axis becomes the dynamic axis "batch", the others stay fixed.
+    examples : mapping of str to torch.Tensor
+        The inputs by name, in the order of `module.forward`; the first axis of each becomes the dynamic axis
+        "batch", the others stay fixed.
     path : pathlib.Path
         The file to write, without external data.
-    input_name, output_name : str
-        Of the graph's input and of its output.
+    outputs : sequence of str
+        Names of the outputs.
+    properties : mapping of str to str, optional
+        Written to the file's `metadata_props`, e.g. `license`.
 
     Returns
     -------
@@ -104,35 +135,42 @@ def export_lean(
     batch = torch.export.Dim("batch", min=1)
     program = torch.onnx.export(
         module,
-        (example,),
-        input_names=[input_name],
-        output_names=[output_name],
-        dynamic_shapes=({0: batch},),
+        tuple(examples.values()),
+        input_names=list(examples),
+        output_names=list(outputs),
+        dynamic_shapes=tuple({0: batch} for _ in examples),
         opset_version=18,
         dynamo=True,
         external_data=False,
         verbose=False,
+        optimize=False,
     )
     if program is None:
         raise InputError("torch returned no ONNX program", where=str(path), todo="Use torch 2.6 or later")
+    parameters = set(dict(module.named_parameters()))
+    fold_all_but(program.model, parameters)
     model: onnx.ModelProto = program.model_proto
     merge_constants(model)
     strip(model)
     stored = {t.name for t in model.graph.initializer}
-    lost = sorted(set(dict(module.named_parameters())) - stored)
+    lost = sorted(parameters - stored)
     if lost:
         raise InputError(
             f"{len(lost)} parameters lost their names, first {lost[0]}",
             where=str(path),
             todo="Use each parameter as it is stored, without a transpose or reshape",
         )
+    for key, value in (properties or {}).items():
+        model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     with torch.no_grad():
-        expected = module(example).numpy()
-    results: Any = ReferenceEvaluator(model).run(None, {input_name: example.numpy()})
-    made = np.asarray(results[0])
-    error = float(np.abs(made - expected).max() / np.abs(expected).max())
-    if not error <= TOLERANCE:
-        raise InputError(f"the file differs from the module by {error:.1e}", where=str(path))
+        expected = module(*examples.values())
+    feeds = {name: value.numpy() for name, value in examples.items()}
+    results: Any = ReferenceEvaluator(model).run(None, feeds)
+    wanted = expected if isinstance(expected, tuple) else (expected,)
+    for name, made, want in zip(outputs, results, wanted, strict=True):
+        error = float(np.abs(np.asarray(made) - want.numpy()).max() / np.abs(want.numpy()).max())
+        if not error <= TOLERANCE:
+            raise InputError(f"output {name} differs from the module by {error:.1e}", where=str(path))
     onnx.save_model(model, path)
     return model

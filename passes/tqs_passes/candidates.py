@@ -6,19 +6,29 @@ less error than another) removed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from tqs_passes.encode.fragment import field_size
-from tqs_passes.encode.weight import BF16_OPSET, Form, Target, decoded_cast, encode_cast, encode_codes
+from tqs_passes.encode.weight import (
+    BF16_OPSET,
+    Form,
+    Target,
+    decoded_cast,
+    encode_cast,
+    encode_codes,
+    np_dtype,
+)
 from tqs_passes.forms import Profile, integer_form, plain_gemms, scale_axes
 from tqs_passes.grid import Grid, grids_for, quantize
 from tqs_passes.model_io import Model, tensor_array
-from tqs_passes.plan import Assignment
-from tqs_passes.rewrite import namespace_of, opset_of, target_of
+from tqs_passes.plan import Assignment, ServingTarget
+from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, target_of
+from tqs_passes.targets import Serving, refusal
 from tqs_passes.tier import KEEP_TIER, Tier, offered
 from tqs_passes.weights import Weight
 
@@ -59,21 +69,25 @@ class Kitchen:
         Lifted model.
     profile : {"fast", "exact"}
     opset : int
-    namespace : str
+    names : Names
+        Which names the model leaves free.
     gemms : frozenset of str
+    serving : Serving
+        Candidates that its target cannot serve are left out.
     """
 
     model: Model
     profile: Profile
     opset: int
-    namespace: str
+    names: Names
     gemms: frozenset[str]
+    serving: Serving = field(default_factory=Serving)
 
 
-def kitchen_of(model: Model, profile: Profile) -> Kitchen:
+def kitchen_of(model: Model, profile: Profile, serving: Serving | None = None) -> Kitchen:
     """Collect what candidates of a lifted model depend on."""
-    graph = model.proto.graph
-    return Kitchen(model, profile, opset_of(model.proto), namespace_of(model.proto), plain_gemms(graph))
+    graph, opset = model.proto.graph, opset_of(model.proto)
+    return Kitchen(model, profile, opset, names_of(model.proto), plain_gemms(graph), serving or Serving())
 
 
 def menus(kitchen: Kitchen, weights: tuple[Weight, ...], tiers: tuple[Tier, ...]) -> tuple[Menu, ...]:
@@ -96,25 +110,21 @@ def _menu(
         tier=KEEP_TIER[weight.dtype],
         form=Form.KEEP,
         rounding="keep",
-        n_bytes=field_size(_inline_size(tensor, values)),
+        n_bytes=field_size(kept_size(tensor)),
         error_energy=0.0,
     )
     found = [Candidate(keep, {})]
     exact = np.asarray(values).astype(np.float64)
-    single = exact.astype(np.float32)
+    with np.errstate(over="ignore"):
+        single = exact.astype(np.float32)
+    in_range = bool(np.isfinite(single).all())
     for tier in offered(tiers, weight.dtype)[1:]:
-        target = target_of(keep, index, kitchen.opset, kitchen.namespace)
-        if tier.is_integer:
+        target = target_of(keep, index, kitchen.opset, kitchen.names)
+        if tier.is_integer and in_range:
             found.extend(_integer(kitchen, weight, keep, target, tier, exact, single))
-        elif tier is not Tier.BF16 or kitchen.opset >= BF16_OPSET:
+        elif not tier.is_integer and (tier is not Tier.BF16 or kitchen.opset >= BF16_OPSET):
             found.extend(_half(keep, target, tier, exact, values))
     return Menu(weight, _undominated(found))
-
-
-def _inline_size(tensor: onnx.TensorProto, values: NDArray[np.generic]) -> int:
-    bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    header: int = bare.ByteSize()
-    return header + field_size(values.nbytes)
 
 
 def _half(
@@ -145,45 +155,50 @@ def _integer(
     exact: NDArray[np.float64],
     single: NDArray[np.float32],
 ) -> list[Candidate]:
-    form = integer_form(weight, kitchen.profile, kitchen.opset, kitchen.gemms)
+    form = integer_form(weight, kitchen.profile, kitchen.opset, kitchen.gemms, kitchen.serving.target)
     found: list[Candidate] = []
     for axis in scale_axes(weight, tier, form):
         n_scales = 1 if axis is None else weight.shape[axis]
         if axis is not None and n_scales > _MAX_SCALE_SHARE * weight.n_values:
             continue
         for grid in grids_for(tier.bits):
-            found.append(_rounded(keep, target, tier, form, axis, grid, exact, single))
+            draft = keep.model_copy(
+                update={
+                    "tier": tier,
+                    "grid": grid,
+                    "axis": axis,
+                    "half_scales": _wants_half(weight.shape, axis, kitchen.serving),
+                    "form": form,
+                    "encoding": kitchen.serving.stored_as,
+                    "rounding": "mse",
+                }
+            )
+            if refusal(draft, weight, kitchen.serving.target, kitchen.opset) is not None:
+                continue
+            candidate = _rounded(draft, target, exact, single)
+            if math.isfinite(candidate.assignment.error_energy):
+                found.append(candidate)
     return found
 
 
+def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> bool:
+    """Whether float16 scales pay: each saves 2 bytes, and costs one Cast node, which TensorRT's scales cannot have."""
+    if axis is None or serving.target is ServingTarget.TENSORRT:
+        return False
+    return shape[axis] * 2 > _HALF_SCALE_OVERHEAD_BYTES
+
+
 def _rounded(
-    keep: Assignment,
-    target: Target,
-    tier: Tier,
-    form: Form,
-    axis: int | None,
-    grid: Grid,
-    exact: NDArray[np.float64],
-    single: NDArray[np.float32],
+    draft: Assignment, target: Target, exact: NDArray[np.float64], single: NDArray[np.float32]
 ) -> Candidate:
-    # A half-precision scale saves 2 bytes a channel and costs one Cast node.
-    wants_half = axis is not None and single.shape[axis] * 2 > _HALF_SCALE_OVERHEAD_BYTES
-    codes = quantize(single, tier.bits, axis, grid, half_scales=wants_half)
-    residual = codes.decode().astype(np.float64) - exact
-    fragment = encode_codes(target, codes, form)
-    assignment = keep.model_copy(
-        update={
-            "tier": tier,
-            "grid": grid,
-            "axis": axis,
-            "half_scales": wants_half,
-            "form": form,
-            "rounding": "mse",
-            "n_bytes": fragment.n_bytes(),
-            "error_energy": float(np.sum(residual * residual)),
-        }
-    )
-    return Candidate(assignment, {key: piece.n_bytes() for key, piece in fragment.shared.items()})
+    assert draft.grid is not None
+    codes = quantize(single, draft.tier.bits, draft.axis, draft.grid, half_scales=draft.half_scales)
+    with np.errstate(over="ignore"):  # a level above the largest float16 decodes to infinity
+        residual = codes.decode().astype(np_dtype(draft.dtype)).astype(np.float64) - exact
+    fragment = encode_codes(target, codes, draft.form, draft.encoding)
+    update = {"n_bytes": fragment.n_bytes(), "error_energy": float(np.sum(residual * residual))}
+    shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
+    return Candidate(draft.model_copy(update=update), shared)
 
 
 _HALF_SCALE_OVERHEAD_BYTES = 48

@@ -12,6 +12,7 @@ import onnx
 
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import Model, serialize
+from tqs_passes.scope import bodies, defined_names
 
 
 def checker_complaint(proto: onnx.ModelProto) -> str | None:
@@ -46,7 +47,7 @@ def decoding(model: Model, names: Iterable[str]) -> onnx.ModelProto:
             index, node = producers[name]
             if index not in keep:
                 keep[index] = node
-                queue.extend(i for i in node.input if i)
+                queue.extend(_read_names(node))
         else:
             raise InputError("a stored weight is not decoded from stored tensors alone", where=name)
     out = onnx.ModelProto(ir_version=model.proto.ir_version)
@@ -56,6 +57,17 @@ def decoding(model: Model, names: Iterable[str]) -> onnx.ModelProto:
     out.graph.initializer.extend(used[n] for n in sorted(used))
     out.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
     return onnx.shape_inference.infer_shapes(out) if out.graph.node else out
+
+
+def _read_names(node: onnx.NodeProto) -> set[str]:
+    """Return the names a node reads, those its bodies read from around them included."""
+    names = {name for name in node.input if name}
+    for _, body in bodies(node):
+        inside = {output.name for output in body.output}
+        for inner in body.node:
+            inside |= _read_names(inner)
+        names |= inside - defined_names(body)
+    return names
 
 
 __all__ = ["checker_complaint", "decoding", "serialize"]

@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import onnx
+
 from tqs_passes import content
 from tqs_passes.axes import MOVERS
 from tqs_passes.content import Array
@@ -30,6 +32,10 @@ _SCALES: dict[str, frozenset[int]] = {
     "com.microsoft.QAttention": frozenset({3, 4}),
     "com.microsoft.DynamicQuantizeLSTM": frozenset({8, 9, 10, 11}),
 }
+_BYTES = frozenset(
+    {onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT4, onnx.TensorProto.UINT4}
+)
+_INTEGERS = _BYTES | {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 _ALL = frozenset(range(16))
 #: Inputs that are arguments (a shape, an axis, a bound), by operator: they steer, they are not data.
 _ARGUMENTS: dict[str, frozenset[int]] = {
@@ -110,6 +116,12 @@ class Judge:
         self._stored: dict[Value, tuple[int, ...]] = {
             (0, t.name): tuple(int(d) for d in t.dims) for t in wiring.graphs[0].initializer
         }
+        self._integers: dict[Value, int] = {
+            (0, t.name): t.data_type for t in wiring.graphs[0].initializer if t.data_type in _INTEGERS
+        }
+        self._made: dict[Value, tuple[Value | None, ...]] = {
+            (site.scope, name): site.inputs for site in wiring.sites for name in site.node.output if name
+        }
         self._near_input = self._affine_of_inputs()
 
     def reason(self, candidate: Candidate) -> str | None:
@@ -119,7 +131,7 @@ class Judge:
 
     def _use(self, candidate: Candidate) -> str | None:
         readings = candidate.readings
-        if readings and all(_is_scale(r) for r in readings):
+        if readings and all(_is_scale(r) or self._scales_levels(r) for r in readings):
             return "already quantised: a scale or zero point"
         if readings and all(_is_comparison(r) for r in readings):
             return "only compared with, never computed with"
@@ -127,6 +139,27 @@ class Judge:
         if ends and all(_is_argument(site, position) for site, position in ends):
             return f"argument of {ends[0][0].op}: a shape, a bound or a factor, not data"
         return None
+
+    def _scales_levels(self, reading: Reading) -> bool:
+        """Whether a reader multiplies by it what is made of stored integers alone, bytes among them.
+
+        Those are the levels of a quantised weight.
+        """
+        site = reading.site
+        if site.op != "Mul" or site.scope:
+            return False
+        waiting = [v for i, v in enumerate(site.inputs) if i != reading.reader.input_index]
+        seen, has_bytes = set(waiting), False
+        while waiting:
+            value = waiting.pop()
+            if value in self._integers:
+                has_bytes |= self._integers[value] in _BYTES
+            elif value is None or not self._made.get(value):
+                return False
+            else:
+                waiting += [v for v in self._made[value] if v not in seen]
+                seen.update(self._made[value])
+        return has_bytes
 
     def _frequencies(self, candidate: Candidate) -> str | None:
         if content.wide_axes(candidate.shape) != 1 or not candidate.readings:

@@ -14,13 +14,20 @@ from typing import Literal
 import onnx
 
 from tqs_passes.encode.weight import DQ_OPSET, Form
+from tqs_passes.plan import ServingTarget
 from tqs_passes.tier import Tier
 from tqs_passes.weights import Reader, Weight
 
 Profile = Literal["fast", "exact"]
 
 
-def integer_form(weight: Weight, profile: Profile, opset: int, gemm_plain: frozenset[str]) -> Form:
+def integer_form(
+    weight: Weight,
+    profile: Profile,
+    opset: int,
+    gemm_plain: frozenset[str],
+    target: ServingTarget = ServingTarget.ORT_CPU,
+) -> Form:
     """Return the form of an integer tier for this weight.
 
     Parameters
@@ -30,7 +37,13 @@ def integer_form(weight: Weight, profile: Profile, opset: int, gemm_plain: froze
     opset : int
     gemm_plain : frozenset of str
         Names of the Gemm nodes with alpha = beta = 1 and no transposed operand (see `plain_gemms`).
+    target : ServingTarget
+        TensorRT takes DequantizeLinear only; a portable file holds none.
     """
+    if target is ServingTarget.TENSORRT:
+        return Form.DEQUANTIZE
+    if target is ServingTarget.PORTABLE:
+        return Form.CAST_MUL
     if profile == "exact" or opset < DQ_OPSET or weight.dtype != "float32":
         return Form.CAST_MUL
     if len(weight.readers) != 1 or len(weight.shape) != 2:

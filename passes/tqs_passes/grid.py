@@ -133,8 +133,8 @@ def quantize(
     if grid not in grids_for(bits):
         raise ValueError(f"no {grid} grid at {bits} bits")
     rows = as_rows(w, axis)
-    scales = _fit_scales(rows, bits, grid)
-    stored = store_scales(scales, half=half_scales)
+    flat: NDArray[np.bool_] = np.max(np.abs(rows), axis=1) == 0
+    stored = _stored_scales(_fit_scales(rows, bits, grid), flat, half=half_scales)
     levels = round_levels(rows / stored.astype(F32)[:, None], bits, grid).astype(np.int8)
     return _codes(levels, stored, w.shape, bits, axis, grid)
 
@@ -154,11 +154,16 @@ def _codes(
     return Codes(full, scales.reshape(broadcast_shape(shape, axis)), bits, grid, axis)
 
 
-def store_scales(scales: NDArray[np.float32], *, half: bool) -> NDArray[np.float16] | NDArray[np.float32]:
-    """Return scales in their stored type; float16 only where every scale is a normal float16."""
-    if half and scales_fit_half(scales):
-        return scales.astype(np.float16)
-    return scales
+def _stored_scales(
+    scales: NDArray[np.float32], flat: NDArray[np.bool_], *, half: bool
+) -> NDArray[np.float16] | NDArray[np.float32]:
+    """Return scales in their stored type; float16 only where the scale of every row but the flat ones fits.
+
+    A row of zeros gets the smallest normal scale: mid-rise levels cannot store 0 exactly.
+    """
+    if half and scales_fit_half(scales[~flat]):
+        return np.where(flat, np.finfo(np.float16).tiny, scales).astype(np.float16)
+    return np.where(flat, np.finfo(F32).tiny, scales).astype(F32)
 
 
 def scales_fit_half(scales: NDArray[np.float32]) -> bool:
@@ -167,11 +172,30 @@ def scales_fit_half(scales: NDArray[np.float32]) -> bool:
 
 
 def _fit_scales(rows: NDArray[np.float32], bits: int, grid: Grid) -> NDArray[np.float32]:
-    """Return the scale of each row, float32 ``[channels]``, > 0."""
-    top = F32((1 << bits) - 1) if grid is Grid.MIDRISE else F32(max((1 << (bits - 1)) - 1, 1))
-    peak = np.max(np.abs(rows), axis=1)
-    flat = peak == 0  # an all-zero row: any scale serves, and mid-rise cannot store 0 exactly
-    peak = np.where(flat, F32(1e-4) if grid is Grid.SIGNED else np.finfo(np.float16).tiny, peak).astype(F32)
+    """Return the scale of each row, float32 ``[channels]``, a normal number > 0.
+
+    Rows are first brought to peaks of 0.5 … 1 by powers of two, which is exact: no square under- or overflows.
+    """
+    peak, exponent = np.frexp(np.max(np.abs(rows), axis=1))
+    peak = np.where(peak == 0, F32(1), peak)  # an all-zero row: any scale serves
+    unit = np.ldexp(rows, -exponent[:, None])
+    fitted = _search(unit, peak, bits, grid) if bits > 1 else _mean_size(unit)
+    largest = np.finfo(F32).max / F32(1 << bits)  # level · scale stays finite
+    scales: NDArray[np.float32] = np.clip(np.ldexp(fitted, exponent), np.finfo(F32).tiny, largest)
+    return scales
+
+
+def _mean_size(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return mean|w| of each row: with levels ±1 the scale of least squared error."""
+    sizes: NDArray[np.float32] = np.abs(rows).mean(axis=1, dtype=np.float64).astype(F32)
+    return sizes
+
+
+def _search(
+    rows: NDArray[np.float32], peak: NDArray[np.float32], bits: int, grid: Grid
+) -> NDArray[np.float32]:
+    """Return the best scale of each row, whose largest size is `peak`: clip ratios, then least-squares refits."""
+    top = F32((1 << bits) - 1) if grid is Grid.MIDRISE else F32((1 << (bits - 1)) - 1)
     if bits == 8:
         ratios = _RATIOS[:4]
     elif bits >= 6:
@@ -188,11 +212,14 @@ def _fit_scales(rows: NDArray[np.float32], bits: int, grid: Grid) -> NDArray[np.
         better = error < best
         best = np.where(better, error, best)
         scales = np.where(better, trial, scales)
-    return _refit(rows, scales.astype(F32), bits, grid, flat)
+    if stride > 1:  # a sample may miss the few values that clipping harms most
+        worse = _row_error(rows, scales, bits, grid) > _row_error(rows, peak / top, bits, grid)
+        scales = np.where(worse, peak / top, scales)
+    return _refit(rows, scales.astype(F32), bits, grid)
 
 
 def _refit(
-    rows: NDArray[np.float32], scales: NDArray[np.float32], bits: int, grid: Grid, flat: NDArray[np.bool_]
+    rows: NDArray[np.float32], scales: NDArray[np.float32], bits: int, grid: Grid
 ) -> NDArray[np.float32]:
     best = _row_error(rows, scales, bits, grid)
     for _ in range(_REFITS):
@@ -200,7 +227,6 @@ def _refit(
         power = np.einsum("ij,ij->i", q, q)
         dot = np.einsum("ij,ij->i", q, rows)
         trial = np.where((power > 0) & (dot > 0), dot / np.where(power > 0, power, 1), scales).astype(F32)
-        trial = np.where(flat | ~(trial > 0), scales, trial)
         error = _row_error(rows, trial, bits, grid)
         better = error < best
         if not better.any():
@@ -230,8 +256,8 @@ def rtn(w: NDArray[np.float32], bits: int, axis: int | None) -> NDArray[np.float
         sizes: NDArray[np.float32] = np.abs(rows).mean(axis=1, dtype=F32, keepdims=True)
         out: NDArray[np.float32] = np.where(rows >= 0, sizes, -sizes)
     else:
-        peak = np.max(np.abs(rows), axis=1)
-        scale = np.where(peak > 0, peak / F32((1 << (bits - 1)) - 1), F32(1)).astype(F32)[:, None]
+        scale = np.max(np.abs(rows), axis=1, keepdims=True) / F32((1 << (bits - 1)) - 1)
+        scale = np.where(scale > 0, scale, F32(1)).astype(F32)
         out = round_levels(rows / scale, bits, Grid.SIGNED) * scale
     if axis is None:
         return out.reshape(w.shape)

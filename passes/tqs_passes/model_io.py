@@ -58,7 +58,7 @@ class FileFacts:
     n_bytes : int
         Size in bytes of the file and of all its external-data files.
     sha256 : dict of str to str
-        File name to hexadecimal digest, for the `.onnx` file and each external-data file.
+        Hexadecimal digest of the `.onnx` file and of each external-data file, by name relative to their folder.
     """
 
     path: Path
@@ -75,6 +75,19 @@ def iter_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from iter_graphs(attribute.g)
             for body in attribute.graphs:
                 yield from iter_graphs(body)
+
+
+def iter_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node: of the graph, its bodies, and local functions with theirs."""
+    for graph in iter_graphs(proto.graph):
+        yield from graph.node
+    for function in proto.functions:
+        for node in function.node:
+            yield node
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs):
+                    for graph in iter_graphs(body):
+                        yield from graph.node
 
 
 def iter_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -124,7 +137,11 @@ def _external_file(tensor: onnx.TensorProto, folder: Path) -> Path:
     if "\0" in location:
         raise InputError("external data location holds a null byte", where=tensor.name)
     base = folder.resolve()
-    path = (base / location).resolve()
+    try:
+        path = (base / location).resolve()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise InputError("external data location cannot be looked up", where=tensor.name) from error
     if Path(location).is_absolute() or not path.is_relative_to(base):
         raise InputError(
             f"external data location {location!r} leaves the model's folder",
@@ -143,12 +160,16 @@ def load_model(path: Path) -> Model:
         The file is missing, unreadable, not ONNX, truncated, or its external data is missing, too short, or
         outside the model's folder.
     """
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise InputError(f"cannot be looked up ({error.strerror})", where=str(path)) from error
+    if not exists:
         raise InputError("no such file", where=str(path), todo="Give the path of an .onnx file")
     if not path.is_file():
         raise InputError("is not a file", where=str(path), todo="Give the path of an .onnx file")
     try:
-        proto = onnx.load(str(path), load_external_data=False)
+        proto = onnx.load(str(path), "protobuf", load_external_data=False)
     except (DecodeError, ValueError, RuntimeError) as error:
         raise InputError(
             "is not an ONNX file, or is truncated", where=str(path), todo="Export it again"
@@ -263,7 +284,9 @@ def file_facts(path: Path) -> FileFacts:
             files.add(_external_file(tensor, model.folder))
     ordered = sorted(files)
     return FileFacts(
-        path, sum(f.stat().st_size for f in ordered), {f.name: sha256_of_file(f) for f in ordered}
+        path,
+        sum(f.stat().st_size for f in ordered),
+        {f.relative_to(model.folder).as_posix(): sha256_of_file(f) for f in ordered},
     )
 
 
@@ -307,17 +330,21 @@ def save_model(model: Model, path: Path, *, external: bool | None = None) -> Non
         external = sum(_stored_size(t) for t in stored) > SINGLE_FILE_LIMIT_BYTES
     data_path = path.with_name(path.name + ".data")
     if external:
-        with atomic_file(data_path) as data_tmp:
+        # Both are written before either is renamed, the data first: no model appears without its data.
+        with atomic_file(path) as tmp, atomic_file(data_path) as data_tmp:
             _write_external(stored, model.folder, data_tmp, data_path.name)
-            with atomic_file(path) as tmp:
-                tmp.write_bytes(serialize(proto))
+            tmp.write_bytes(serialize(proto))
         return
     for tensor in stored:
-        if uses_external_data(tensor):
-            array = np.ascontiguousarray(tensor_array(tensor, model.folder))
-            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        _store_inline(tensor, model.folder)
     with atomic_file(path) as tmp:
         tmp.write_bytes(serialize(proto))
+
+
+def _store_inline(tensor: onnx.TensorProto, folder: Path) -> None:
+    if uses_external_data(tensor):
+        array = np.asarray(tensor_array(tensor, folder), order="C")
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
 def _stored_size(tensor: onnx.TensorProto) -> int:
@@ -337,6 +364,7 @@ def _write_external(tensors: list[onnx.TensorProto], folder: Path, file: Path, n
                 tensor.data_type == onnx.TensorProto.STRING
                 or tensor_n_bytes(tensor) < EXTERNAL_THRESHOLD_BYTES
             ):
+                _store_inline(tensor, folder)  # a location of the source's means nothing beside the new file
                 continue
             if tensor.HasField("raw_data"):
                 raw = tensor.raw_data

@@ -43,7 +43,7 @@ class Perturb:
         """Return a model whose `weights` are inputs, appended in the order given; other tensors are inline."""
         light = _without_values(model, frozenset(self.weights))
         graph = cast(Any, gs.import_onnx(light))
-        tensors = graph.tensors()
+        tensors = _tensors(graph)
         changed: list[str] = []
         skipped: list[Skip] = []
         dtypes = {t.name: t.data_type for t in model.proto.graph.initializer}
@@ -62,6 +62,19 @@ class Perturb:
         return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))
 
 
+def _tensors(graph: Any) -> dict[str, Any]:
+    """Return the tensors that nodes of a graphsurgeon graph or of its bodies touch; outer ones hide inner ones.
+
+    graphsurgeon's own `tensors` leaves out a stored tensor of the main graph that only bodies read.
+    """
+    found = dict(graph.tensors())
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                found = _tensors(value) | found
+    return found
+
+
 def _without_values(model: Model, names: frozenset[str]) -> onnx.ModelProto:
     """Return a copy whose named initializers hold no values (one broadcast zero), the others inline."""
     proto = onnx.ModelProto()
@@ -73,7 +86,7 @@ def _without_values(model: Model, names: frozenset[str]) -> onnx.ModelProto:
             light.dims.extend(tensor.dims)
             light.raw_data = b"\0"
         elif uses_external_data(tensor):
-            array = np.ascontiguousarray(tensor_array(tensor, model.folder))
+            array = np.asarray(tensor_array(tensor, model.folder), order="C")
             light.CopyFrom(numpy_helper.from_array(array, tensor.name))
         else:
             light.CopyFrom(tensor)

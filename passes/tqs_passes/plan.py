@@ -7,15 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Grid
-from tqs_passes.tier import Tier
+from tqs_passes.grid import Grid, grids_for
+from tqs_passes.tier import KEEP_TIER, Tier
+
+
+class ServingTarget(StrEnum):
+    """What serves the file (see `tqs_passes.targets`)."""
+
+    ORT_CPU = "ort-cpu"
+    ORT_CUDA = "ort-cuda"
+    TENSORRT = "tensorrt"
+    PORTABLE = "portable"
 
 
 class _Frozen(BaseModel):
@@ -41,6 +51,8 @@ class Assignment(_Frozen):
         Scales are stored as float16.
     form : Form
         How it is decoded in the graph.
+    encoding : Encoding
+        How the levels of an integer tier are stored.
     rounding : str
         How integers were chosen: `mse` needs the weight only; others read `codes.npz`.
     n_bytes : int
@@ -62,16 +74,36 @@ class Assignment(_Frozen):
     dtype: str
     tier: Tier
     grid: Grid | None = None
-    axis: int | None = None
+    axis: int | None = Field(default=None, ge=0)
     half_scales: bool = False
     form: Form
-    rounding: Literal["keep", "cast", "mse", "gptq", "gptaq", "qep"]
+    encoding: Encoding = Encoding.PLANES
+    rounding: Literal["keep", "cast", "rtn", "mse", "gptq", "gptaq", "qep"]
     n_bytes: int = Field(ge=0)
     error_energy: float = Field(ge=0)
     gamma: float | None = None
     amplification: float = 0.0
     cost: float = 0.0
     dead: bool = False
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse a form, grid or axis that does not go with the tier and shape."""
+        if self.dtype not in KEEP_TIER:
+            raise ValueError(f"no weight has the data type {self.dtype!r}")
+        if self.tier.is_integer:
+            if self.form not in (Form.CAST_MUL, Form.DEQUANTIZE):
+                raise ValueError(f"form {self.form} does not decode {self.tier}")
+            if self.grid not in grids_for(self.tier.bits):
+                raise ValueError(f"{self.tier} has no grid {self.grid}")
+            if self.axis is not None and self.axis >= len(self.shape):
+                raise ValueError(f"axis {self.axis} is none of a weight of {len(self.shape)} dimensions")
+        elif self.form is Form.KEEP:
+            if self.tier is not KEEP_TIER[self.dtype]:
+                raise ValueError(f"{self.dtype} kept as it is is not {self.tier}")
+        elif self.form is not Form.CAST or self.tier is Tier.FP64:
+            raise ValueError(f"form {self.form} does not decode {self.tier}")
+        return self
 
 
 class SolverFacts(_Frozen):
@@ -118,6 +150,12 @@ class Plan(_Frozen):
         Size in bytes of the input file, external data included.
     predicted_drift : float or None
         sqrt(Σ cost / N), N values of one context's trajectory; None when nothing was scored.
+    target : ServingTarget
+        What the file is made for.
+    constants : str
+        `small`: tensors that are not weights are stored losslessly small; `keep`: as they are.
+    opset : int or None
+        The model is converted to this opset; None: it keeps its own.
     solver : SolverFacts or None
     warnings : tuple of str
     """
@@ -129,8 +167,20 @@ class Plan(_Frozen):
     n_bytes: int
     source_bytes: int
     predicted_drift: float | None = None
+    target: ServingTarget = ServingTarget.ORT_CPU
+    constants: Literal["small", "keep"] = "keep"
+    opset: int | None = None
     solver: SolverFacts | None = None
     warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_once(self) -> Self:
+        """Refuse a weight that is assigned twice."""
+        names = [a.weight for a in self.assignments]
+        if len(set(names)) != len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"weight {twice!r} is assigned twice")
+        return self
 
     @property
     def weight_bytes(self) -> int:
@@ -144,9 +194,10 @@ class Plan(_Frozen):
     def digest(self) -> str:
         """Return the SHA-256 of everything that decides the emitted bytes."""
         decisive = [
-            [a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.rounding] for a in self.assignments
+            [a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.encoding, a.rounding]
+            for a in self.assignments
         ]
-        text = json.dumps([self.source_sha256, self.profile, decisive], separators=(",", ":"))
+        text = json.dumps([self.source_sha256, self.constants, self.opset, decisive], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from tqs_passes.model_io import iter_graphs
+from tqs_passes.model_io import iter_nodes
 
 _RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -13,8 +13,8 @@ _RANDOM = frozenset(
 
 def random_operators(proto: onnx.ModelProto) -> tuple[str, ...]:
     """Return ``operator 'node name'`` of each node, in the graph, its bodies and functions, that draws at random."""
-    nodes = [node for graph in iter_graphs(proto.graph) for node in graph.node]
-    nodes += [node for function in proto.functions for node in function.node]
     return tuple(
-        f"{n.op_type} {n.name!r}" for n in nodes if n.op_type in _RANDOM and n.domain in ("", "ai.onnx")
+        f"{n.op_type} {n.name!r}"
+        for n in iter_nodes(proto)
+        if n.op_type in _RANDOM and n.domain in ("", "ai.onnx")
     )

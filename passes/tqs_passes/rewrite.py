@@ -18,14 +18,28 @@ from typing import ClassVar
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.base import PassResult, Skip
-from tqs_passes.encode.fragment import Fragment
-from tqs_passes.encode.weight import Form, Target, decoded_cast, encode_cast, encode_codes, np_dtype
+from tqs_passes.encode.fragment import Fragment, field_size
+from tqs_passes.encode.weight import (
+    BF16_OPSET,
+    DQ_OPSET,
+    Form,
+    Target,
+    decoded_cast,
+    encode_cast,
+    encode_codes,
+    np_dtype,
+    stem_names,
+    tensor_type,
+)
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Codes, quantize
-from tqs_passes.model_io import Model, iter_graphs, tensor_array
+from tqs_passes.model_io import Model, iter_graphs, tensor_array, tensor_n_bytes
 from tqs_passes.plan import Assignment, Plan
+from tqs_passes.scope import defined_names
+from tqs_passes.tier import Tier
 
 #: Debug notes exporters leave on every node; they may outweigh a small model and no runtime reads them.
 _DEBUG_PREFIXES = ("pkg.torch.", "pkg.onnxscript.", "namespace")
@@ -36,27 +50,45 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
-def namespace_of(proto: onnx.ModelProto) -> str:
-    """Return a prefix no name of the model starts with: `tqs`, else `tqs2`, `tqs3` and so on."""
-    names: set[str] = set()
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Which names a model leaves free.
+
+    Parameters
+    ----------
+    taken : frozenset of str
+        Every name of a tensor or node in its graph and their bodies.
+    namespace : str
+        A prefix that none of them starts with: `tqs`, else `tqs2`, `tqs3` and so on.
+    """
+
+    taken: frozenset[str]
+    namespace: str
+
+
+def names_of(proto: onnx.ModelProto) -> Names:
+    """Collect the names of a model; the cost is linear in its size."""
+    taken: set[str] = set()
     for graph in iter_graphs(proto.graph):
-        names.update(t.name for t in graph.initializer)
-        names.update(o for n in graph.node for o in n.output)
-        names.update(i.name for i in graph.input)
-    taken = {name.partition(".")[0] for name in names if name.startswith("tqs")}
-    taken |= (
-        {"tqs"} if any(n.endswith(("_quantized", "_quantized_1", "_quantized_2")) for n in names) else set()
-    )
+        taken |= defined_names(graph)
+        taken.update(node.name for node in graph.node)
+        taken.update(name for node in graph.node for name in node.input)
+    spaces = {name.partition(".")[0] for name in taken if name.startswith("tqs")}
     space, count = "tqs", 1
-    while space in taken:
+    while space in spaces:
         count += 1
         space = f"tqs{count}"
-    return space
+    return Names(frozenset(taken), space)
 
 
-def target_of(assignment: Assignment, index: int, opset: int, namespace: str) -> Target:
-    """Return where the fragment of an assignment goes; `index` is its place in the plan."""
-    return Target(assignment.weight, assignment.dtype, opset, f"{namespace}.{index}.", namespace)
+def target_of(assignment: Assignment, index: int, opset: int, names: Names) -> Target:
+    """Return where the fragment of an assignment goes; `index` is its place in the plan.
+
+    Its names stem from the weight's, or from ``<namespace>.<index>`` where the model has such names already.
+    """
+    weight, prefix = assignment.weight, f"{names.namespace}.{index}"
+    stem = weight if names.taken.isdisjoint(stem_names(weight)) else prefix
+    return Target(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem)
 
 
 def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
@@ -74,7 +106,8 @@ def fragment_of(
     """Return the fragment that stores and decodes one weight (not for the form `keep`)."""
     if assignment.form is Form.CAST:
         return encode_cast(target, values, assignment.tier)
-    return encode_codes(target, codes or round_weight(values, assignment), assignment.form)
+    codes = codes or round_weight(values, assignment)
+    return encode_codes(target, codes, assignment.form, assignment.encoding)
 
 
 def reference_weight(
@@ -148,6 +181,32 @@ def drop_debug_notes(proto: onnx.ModelProto) -> None:
             node.ClearField("doc_string")
 
 
+def kept_size(tensor: onnx.TensorProto) -> int:
+    """Return the serialized bytes of a tensor that stays as it is, once `drop_debug_notes` and `save_model` ran."""
+    if uses_external_data(tensor):
+        bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        header: int = bare.ByteSize()
+        return header + field_size(tensor_n_bytes(tensor))
+    notes = [e for e in tensor.metadata_props if e.key.startswith(_DEBUG_PREFIXES)]
+    size: int = tensor.ByteSize()
+    return size - sum(1 + field_size(e.ByteSize()) for e in notes)
+
+
+def _require(a: Assignment, tensor: onnx.TensorProto | None, codes: Codes | None, opset: int) -> None:
+    todo = "Allocate again for this model"
+    what = f"the plan's weight {a.label!r} of shape {list(a.shape)}"
+    if tensor is None or tuple(tensor.dims) != a.shape:
+        raise InputError(f"{what} is not in the model", todo=todo)
+    if tensor.data_type != tensor_type(a.dtype):
+        raise InputError(f"{what} is not {a.dtype} in the model", todo=todo)
+    if codes is not None and codes.levels.shape != a.shape:
+        raise InputError(f"{what} has codes of shape {list(codes.levels.shape)}", todo=todo)
+    needs_dq = a.form is Form.DEQUANTIZE and a.axis is not None
+    needs = DQ_OPSET if needs_dq else BF16_OPSET if a.tier is Tier.BF16 and a.form is Form.CAST else 0
+    if opset < needs:
+        raise InputError(f"{what} cannot be stored as {a.tier} ({a.form}) at opset {opset}", todo=todo)
+
+
 @dataclass(frozen=True, slots=True)
 class Rewrite:
     """The pass that emits mixed precision (see module docstring).
@@ -176,20 +235,18 @@ class Rewrite:
         Raises
         ------
         InputError
-            The plan names a weight that the model lacks, or one of another shape.
+            The plan names a weight that the model lacks, or one of another shape or data type, or a form that
+            the model's opset lacks; or codes of another shape are given.
         """
         stored = {t.name: t for t in model.proto.graph.initializer}
         changed: list[str] = []
         skipped: list[Skip] = []
         planned = frozenset(a.weight for a in self.plan.assignments if a.form is not Form.KEEP)
+        opset = opset_of(model.proto)
         for a in self.plan.assignments:
-            if a.weight not in stored or tuple(stored[a.weight].dims) != a.shape:
-                raise InputError(
-                    f"the plan's weight {a.label!r} of shape {list(a.shape)} is not in the model",
-                    todo="Allocate again for this model",
-                )
+            _require(a, stored.get(a.weight), self.codes.get(a.weight), opset)
         proto = skeleton(model, planned, self.metadata, self.version)
-        namespace, opset = namespace_of(model.proto), opset_of(model.proto)
+        names = names_of(model.proto)
         shared: dict[str, Fragment] = {}
         fragments: list[Fragment] = []
         for index, a in enumerate(self.plan.assignments):
@@ -197,7 +254,7 @@ class Rewrite:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue
             values = tensor_array(stored[a.weight], model.folder)
-            fragment = fragment_of(a, target_of(a, index, opset, namespace), values, self.codes.get(a.weight))
+            fragment = fragment_of(a, target_of(a, index, opset, names), values, self.codes.get(a.weight))
             for key, piece in fragment.shared.items():
                 shared.setdefault(key, piece)
             fragments.append(fragment)

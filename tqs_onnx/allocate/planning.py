@@ -8,8 +8,9 @@ adds the costs of all weights, sqrt(Σ cost / N), as if their errors were uncorr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +24,12 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.forms import Profile
 from tqs_passes.plan import Assignment, Plan, SolverFacts
+from tqs_passes.targets import Serving
 
 #: Off-trajectory weights keep at least this many bits: nothing measured says they may have fewer.
 OFF_TRAJECTORY_BITS = 8
+#: In files above this size the few hundred bytes of a table decide nothing.
+_TABLES_MATTER_BYTES = 1 << 20
 _UNKNOWN = (Status.UNPROBED, Status.UNSTABLE)
 
 
@@ -91,12 +95,25 @@ class Request:
     scores : Scores
     size : FileSize
     profile : {"fast", "exact"}
+    serving : Serving
     """
 
     menus: tuple[Menu, ...]
     scores: Scores
     size: FileSize
     profile: Profile
+    serving: Serving = field(default_factory=Serving)
+
+    def plan_fields(self) -> dict[str, Any]:
+        """Return the fields of a plan that say what its file is made for."""
+        served = self.serving
+        constants = "small" if served.shrinks else "keep"
+        return {
+            "profile": self.profile,
+            "target": served.target,
+            "constants": constants,
+            "opset": served.opset,
+        }
 
 
 def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
@@ -108,19 +125,148 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
         No file that small can be written; it carries the smallest size.
     """
     entries = _entries(request, options)
+    require_feasible(request.size, [e.candidates for e in entries], max_bytes)
+    return _plan(request, _searched(request, entries, options, max_bytes), options, max_bytes)
+
+
+def require_feasible(size: FileSize, offers: Sequence[Sequence[Candidate]], max_bytes: int) -> None:
+    """Refuse a budget below the smallest file.
+
+    Parameters
+    ----------
+    size : FileSize
+    offers : sequence of sequence of Candidate
+        What each weight may be stored as.
+    max_bytes : int
+
+    Raises
+    ------
+    InfeasibleError
+        It carries the smallest size, which is feasible.
+    """
+    smallest = file_bytes(size, [_smallest(offer) for offer in offers])
+    if smallest > max_bytes:
+        ratio = size.source_bytes / smallest
+        raise InfeasibleError(
+            f"the byte budget cannot be met: the smallest file is {smallest} bytes ({ratio:.2f} times smaller)",
+            smallest_bytes=smallest,
+            todo="Ask for less compression, or allow lower tiers",
+        )
+
+
+def offers_before_scoring(
+    menus: Sequence[Menu], off_trajectory: frozenset[str], options: PlanOptions
+) -> list[tuple[Candidate, ...]]:
+    """Return what each weight may be stored as, as far as that is known without scores.
+
+    A budget that is too small for these is too small whatever the scores say.
+    """
+    off, alive = Status.OFF_TRAJECTORY, Status.ALIVE
+    return [_offered(m, off if m.weight.name in off_trajectory else alive, options) for m in menus]
+
+
+def _smallest(candidates: Sequence[Candidate]) -> Candidate:
+    return min(candidates, key=lambda c: c.assignment.n_bytes)
+
+
+def file_bytes(size: FileSize, chosen: Sequence[Candidate]) -> int:
+    """Return the bytes of the file with the chosen candidates, shared tables included."""
+    return size.of(sum(c.assignment.n_bytes for c in chosen) + shared_bytes(chosen))
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """One allocation, and the bytes of its file."""
+
+    entries: list[_Entry]
+    allocation: Allocation
+    chosen: list[Candidate]
+    file_bytes: int
+
+
+def _try(request: Request, entries: list[_Entry], budget: int, options: PlanOptions) -> _Found:
+    allocation = allocate(
+        [e.item for e in entries],
+        budget,
+        p_fp32=options.protected_share,
+        gamma_min=options.gamma_min,
+        solver=options.solver,
+    )
+    chosen = [entry.candidates[allocation.choices[entry.menu.weight.name]] for entry in entries]
+    return _Found(entries, allocation, chosen, file_bytes(request.size, chosen))
+
+
+def _searched(request: Request, entries: list[_Entry], options: PlanOptions, max_bytes: int) -> _Found:
+    """Return the best allocation over which kinds of codes, (tier, grid), the file may use.
+
+    The knapsack does not see that choices share tables. They take a few hundred bytes a kind: they decide in small
+    models, whose knapsacks are quick, so there kinds are dropped and added one at a time while that helps.
+    """
+    found = _spent(request, entries, options, max_bytes)
+    if found is None:
+        raise AssertionError("unreachable: the smallest choices fit")
+    if options.solver != "mckp" or max_bytes > _TABLES_MATTER_BYTES:
+        return found
+    every = frozenset(_kind(c) for e in entries for c in e.candidates if c.shared)
+    tried: set[frozenset[str]] = {every}
+    starts = [frozenset[str](), *(frozenset({kind}) for kind in sorted(every))]
+    queue = [frozenset(_kind(c) for c in found.chosen if c.shared), *starts]
+    while queue:
+        kinds = queue.pop(0)
+        if kinds in tried:
+            continue
+        tried.add(kinds)
+        limited = [_of_kinds(entry, kinds) for entry in entries]
+        again = _spent(request, limited, options, max_bytes)
+        if again is not None and again.allocation.cost < found.allocation.cost:
+            found = again
+            queue = [*(kinds ^ {kind} for kind in sorted(every)), *queue]
+    return found
+
+
+def _of_kinds(entry: _Entry, kinds: frozenset[str]) -> _Entry:
+    return _limited(entry, lambda c: not c.shared or _kind(c) in kinds)
+
+
+def _kind(candidate: Candidate) -> str:
+    return f"{candidate.assignment.tier} {candidate.assignment.grid}"
+
+
+def _spent(request: Request, entries: list[_Entry], options: PlanOptions, max_bytes: int) -> _Found | None:
+    """Return an allocation whose file fits, None where there is none."""
+    if file_bytes(request.size, [_smallest(e.candidates) for e in entries]) > max_bytes:
+        return None
     net = max_bytes - request.size.of(0)
+    most = net - sum(_smallest(e.candidates).assignment.n_bytes for e in entries)
     reserved = 0
     while True:
         # The tables that the choices share are known only when they are made: reserve their bytes, choose again.
-        allocation = _allocate(request, entries, net - reserved, options, reserved)
-        chosen = [entry.candidates[allocation.choices[entry.menu.weight.name]] for entry in entries]
-        file_bytes = request.size.of(sum(c.assignment.n_bytes for c in chosen) + shared_bytes(chosen))
-        if file_bytes <= max_bytes:
-            return _plan(request, entries, chosen, file_bytes, allocation, options, max_bytes)
-        reserved += file_bytes - max_bytes
+        # With all that is spare reserved, the smallest choices are left, and those fit.
+        found = _try(request, entries, net - reserved, options)
+        if found.file_bytes <= max_bytes or reserved == most:
+            break
+        reserved = min(reserved + found.file_bytes - max_bytes, most)
+    tables = frozenset(key for c in found.chosen for key in c.shared)
+    paid = [_limited(entry, lambda c: tables.issuperset(c.shared)) for entry in entries]
+    again = _try(request, paid, max_bytes - request.size.of(shared_bytes(found.chosen)), options)
+    better = again.file_bytes <= max_bytes and again.allocation.cost < found.allocation.cost
+    return again if better else found
 
 
-def shared_bytes(chosen: list[Candidate]) -> int:
+def _limited(entry: _Entry, offered: Callable[[Candidate], bool]) -> _Entry:
+    if entry.item.dead:  # it has its smallest choice, whatever the others use
+        return entry
+    kept = [i for i, c in enumerate(entry.candidates) if offered(c)]
+    item = replace(
+        entry.item,
+        sizes=tuple(entry.item.sizes[i] for i in kept),
+        tiers=tuple(entry.item.tiers[i] for i in kept),
+        costs=tuple(entry.item.costs[i] for i in kept),
+    )
+    return _Entry(entry.menu, tuple(entry.candidates[i] for i in kept), item)
+
+
+def shared_bytes(chosen: Sequence[Candidate]) -> int:
     """Return the bytes of the tables and shapes that the chosen candidates share."""
     pieces: dict[str, int] = {}
     for candidate in chosen:
@@ -137,15 +283,18 @@ def uniform_plan(request: Request, bits: int) -> Plan:
             match = [
                 c for c in menu.candidates if c.assignment.tier.is_integer and c.assignment.tier.bits == bits
             ]
+            # Where the menu lacks that width another choice is no larger and no worse: the next finer one.
+            finer = [c for c in menu.candidates if c.assignment.tier.bits >= bits]
         else:
             match = [c for c in menu.candidates if c.assignment.form is Form.CAST]
-        chosen.append(min(match, key=lambda c: c.assignment.error_energy) if match else menu.candidates[0])
-    n_bytes = request.size.of(sum(c.assignment.n_bytes for c in chosen) + shared_bytes(chosen))
+            finer = [menu.candidates[0]]
+        chosen.append(min(match, key=lambda c: c.assignment.error_energy) if match else _smallest(finer))
+    n_bytes = file_bytes(request.size, chosen)
     by_name = {s.weight: s for s in request.scores.weights}
     assignments = tuple(_scored(c, by_name[c.assignment.weight], request.scores) for c in chosen)
     return Plan(
         source_sha256=request.scores.source_sha256,
-        profile=request.profile,
+        **request.plan_fields(),
         assignments=assignments,
         n_bytes=n_bytes,
         source_bytes=request.size.source_bytes,
@@ -163,7 +312,7 @@ class _Entry:
 def _entries(request: Request, options: PlanOptions) -> list[_Entry]:
     by_name = {s.weight: s for s in request.scores.weights}
     known = [by_name[m.weight.name] for m in request.menus]
-    picked = [_offered(menu, score, options) for menu, score in zip(request.menus, known, strict=True)]
+    picked = [_offered(menu, score.status, options) for menu, score in zip(request.menus, known, strict=True)]
     table = costs(
         options.objective,
         amplification=[
@@ -175,16 +324,16 @@ def _entries(request: Request, options: PlanOptions) -> list[_Entry]:
         bits=[np.array([float(c.assignment.tier.bits) for c in cs]) for cs in picked],
     )
     return [
-        _Entry(menu, candidates, _item(menu, candidates, score, row, _gamma(score, request.scores)))
+        _Entry(menu, candidates, _item(menu, candidates, score, row, _gamma(score, request.scores), options))
         for menu, candidates, score, row in zip(request.menus, picked, known, table, strict=True)
     ]
 
 
-def _offered(menu: Menu, score: WeightScore, options: PlanOptions) -> tuple[Candidate, ...]:
+def _offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate, ...]:
     candidates = menu.candidates
-    if score.status is Status.UNSTABLE:
+    if status is Status.UNSTABLE:
         return candidates[:1]
-    if score.status is Status.OFF_TRAJECTORY and not options.drop_outputs:
+    if status is Status.OFF_TRAJECTORY and not options.drop_outputs:
         candidates = tuple(c for c in candidates if c.assignment.tier.bits >= OFF_TRAJECTORY_BITS)
     if options.objective in (Objective.PAPER, Objective.PAPER_LITERAL):
         # These objectives see a tier's bits only: give each tier its best grid, or the worst would be chosen.
@@ -198,9 +347,15 @@ def _offered(menu: Menu, score: WeightScore, options: PlanOptions) -> tuple[Cand
 
 
 def _item(
-    menu: Menu, candidates: tuple[Candidate, ...], score: WeightScore, row: NDArray[np.float64], gamma: float
+    menu: Menu,
+    candidates: tuple[Candidate, ...],
+    score: WeightScore,
+    row: NDArray[np.float64],
+    gamma: float,
+    options: PlanOptions,
 ) -> Item:
     idle = score.status is Status.DEAD or score.status is Status.OFF_TRAJECTORY
+    idle = idle or (options.gamma_min is not None and gamma <= options.gamma_min)
     return Item(
         name=menu.weight.name,
         sizes=tuple(c.assignment.n_bytes for c in candidates),
@@ -239,30 +394,6 @@ def _gamma(score: WeightScore, scores: Scores) -> float:
     return -math.inf if score.gamma_task is None else score.gamma_task
 
 
-def _allocate(
-    request: Request, entries: list[_Entry], budget: int, options: PlanOptions, shared: int
-) -> Allocation:
-    try:
-        return allocate(
-            [e.item for e in entries],
-            budget,
-            p_fp32=options.protected_share,
-            gamma_min=options.gamma_min,
-            solver=options.solver,
-        )
-    except InfeasibleError as error:
-        smallest = request.size.of(error.smallest_bytes + shared)
-        if shared == 0:
-            floor = [min(e.candidates, key=lambda c: c.assignment.n_bytes) for e in entries]
-            smallest += shared_bytes(floor)
-        ratio = request.size.source_bytes / smallest
-        raise InfeasibleError(
-            f"the byte budget cannot be met: the smallest file is {smallest} bytes ({ratio:.2f} times smaller)",
-            smallest_bytes=smallest,
-            todo="Ask for less compression, or allow lower tiers",
-        ) from error
-
-
 def _scored(candidate: Candidate, score: WeightScore, scores: Scores) -> Assignment:
     a = amplification(score, candidate.assignment.error_energy, scores)
     return candidate.assignment.model_copy(
@@ -279,25 +410,19 @@ def _drift(assignments: tuple[Assignment, ...], scores: Scores) -> float:
     return math.sqrt(sum(a.cost for a in assignments) / scores.n_values)
 
 
-def _plan(
-    request: Request,
-    entries: list[_Entry],
-    chosen: list[Candidate],
-    file_bytes: int,
-    allocation: Allocation,
-    options: PlanOptions,
-    max_bytes: int,
-) -> Plan:
+def _plan(request: Request, found: _Found, options: PlanOptions, max_bytes: int) -> Plan:
     by_name: Mapping[str, WeightScore] = {s.weight: s for s in request.scores.weights}
+    allocation = found.allocation
     assignments = tuple(
-        _scored(c, by_name[e.menu.weight.name], request.scores) for e, c in zip(entries, chosen, strict=True)
+        _scored(c, by_name[e.menu.weight.name], request.scores)
+        for e, c in zip(found.entries, found.chosen, strict=True)
     )
     solution = allocation.solution
     return Plan(
         source_sha256=request.scores.source_sha256,
-        profile=request.profile,
+        **request.plan_fields(),
         assignments=assignments,
-        n_bytes=file_bytes,
+        n_bytes=found.file_bytes,
         source_bytes=request.size.source_bytes,
         predicted_drift=_drift(assignments, request.scores),
         solver=SolverFacts(
@@ -307,7 +432,7 @@ def _plan(
             bound=solution.bound,
             gap=solution.gap,
             optimal=solution.optimal,
-            p_fp32=_protected_share(entries, allocation),
+            p_fp32=_protected_share(found.entries, allocation),
             budget_bytes=max_bytes,
         ),
         warnings=allocation.warnings,

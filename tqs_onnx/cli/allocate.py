@@ -51,6 +51,8 @@ def command(
     Example:
       tqs allocate model.onnx --scores run/scores.json --compression 8 --out run/plan.json
     """
+    if out.resolve() in (model.resolve(), scores.resolve()):
+        raise InputError("the output would overwrite the input", where=str(out), todo="Choose another --out")
     if out.exists() and not force:
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
     source = open_source(model)

@@ -28,7 +28,7 @@ def command(model: Path, plan_file: Path, out: Path, force: bool, as_json: bool)
     Example:
       tqs emit model.onnx --plan run/plan.json --out run/model.tqs.onnx
     """
-    if out.exists() and out.resolve() == model.resolve():
+    if out.resolve() in (model.resolve(), plan_file.resolve()):
         raise InputError("the output would overwrite the input", where=str(out), todo="Choose another --out")
     if out.exists() and not force:
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")

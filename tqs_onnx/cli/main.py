@@ -17,7 +17,7 @@ import click
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import TqsError, one_line
 
-_COMMANDS = ("inspect", "score", "allocate", "emit", "verify", "quantize", "demo", "doctor")
+_COMMANDS = ("inspect", "score", "allocate", "emit", "verify", "quantize", "sweep", "demo", "doctor")
 
 
 class _Commands(click.Group):
@@ -73,8 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.Abort:
         _report("stopped", verbose)
         return 130
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tqs"
+        _report(one_line(f"{error.format_message()} See {asked} --help"), verbose)
         return error.exit_code
     except MemoryError:
         _report("out of memory: use fewer contexts (--max-contexts) or a smaller --batch", verbose)

@@ -18,7 +18,7 @@ from tqs_onnx.cli.options import (
     sweep_options,
 )
 from tqs_onnx.cli.show import print_json, print_table, progress, say
-from tqs_onnx.pipeline import prepare_out, read_spec
+from tqs_onnx.pipeline import read_spec, run_directory
 from tqs_onnx.rollout.contexts import load_contexts
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import sweep
@@ -50,11 +50,11 @@ def command(model: Path, out: Path, top: int, force: bool, as_json: bool, **opti
     contexts = load_contexts(
         files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
     )
-    prepare_out(out, ["scores.json", "scores.csv"], force=force)
-    with progress("score") as tick:
-        scores = sweep(source.lifted, source.survey, spec, contexts, source.sha256, chosen, tick)
-    write_text(out / "scores.json", scores.to_json())
-    write_text(out / "scores.csv", scores.to_csv())
+    with run_directory(out, ["scores.json", "scores.csv"], force=force):
+        with progress("score") as tick:
+            scores = sweep(source.lifted, source.survey, spec, contexts, source.sha256, chosen, tick)
+        write_text(out / "scores.json", scores.to_json())
+        write_text(out / "scores.csv", scores.to_csv())
     counts = {s.value: sum(w.status is s for w in scores.weights) for s in Status}
     say(
         ", ".join(f"{n} {name}" for name, n in counts.items() if n)

@@ -20,7 +20,7 @@ from tqs_onnx.cli.options import (
 )
 from tqs_onnx.cli.outcome import finish, show_verification
 from tqs_onnx.cli.show import print_json
-from tqs_onnx.pipeline import judge, manifest_of, read_data
+from tqs_onnx.pipeline import judge, manifest_of, read_data, require_evaluable, require_scores_of
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
@@ -65,6 +65,11 @@ def command(
     """
     gates = tuple(parse_gate(text) for text in gate_texts(options))
     target = manifest or emitted.with_name("manifest.json")
+    read = (emitted, source_file, plan_file, scores_file, options["rollout"], options["contexts"])
+    if target.resolve() in [path.resolve() for path in read]:
+        raise InputError(
+            "the manifest would overwrite an input", where=str(target), todo="Choose another --manifest"
+        )
     if target.exists() and not force:
         raise InputError("exists", where=str(target), todo="Choose another --manifest, or give --force")
     source = open_source(source_file)
@@ -74,7 +79,9 @@ def command(
             "the plan is for another model", where=str(plan_file), todo="Give the plan of this file"
         )
     data = read_data(data_files(options), source)
+    require_evaluable(gates, data)
     scores = read_scores(scores_file)
+    require_scores_of(source, scores)
     bench = Bench(
         data.spec,
         data.evaluation,

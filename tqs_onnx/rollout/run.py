@@ -9,7 +9,7 @@ differently for another batch size, so compare only runs of the same engine over
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,11 @@ from tqs_passes.errors import InputError
 #: Contexts a call when the user names no number: enough to amortise reading the weights.
 DEFAULT_BATCH = 32
 
-__all__ = ["DEFAULT_BATCH", "Engine", "NonFiniteError", "Trajectory"]
+#: Called after every step of the first chunk with the step, from 1, and each trajectory output's values of that step,
+#: float32 ``[context, time, *rest]``; True stops the rollout there.
+Watch = Callable[[int, Mapping[str, NDArray[np.float32]]], bool]
+
+__all__ = ["DEFAULT_BATCH", "Engine", "NonFiniteError", "Trajectory", "Watch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class Engine:
         *,
         keep_other: bool = False,
         check_finite: bool = True,
+        watch: Watch | None = None,
     ) -> Trajectory:
         """Roll out.
 
@@ -108,6 +113,8 @@ class Engine:
             Keep the graph outputs outside the trajectory as well.
         check_finite : bool
             Stop at the first value that is NaN or infinite.
+        watch : callable, optional
+            May stop the rollout early; the other chunks then make as many steps as the first.
 
         Raises
         ------
@@ -129,13 +136,43 @@ class Engine:
             raise InputError(
                 f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
             )
-        parts = [
-            self._roll(
-                self._chunk(start, min(start + self._batch, chosen.stop)), overrides, keep_other, check_finite
-            )
-            for start in range(chosen.start, chosen.stop, self._batch)
-        ]
+        parts: list[Part] = []
+        steps = self.spec.rollout.steps
+        for start in range(chosen.start, chosen.stop, self._batch):
+            chunk = self._chunk(start, min(start + self._batch, chosen.stop))
+            part = self._roll(chunk, overrides, keep_other, check_finite, steps, watch)
+            steps, watch = part.steps, None
+            parts.append(part)
         return join(parts, chosen, self.spec)
+
+    def walk(
+        self, overrides: Mapping[str, Value] | None = None, extra: Sequence[str] = ()
+    ) -> Generator[tuple[dict[str, Value], dict[str, Value]]]:
+        """Yield (inputs, outputs) of every call of a rollout, chunk by chunk: for looking inside at each step.
+
+        Parameters
+        ----------
+        overrides : mapping of str to Value, optional
+            See `run`; not part of the inputs that are yielded.
+        extra : sequence of str
+            Outputs wanted besides those that are fed back.
+
+        Raises
+        ------
+        InputError
+            An array changes its shape, or the model fails.
+        """
+        fed = {o for k, o in self._update.feeds.values() if k == "output"} | set(self._update.direct.values())
+        names = [p.name for p in self.session.signature.outputs if p.name in fed or p.name in extra]
+        for start in range(0, self.contexts.n_contexts, self._batch):
+            chunk = self._chunk(start, min(start + self._batch, self.contexts.n_contexts))
+            inputs = {**chunk.inputs, **chunk.forcing[0]}
+            for step in range(1, self.spec.rollout.steps + 1):
+                where = f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"
+                outputs = self.session.run({**inputs, **(overrides or {})}, names, where=where)
+                yield inputs, outputs
+                if step < self.spec.rollout.steps:
+                    inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
 
     def _fixed_batch(self) -> int | None:
         axis = self.spec.rollout.batch_axis
@@ -182,13 +219,18 @@ class Engine:
         return self.session.value(array[0])
 
     def _roll(
-        self, chunk: _Chunk, overrides: Mapping[str, Value], keep_other: bool, check_finite: bool
+        self,
+        chunk: _Chunk,
+        overrides: Mapping[str, Value],
+        keep_other: bool,
+        check_finite: bool,
+        steps: int,
+        watch: Watch | None,
     ) -> Part:
         names = [p.name for p in self.session.signature.outputs]
         trajectory = self.spec.trajectory.outputs
         extra = [n for n in names if n not in trajectory] if keep_other else []
         fed = {o for k, o in self._update.feeds.values() if k == "output"} | set(self._update.direct.values())
-        steps = self.spec.rollout.steps
         inputs = {**chunk.inputs, **chunk.forcing[0]}
         kept: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in trajectory}
         other: dict[str, list[Value]] = {n: [] for n in extra}
@@ -202,6 +244,10 @@ class Engine:
                 kept[name].append(self._collected(outputs[name], name, step, chunk, check_finite))
             for name in extra:
                 other[name].append(outputs[name])
+            if watch is not None and watch(
+                step, {n: self._on_host(vs[-1], n, step, chunk, check_finite) for n, vs in kept.items()}
+            ):
+                break
             if step < steps:
                 inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
         return Part(

@@ -36,6 +36,7 @@ __all__ = [
     "SessionOptions",
     "Value",
     "available_providers",
+    "host_value",
     "open_session",
     "probe_provider",
     "resolve_provider",
@@ -146,14 +147,9 @@ class Session:
         """
         held = np.ascontiguousarray(array).reshape(array.shape)
         try:
-            if held.dtype == _BFLOAT16:
-                make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
-                return Value(make(held.view(np.uint16), onnx.TensorProto.BFLOAT16), held.dtype, held)
-            return Value(
-                ort.OrtValue.ortvalue_from_numpy(held, self._device),
-                held.dtype,
-                held if self.on_host else None,
-            )
+            if self.on_host or held.dtype == _BFLOAT16:
+                return host_value(held)
+            return Value(ort.OrtValue.ortvalue_from_numpy(held, self._device), held.dtype)
         except _ERRORS as error:
             raise InputError(
                 f"{held.nbytes} bytes do not fit on the device: {_text(error)}", todo="Use a smaller --batch"
@@ -192,12 +188,22 @@ class Session:
         return {n: Value(v, self._dtypes[n]) for n, v in zip(names, raw, strict=True)}
 
 
+def host_value(array: NDArray[Any]) -> Value:
+    """Return a value in host memory that shares the array's memory; for `open_session(stored=…)`."""
+    held = np.ascontiguousarray(array).reshape(array.shape)
+    if held.dtype == _BFLOAT16:
+        make = ort.OrtValue.ortvalue_from_numpy_with_onnx_type
+        return Value(make(held.view(np.uint16), onnx.TensorProto.BFLOAT16), held.dtype, held)
+    return Value(ort.OrtValue.ortvalue_from_numpy(held), held.dtype, held)
+
+
 def open_session(
     model: bytes | Path,
     *,
     provider: Provider | Literal["auto"] = "cpu",
     options: SessionOptions | None = None,
     folder: Path | None = None,
+    stored: Mapping[str, Value] | None = None,
 ) -> Session:
     """Load a model.
 
@@ -210,6 +216,9 @@ def open_session(
     options : SessionOptions, optional
     folder : Path, optional
         Where the external data of a model given as bytes lies.
+    stored : mapping of str to Value, optional
+        Values, in host memory, of initializers that the model names as external data: they are shared, not copied,
+        so keep them and leave them as they are while the session lives.
 
     Raises
     ------
@@ -228,6 +237,8 @@ def open_session(
     settings.use_deterministic_compute = provider != "cpu"
     for key, text in _entries(options, folder).items():
         settings.add_session_config_entry(key, text)
+    if stored:
+        settings.add_external_initializers(list(stored), [v.raw for v in stored.values()])
     try:
         raw = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),

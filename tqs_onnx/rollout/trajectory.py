@@ -86,6 +86,11 @@ class Part:
     kept: dict[str, list[NDArray[Any]]]
     other: dict[str, list[NDArray[Any]]]
 
+    @property
+    def steps(self) -> int:
+        """Calls of the model that were made."""
+        return len(next(iter(self.kept.values())))
+
 
 def in_time(array: NDArray[Any], spec: RolloutSpec, n_contexts: int) -> NDArray[np.float32]:
     """Return one step's output as [context, time, *rest], float32.
@@ -127,7 +132,8 @@ def join(parts: list[Part], contexts: range, spec: RolloutSpec) -> Trajectory:
     if len(set(counts)) > 1:
         raise InputError("the trajectory outputs differ in their number of time values", where="rollout.toml")
     after = [0, *np.cumsum(counts[0]).tolist()]
-    if length is not None and after[-1] < length:
+    stopped = len(counts[0]) < spec.rollout.steps
+    if length is not None and after[-1] < length and not stopped:
         raise InputError(
             f"{len(counts[0])} steps give {after[-1]} time values, fewer than length {length}",
             where="rollout.toml rollout.length",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.variables import by_variable
+from tqs_passes.errors import InputError
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -46,25 +47,34 @@ class Ruler:
     rows: dict[str, NDArray[np.int64]]
     n_values: int
 
-    def squares(self, a: Arrays, b: Arrays) -> dict[str, NDArray[np.float64]]:
-        """Return Σ over space of ((a − b)/σ_v)², float64 ``[contexts of v, time]``, for each variable v."""
+    def squares(self, a: Arrays, b: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
+        """Return Σ over space of ((a − b)/σ_v)², float64 ``[contexts of v, time]``, for each variable v.
+
+        `rows` names the contexts that the arrays hold, all unless given.
+        """
         out: dict[str, NDArray[np.float64]] = {}
-        theirs = by_variable(b, self.spec, self.contexts)
-        for name, mine in by_variable(a, self.spec, self.contexts).items():
+        theirs = by_variable(b, self.spec, self.contexts, rows)
+        for name, mine in by_variable(a, self.spec, self.contexts, rows).items():
             delta = (mine.astype(np.float64) - theirs[name]) / self.sigma[name]
             flat = delta.reshape(*delta.shape[:2], -1)
             out[name] = np.einsum("stx,stx->st", flat, flat)
         return out
 
     def energy(
-        self, squares: Mapping[str, NDArray[np.float64]], n_space: Mapping[str, int]
+        self,
+        squares: Mapping[str, NDArray[np.float64]],
+        n_space: Mapping[str, int],
+        n_time: int | None = None,
     ) -> NDArray[np.float64]:
-        """Return the weighted energy per context and time, float64 ``[contexts, time]`` (see module docstring)."""
+        """Return the weighted energy per context and time, float64 ``[contexts, time]`` (see module docstring).
+
+        `n_time` is the time values of a whole trajectory, where these squares are of one that was stopped early.
+        """
         n_contexts = self.contexts.n_contexts
-        n_time = next(iter(squares.values())).shape[1]
-        total = np.zeros((n_contexts, n_time))
+        given = next(iter(squares.values())).shape[1]
+        total = np.zeros((n_contexts, given))
         for name, square in squares.items():
-            n_v = n_space[name] * n_time
+            n_v = n_space[name] * (n_time or given)
             weight = n_contexts * self.n_values / (len(squares) * len(self.rows[name]) * n_v)
             total[self.rows[name]] += weight * square
         return total
@@ -79,7 +89,13 @@ def n_space(arrays: Arrays, spec: RolloutSpec, contexts: Contexts) -> dict[str, 
 
 
 def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapping[str, float]) -> Ruler:
-    """Return the ruler of trajectories shaped like `arrays`."""
+    """Return the ruler of trajectories shaped like `arrays`.
+
+    Raises
+    ------
+    InputError
+        A variable has no σ: the contexts hold other variables than those that were scored.
+    """
     ids = {
         name: np.broadcast_to(np.arange(len(a)).reshape(-1, *[1] * (a.ndim - 1)), a.shape)
         for name, a in arrays.items()
@@ -88,6 +104,13 @@ def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapp
         name: np.asarray(index.reshape(len(index), -1)[:, 0], np.int64)
         for name, index in by_variable(ids, spec, contexts).items()
     }
+    unknown = [name for name in rows if name not in sigma]
+    if unknown:
+        raise InputError(
+            f"variable {unknown[0]!r} was not scored, so its σ is not known",
+            where=contexts.source,
+            todo=f"Use contexts of the variables scored: {', '.join(sigma)}",
+        )
     n_values = sum(int(np.prod(a.shape[1:], dtype=np.int64)) for a in arrays.values())
     return Ruler(spec, contexts, {name: float(sigma[name]) for name in rows}, rows, n_values)
 

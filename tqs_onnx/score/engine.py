@@ -1,23 +1,35 @@
 """Where perturbed rollouts come from: the seam between the sweep and how weights are injected.
 
-`ExposedWeights` opens one session whose scored weights are graph inputs: nominal and perturbed trajectories come
-from the same compiled graph, and nothing is rebuilt between weights. The prepacking of exposed weights is lost
-(1.08 to 1.37 times the forward time, measured on a 76 MB transformer at batch 16 and 1).
+`GroupSession` opens one session in which a group of weights are graph inputs ::
+
+    all in one group        every weight is an input; nothing is ever rebuilt. Kernels lose what they prepare from
+                            constant weights (prepacking): the more, the shorter the batch.
+    g weights a group       the others stay constants, shared with the session rather than copied, and prepacked;
+                            a session is built per group, and each has a nominal rollout of its own.
+
+Nominal and perturbed trajectories always come from the same compiled graph. Which is cheaper is for
+`tqs_onnx.score.strategy` to say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import onnx
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.run import Engine, Trajectory
-from tqs_onnx.rollout.session import Provider, SessionOptions, open_session
+from tqs_onnx.rollout.run import Engine, Trajectory, Watch
+from tqs_onnx.rollout.session import Provider, SessionOptions, host_value, open_session
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_passes.model_io import Model, serialize
 from tqs_passes.perturb import Perturb, weight_values
 from tqs_passes.weights import Weight
+
+#: Any location will do: the values are given to the session, the file is never opened.
+_NOWHERE = (("location", "unused"), ("offset", "0"))
 
 
 class Injection(Protocol):
@@ -27,19 +39,61 @@ class Injection(Protocol):
         """Return the nominal values of a weight, in its dtype."""
         ...
 
-    def run(self, replaced: dict[str, NDArray[Any]]) -> Trajectory:
+    def run(self, replaced: Mapping[str, NDArray[Any]], *, watch: Watch | None = None) -> Trajectory:
         """Roll out with the named weights replaced, all others nominal."""
         ...
 
 
-class ExposedWeights:
-    """One session with all given weights as inputs (see module docstring).
+@dataclass(frozen=True, slots=True, eq=False)
+class Exposable:
+    """A model made ready to be opened with any group of its weights exposed.
 
     Parameters
     ----------
-    model : Model
-        Lifted model.
-    weights : tuple of Weight
+    proto : ModelProto
+        The model with every weight a graph input: small, whatever the weights weigh.
+    arrays : dict of str to array
+        The weights' values: views of what the model holds, or of its memory-mapped file.
+    """
+
+    proto: onnx.ModelProto
+    arrays: dict[str, NDArray[Any]]
+
+    def opened_for(self, group: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
+        """Return the serialized model with `group` exposed, and the names of the weights it wants given instead."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        constant = [i for i in proto.graph.input if i.name in self.arrays and i.name not in group]
+        for info in constant:
+            kind = info.type.tensor_type
+            array = self.arrays[info.name]
+            tensor = proto.graph.initializer.add(name=info.name, data_type=kind.elem_type, dims=array.shape)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (*_NOWHERE, ("length", str(array.nbytes))):
+                tensor.external_data.add(key=key, value=value)
+        names = tuple(i.name for i in constant)
+        for info in constant:
+            proto.graph.input.remove(info)
+        return serialize(proto), names
+
+
+def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
+    """Return a lifted model, made ready once for all groups of these weights."""
+    chosen = tuple(weights)
+    exposed = Perturb(tuple(w.name for w in chosen)).apply(model)
+    present = set(exposed.changed)
+    arrays = {w.name: weight_values(model, w.name, w.dtype) for w in chosen if w.name in present}
+    return Exposable(exposed.model.proto, arrays)
+
+
+class GroupSession:
+    """One session with a group of weights as inputs (see module docstring).
+
+    Parameters
+    ----------
+    source : Exposable
+    group : tuple of Weight
+        The weights that can be replaced.
     spec : RolloutSpec
     contexts : Contexts
     provider : str
@@ -48,6 +102,51 @@ class ExposedWeights:
     threads : int
         0: the runtime's choice.
     """
+
+    def __init__(
+        self,
+        source: Exposable,
+        group: tuple[Weight, ...],
+        spec: RolloutSpec,
+        contexts: Contexts,
+        *,
+        provider: Provider = "cpu",
+        batch: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        names = [w.name for w in group if w.name in source.arrays]
+        serialized, constants = source.opened_for(frozenset(names))
+        self._arrays = source.arrays
+        self._constants = {name: host_value(source.arrays[name]) for name in constants}
+        self.session = open_session(
+            serialized, provider=provider, options=SessionOptions(threads=threads), stored=self._constants
+        )
+        self._engine = Engine(self.session, spec, contexts, batch=batch)
+        self._batch = batch
+        self._nominal = {name: self.session.value(source.arrays[name]) for name in names}
+
+    def values(self, weight: Weight) -> NDArray[Any]:
+        """Return the nominal values of a weight, in its dtype."""
+        return self._arrays[weight.name]
+
+    def run(
+        self,
+        replaced: Mapping[str, NDArray[Any]],
+        *,
+        watch: Watch | None = None,
+        keep_other: bool = False,
+    ) -> Trajectory:
+        """Roll out with the named weights replaced, all others nominal."""
+        changed = {name: self.session.value(array) for name, array in replaced.items()}
+        return self._engine.run({**self._nominal, **changed}, watch=watch, keep_other=keep_other)
+
+    def run_from(self, contexts: Contexts) -> Trajectory:
+        """Roll out from other contexts, all weights nominal."""
+        return Engine(self.session, self._engine.spec, contexts, batch=self._batch).run(self._nominal)
+
+
+class ExposedWeights(GroupSession):
+    """One session with all given weights of a lifted model as inputs; see `GroupSession` for the options."""
 
     def __init__(
         self,
@@ -60,19 +159,12 @@ class ExposedWeights:
         batch: int | None = None,
         threads: int = 0,
     ) -> None:
-        exposed = Perturb(tuple(w.name for w in weights)).apply(model)
-        self.session = open_session(
-            serialize(exposed.model.proto), provider=provider, options=SessionOptions(threads=threads)
+        super().__init__(
+            exposable(model, weights),
+            weights,
+            spec,
+            contexts,
+            provider=provider,
+            batch=batch,
+            threads=threads,
         )
-        self._engine = Engine(self.session, spec, contexts, batch=batch)
-        self._arrays = {w.name: weight_values(model, w.name, w.dtype) for w in weights}
-        self._nominal = {name: self.session.value(array) for name, array in self._arrays.items()}
-
-    def values(self, weight: Weight) -> NDArray[Any]:
-        """Return the nominal values of a weight, in its dtype."""
-        return self._arrays[weight.name]
-
-    def run(self, replaced: dict[str, NDArray[Any]], *, keep_other: bool = False) -> Trajectory:
-        """Roll out with the named weights replaced, all others nominal."""
-        changed = {name: self.session.value(array) for name, array in replaced.items()}
-        return self._engine.run({**self._nominal, **changed}, keep_other=keep_other)

@@ -6,6 +6,7 @@ With e_s(T) = ‖ΔY_s,1:T‖² of context (or draw) s and one δθ per draw ::
     γ_task   = ln A(T_max) / T_max                                         (Eq. 1, squared norms)
     γ(T)     = mean over s of ln( ‖ΔY_s,1:T‖ / (‖δθ‖ + ε) ) / T            (Eq. 2, plain norms)
     A_max    = max over s and T of ‖ΔY_s,1:T‖ / (‖δθ‖ + ε)
+    convergence(T) = γ(T) / γ(T_max), the horizon-convergence ratios (A.14)
     growth   = (ln A(T₂) − ln A(T₁)) / (T₂ − T₁), T₁ < T₂ the first and last horizon
 
 Every ratio has a floor of 1e-30, so a weight that moves nothing scores ln(1e-30) / T, the paper's sentinel. T counts
@@ -36,8 +37,12 @@ class Gammas:
     gamma_stderr : float
         Standard error of γ(T_max) over contexts and draws; 0 for a single one.
     gamma_task : float
+    gamma_task_stderr : float
+        Standard error of γ_task over contexts and draws, to first order: that of A over A · T.
     gamma_task_mean : float
         γ_task averaged over the horizons (A.13).
+    convergence : tuple of float or None
+        γ(T) / γ(T_max) per horizon; None where γ(T_max) is 0.
     a_max : float
     amplification : float
         A(T_max).
@@ -48,7 +53,9 @@ class Gammas:
     gamma: tuple[float, ...]
     gamma_stderr: float
     gamma_task: float
+    gamma_task_stderr: float
     gamma_task_mean: float
+    convergence: tuple[float, ...] | None
     a_max: float
     amplification: float
     growth: float | None
@@ -74,11 +81,16 @@ def gammas(energy: NDArray[np.float64], delta_sq: NDArray[np.float64], horizons:
     rates = np.log(np.maximum(plain, RATIO_FLOOR)) / steps
     per_sample = rates[..., -1].ravel()
     stderr = float(per_sample.std(ddof=1) / np.sqrt(per_sample.size)) if per_sample.size > 1 else 0.0
+    gamma = tuple(float(g) for g in rates.mean(axis=(0, 1)))
+    last = squared[..., -1].ravel()
+    spread = float(last.std(ddof=1) / np.sqrt(last.size)) if last.size > 1 else 0.0
     growth = float((log_a[-1] - log_a[0]) / (steps[-1] - steps[0])) if len(horizons) > 1 else None
     return Gammas(
-        gamma=tuple(float(g) for g in rates.mean(axis=(0, 1))),
+        gamma=gamma,
         gamma_stderr=stderr,
         gamma_task=float(log_a[-1] / steps[-1]),
+        gamma_task_stderr=spread / max(float(a[-1]), RATIO_FLOOR) / float(steps[-1]),
+        convergence=tuple(g / gamma[-1] for g in gamma) if gamma[-1] != 0.0 else None,
         gamma_task_mean=float(np.mean(log_a / steps)),
         a_max=float(plain.max()),
         amplification=float(a[-1]),

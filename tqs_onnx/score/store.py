@@ -13,11 +13,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqs_onnx.score.probe import ProbeKind
 from tqs_passes.errors import InputError
 
+#: Where A changes by more than that between probe sizes, the response is saturated or chaotic, not linear.
+LINEAR_WITHIN = 2.0
+
 
 class Status(StrEnum):
     """What a score means.
 
     `alive`: the probe moved the trajectory. `dead`: a non-zero probe moved nothing beyond the noise floor.
+    `below-floor`: it moved no more than one unit in the last place of the initial state does.
     `unprobed`: the probe was zero (all-ones scales under a quant probe). `off-trajectory`: the weight reaches only
     graph outputs that the trajectory does not hold. `unstable`: the probe made the rollout NaN or infinite; such a
     weight is always kept as it is.
@@ -25,6 +29,7 @@ class Status(StrEnum):
 
     ALIVE = "alive"
     DEAD = "dead"
+    BELOW_FLOOR = "below-floor"
     UNPROBED = "unprobed"
     OFF_TRAJECTORY = "off-trajectory"
     UNSTABLE = "unstable"
@@ -51,8 +56,16 @@ class WeightScore(_Frozen):
     status : Status
     gamma : tuple of float or None
         γ(T) of Eq. 2 at each horizon, mean over contexts and draws.
-    gamma_stderr, gamma_task, gamma_task_mean, a_max, amplification, growth : float or None
+    block : str
+        The block it was scored with; empty: by itself.
+    gamma_stderr, gamma_task, gamma_task_stderr, gamma_task_mean, a_max, amplification, growth : float or None
         See `tqs_onnx.score.gamma`.
+    convergence : tuple of float or None
+        γ(T) / γ(T_max) at each horizon.
+    variables : dict of str to float
+        Amplification of each variable by itself: Σ (ΔY/σ_v)² / ‖δθ‖², mean over contexts and draws.
+    steps : int
+        Calls of the model that its longest rollout made: fewer than the horizon after an early stop.
     delta_norm : float
         ‖δθ‖_F, root mean square over draws.
     draws : int
@@ -66,13 +79,18 @@ class WeightScore(_Frozen):
     label: str
     shape: tuple[int, ...]
     status: Status
+    block: str = ""
     gamma: tuple[float, ...] | None = None
     gamma_stderr: float | None = None
     gamma_task: float | None = None
+    gamma_task_stderr: float | None = None
     gamma_task_mean: float | None = None
+    convergence: tuple[float, ...] | None = None
     a_max: float | None = None
     amplification: float | None = None
+    variables: dict[str, float] = {}
     growth: float | None = None
+    steps: int = 0
     delta_norm: float = 0.0
     draws: int = 0
     response: tuple[ResponsePoint, ...] = ()
@@ -84,6 +102,12 @@ class WeightScore(_Frozen):
         if len(self.response) < 2 or self.response[0].amplification <= 0:
             return None
         return self.response[-1].amplification / self.response[0].amplification
+
+    @property
+    def is_linear(self) -> bool | None:
+        """Whether A changes less than twofold from the smallest probe to the largest; None with a single size."""
+        ratio = self.nonlinearity
+        return None if ratio is None else 1 / LINEAR_WITHIN <= ratio <= LINEAR_WITHIN
 
 
 class ProbeFacts(_Frozen):
@@ -117,6 +141,12 @@ class Scores(_Frozen):
         Contexts scored; values N of one context's trajectory.
     noise_floor : float
         Largest energy of one context between two nominal runs of the same session.
+    rounding_floor : float
+        Largest energy of one context when the initial state moves by one unit in the last place.
+    sessions : int
+        Sessions that the weights were spread over.
+    rollouts_saved : float
+        Share of the model calls that early stop and group tests spared.
     weights : tuple of WeightScore
         In graph order.
     """
@@ -134,6 +164,9 @@ class Scores(_Frozen):
     n_contexts: int
     n_values: int
     noise_floor: float
+    rounding_floor: float = 0.0
+    sessions: int = 1
+    rollouts_saved: float = 0.0
     weights: tuple[WeightScore, ...]
 
     def to_json(self) -> str:
@@ -146,20 +179,24 @@ class Scores(_Frozen):
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(
             [
-                *("weight", "label", "shape", "status"),
+                *("weight", "label", "block", "shape", "status"),
                 *(f"gamma_T{t}" for t in self.horizons),
-                *("gamma_stderr", "gamma_task", "gamma_task_mean", "a_max", "amplification", "growth"),
-                *("nonlinearity", "delta_norm", "draws", "readers"),
+                *(f"convergence_T{t}" for t in self.horizons),
+                *("gamma_stderr", "gamma_task", "gamma_task_stderr", "gamma_task_mean", "a_max"),
+                *("amplification", "growth", "nonlinearity", "linear", "delta_norm", "draws", "readers"),
             ]
         )
         for w in self.weights:
             gamma = w.gamma or (None,) * len(self.horizons)
+            ratios = w.convergence or (None,) * len(self.horizons)
             writer.writerow(
                 [
-                    *(w.weight, w.label, "x".join(map(str, w.shape)), w.status.value),
+                    *(w.weight, w.label, w.block, "x".join(map(str, w.shape)), w.status.value),
                     *gamma,
-                    *(w.gamma_stderr, w.gamma_task, w.gamma_task_mean, w.a_max, w.amplification, w.growth),
-                    *(w.nonlinearity, w.delta_norm, w.draws, " ".join(w.readers)),
+                    *ratios,
+                    *(w.gamma_stderr, w.gamma_task, w.gamma_task_stderr, w.gamma_task_mean, w.a_max),
+                    *(w.amplification, w.growth, w.nonlinearity, w.is_linear),
+                    *(w.delta_norm, w.draws, " ".join(w.readers)),
                 ]
             )
         return stream.getvalue()

@@ -1,79 +1,32 @@
-"""The sweep: perturb one weight, roll out, compare; for every weight.
+"""The sweep: perturb one weight (or block), roll out, compare; for every one of them.
 
-A weight that reaches no trajectory output is `off-trajectory` and not rolled out; a probe of zero is `unprobed`;
-one that makes the rollout NaN or infinite is `unstable`; one that moves nothing beyond the noise floor (the
-difference of two nominal runs of the same session) is `dead`.
+A weight that reaches no trajectory output is `off-trajectory`, one that reaches no output at all is `dead`; neither
+is rolled out. All others are measured (`plan` → `measuring` → `results`) and judged (`scoring`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
 
 from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.session import Provider, runtime_version
+from tqs_onnx.rollout.session import runtime_version
 from tqs_onnx.rollout.spec import RolloutSpec, content_hash
-from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
-from tqs_onnx.rollout.variables import sigma
-from tqs_onnx.score.divergence import Ruler, n_space, ruler_for
-from tqs_onnx.score.engine import ExposedWeights, Injection
-from tqs_onnx.score.gamma import EPSILON, default_horizons, gammas
-from tqs_onnx.score.probe import Probe, perturbed
-from tqs_onnx.score.store import ProbeFacts, ResponsePoint, Scores, Status, WeightScore
+from tqs_onnx.score.job import contexts_hash
+from tqs_onnx.score.measuring import Kept, measure_here, measure_in_workers, tasks_of
+from tqs_onnx.score.options import SweepOptions, require_horizons
+from tqs_onnx.score.plan import Plan, on_trajectory, plan_sweep
+from tqs_onnx.score.results import Results, StoppedError
+from tqs_onnx.score.rolling import Frame, Station, exposable_of, frame_of, open_station
+from tqs_onnx.score.scoring import Judged, blank, judge, mean_of, scored, settle_minimum
+from tqs_onnx.score.store import ProbeFacts, Scores, Status, WeightScore
+from tqs_passes.errors import InputError
 from tqs_passes.model_io import Model
-from tqs_passes.weights import Survey, Weight
+from tqs_passes.weights import Survey
 
 Progress = Callable[[int, int, str], None]
 
-
-@dataclass(frozen=True, slots=True)
-class SweepOptions:
-    """How a sweep is run.
-
-    Parameters
-    ----------
-    probe : Probe
-    response_bits : tuple of int
-        Further widths at which the response is measured: coarse rounding moves a rollout out of its linear range,
-        and the allocator must know what it costs there.
-    horizons : tuple of int
-        Steps at which γ(T) is taken; empty: the default schedule.
-    units : {"std", "raw"}
-    provider : str
-    batch : int or None
-        Most contexts a chunk.
-    threads : int
-    """
-
-    probe: Probe = field(default_factory=Probe)
-    response_bits: tuple[int, ...] = (4, 2)
-    horizons: tuple[int, ...] = ()
-    units: Literal["std", "raw"] = "std"
-    provider: Provider = "cpu"
-    batch: int | None = None
-    threads: int = 0
-
-
-def on_trajectory(weight: Weight, spec: RolloutSpec) -> bool:
-    """Whether a weight reaches the trajectory, directly or through an output that is fed back."""
-    wanted = {*spec.trajectory.outputs, *(f.output for f in spec.feedback)}
-    return not wanted.isdisjoint(weight.outputs)
-
-
-def contexts_hash(contexts: Contexts) -> str:
-    """Return the SHA-256 of the contexts' arrays and labels."""
-    digest = hashlib.sha256()
-    for name in sorted(contexts.arrays):
-        array = np.ascontiguousarray(contexts.arrays[name])
-        digest.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        digest.update(array.tobytes())
-    digest.update("\0".join(contexts.series or ()).encode())
-    return digest.hexdigest()
+__all__ = ["Progress", "SweepOptions", "on_trajectory", "sweep"]
 
 
 def sweep(
@@ -84,6 +37,9 @@ def sweep(
     source_sha256: str,
     options: SweepOptions,
     progress: Progress | None = None,
+    *,
+    store: Path | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Scores:
     """Score every weight of a lifted model.
 
@@ -101,146 +57,163 @@ def sweep(
     options : SweepOptions
     progress : callable, optional
         Called with (done, total, label) after each weight.
+    store : Path, optional
+        SQLite file in which measurements are kept as they arrive, and from which an earlier run is resumed.
+    say : callable, optional
+        Called with a line about the store, when there is something to say.
 
     Raises
     ------
     InputError
-        The model does not run, or its nominal rollout is not finite.
+        The model does not run, its nominal rollout is not finite, a horizon lies beyond its steps, or the store cannot
+        be used.
+    StoppedError
+        The user stopped it; what was measured is in the store.
     """
-    rolled = tuple(w for w in survey.weights if on_trajectory(w, spec))
-    injection = ExposedWeights(
-        model, rolled, spec, contexts, provider=options.provider, batch=options.batch, threads=options.threads
-    )
-    nominal = injection.run({})
-    again = injection.run({})
-    scale = sigma(spec, contexts, nominal.outputs).values
-    if options.units == "raw":
-        scale = dict.fromkeys(scale, 1.0)
-    meter = _Meter(
-        ruler_for(nominal.outputs, spec, contexts, scale),
-        n_space(nominal.outputs, spec, contexts),
-        nominal,
-        options.horizons or default_horizons(spec.rollout.steps),
-    )
-    floor = float(meter.energy(again)[:, -1].max())
-    scores: list[WeightScore] = []
-    for done, weight in enumerate(survey.weights, 1):
-        if on_trajectory(weight, spec):
-            scores.append(_score(weight, injection, meter, options, floor))
-        else:
-            scores.append(_blank(weight, Status.OFF_TRAJECTORY))
-        if progress is not None:
-            progress(done, len(survey.weights), weight.label)
-    probe = options.probe
+    require_horizons(options.horizons, spec.rollout.steps)
+    plan = plan_sweep(model, survey, spec, contexts, source_sha256, options)
+    with Results(store) as results:
+        if say is not None and results.note:
+            say(results.note)
+        counter = _Counter(plan, survey, progress)
+        try:
+            frame = _measure(plan, results, counter)
+        except KeyboardInterrupt as error:
+            if store is None:
+                raise
+            raise StoppedError(
+                f"stopped: {counter.n_kept} of {plan.n_rollouts} rollouts are kept in {store}",
+                todo="Run the same command again to go on",
+            ) from error
+        judged, saved = _judged(plan, results, frame)
     return Scores(
         source_sha256=source_sha256,
         rollout_sha256=content_hash(spec),
         contexts_sha256=contexts_hash(contexts),
         provider=options.provider,
         runtime=runtime_version(),
-        probe=ProbeFacts(
-            kind=probe.kind,
-            bits=probe.bits,
-            response_bits=options.response_bits,
-            per_channel=probe.per_channel,
-            draws=probe.n_draws,
-            seed=probe.seed,
-        ),
-        horizons=meter.horizons,
+        probe=_probe_facts(options),
+        horizons=plan.horizons,
         units=options.units,
-        sigma=scale,
+        sigma=frame.sigma,
         n_contexts=contexts.n_contexts,
-        n_values=meter.ruler.n_values,
-        noise_floor=floor,
-        weights=tuple(scores),
+        n_values=frame.n_values,
+        noise_floor=frame.noise_floor,
+        rounding_floor=frame.rounding_floor,
+        sessions=max(1, len(plan.groups)),
+        rollouts_saved=saved,
+        weights=_rows(plan, survey, frame, judged),
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Meter:
-    """Cumulative energies of a trajectory against the nominal one, at each horizon."""
+class _Counter:
+    """Counts what is kept, and tells the progress callback of each weight that is done."""
 
-    ruler: Ruler
-    spaces: dict[str, int]
-    nominal: Trajectory
-    horizons: tuple[int, ...]
-
-    @property
-    def zero(self) -> NDArray[np.float64]:
-        """The energies of a rollout that nothing moved."""
-        return np.zeros((self.ruler.contexts.n_contexts, len(self.horizons)))
-
-    def energy(self, trajectory: Trajectory) -> NDArray[np.float64]:
-        """Return e_s(T), float64 ``[contexts, horizons]``."""
-        squares = self.ruler.squares(trajectory.outputs, self.nominal.outputs)
-        running = np.cumsum(self.ruler.energy(squares, self.spaces), axis=1)
-        ends = [self.nominal.time_after[t] for t in self.horizons]
-        return running[:, [end - 1 for end in ends]]
-
-
-def _score(
-    weight: Weight, injection: Injection, meter: _Meter, options: SweepOptions, floor: float
-) -> WeightScore:
-    primary = _measured(weight, injection, meter, options.probe)
-    if primary is None:
-        return _blank(weight, Status.UNSTABLE)
-    energy, delta_sq = primary
-    response = {float(delta_sq.mean()): _amplification(energy, delta_sq)}
-    for bits in options.response_bits:
-        further = _measured(weight, injection, meter, replace(options.probe, bits=bits, draws=1))
-        if further is None:
-            return _blank(weight, Status.UNSTABLE)
-        response[float(further[1].mean())] = _amplification(*further)
-    points = tuple(ResponsePoint(delta_sq=d, amplification=a) for d, a in sorted(response.items()) if d > 0.0)
-    draws = options.probe.n_draws
-    if not delta_sq.all():
-        return _blank(weight, Status.UNPROBED).model_copy(update={"response": points})
-    norm = float(np.sqrt(delta_sq.mean()))
-    if float(energy[..., -1].max()) <= floor and all(p.amplification * p.delta_sq <= floor for p in points):
-        return _blank(weight, Status.DEAD).model_copy(update={"delta_norm": norm, "draws": draws})
-    g = gammas(energy, delta_sq, meter.horizons)
-    return _blank(weight, Status.ALIVE).model_copy(
-        update={
-            "gamma": g.gamma,
-            "gamma_stderr": g.gamma_stderr,
-            "gamma_task": g.gamma_task,
-            "gamma_task_mean": g.gamma_task_mean,
-            "a_max": g.a_max,
-            "amplification": g.amplification,
-            "growth": g.growth,
-            "delta_norm": norm,
-            "draws": draws,
-            "response": points,
+    def __init__(self, plan: Plan, survey: Survey, progress: Progress | None) -> None:
+        self.n_kept = 0
+        self._progress = progress
+        self._total = len(survey.weights)
+        self._left = {
+            t.name: {r.key(plan.job) for r in plan.rollouts(t)} for group in plan.groups for t in group
         }
-    )
+        self._target_of = {key: name for name, keys in self._left.items() for key in keys}
+        self._n_weights = {t.name: len(t.weights) for group in plan.groups for t in group}
+        self._done = 0
+        for weight in survey.weights:
+            if not on_trajectory(weight, plan.spec):
+                self._tick(1, weight.label)
+
+    def kept(self, keys: set[str]) -> None:
+        """Count measurements as kept."""
+        self.n_kept += len(keys)
+        for key in sorted(keys):
+            name = self._target_of[key]
+            self._left[name].discard(key)
+            if not self._left[name]:
+                self._tick(self._n_weights[name], name)
+
+    def _tick(self, n: int, label: str) -> None:
+        self._done += n
+        if self._progress is not None:
+            self._progress(self._done, self._total, label)
 
 
-def _measured(
-    weight: Weight, injection: Injection, meter: _Meter, probe: Probe
-) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Return energies ``[draws, contexts, horizons]`` and ‖δθ‖² ``[draws]``; None if a rollout is not finite."""
-    theta = injection.values(weight)
-    energies: list[NDArray[np.float64]] = []
-    deltas: list[float] = []
-    for draw in range(probe.n_draws):
-        moved, delta_sq = perturbed(theta, probe, weight.name, draw, weight.channel_axis)
-        deltas.append(delta_sq)
-        if delta_sq == 0.0:
-            energies.append(meter.zero)
-            continue
-        try:
-            energies.append(meter.energy(injection.run({weight.name: moved})))
-        except NonFiniteError:
-            return None
-    return np.stack(energies), np.array(deltas)
+def _measure(plan: Plan, results: Results, counter: _Counter) -> Frame:
+    """Make every measurement that the store lacks; return what is known of the nominal rollout."""
+    kept = results.known(r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t))
+    counter.kept(kept)
+    tasks = tasks_of(plan, frozenset(kept))
+    text = results.frame(plan.job)
+    frame = None if text is None else Frame.model_validate_json(text)
+    if frame is not None and not tasks:
+        return frame
+    source = exposable_of(plan)
+    first: Station | None = None
+    if frame is None:
+        first = open_station(plan, source, 0)
+        frame = frame_of(plan, first)
+        results.put_frame(plan.job, plan.facts, frame.model_dump_json())
+
+    def keep(found: Kept) -> None:
+        results.put(plan.job, found)
+        counter.kept({key for key, _ in found})
+
+    if plan.options.workers > 1 and tasks:
+        first = None
+        measure_in_workers(plan, frame, tasks, keep, plan.options.workers)
+    else:
+        measure_here(plan, source, frame, tasks, keep, first)
+    return frame
 
 
-def _amplification(energy: NDArray[np.float64], delta_sq: NDArray[np.float64]) -> float:
-    return float(np.mean(energy[..., -1] / (delta_sq[:, None] + EPSILON)))
+def _judged(plan: Plan, results: Results, frame: Frame) -> tuple[dict[str, Judged], float]:
+    """Return the score of every target, and the share of model calls that was spared."""
+    found: dict[str, Judged] = {}
+    made = wanted = 0
+    n_draws = plan.options.probe.n_draws
+    for target in (t for group in plan.groups for t in group):
+        kept = [results.get(r.key(plan.job)) for r in plan.rollouts(target)]
+        all_of = [m for m in kept if m is not None]
+        if len(all_of) < len(kept):
+            raise InputError("lost a measurement", where=str(results.path), todo="Run the same command again")
+        found[target.name] = judge(all_of[:n_draws], all_of[n_draws:], plan.horizons, frame, plan.options)
+        moving = [m for m in all_of if m.delta_sq > 0 and m.finite]
+        made += sum(m.steps for m in moving)
+        wanted += len(moving) * plan.spec.rollout.steps
+    if plan.options.dead_at_minimum:
+        found = settle_minimum(found)
+    return found, 1.0 - made / wanted if wanted else 0.0
 
 
-def _blank(weight: Weight, status: Status) -> WeightScore:
-    readers = tuple(f"{r.op_type}:{r.input_index}" for r in weight.readers)
-    return WeightScore(
-        weight=weight.name, label=weight.label, shape=weight.shape, status=status, readers=readers
+def _rows(plan: Plan, survey: Survey, frame: Frame, judged: dict[str, Judged]) -> tuple[WeightScore, ...]:
+    names = list(frame.sigma)
+    target_of = {w.name: t.name for group in plan.groups for t in group for w in t.weights}
+    rows: list[WeightScore] = []
+    for weight in survey.weights:
+        if weight.name in target_of:
+            block = plan.block_of.get(weight.name, "")
+            rows.append(scored(weight, judged[target_of[weight.name]], names, block))
+        else:
+            rows.append(blank(weight, Status.OFF_TRAJECTORY if weight.outputs else Status.DEAD))
+    if plan.options.blocks is not None and plan.options.blocks.score == "mean":
+        members: dict[str, list[WeightScore]] = {}
+        for row in rows:
+            members.setdefault(row.block, []).append(row)
+        means = {block: mean_of(found) for block, found in members.items() if block}
+        rows = [
+            row.model_copy(update=means[row.block]) if row.block and row.status is Status.ALIVE else row
+            for row in rows
+        ]
+    return tuple(rows)
+
+
+def _probe_facts(options: SweepOptions) -> ProbeFacts:
+    probe = options.probe
+    return ProbeFacts(
+        kind=probe.kind,
+        bits=probe.bits,
+        response_bits=options.response_bits,
+        per_channel=probe.per_channel,
+        draws=probe.n_draws,
+        seed=probe.seed,
     )

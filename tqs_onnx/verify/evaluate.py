@@ -17,6 +17,7 @@ from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.variables import by_variable
 from tqs_onnx.score.divergence import Arrays, drift_of, n_space, ruler_for
+from tqs_passes.errors import InputError
 
 
 class _Frozen(BaseModel):
@@ -102,14 +103,30 @@ def step_bounds(time_after: tuple[int, ...], n_time: int) -> list[tuple[int, int
 def measure_truth(
     fp32: Arrays, other: Arrays, spec: RolloutSpec, contexts: Contexts, time_after: tuple[int, ...]
 ) -> dict[str, TruthError]:
-    """Return the errors of both trajectories against the contexts' truth, per variable; empty without truth."""
-    outputs = [o for o in spec.trajectory.outputs if o in contexts.truth]
-    if len(outputs) < len(spec.trajectory.outputs):
+    """Return the errors of both trajectories against the contexts' truth, per variable that has one.
+
+    Raises
+    ------
+    InputError
+        The truth of an output is not shaped like its trajectory.
+    """
+    if not contexts.truth:
         return {}
-    truth = by_variable(contexts.truth, spec, contexts)
+    known: dict[str, NDArray[Any]] = {}
+    for name, trajectory in fp32.items():
+        known[name] = contexts.truth.get(name, np.full_like(trajectory, np.nan))
+        if known[name].shape[2:] != trajectory.shape[2:]:
+            raise InputError(
+                f"truth/{name} is {list(known[name].shape)}, the trajectory is {list(trajectory.shape)}",
+                where=contexts.source,
+                todo="Store the truth as [context, time, ...], like the trajectory",
+            )
+    truth = by_variable(known, spec, contexts)
     ours = by_variable(other, spec, contexts)
     result: dict[str, TruthError] = {}
     for name, nominal in by_variable(fp32, spec, contexts).items():
+        if np.isnan(truth[name]).all():
+            continue
         n_time = min(nominal.shape[1], truth[name].shape[1])
         e0 = _error(nominal, truth[name], n_time)
         e1 = _error(ours[name], truth[name], n_time)

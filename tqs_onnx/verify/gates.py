@@ -83,21 +83,30 @@ def parse_gate(text: str) -> Gate:
     expected = ">=" if metric == "compression" else "<="
     if not found or metric not in ("drift", "degradation", "compression") or sign != expected:
         raise InputError(f"gate {text!r} is not understood", todo=_FORM)
+    fields: dict[str, str] = {}
+    for qualifier in qualifiers:
+        key, equals, value = qualifier.partition("=")
+        takes_value = key in ("variable", "step")
+        if key in fields or bool(equals) != takes_value or bool(value) != takes_value:
+            raise InputError(f"gate {text!r} is not understood", todo=_FORM)
+        fields[key] = value
     try:
         limit = float(number)
-        fields: dict[str, str] = {}
-        for qualifier in qualifiers:
-            key, _, value = qualifier.partition("=")
-            fields[key] = value
         step = int(fields.pop("step")) if "step" in fields else None
     except ValueError as error:
         raise InputError(f"gate {text!r} is not understood", todo=_FORM) from error
     p95 = fields.pop("p95", None) is not None
     variable = fields.pop("variable", None)
-    crossed = (p95 and (variable or step or metric != "drift")) or (metric == "compression" and qualifiers)
-    if fields or crossed or not math.isfinite(limit) or (metric == "drift" and variable and step):
+    one_at_most = metric == "drift" and p95 + (variable is not None) + (step is not None) > 1
+    crossed = (p95 and metric != "drift") or (metric == "compression" and qualifiers)
+    if fields or crossed or one_at_most or not math.isfinite(limit):
         raise InputError(f"gate {text!r} is not understood", todo=_FORM)
     return Gate(text, metric, limit, p95, variable, step)
+
+
+def needs_truth(gate: Gate) -> bool:
+    """Whether a gate can only be evaluated where the contexts hold the truth."""
+    return gate.metric == "degradation"
 
 
 def gate_value(gate: Gate, measured: Measured) -> float:

@@ -2,7 +2,8 @@
 
 1. The full ONNX checker accepts it (unless it refused the source as well).
 2. It loads in a session with stock options, as a server would load it.
-3. Every rewritten weight, decoded by the runtime, equals the plan's reference bit for bit.
+3. Every rewritten weight, decoded by the runtime, equals the plan's reference bit for bit; every weight that the plan
+   keeps is stored as in the source.
 4. The FP32 file and the emitted file are rolled out over the same contexts: drift, and every graph output compared.
 5. The FP32 graph fed the reference weights is rolled out too: its distance to the file is what the runtime itself
    adds (8-bit activations in fused kernels, or a faulty kernel, which decoding alone does not show).
@@ -149,9 +150,10 @@ def verify(subject: Subject, bench: Bench) -> Verification:
         The file does not decode to the plan's weights, the checker refuses it, the runtime computes something else
         with it, or its dead weights are not dead.
     InputError
-        A file is missing, does not load, or its rollout is not finite.
+        A file is missing, does not load, its rollout is not finite, or the plan is for another model.
     """
     emitted = load_model(subject.emitted)
+    _require_plan_of(subject)
     notes = _check(subject, emitted)
     n_decoded = check_decoding(subject, emitted, bench)
     nominal = roll_file(subject.source, bench)
@@ -191,6 +193,34 @@ def _check(subject: Subject, emitted: Model) -> tuple[str, ...]:
     return (f"the ONNX checker refuses the source and the emitted file: {complaint}",)
 
 
+def _require_plan_of(subject: Subject) -> None:
+    stored = {t.name: tuple(t.dims) for t in subject.lifted.proto.graph.initializer}
+    for a in subject.plan.assignments:
+        if stored.get(a.weight) != a.shape:
+            raise InputError(
+                f"the plan is for another model: weight {a.label!r} of shape {list(a.shape)} is not in it",
+                where=str(subject.source),
+                todo="Give the plan that the file was made by",
+            )
+
+
+def _check_kept(subject: Subject, emitted: Model) -> None:
+    theirs = {t.name: t for t in emitted.proto.graph.initializer}
+    ours = {t.name: t for t in subject.lifted.proto.graph.initializer}
+    for a in subject.plan.assignments:
+        if a.form is not Form.KEEP:
+            continue
+        same = a.weight in theirs and _same_bits(
+            tensor_array(theirs[a.weight], emitted.folder),
+            tensor_array(ours[a.weight], subject.lifted.folder),
+        )
+        if not same:
+            raise GateError(
+                f"weight {a.label!r} is not what the source holds, though the plan keeps it",
+                where=str(subject.emitted),
+            )
+
+
 def check_decoding(subject: Subject, emitted: Model, bench: Bench) -> int:
     """Decode every rewritten weight through the runtime; return how many equal the reference bit for bit.
 
@@ -199,11 +229,18 @@ def check_decoding(subject: Subject, emitted: Model, bench: Bench) -> int:
     GateError
         One does not.
     """
+    _check_kept(subject, emitted)
     stored = {t.name: t for t in subject.lifted.proto.graph.initializer}
+    produced = {out for node in emitted.proto.graph.node for out in node.output}
     planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP]
     chunk: list[str] = []
     size = 0
     for index, a in enumerate(planned):
+        if a.weight not in produced:
+            raise GateError(
+                f"weight {a.label!r} is not decoded in the file: another plan made it",
+                where=str(subject.emitted),
+            )
         chunk.append(a.weight)
         size += int(np.prod(a.shape)) * 4
         if size < _DECODE_CHUNK_BYTES and index < len(planned) - 1:

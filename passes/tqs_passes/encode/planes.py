@@ -14,6 +14,8 @@ int8 sums need opset 14; before that the tables, and so the levels, are float32.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -23,7 +25,7 @@ from tqs_passes.grid import Codes, Grid
 
 #: Lowest opset at which the planes encoding runs.
 MIN_OPSET = 9
-_TABLE_OPS_OPSET = 10  # Mod
+TABLE_OPS_OPSET = 10  # Mod
 _INT8_ADD_OPSET = 14
 _SLICE_INPUT_OPSET = 10
 
@@ -98,27 +100,27 @@ def decode_levels(codes: Codes, fragment: Fragment, stored: str, opset: int) -> 
         top = index == len(widths) - 1
         table = _table(fragment, width, gain << shift, offset if top else 0, opset, int8=use_int8)
         rows = fragment.op("Cast", [name], to=int(onnx.TensorProto.INT32))
-        plane = _shaped(
-            fragment, fragment.op("Gather", [table, rows]), packed.size * (8 // width), codes, opset
-        )
+        fields = fragment.op("Gather", [table, rows])
+        plane = shaped(fragment, fields, packed.size * (8 // width), codes.levels.shape, opset)
         total = fragment.op("Add", [total, plane]) if total else plane
         shift += width
     return total, use_int8
 
 
-def _shaped(fragment: Fragment, values: str, n_padded: int, codes: Codes, opset: int) -> str:
-    shape = codes.levels.shape
-    if n_padded != codes.levels.size:
-        values = fragment.op("Reshape", [values, _shape(fragment, (-1,))])
+def shaped(fragment: Fragment, values: str, n_padded: int, shape: tuple[int, ...], opset: int) -> str:
+    """Append the nodes that cut `n_padded` values to those of `shape`, and return the name of the result."""
+    size = math.prod(shape)
+    if n_padded != size:
+        values = fragment.op("Reshape", [values, stored_shape(fragment, (-1,))])
         if opset >= _SLICE_INPUT_OPSET:
-            bounds = [_shape(fragment, (0,)), _shape(fragment, (codes.levels.size,))]
+            bounds = [stored_shape(fragment, (0,)), stored_shape(fragment, (size,))]
             values = fragment.op("Slice", [values, *bounds])
         else:
-            values = fragment.op("Slice", [values], starts=[0], ends=[codes.levels.size])
-    return fragment.op("Reshape", [values, _shape(fragment, shape)])
+            values = fragment.op("Slice", [values], starts=[0], ends=[size])
+    return fragment.op("Reshape", [values, stored_shape(fragment, shape)])
 
 
-def _shape(fragment: Fragment, shape: tuple[int, ...]) -> str:
+def stored_shape(fragment: Fragment, shape: tuple[int, ...]) -> str:
     """Share the int64 tensor that holds a shape; return its name."""
     name = f"{fragment.namespace}.s" + "x".join(str(d) for d in shape)
     piece = Fragment(name)
@@ -139,24 +141,27 @@ def _table(fragment: Fragment, width: int, gain: int, offset: int, opset: int, *
     """Share the look-up table of one plane; return its name."""
     name = f"{fragment.namespace}.t{width}_{gain}_{-offset}{'' if int8 else 'f'}"
     piece = Fragment(name + ".")
-    if opset < _TABLE_OPS_OPSET:
+    if opset < TABLE_OPS_OPSET:
         piece.store(table_values(width, gain, offset).astype(np.int8 if int8 else np.float32), name)
         fragment.share(name, piece)
         return name
-    fields = _fields(fragment, width)
+    fields = fields_table(fragment, width)
     value = fields
     if gain != 1:
-        value = piece.op("Mul", [value, _scalar(fragment, gain)])
+        value = piece.op("Mul", [value, stored_scalar(fragment, gain)])
     if offset:
-        value = piece.op("Add", [value, _scalar(fragment, offset)])
+        value = piece.op("Add", [value, stored_scalar(fragment, offset)])
     kind = onnx.TensorProto.INT8 if int8 else onnx.TensorProto.FLOAT
     piece.op("Cast", [value], output=name, to=int(kind))
     fragment.share(name, piece)
     return name
 
 
-def _fields(fragment: Fragment, width: int) -> str:
-    """Share the plain fields ``[256, 8/width]``, int32, computed from a ramp 0 … 255; return its name."""
+def fields_table(fragment: Fragment, width: int) -> str:
+    """Share the plain fields ``[256, 8/width]``, int32, computed from a ramp 0 … 255; return its name.
+
+    Needs opset `TABLE_OPS_OPSET`.
+    """
     space = fragment.namespace
     ramp = Fragment(f"{space}.r.")
     ramp.store(np.arange(256, dtype=np.uint8)[:, None], f"{space}.b")
@@ -167,12 +172,12 @@ def _fields(fragment: Fragment, width: int) -> str:
     divisors = [1 << (8 - width * (lane + 1)) for lane in range(8 // width)]
     piece.store(np.array(divisors, np.int32), name + ".d")
     quotient = piece.op("Div", [f"{space}.r", name + ".d"])
-    piece.op("Mod", [quotient, _scalar(fragment, 1 << width)], output=name)
+    piece.op("Mod", [quotient, stored_scalar(fragment, 1 << width)], output=name)
     fragment.share(name, piece)
     return name
 
 
-def _scalar(fragment: Fragment, value: int) -> str:
+def stored_scalar(fragment: Fragment, value: int) -> str:
     name = f"{fragment.namespace}.i{value}"
     piece = Fragment(name)
     piece.store(np.array(value, np.int32), name)

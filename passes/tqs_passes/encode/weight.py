@@ -7,7 +7,8 @@ Readers keep reading the name they always read; only its producer changes ::
     INTb, cm     planes → levels → Cast(float) → Mul(scale)              folds at load into a plain float weight
     INTb, dq     planes → levels → DequantizeLinear(scale, axis)         fused into MatMul by onnxruntime
 
-Names follow onnxruntime's: `<w>_quantized`, `<w>_scale`, node `<w>_DequantizeLinear`.
+Names follow onnxruntime's: `<w>_quantized`, `<w>_scale`, node `<w>_DequantizeLinear`; where the model has one of
+them already, another stem stands for `<w>`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from tqs_passes.encode.fragment import Fragment
+from tqs_passes.encode.native import native_levels
 from tqs_passes.encode.planes import decode_levels
 from tqs_passes.grid import Codes
 from tqs_passes.tier import Tier
@@ -47,6 +49,13 @@ class Form(StrEnum):
     DEQUANTIZE = "dq"
 
 
+class Encoding(StrEnum):
+    """How integer levels are stored: bit planes at any opset, or ONNX's own integer types (`native`)."""
+
+    PLANES = "planes"
+    NATIVE = "native"
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a fragment must produce, and where.
@@ -61,6 +70,8 @@ class Target:
         Opset of the file.
     prefix, namespace : str
         Prefixes of intermediate names and of shared pieces (see `Fragment`).
+    stem : str
+        What the names of stored tensors and of the last node start with (see `stem_names`); default `name`.
     """
 
     name: str
@@ -68,18 +79,32 @@ class Target:
     opset: int
     prefix: str
     namespace: str = "tqs"
+    stem: str = ""
+
+    def __post_init__(self) -> None:
+        """Let the weight's own name be the stem unless told otherwise."""
+        if not self.stem:
+            object.__setattr__(self, "stem", self.name)
+
+
+def stem_names(stem: str) -> tuple[str, ...]:
+    """Return every name of a tensor or node that a fragment may make from a stem."""
+    ends = ("quantized", "quantized_1", "quantized_2", "scale", "DequantizeLinear", "Cast")
+    return tuple(f"{stem}_{end}" for end in ends)
 
 
 def encode_cast(target: Target, values: NDArray[np.generic], tier: Tier) -> Fragment:
     """Return the fragment that stores `values` as a narrower float type and casts it back."""
     fragment = Fragment(target.prefix, target.namespace)
-    name, stored = target.name, f"{target.name}_quantized"
+    stored = f"{target.stem}_quantized"
     if tier is Tier.BF16:
         bits = np.asarray(values).astype(ml_dtypes.bfloat16).view(np.uint16)
         fragment.store(bits, stored, onnx.TensorProto.BFLOAT16)
     else:
         fragment.store(np.asarray(values).astype(_CAST_DTYPES[tier]), stored)
-    fragment.op("Cast", [stored], output=name, name=f"{name}_Cast", to=tensor_type(target.dtype))
+    fragment.op(
+        "Cast", [stored], output=target.name, name=f"{target.stem}_Cast", to=tensor_type(target.dtype)
+    )
     return fragment
 
 
@@ -88,24 +113,27 @@ def decoded_cast(values: NDArray[np.generic], tier: Tier, dtype: str) -> NDArray
     return np.asarray(values).astype(_CAST_DTYPES[tier]).astype(np_dtype(dtype))
 
 
-def encode_codes(target: Target, codes: Codes, form: Form) -> Fragment:
+def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = Encoding.PLANES) -> Fragment:
     """Return the fragment that stores integer codes and decodes them; `form` is `CAST_MUL` or `DEQUANTIZE`."""
     fragment = Fragment(target.prefix, target.namespace)
-    name = target.name
-    levels, is_int8 = decode_levels(codes, fragment, f"{name}_quantized", target.opset)
+    name, stem = target.name, target.stem
+    if encoding is Encoding.NATIVE:
+        levels, is_int8 = native_levels(codes, fragment, f"{stem}_quantized"), True
+    else:
+        levels, is_int8 = decode_levels(codes, fragment, f"{stem}_quantized", target.opset)
     direct = target.dtype == "float32"
     last = name if direct else ""
-    node = f"{name}_DequantizeLinear"
+    node = f"{stem}_DequantizeLinear"
     if form is Form.DEQUANTIZE:
         if not is_int8:  # float sums before opset 14
             levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.INT8))
         scale = _stored_scale(
-            fragment, name, codes.scales.reshape(-1) if codes.axis is not None else codes.scales
+            fragment, stem, codes.scales.reshape(-1) if codes.axis is not None else codes.scales
         )
         axis = {} if codes.axis is None else {"axis": codes.axis}
         value = fragment.op("DequantizeLinear", [levels, scale], output=last, name=node, **axis)
     else:
-        scale = _stored_scale(fragment, name, codes.scales)
+        scale = _stored_scale(fragment, stem, codes.scales)
         if is_int8:
             levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.FLOAT))
         value = fragment.op("Mul", [levels, scale], output=last, name=node)
@@ -114,8 +142,8 @@ def encode_codes(target: Target, codes: Codes, form: Form) -> Fragment:
     return fragment
 
 
-def _stored_scale(fragment: Fragment, name: str, scales: NDArray[np.float16] | NDArray[np.float32]) -> str:
-    stored = fragment.store(scales, f"{name}_scale")
+def _stored_scale(fragment: Fragment, stem: str, scales: NDArray[np.float16] | NDArray[np.float32]) -> str:
+    stored = fragment.store(scales, f"{stem}_scale")
     if scales.dtype == np.float16:
         return fragment.op("Cast", [stored], to=int(onnx.TensorProto.FLOAT))
     return stored

@@ -1,0 +1,25 @@
+"""Train aurora_mini on ERA5 over the Gulf and write model.onnx.
+
+Usage, from the repository root and with the [export] extra and h5py:
+``python models/zoo/aurora_mini/train.py --data FOLDER --out FOLDER --minutes 4 --device cuda``.
+See ../gulf_training.py for what it does.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from gulf_training import Constants, run
+from network import AuroraMini
+
+
+def build(fixed: Constants, dropout: float) -> AuroraMini:
+    """Return the untrained model."""
+    return AuroraMini(fixed.mean, fixed.deviation, fixed.change, dropout)
+
+
+if __name__ == "__main__":
+    run("aurora_mini", build, 2, Path(__file__).parent)

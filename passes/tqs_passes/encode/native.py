@@ -1,0 +1,40 @@
+"""Native integer types: INT8 as it is, INT4 two to a byte (opset 21, IR 10), decoded by Cast or DequantizeLinear.
+
+INT4 keeps the first value of a pair in the low nibble, as ONNX packs it. Levels of the signed grid fit; mid-rise levels
+are odd numbers up to ±(2^b − 1) and do not. INT2 is never written: onnxruntime 1.31 computes garbage with it where the
+number of columns is no multiple of 4.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tqs_passes.encode.fragment import Fragment
+from tqs_passes.grid import Codes, Grid
+
+
+def pack_nibbles(levels: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pack levels -8 … 7 two to a byte, the first in the low nibble, zero-padded: uint8 ``[ceil(n / 2)]``."""
+    flat = np.zeros(levels.size + levels.size % 2, np.uint8)
+    flat[: levels.size] = levels.reshape(-1).astype(np.uint8) & 15
+    return flat[0::2] | (flat[1::2] << 4)
+
+
+def native_levels(codes: Codes, fragment: Fragment, stored: str) -> str:
+    """Store the levels in their native type under `stored`; return that name.
+
+    Raises
+    ------
+    ValueError
+        There is no native type for this width or grid.
+    """
+    if codes.grid is not Grid.SIGNED or codes.bits not in (4, 8):
+        raise ValueError(f"no native type for {codes.bits} bits on the {codes.grid} grid")
+    if codes.bits == 8:
+        return fragment.store(codes.levels, stored)
+    tensor = onnx.TensorProto(name=stored, data_type=onnx.TensorProto.INT4, dims=codes.levels.shape)
+    tensor.raw_data = pack_nibbles(codes.levels).tobytes()
+    fragment.tensors.append(tensor)
+    return stored

@@ -1,0 +1,72 @@
+"""Joint rollouts and joint repair, on the bundled model over few steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tqs_onnx.allocate.planning import PlanOptions, plan_within
+from tqs_onnx.emit import emit
+from tqs_onnx.joint import Joint
+from tqs_onnx.repair import repair, split_contexts
+from tqs_onnx.verify.evaluate import measure_drift
+from tqs_onnx.verify.verify import roll_file
+
+
+@pytest.fixture(scope="module")
+def plan(lorenz):
+    return plan_within(lorenz.request, lorenz.source.facts.n_bytes // 10, PlanOptions())
+
+
+def test_nothing_rounded_drifts_nothing(lorenz, plan):
+    kept = tuple(m.candidates[0].assignment for m in lorenz.request.menus)
+    assert Joint(lorenz.place).drift(kept) == 0.0
+
+
+def test_the_joint_drift_is_that_of_the_file(lorenz, plan, tmp_path):
+    file = tmp_path / "model.onnx"
+    emit(lorenz.source.lifted, plan, file)
+    place = lorenz.place
+    bench = lorenz.bench.__class__(place.spec, place.contexts, place.sigma, "cpu", None, 1)
+    nominal, ours = roll_file(lorenz.source.path, bench), roll_file(file, bench)
+    measured = measure_drift(
+        nominal.outputs, ours.outputs, bench.spec, bench.contexts, bench.sigma, nominal.time_after
+    ).total
+    # The profile is exact: what is left is float32 rounding of two differently fused graphs.
+    assert Joint(place).drift(plan.assignments) == pytest.approx(measured, rel=1e-3)
+
+
+def test_a_repair_never_raises_the_drift_on_the_acceptance_contexts(lorenz, plan):
+    mended = repair(plan, lorenz.request, lorenz.place, 2, lambda line: None)
+    assert mended.after <= mended.before
+    _, acceptance = split_contexts(lorenz.scoring)
+    place = lorenz.place.__class__(
+        lorenz.place.model, lorenz.place.survey, lorenz.place.spec, acceptance, lorenz.place.sigma, threads=1
+    )
+    assert Joint(place).drift(mended.plan.assignments) == pytest.approx(mended.after, rel=1e-9)
+
+
+def test_a_repaired_plan_keeps_the_budget_and_its_bytes_are_exact(lorenz, plan, tmp_path):
+    mended = repair(plan, lorenz.request, lorenz.place, 2, lambda line: None).plan
+    file = tmp_path / "model.onnx"
+    emit(lorenz.source.lifted, mended, file)
+    assert file.stat().st_size == mended.n_bytes <= plan.solver.budget_bytes
+
+
+def test_search_and_acceptance_contexts_are_disjoint(lorenz):
+    one, other = split_contexts(lorenz.scoring)
+    assert one.n_contexts + other.n_contexts == lorenz.scoring.n_contexts
+    seen = {a.tobytes() for a in one.arrays["state"]}
+    assert not any(a.tobytes() in seen for a in other.arrays["state"])
+
+
+def test_no_round_returns_the_plan_itself(lorenz, plan):
+    assert repair(plan, lorenz.request, lorenz.place, 0, lambda line: None).plan == plan
+
+
+def test_drift_is_finite_for_every_tier_alone(lorenz):
+    joint = Joint(lorenz.place)
+    menu = lorenz.request.menus[4]
+    drifts = [joint.drift((c.assignment,)) for c in menu.candidates]
+    assert np.isfinite(drifts).all()
+    assert drifts[-1] > drifts[1]

@@ -1,0 +1,177 @@
+"""Joint repair: trial promotions and demotions, judged by what all weights do together.
+
+One-at-a-time costs miss how errors meet when everything is coarse at once. A trial finances the promotion of one
+weight, to its next finer candidate, by demoting the weights that the additive costs say will miss their bytes least.
+The trial with the lowest joint drift on the search contexts is kept when it also lowers the drift on contexts set
+aside for acceptance; a few rounds, until nothing helps. Neither set holds evaluation contexts: a search overfits the
+contexts it is judged by (measured in the notes of the field: search error falls while test error rises).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tqs_onnx.allocate.planning import Request, amplification, file_bytes
+from tqs_onnx.joint import Joint, Place
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.score.store import Status
+from tqs_passes.candidates import Candidate
+from tqs_passes.plan import Assignment, Plan
+
+#: Promotions tried a round.
+_TRIALS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What repair did.
+
+    Parameters
+    ----------
+    plan : Plan
+        The best plan found; the first one when nothing helped.
+    before, after : float
+        Drift on the acceptance contexts.
+    rounds : int
+        Rounds tried.
+    accepted : int
+        Trials that were kept.
+    """
+
+    plan: Plan
+    before: float
+    after: float
+    rounds: int
+    accepted: int
+
+
+def split_contexts(contexts: Contexts) -> tuple[Contexts, Contexts]:
+    """Return (search, acceptance) contexts: every other window; windows of one position stay together."""
+    starts = contexts.rows[:, 0].tolist() if contexts.rows is not None else list(range(contexts.n_contexts))
+    order = {start: i for i, start in enumerate(sorted(set(starts)))}
+    even = [i for i, start in enumerate(starts) if order[start] % 2 == 0]
+    odd = [i for i, start in enumerate(starts) if order[start] % 2 == 1]
+    return contexts.take(even), contexts.take(odd or even)
+
+
+class _Bench:
+    """The candidates of every weight, finest first, each as the plan would hold it."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        known = {s.weight: s for s in request.scores.weights}
+        self.ladders: dict[str, list[Candidate]] = {}
+        for menu in request.menus:
+            score = known[menu.weight.name]
+            if score.status is not Status.ALIVE:
+                continue
+            rungs: list[Candidate] = []
+            for c in menu.candidates:
+                a = amplification(score, c.assignment.error_energy, request.scores)
+                update = {
+                    "gamma": score.gamma_task,
+                    "amplification": a,
+                    "cost": a * c.assignment.error_energy,
+                }
+                rungs.append(Candidate(c.assignment.model_copy(update=update), c.shared))
+            self.ladders[menu.weight.name] = rungs
+
+
+def repair(plan: Plan, request: Request, place: Place, rounds: int, say: Callable[[str], None]) -> Repair:
+    """Repair a plan at its own byte budget (see module docstring).
+
+    Parameters
+    ----------
+    plan : Plan
+    request : Request
+    place : Place
+        With the scoring contexts, which are split in two.
+    rounds : int
+        Most rounds; each costs a dozen joint rollouts.
+    say : callable
+        Called with one line a round.
+    """
+    search, acceptance = split_contexts(place.contexts)
+    searching, accepting = Joint(replace(place, contexts=search)), Joint(replace(place, contexts=acceptance))
+    bench = _Bench(request)
+    budget = plan.solver.budget_bytes if plan.solver is not None else plan.n_bytes
+    held = _held(plan, request)
+    before = after = accepting.drift(plan.assignments)
+    found = searching.drift(plan.assignments)
+    refused: set[str] = set()
+    accepted = tried = 0
+    for tried in range(1, rounds + 1):
+        trials = {
+            name: t for name in _promising(held, bench, refused) if (t := _trial(held, name, bench, budget))
+        }
+        if not trials:
+            break
+        drifts = {n: searching.drift(tuple(c.assignment for c in t.values())) for n, t in trials.items()}
+        name = min(drifts, key=lambda n: (drifts[n], n))
+        if drifts[name] >= found:
+            break
+        judged = accepting.drift(tuple(c.assignment for c in trials[name].values()))
+        say(f"repair round {tried}: drift {after:.4g} → {judged:.4g} on the acceptance contexts")
+        if judged >= after:
+            refused.add(name)
+            continue
+        held, found, after, accepted = trials[name], drifts[name], judged, accepted + 1
+    chosen = list(held.values())
+    assignments = tuple(c.assignment for c in chosen)
+    drift = (sum(a.cost for a in assignments) / request.scores.n_values) ** 0.5
+    mended = plan.model_copy(
+        update={
+            "assignments": assignments,
+            "n_bytes": file_bytes(request.size, chosen),
+            "predicted_drift": drift,
+        }
+    )
+    return Repair(mended if accepted else plan, before, after, tried, accepted)
+
+
+def _held(plan: Plan, request: Request) -> dict[str, Candidate]:
+    """Return the plan's candidates by weight, in plan order."""
+    menus = {m.weight.name: m.candidates for m in request.menus}
+    return {a.weight: Candidate(a, _match(a, menus[a.weight]).shared) for a in plan.assignments}
+
+
+def _match(a: Assignment, candidates: tuple[Candidate, ...]) -> Candidate:
+    return next(c for c in candidates if _key(c.assignment) == _key(a))
+
+
+def _key(a: Assignment) -> tuple[object, ...]:
+    return (a.tier, a.grid, a.axis, a.half_scales, a.form)
+
+
+def _promising(held: dict[str, Candidate], bench: _Bench, refused: set[str]) -> list[str]:
+    """Return the weights whose promotion is tried: those of the largest cost."""
+    names = [n for n in held if n in bench.ladders and n not in refused]
+    return sorted(names, key=lambda n: (-held[n].assignment.cost, n))[:_TRIALS]
+
+
+def _trial(held: dict[str, Candidate], name: str, bench: _Bench, budget: int) -> dict[str, Candidate] | None:
+    """Promote one weight, then demote others where it costs least a byte, until the file fits; None if it cannot."""
+    finer = _step(held[name], bench.ladders[name], -1)
+    if finer is None:
+        return None
+    trial = {**held, name: finer}
+    while file_bytes(bench.request.size, list(trial.values())) > budget:
+        best: tuple[float, str, Candidate] | None = None
+        for other, ladder in bench.ladders.items():
+            coarser = None if other == name else _step(trial[other], ladder, 1)
+            if coarser is None:
+                continue
+            saved = trial[other].assignment.n_bytes - coarser.assignment.n_bytes
+            rise = max(coarser.assignment.cost - trial[other].assignment.cost, 0.0)
+            if saved > 0 and (best is None or (rise / saved, other) < best[:2]):
+                best = (rise / saved, other, coarser)
+        if best is None:
+            return None
+        trial[best[1]] = best[2]
+    return trial
+
+
+def _step(held: Candidate, ladder: list[Candidate], by: int) -> Candidate | None:
+    index = next(i for i, c in enumerate(ladder) if _key(c.assignment) == _key(held.assignment)) + by
+    return ladder[index] if 0 <= index < len(ladder) else None

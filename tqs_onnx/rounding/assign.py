@@ -1,0 +1,289 @@
+"""Round the integer weights of a plan with data, on the grids of the files written here.
+
+Weights are taken in graph order, each with the inputs that the model gives it whose weights before are rounded
+already. Scales are those of least squared error (`tqs_passes.grid`), fitted to the weight, for QEP to the corrected
+weight, and levels are chosen by GPTQ or GPTAQ. A weight that no rule covers is rounded without data, with the reason.
+
+QEP's correction is kept in bounds: while it would move a weight by more than its own norm the strength is halved.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rounding.calibrate import Calibration, Statistics
+from tqs_onnx.rounding.compensate import Matrix, compensate, drift_correction, factor
+from tqs_onnx.rounding.gptq import PUBLISHED_BLOCK, qep_correct
+from tqs_onnx.rounding.view import View
+from tqs_passes.base import Skip
+from tqs_passes.encode.weight import Form, np_dtype
+from tqs_passes.errors import InputError
+from tqs_passes.grid import Codes, Grid, as_rows, broadcast_shape, quantize, round_levels, scales_fit_half
+from tqs_passes.plan import Assignment, Plan
+from tqs_passes.rewrite import reference_weight, round_weight
+
+Method = Literal["rtn", "mse", "gptq", "gptaq", "qep"]
+METHODS: tuple[Method, ...] = ("rtn", "mse", "gptq", "gptaq", "qep")
+DATA_AWARE: tuple[Method, ...] = ("gptq", "gptaq", "qep")
+
+#: Most of its own norm by which QEP's correction may move a weight.
+GROWTH_LIMIT = 1.0
+_HALVINGS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RoundingOptions:
+    """How integers are chosen.
+
+    Parameters
+    ----------
+    method : {"rtn", "mse", "gptq", "gptaq", "qep"}
+        `rtn`: nearest, scale from the largest value; `mse`: nearest, scale of least squared error.
+    damp : float
+        Damping of H in GPTQ, GPTAQ and the rounding after QEP's correction.
+    act_order : bool
+        Round columns in the order of falling diag H.
+    alpha : float
+        Strength of GPTAQ's correction.
+    qep_damp, qep_strength : float
+        Damping and strength of QEP's correction.
+    """
+
+    method: Method = "gptq"
+    damp: float = 0.01
+    act_order: bool = True
+    alpha: float = 0.25
+    qep_damp: float = 1.0
+    qep_strength: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Assigned:
+    """A plan whose integers are chosen.
+
+    Parameters
+    ----------
+    plan : Plan
+        With `rounding`, error energies and, where there was a prediction, costs of what was really done.
+    codes : dict of str to Codes
+        By weight; those without an entry are rounded by the emitter ("mse").
+    notes : tuple of Skip
+        Weights that were rounded without data, or with more damping or less strength than asked for, and why.
+    """
+
+    plan: Plan
+    codes: dict[str, Codes]
+    notes: tuple[Skip, ...]
+
+
+def round_plan(plan: Plan, calibration: Calibration, options: RoundingOptions) -> Assigned:
+    """Choose the integers of every integer tier of a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+    calibration : Calibration
+        Of the same model, with every planned weight that reaches an output.
+    options : RoundingOptions
+
+    Returns
+    -------
+    Assigned
+        Deterministic for one runtime, thread count and batch.
+
+    Raises
+    ------
+    InputError
+        The model fails on the calibration contexts.
+    """
+    work = _Work(calibration, options)
+    for a in plan.assignments:
+        if a.form is Form.CAST and a.weight in calibration.arrays:
+            work.replaced[a.weight] = reference_weight(a, calibration.arrays[a.weight])
+    integer = [a for a in plan.assignments if a.tier.is_integer and a.weight in calibration.arrays]
+    done = {
+        a.weight: work.round(a) for a in sorted(integer, key=lambda a: calibration.uses[a.weight].position)
+    }
+    assignments = tuple(done.get(a.weight, a) for a in plan.assignments)
+    before, after = (sum(a.cost for a in group) for group in (plan.assignments, assignments))
+    predicted = plan.predicted_drift
+    if predicted is not None and before > 0:
+        predicted *= math.sqrt(after / before)
+    update = {"assignments": assignments, "predicted_drift": predicted}
+    return Assigned(plan.model_copy(update=update), work.codes, tuple(work.notes))
+
+
+class _Work:
+    """What is known while the weights of one plan are rounded one after the other."""
+
+    def __init__(self, calibration: Calibration, options: RoundingOptions) -> None:
+        self.calibration = calibration
+        self.options = options
+        self.replaced: dict[str, NDArray[Any]] = {}
+        self.codes: dict[str, Codes] = {}
+        self.notes: list[Skip] = []
+        self._last: tuple[object, Statistics] | None = None
+
+    def round(self, a: Assignment) -> Assignment:
+        """Round one weight and return its assignment."""
+        values = self.calibration.arrays[a.weight]
+        method, uses = self.options.method, self.calibration.uses[a.weight]
+        ratio = 1.0
+        plain = round_weight(values, a)
+        if method == "mse":
+            codes = plain
+        elif method == "rtn":
+            codes = nearest_codes(values, a)
+        elif uses.why_not:
+            self.notes.append(Skip(a.label, f"rounded without data: {uses.why_not}"))
+            codes, method = plain, "mse"
+        else:
+            found = self._with_data(a, values, plain)
+            codes, ratio = (plain, 1.0) if found is None else found
+            method = "mse" if found is None else method
+        if method != "mse":
+            self.codes[a.weight] = codes
+        decoded = codes.decode().astype(np_dtype(a.dtype))
+        self.replaced[a.weight] = decoded
+        residual = decoded.astype(np.float64) - values.astype(np.float64)
+        energy = float(np.sum(residual * residual))
+        return a.model_copy(update={"rounding": method, "error_energy": energy, "cost": a.cost * ratio})
+
+    def _with_data(self, a: Assignment, values: NDArray[Any], plain: Codes) -> tuple[Codes, float] | None:
+        """Return codes and the ratio of their output error to that of `plain`; None when the data are no use."""
+        statistics = self._statistics(a.weight)
+        view: View = self.calibration.uses[a.weight].uses[0].view
+        why = _unusable(statistics)
+        if why:
+            self.notes.append(Skip(a.label, f"rounded without data: {why}"))
+            return None
+        exact = view.matrices(values).astype(np.float64)
+        target, base = exact, plain
+        if self.options.method == "qep":
+            target = self._corrected(a, exact, statistics)
+            base = round_weight(view.weight(target, a.shape), a)
+        wide = np.broadcast_to(base.scales.astype(np.float64), a.shape)
+        scales = view.matrices(np.ascontiguousarray(wide))
+        levels = np.empty_like(target)
+        for g in range(len(target)):
+            rounded = self._levels(a, target[g], scales[g], statistics, g)
+            if rounded is None:
+                self.notes.append(
+                    Skip(a.label, "rounded without data: H has no Cholesky factor at any damping up to 1")
+                )
+                return None
+            levels[g] = rounded
+        error = _output_energy(levels * scales - target, statistics.H)
+        before = _output_energy(view.matrices(plain.decode()).astype(np.float64) - exact, statistics.H)
+        stored = view.weight(levels, a.shape).astype(np.int8)
+        codes = Codes(stored, base.scales, base.bits, base.grid, base.axis)
+        return codes, error / before if before > 0 else 1.0
+
+    def _statistics(self, weight: str) -> Statistics:
+        """Return the sums for a weight; weights that read the same inputs, one after the other, share them."""
+        uses = self.calibration.uses[weight].uses
+        key = (tuple((use.activation, use.view) for use in uses), self.calibration.shapes[weight][2:])
+        if self._last is None or self._last[0] != key or len(self.calibration.shapes[weight]) > 2:
+            self._last = (key, self.calibration.statistics(weight, self.replaced))
+        return self._last[1]
+
+    def _corrected(self, a: Assignment, exact: Matrix, statistics: Statistics) -> Matrix:
+        """Return the weight as QEP corrects it, float64 [group, out, in], its growth bounded."""
+        moved = np.empty_like(exact)
+        for g in range(len(exact)):
+            try:
+                full = qep_correct(
+                    exact[g], statistics.H[g], statistics.D[g], damp=self.options.qep_damp, strength=1.0
+                )
+            except InputError as error:
+                self.notes.append(Skip(a.label, f"not corrected: {error.what}"))
+                return exact
+            moved[g] = full - exact[g]
+            moved[g][:, np.diag(statistics.H[g]) == 0] = 0.0  # not corrected: such columns are cleared below
+        norm, size = float(np.linalg.norm(exact)), float(np.linalg.norm(moved))
+        strength = self.options.qep_strength
+        for _ in range(_HALVINGS):
+            if strength * size <= GROWTH_LIMIT * norm:
+                break
+            strength /= 2
+        else:
+            strength = 0.0
+        if strength != self.options.qep_strength:
+            self.notes.append(
+                Skip(
+                    a.label,
+                    f"correction of {size / max(norm, 1e-300):.3g} norms taken at strength {strength:.3g}",
+                )
+            )
+        corrected: Matrix = exact + strength * moved
+        return corrected
+
+    def _levels(
+        self, a: Assignment, target: Matrix, scales: Matrix, statistics: Statistics, g: int
+    ) -> Matrix | None:
+        """Return the levels of one group [out, in], None when H has no factor."""
+        H, w = statistics.H[g].copy(), target.copy()
+        dead = np.diag(H) == 0
+        H[dead, dead] = 1.0
+        w[:, dead] = 0.0
+        order = np.argsort(-np.diag(H), kind="stable") if self.options.act_order else np.arange(len(H))
+        found = factor(H[np.ix_(order, order)], self.options.damp)
+        if found is None:
+            return None
+        if found.damp != self.options.damp:
+            self.notes.append(Skip(a.label, f"damping raised to {found.damp:.3g}"))
+        P = None
+        if self.options.method == "gptaq":
+            D = statistics.D[g].copy()
+            D[:, dead] = 0.0
+            P = drift_correction(D[np.ix_(order, order)], found.upper, self.options.alpha)
+        grid, bits = a.grid or Grid.SIGNED, a.tier.bits
+
+        def column(j: int, values: Matrix, lazy: Matrix) -> tuple[Matrix, Matrix]:
+            scale = scales[:, order[j]]
+            level = round_levels((values / scale).astype(np.float32), bits, grid).astype(np.float64)
+            return level, scale * level
+
+        levels, _ = compensate(w[:, order], found.upper, P, column, PUBLISHED_BLOCK)
+        return levels[:, np.argsort(order, kind="stable")]
+
+
+def nearest_codes(values: NDArray[Any], a: Assignment) -> Codes:
+    """Return plain rounding to nearest ("rtn"): the largest value of a row gets the largest level."""
+    w = np.ascontiguousarray(values).astype(np.float32)
+    assert a.grid is not None
+    bits = a.tier.bits
+    if bits == 1:  # sign · mean size, as "mse" has it
+        return quantize(w, bits, a.axis, a.grid, half_scales=a.half_scales)
+    top = (1 << bits) - 1 if a.grid is Grid.MIDRISE else (1 << (bits - 1)) - 1
+    peak = np.max(np.abs(as_rows(w, a.axis)), axis=1)
+    scales = np.maximum(peak / np.float32(top), np.finfo(np.float16).tiny).astype(np.float32)
+    shaped = scales.reshape(broadcast_shape(w.shape, a.axis))
+    stored = shaped.astype(np.float16) if a.half_scales and scales_fit_half(shaped) else shaped
+    levels = round_levels(w / stored.astype(np.float32), bits, a.grid).astype(np.int8)
+    return Codes(levels, stored, bits, a.grid, a.axis)
+
+
+def decoded_weights(assigned: Assigned, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return what every planned weight decodes to, for rolling out a plan without writing it."""
+    return {
+        a.weight: np.asarray(reference_weight(a, arrays[a.weight], assigned.codes.get(a.weight)))
+        for a in assigned.plan.assignments
+        if a.form is not Form.KEEP and a.weight in arrays
+    }
+
+
+def _unusable(statistics: Statistics) -> str:
+    if not (np.isfinite(statistics.H).all() and np.isfinite(statistics.D).all()):
+        return "the inputs seen are not finite"
+    return "" if statistics.H.any() else "all inputs seen are zero"
+
+
+def _output_energy(delta: Matrix, H: Matrix) -> float:
+    return float(np.sum((delta @ H) * delta))

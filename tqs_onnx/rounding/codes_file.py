@@ -1,0 +1,87 @@
+"""`codes.npz`: the integers and scales of data-aware roundings, so that emitting needs no data.
+
+Arrays, weights numbered in order ::
+
+    weights      names, str [n]
+    layout       int16 [n, 3]: bits, grid (0 signed, 1 mid-rise), channel axis (-1: one scale)
+    <i>.levels   int8, shape of the weight          <i>.scales   float16 or float32
+
+Written deterministically: the archive holds no time.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tqs_passes.errors import InputError
+from tqs_passes.grid import Codes, Grid, grids_for, round_levels
+from tqs_passes.model_io import atomic_file
+
+_GRIDS = (Grid.SIGNED, Grid.MIDRISE)
+
+
+def write_codes(path: Path, codes: Mapping[str, Codes]) -> None:
+    """Write `codes.npz` atomically.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
+        "weights": np.array(list(codes), dtype=np.str_),
+        "layout": np.array(
+            [[c.bits, _GRIDS.index(c.grid), -1 if c.axis is None else c.axis] for c in codes.values()],
+            np.int16,
+        ).reshape(-1, 3),
+    }
+    for index, c in enumerate(codes.values()):
+        arrays[f"{index}.levels"] = c.levels
+        arrays[f"{index}.scales"] = c.scales
+    with atomic_file(path) as tmp, tmp.open("wb") as stream:
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
+
+
+def read_codes(path: Path) -> dict[str, Codes]:
+    """Read `codes.npz`.
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged, or holds levels that its grid lacks.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = [str(name) for name in archive["weights"]]
+            layout = archive["layout"]
+            return {
+                name: _codes(name, archive[f"{i}.levels"], archive[f"{i}.scales"], layout[i], path)
+                for i, name in enumerate(names)
+            }
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            "is no codes file, or is damaged", where=str(path), todo="Round again with the same plan"
+        ) from error
+
+
+def _codes(
+    name: str,
+    levels: np.ndarray[tuple[int, ...], np.dtype[np.int8]],
+    scales: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    layout: np.ndarray[tuple[int, ...], np.dtype[np.int16]],
+    path: Path,
+) -> Codes:
+    bits, grid, axis = int(layout[0]), _GRIDS[int(layout[1])], int(layout[2])
+    sound = 1 <= bits <= 8 and grid in grids_for(bits) and levels.dtype == np.int8
+    sound = sound and scales.dtype in (np.float16, np.float32) and bool(np.isfinite(scales).all())
+    if not sound or not np.array_equal(round_levels(levels.astype(np.float32), bits, grid), levels):
+        raise InputError(
+            f"the codes of weight {name!r} are not {bits}-bit {grid} levels",
+            where=str(path),
+            todo="Round again with the same plan",
+        )
+    return Codes(levels, scales, bits, grid, None if axis < 0 else axis)

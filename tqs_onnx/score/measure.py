@@ -1,0 +1,89 @@
+"""What one perturbed rollout gave: energies against the nominal trajectory of the same session.
+
+A rollout that was stopped early after t steps is continued at the rate it had: per context
+e(T) = ‖δθ‖² · (e(t) / ‖δθ‖²)^(T/t), so that ln A(T)/T stays what it was when it had converged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.trajectory import Trajectory
+from tqs_onnx.score.divergence import Ruler
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measurement:
+    """One rollout's measurement.
+
+    Parameters
+    ----------
+    energy : float64 array, ``[contexts, horizons]``
+        e_s(T), cumulative over time; zeros when the rollout was not finite or not needed.
+    variables : float64 array, ``[variables]``
+        Σ over space and time of (ΔY/σ_v)² up to the last step, mean over the contexts of v, in the ruler's order.
+    delta_sq : float
+        ‖δθ‖²; 0: the probe was zero, and nothing was rolled out.
+    steps : int
+        Calls of the model a context; 0 when nothing was rolled out.
+    finite : bool
+        False: the rollout became NaN or infinite.
+    """
+
+    energy: NDArray[np.float64]
+    variables: NDArray[np.float64]
+    delta_sq: float
+    steps: int
+    finite: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Meter:
+    """Cumulative energies of a trajectory against the nominal one, at each horizon.
+
+    Parameters
+    ----------
+    ruler : Ruler
+    spaces : dict of str to int
+        Values per context and time of each variable.
+    nominal : Trajectory
+    horizons : tuple of int
+        Steps, increasing.
+    """
+
+    ruler: Ruler
+    spaces: dict[str, int]
+    nominal: Trajectory
+    horizons: tuple[int, ...]
+
+    def blank(self, delta_sq: float, *, finite: bool = True) -> Measurement:
+        """Return the measurement of a rollout that gave nothing: the probe was zero, or it was not finite."""
+        shape = (self.ruler.contexts.n_contexts, len(self.horizons))
+        return Measurement(np.zeros(shape), np.zeros(len(self.ruler.rows)), delta_sq, 0, finite)
+
+    def measure(self, trajectory: Trajectory, delta_sq: float) -> Measurement:
+        """Return the measurement of a perturbed trajectory, which may be shorter than the nominal one."""
+        steps = len(trajectory.time_after) - 1
+        ends = np.array([self.nominal.time_after[min(t, steps)] for t in self.horizons])
+        nominal: Mapping[str, NDArray[Any]] = self.nominal.outputs
+        if steps < len(self.nominal.time_after) - 1:
+            nominal = {k: a[:, : self.nominal.time_after[steps]] for k, a in nominal.items()}
+        squares = self.ruler.squares(trajectory.outputs, nominal)
+        running = np.cumsum(self.ruler.energy(squares, self.spaces, self.n_time), axis=1)
+        energy = running[:, ends - 1]
+        variables = np.array([float(s.sum(axis=1).mean()) for s in squares.values()])
+        beyond = np.array(self.horizons) / steps
+        if (beyond > 1).any() and delta_sq > 0:
+            stretch = np.maximum(beyond, 1.0)
+            energy = delta_sq * (energy / delta_sq) ** stretch
+        return Measurement(energy, variables, delta_sq, steps)
+
+    @property
+    def n_time(self) -> int:
+        """Time values of the nominal trajectory."""
+        return int(next(iter(self.nominal.outputs.values())).shape[1])

@@ -1,0 +1,105 @@
+"""How a sweep is run: the choices, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tqs_onnx.rollout.session import Provider
+from tqs_onnx.score.probe import Probe
+from tqs_passes.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyStop:
+    """When a rollout may end before its last step (paper, A.11).
+
+    Parameters
+    ----------
+    tolerance : float
+        The running γ_task moved by no more than that …
+    window : int
+        … over so many steps.
+    """
+
+    tolerance: float
+    window: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """How weights are put together into blocks; see `tqs_onnx.score.blocks`.
+
+    Parameters
+    ----------
+    rule : str
+        ``pattern:REGEX``, ``nodes:N``, ``prefix:DEPTH`` or ``auto``.
+    score : {"joint", "mean"}
+        One perturbation of all members at once, or the mean of the members' own scores.
+    """
+
+    rule: str
+    score: Literal["joint", "mean"] = "joint"
+
+
+@dataclass(frozen=True, slots=True)
+class SweepOptions:
+    """How a sweep is run.
+
+    Parameters
+    ----------
+    probe : Probe
+    response_bits : tuple of int
+        Further widths at which the response is measured: coarse rounding moves a rollout out of its linear range,
+        and the allocator must know what it costs there.
+    horizons : tuple of int
+        Steps at which γ(T) is taken; empty: the default schedule.
+    units : {"std", "raw"}
+    provider : str
+    batch : int or None
+        Most contexts a chunk.
+    threads : int
+    blocks : Blocks or None
+        None: every weight by itself.
+    early_stop : EarlyStop or None
+    group_test : bool
+        Settle families of weights that look dead by one rollout (see `tqs_onnx.score.families`).
+    dead_below : float or None
+        A weight whose γ_task is at or below this is dead (A.4; the paper's TimesFM: −50).
+    dead_at_minimum : bool
+        Weights below the noise floor that tie at the lowest γ_task are dead (A.4; the paper's Aurora).
+    workers : int
+        Processes that roll out; what is measured does not depend on it.
+    groups : int or None
+        Sessions that the weights are spread over; None: what the cost model says.
+    """
+
+    probe: Probe = field(default_factory=Probe)
+    response_bits: tuple[int, ...] = (4, 2)
+    horizons: tuple[int, ...] = ()
+    units: Literal["std", "raw"] = "std"
+    provider: Provider = "cpu"
+    batch: int | None = None
+    threads: int = 0
+    blocks: Blocks | None = None
+    early_stop: EarlyStop | None = None
+    group_test: bool = False
+    dead_below: float | None = None
+    dead_at_minimum: bool = False
+    workers: int = 1
+    groups: int | None = None
+
+
+def require_horizons(horizons: tuple[int, ...], steps: int) -> None:
+    """Refuse a horizon beyond the rollout.
+
+    Raises
+    ------
+    InputError
+        The last horizon lies beyond the steps.
+    """
+    if horizons and horizons[-1] > steps:
+        raise InputError(
+            f"horizon {horizons[-1]} lies beyond the {steps} steps of the rollout",
+            todo="Roll out more steps, or ask for shorter horizons",
+        )

@@ -1,0 +1,125 @@
+"""The plan of a sweep: what is perturbed, in which sessions, and under which digest results are kept.
+
+A pure function of the job: a resumed, a shuffled, a distributed and a single run have the same plan.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.run import DEFAULT_BATCH
+from tqs_onnx.rollout.spec import RolloutSpec, content_hash
+from tqs_onnx.score.blocks import blocks_of
+from tqs_onnx.score.gamma import default_horizons
+from tqs_onnx.score.job import contexts_hash, job_facts, job_id
+from tqs_onnx.score.options import SweepOptions
+from tqs_onnx.score.strategy import Shape, grouped, n_groups
+from tqs_onnx.score.target import Rollout, Target, rollouts_of
+from tqs_passes.model_io import Model
+from tqs_passes.weights import Survey, Weight
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """The plan of a sweep (see module docstring).
+
+    Parameters
+    ----------
+    model : Model
+        Lifted model.
+    spec : RolloutSpec
+    contexts : Contexts
+    options : SweepOptions
+    horizons : tuple of int
+    batch : int
+        Most contexts a chunk.
+    groups : tuple of tuple of Target
+        The targets, session by session.
+    block_of : dict of str to str
+        Weight to its block; empty without blocks.
+    facts : str
+        Everything that measurements depend on, as JSON.
+    job : str
+        Digest of `facts`.
+    """
+
+    model: Model
+    spec: RolloutSpec
+    contexts: Contexts
+    options: SweepOptions
+    horizons: tuple[int, ...]
+    batch: int
+    groups: tuple[tuple[Target, ...], ...]
+    block_of: dict[str, str]
+    facts: str
+    job: str
+
+    def rollouts(self, target: Target) -> tuple[Rollout, ...]:
+        """Return the rollouts of a target: the probe's draws, then the response."""
+        return rollouts_of(target.weights, self.options.probe, self.options.response_bits)
+
+    @property
+    def n_rollouts(self) -> int:
+        """Perturbed rollouts of the whole sweep."""
+        return sum(len(self.rollouts(t)) for group in self.groups for t in group)
+
+    def weights_of(self, group: int) -> tuple[Weight, ...]:
+        """Return the weights that a session exposes."""
+        return tuple(w for target in self.groups[group] for w in target.weights)
+
+
+def on_trajectory(weight: Weight, spec: RolloutSpec) -> bool:
+    """Whether a weight reaches the trajectory, directly or through an output that is fed back."""
+    wanted = {*spec.trajectory.outputs, *(f.output for f in spec.feedback)}
+    return not wanted.isdisjoint(weight.outputs)
+
+
+def plan_sweep(
+    model: Model,
+    survey: Survey,
+    spec: RolloutSpec,
+    contexts: Contexts,
+    source_sha256: str,
+    options: SweepOptions,
+) -> Plan:
+    """Return the plan of a sweep over every weight that reaches the trajectory.
+
+    Raises
+    ------
+    InputError
+        The block rule is not one, or matches nothing.
+    """
+    rolled = tuple(w for w in survey.weights if on_trajectory(w, spec))
+    blocks = () if options.blocks is None else blocks_of(model, rolled, options.blocks.rule)
+    block_of = {w.name: b.name for b in blocks for w in b.weights}
+    joint = options.blocks is not None and options.blocks.score == "joint"
+    targets = blocks if joint else tuple(Target(w.name, (w,)) for w in rolled)
+    chunk = 1 if spec.rollout.batch_axis is None else options.batch or DEFAULT_BATCH
+    chunk = min(chunk, contexts.n_contexts)
+    n_chunks = -(-contexts.n_contexts // chunk)
+    shape = Shape(
+        options.probe.n_draws + len(options.response_bits),
+        spec.rollout.steps * n_chunks,
+        chunk,
+        options.provider,
+    )
+    groups = grouped(targets, options.groups or n_groups(targets, shape)) if targets else ()
+    horizons = options.horizons or default_horizons(spec.rollout.steps)
+    facts = job_facts(
+        provider=options.provider,
+        source_sha256=source_sha256,
+        rollout_sha256=content_hash(spec),
+        contexts_sha256=contexts_hash(contexts),
+        horizons=horizons,
+        units=options.units,
+        chunk=chunk,
+        groups=[[t.name for t in group] for group in groups],
+        early_stop=None if options.early_stop is None else asdict(options.early_stop),
+        group_test=options.group_test,
+    )
+    text = json.dumps(facts, sort_keys=True)
+    return Plan(
+        model, spec, contexts, options, horizons, chunk, groups, block_of, text, job_id(json.loads(text))
+    )

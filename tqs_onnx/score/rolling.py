@@ -1,0 +1,173 @@
+"""Roll the targets of one session out, one after the other, and measure them.
+
+The next perturbation is made, in a thread, while a rollout runs: rounding a big weight takes as long as a short
+rollout. At most two perturbed targets are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.rollout.variables import sigma
+from tqs_onnx.score.divergence import n_space, ruler_for
+from tqs_onnx.score.early import watcher
+from tqs_onnx.score.engine import Exposable, GroupSession, Injection, exposable
+from tqs_onnx.score.measure import Measurement, Meter
+from tqs_onnx.score.plan import Plan
+from tqs_onnx.score.probe import perturbed
+from tqs_onnx.score.target import Rollout
+
+
+class Frame(BaseModel):
+    """What is known of a job's nominal rollout; the same for all its sessions.
+
+    Attributes
+    ----------
+    sigma : dict of str to float
+        The σ_v that divergences are in units of.
+    n_values : int
+        Values of one context's trajectory.
+    noise_floor : float
+        Largest energy of one context between two nominal rollouts of the first session.
+    rounding_floor : float
+        Largest energy of one context when the initial state moves by one unit in the last place.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sigma: dict[str, float]
+    n_values: int
+    noise_floor: float
+    rounding_floor: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Station:
+    """A session, its nominal rollout, and the meter that compares with it."""
+
+    injection: GroupSession
+    meter: Meter
+
+
+def exposable_of(plan: Plan) -> Exposable:
+    """Return the plan's model, made ready for all its sessions."""
+    return exposable(plan.model, (w for group in range(len(plan.groups)) for w in plan.weights_of(group)))
+
+
+def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None = None) -> Station:
+    """Open the session of a group and roll it out once.
+
+    Raises
+    ------
+    InputError
+        The model does not run, or its nominal rollout is not finite.
+    """
+    options = plan.options
+    weights = plan.weights_of(group) if plan.groups else ()
+    injection = GroupSession(
+        source,
+        weights,
+        plan.spec,
+        plan.contexts,
+        provider=options.provider,
+        batch=plan.batch,
+        threads=options.threads,
+    )
+    nominal = injection.run({})
+    if frame is None:
+        scale = sigma(plan.spec, plan.contexts, nominal.outputs).values
+        scale = dict.fromkeys(scale, 1.0) if options.units == "raw" else scale
+    else:
+        scale = frame.sigma
+    ruler = ruler_for(nominal.outputs, plan.spec, plan.contexts, scale)
+    spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
+    return Station(injection, Meter(ruler, spaces, nominal, plan.horizons))
+
+
+def frame_of(plan: Plan, station: Station) -> Frame:
+    """Measure the two floors of a job, on its first session: a second nominal rollout, and one from a nudged state."""
+    meter = station.meter
+    again = meter.measure(station.injection.run({}), 0.0).energy[:, -1].max()
+    try:
+        moved = station.injection.run_from(nudged(plan.contexts, plan.spec))
+        rounding = float(meter.measure(moved, 0.0).energy[:, -1].max())
+    except NonFiniteError:
+        rounding = 0.0
+    return Frame(
+        sigma=meter.ruler.sigma,
+        n_values=meter.ruler.n_values,
+        noise_floor=float(again),
+        rounding_floor=max(float(again), rounding),
+    )
+
+
+def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
+    """Return contexts whose float32 and float64 states are off by one unit in the last place, up and down by turns."""
+    states = {f.input for f in spec.feedback}
+    arrays = {n: _nudged(a) if n in states else a for n, a in contexts.arrays.items()}
+    return replace(contexts, arrays=arrays)
+
+
+def _nudged(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype not in (np.float32, np.float64):
+        return array
+    signs = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
+    return np.where(array == 0, array, np.nextafter(array, signs.astype(array.dtype)))
+
+
+Replaced = dict[str, NDArray[Any]]
+
+
+def perturbation(rollout: Rollout, injection: Injection) -> tuple[Replaced, float]:
+    """Return the perturbed weights of a rollout, and ‖δθ‖² over all of them."""
+    replaced: Replaced = {}
+    total = 0.0
+    for weight in rollout.weights:
+        theta = injection.values(weight)
+        moved, delta_sq = perturbed(theta, rollout.probe, weight.name, rollout.draw, weight.channel_axis)
+        total += delta_sq
+        if delta_sq > 0.0:
+            replaced[weight.name] = moved
+    return replaced, total
+
+
+def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[tuple[Rollout, Replaced, float]]:
+    """Yield each rollout with its perturbation, the next one being made meanwhile."""
+    todo: Iterator[Rollout] = iter(rollouts)
+    current = next(todo, None)
+    if current is None:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(perturbation, current, injection)
+        while current is not None:
+            replaced, delta_sq = pending.result()
+            following = next(todo, None)
+            if following is not None:
+                pending = pool.submit(perturbation, following, injection)
+            yield current, replaced, delta_sq
+            current = following
+
+
+def measured(
+    plan: Plan, station: Station, replaced: Mapping[str, NDArray[Any]], delta_sq: float
+) -> Measurement:
+    """Roll out with weights replaced and measure; a zero probe is not rolled out."""
+    if delta_sq == 0.0:
+        return station.meter.blank(0.0)
+    watch = (
+        None if plan.options.early_stop is None else watcher(station.meter, delta_sq, plan.options.early_stop)
+    )
+    try:
+        return station.meter.measure(station.injection.run(replaced, watch=watch), delta_sq)
+    except NonFiniteError:
+        return station.meter.blank(delta_sq, finite=False)
