@@ -74,8 +74,8 @@ def forecaster(width: int = 16, hidden: int = 48, seed: int = 0) -> onnx.ModelPr
 def motley(*, unstable: bool = True) -> onnx.ModelProto:
     """Return a model with a weight of every status.
 
-    W alive; D multiplied by zero; U one that rounding to 6 bits makes 0 and log infinite; G all ones; O feeds the output z
-    only, which is outside the trajectory.
+    W alive; D multiplied by zero; U one that rounding to 6 bits makes 0 and log infinite; G all ones; O feeds the
+    output z only, which is outside the trajectory.
     """
     graph = """(float[b, 6] x) => (float[b, 6] y, float[b, 6] z) {
       p = MatMul(x, W)  none = Sub(x, x)  d = MatMul(none, D)  q = Add(p, d)

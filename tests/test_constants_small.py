@@ -12,11 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 
+from tests.rollouts import model, scored, spec_of, values
+from tqs_onnx.allocate.planning import PlanOptions, plan_within
+from tqs_onnx.emit import emit
+from tqs_onnx.pipeline import request_for
+from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.session import SessionOptions, open_session
+from tqs_onnx.source import open_source
+from tqs_onnx.verify.verify import Bench, roll_file
 from tqs_passes.check import checker_complaint, decoding
 from tqs_passes.encode.constant import MOST_VALUES, distinct
-from tqs_passes.model_io import Model, load_model, save_model, serialize
+from tqs_passes.model_io import Model, file_facts, load_model, save_model, serialize
 from tqs_passes.shrink_constants import ShrinkConstants
+from tqs_passes.targets import Serving
+from tqs_passes.tier import Tier
 
 OPSETS = [9, 13, 17]
 #: Bytes of names, nodes and tables that decode one constant.
@@ -211,3 +220,30 @@ def test_a_constant_that_is_a_graph_output_keeps_its_name() -> None:
     after = ShrinkConstants(frozenset()).apply(model).model
     assert checker_complaint(after.proto) is None
     assert_same_bits(decoded(after, "t0"), MASK)
+
+
+MASKED = """(float[b, 40] x) => (float[b, 40] y) {
+  p = MatMul(x, W)  m = Gather(mask, row)  n = Gather(twin, row)  q = Add(p, m)  r = Add(q, n)  y = Tanh(r) }"""
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_a_planned_file_has_the_bytes_planned_and_rolls_out_the_same(tmp_path: Path, external: bool) -> None:
+    mask = np.where(values(50, 40, seed=2) < 0.5, -1e9, 0).astype(np.float32)
+    weights = {"W": values(40, 40, scale=0.3), "mask": mask, "twin": mask, "row": np.array(3, np.int64)}
+    proto = model(MASKED, weights)
+    save_model(Model(proto, tmp_path), tmp_path / "m.onnx", external=external)
+    source = open_source(tmp_path / "m.onnx")
+    assert {e.name for e in source.survey.excluded} == {"mask", "twin"}
+    scores = scored(source, spec_of(), values(2, 40))
+    sizes = {}
+    for constants in ("keep", "small"):
+        serving = Serving(constants=constants)
+        request = request_for(source, scores, "exact", (Tier.FP32,), serving)
+        plan = plan_within(request, 10**6, PlanOptions())
+        emit(source.lifted, plan, tmp_path / f"{constants}.onnx")
+        sizes[constants] = file_facts(tmp_path / f"{constants}.onnx").n_bytes
+        assert sizes[constants] == plan.n_bytes
+    assert sizes["keep"] - sizes["small"] > 2 * mask.nbytes - mask.size / 8 - OVERHEAD
+    bench = Bench(spec_of(), Contexts({"x": values(2, 40, seed=3)}, {}), {"y": 1.0}, threads=1)
+    before, after = (roll_file(tmp_path / f, bench).outputs["y"] for f in ("m.onnx", "small.onnx"))
+    assert before.tobytes() == after.tobytes()

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from tests.rollouts import REPLACE, spec_of, values
 
+from tests.rollouts import REPLACE, spec_of, values
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.spec import parse_spec
 from tqs_onnx.score.divergence import drift_of, n_space, ruler_for

@@ -45,7 +45,14 @@ def test_a_gate_is_read(text: str, gate: Gate) -> None:
     "text",
     [
         *("", "drift", "drift<0.1", "drift<=", "drift<=x", "drift<=nan", "drift<=inf", "drift>=0.1"),
-        *("compression<=8", "compression:step=1>=8", "bias<=1", "drift:<=1", "drift:step=x<=1", "drift:step<=1"),
+        *(
+            "compression<=8",
+            "compression:step=1>=8",
+            "bias<=1",
+            "drift:<=1",
+            "drift:step=x<=1",
+            "drift:step<=1",
+        ),
         *("drift:p95=1<=1", "drift:variable=<=1", "drift:p95:step=0<=1", "drift:p95:variable=u<=1"),
         *("drift:step=1:step=2<=1", "drift:variable=u:step=1<=1", "degradation:p95<=1", "drift:worst<=1"),
     ],
@@ -75,7 +82,12 @@ def test_a_gate_is_held_against_its_measure(text: str, value: float) -> None:
 
 @pytest.mark.parametrize(
     ("text", "holds"),
-    [("drift<=0.1", True), ("drift<=0.0999", False), ("compression>=7.5", True), ("compression>=7.51", False)],
+    [
+        ("drift<=0.1", True),
+        ("drift<=0.0999", False),
+        ("compression>=7.5", True),
+        ("compression>=7.51", False),
+    ],
 )
 def test_the_limit_itself_passes(text: str, holds: bool) -> None:
     gate = parse_gate(text)

@@ -64,10 +64,11 @@ def test_error_is_never_larger_than_plain_rounding(bits: int, w: np.ndarray, axi
 
 
 @pytest.mark.parametrize("bits", SIGNED)
-@pytest.mark.parametrize("place", [0, 1, 12_345, 20_000])
-def test_an_outlier_that_the_sample_misses_is_not_clipped_away(bits: int, place: int) -> None:
+@pytest.mark.parametrize("outlier", [30.0, 200.0, 1000.0])
+@pytest.mark.parametrize("place", [0, 12_345])
+def test_an_outlier_that_the_sample_misses_is_not_clipped_away(bits: int, place: int, outlier: float) -> None:
     w = np.random.default_rng(0).normal(size=(2, 20_001)).astype(np.float32)
-    w[1, place] = 1000.0
+    w[1, place] = outlier
     ours = energy(quantize(w, bits, 0, Grid.SIGNED).decode().astype(np.float64) - w)
     assert ours <= energy(rtn(w, bits, 0).astype(np.float64) - w) * (1 + 1e-5)
 

@@ -42,9 +42,7 @@ def motley_source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 @pytest.fixture(scope="module")
 def motley_request(motley_source: Source) -> Request:
-    return request_for(
-        motley_source, scored(motley_source, spec_of(), values(2, 6)), "fast", DEFAULT_TIERS
-    )
+    return request_for(motley_source, scored(motley_source, spec_of(), values(2, 6)), "fast", DEFAULT_TIERS)
 
 
 def smallest(request: Request, options: PlanOptions | None = None) -> int:
@@ -214,8 +212,13 @@ def test_the_size_of_a_file_counts_the_length_prefix_of_its_graph() -> None:
     assert (size.of(0), size.of(37), size.of(38)) == (100, 137, 139)
 
 
-POINTS = (ResponsePoint(delta_sq=1e-4, amplification=10.0), ResponsePoint(delta_sq=1e-2, amplification=1000.0))
-ALIVE = WeightScore(weight="w", label="w", shape=(2,), status=Status.ALIVE, amplification=10.0, response=POINTS)
+POINTS = (
+    ResponsePoint(delta_sq=1e-4, amplification=10.0),
+    ResponsePoint(delta_sq=1e-2, amplification=1000.0),
+)
+ALIVE = WeightScore(
+    weight="w", label="w", shape=(2,), status=Status.ALIVE, amplification=10.0, response=POINTS
+)
 
 
 @pytest.fixture(scope="module")

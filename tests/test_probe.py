@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from tests.rollouts import values
 
+from tests.rollouts import values
 from tqs_onnx.score.probe import Probe, ProbeKind, generator, perturbed, residual
 
 THETA = values(5, 7, seed=1)
@@ -65,7 +65,9 @@ def test_seed_name_and_draw_each_change_the_draw(seed: int, name: str, draw: int
 
 
 def test_digits_of_the_seed_and_the_name_do_not_run_together() -> None:
-    assert not np.array_equal(generator(1, "1w", 0).standard_normal(8), generator(11, "w", 0).standard_normal(8))
+    assert not np.array_equal(
+        generator(1, "1w", 0).standard_normal(8), generator(11, "w", 0).standard_normal(8)
+    )
 
 
 @pytest.mark.parametrize("kind", list(ProbeKind))

@@ -38,7 +38,9 @@ X = values(4, 5, seed=4)
 
 
 @pytest.mark.parametrize("probe", [Probe(), GAUSS])
-def test_the_scores_of_a_linear_model_are_those_of_its_rollouts_in_numpy(tmp_path: Path, probe: Probe) -> None:
+def test_the_scores_of_a_linear_model_are_those_of_its_rollouts_in_numpy(
+    tmp_path: Path, probe: Probe
+) -> None:
     score = of(scored(opened(tmp_path, linear(MATRIX)), spec_of(6), X, probe, units="raw"), "A")
     squares, deltas = [], []
     for draw in range(probe.n_draws):
@@ -135,9 +137,16 @@ def test_progress_counts_every_weight(tmp_path: Path) -> None:
     source, seen = opened(tmp_path, motley()), []
     contexts = Contexts({"x": values(1, 6)}, {})
     sweep(
-        source.lifted, source.survey, spec_of(), contexts, "", SweepOptions(threads=1), lambda *t: seen.append(t)
+        source.lifted,
+        source.survey,
+        spec_of(),
+        contexts,
+        "",
+        SweepOptions(threads=1),
+        lambda *t: seen.append(t),
     )
-    assert seen == [(i + 1, 5, name) for i, name in enumerate(["W", "D", "G", "U", "O"])]
+    assert [(done, total) for done, total, _ in seen] == [(i, 5) for i in range(1, 6)]
+    assert {label for *_, label in seen} == {"W", "D", "G", "U", "O"}
 
 
 def test_a_horizon_beyond_the_rollout_is_refused(tmp_path: Path) -> None:
@@ -154,7 +163,7 @@ def test_a_nominal_rollout_that_is_not_finite_names_its_step(tmp_path: Path) -> 
 
 def test_a_graph_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
     graph = "(float[b, 5] x) => (float[b, 5] y) { n = RandomNormalLike(x) p = Add(x, n) y = MatMul(p, A) }"
-    with pytest.raises(InputError, match="RandomNormalLike .* draws random numbers"):
+    with pytest.raises(InputError, match=r"RandomNormalLike .* draws random numbers"):
         require_scorable(opened(tmp_path, model(graph, {"A": MATRIX})))
 
 
@@ -168,7 +177,7 @@ def test_the_table_of_scores_has_a_row_per_weight(tmp_path: Path) -> None:
     scores = scored(opened(tmp_path, motley()), spec_of(), values(2, 6))
     rows = [line.split(",") for line in scores.to_csv().splitlines()]
     assert [r[0] for r in rows] == ["weight", "W", "D", "G", "U", "O"]
-    assert rows[0][4:7] == ["gamma_T1", "gamma_T2", "gamma_T4"]
+    assert [c for c in rows[0] if c.startswith("gamma_T")] == ["gamma_T1", "gamma_T2", "gamma_T4"]
     assert float(rows[1][rows[0].index("gamma_task")]) == of(scores, "W").gamma_task
 
 
@@ -185,7 +194,11 @@ def test_two_external_files_give_one_digest(tmp_path: Path) -> None:
     import onnx
 
     onnx.save(
-        linear(values(40, 40)), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
+        linear(values(40, 40)),
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        location="w.bin",
+        size_threshold=0,
     )
     first = open_source(tmp_path / "m.onnx").sha256
     (tmp_path / "w.bin").write_bytes(bytes(6400))

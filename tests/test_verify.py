@@ -188,13 +188,14 @@ def test_dead_weights_together_are_confirmed_to_move_nothing(strange: Job) -> No
     assert verify(strange.subject, strange.bench(SIX)).dead_drift == 0.0
 
 
-def test_weights_that_are_not_dead_after_all_are_caught(strange: Job, tmp_path: Path) -> None:
-    # A plan that calls the live matrix dead, at one bit: it moves the evaluation contexts.
-    wide = job_of(tmp_path, linear(values(N, N, scale=0.2)), 600)
+def test_weights_that_are_not_dead_after_all_are_caught(tmp_path: Path) -> None:
+    # A plan that calls the live matrix dead, at a few bits: it moves the evaluation contexts.
+    wide = job_of(tmp_path, linear(values(64, 64, scale=0.1)), 4000, n=64)
+    contexts = Contexts({"x": values(2, 64, seed=20)}, {})
     called_dead = tuple(a.model_copy(update={"dead": True}) for a in wide.plan.assignments)
     subject = replace(wide.subject, plan=wide.plan.model_copy(update={"assignments": called_dead}))
     with pytest.raises(GateError, match="weights scored as dead move the evaluation contexts"):
-        verify(subject, Bench(spec_of(), EVALUATION, {"y": 1.0}, threads=1))
+        verify(subject, wide.bench(contexts))
 
 
 def test_without_dead_weights_there_is_no_dead_drift(found: Verification) -> None:

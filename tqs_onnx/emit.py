@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from tqs_onnx.version import VERSION
+from tqs_passes.convert_opset import ConvertOpset
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Codes
 from tqs_passes.model_io import Model, save_model
 from tqs_passes.plan import Plan
 from tqs_passes.rewrite import Rewrite
+from tqs_passes.shrink_constants import ShrinkConstants
 
 #: Digest-long placeholder, so that the skeleton's size is the file's.
 _DIGEST_LENGTH = 64
@@ -30,10 +33,27 @@ def placeholder_metadata() -> dict[str, str]:
     return metadata_of("0" * _DIGEST_LENGTH, "0" * _DIGEST_LENGTH)
 
 
+def prepared(
+    model: Model, weights: frozenset[str], constants: Literal["small", "keep"], opset: int | None
+) -> Model:
+    """Return the lifted model as the rewrite sees it: converted, its constants stored small, where asked for.
+
+    Raises
+    ------
+    InputError
+        It cannot be converted to this opset.
+    """
+    if opset is not None:
+        model = ConvertOpset(opset).apply(model).model
+    return ShrinkConstants(weights).apply(model).model if constants == "small" else model
+
+
 def rewritten(model: Model, plan: Plan, codes: Mapping[str, Codes] | None = None) -> Model:
     """Return the model that `emit` writes."""
     metadata = metadata_of(plan.source_sha256, plan.digest())
-    return Rewrite(plan, codes or {}, metadata, VERSION).apply(model).model
+    names = frozenset(a.weight for a in plan.assignments)
+    ready = prepared(model, names, plan.constants, plan.opset)
+    return Rewrite(plan, codes or {}, metadata, VERSION).apply(ready).model
 
 
 def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None = None) -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnx.external_data_helper import uses_external_data
+
 from tqs_onnx.allocate.planning import (
     FileSize,
     PlanOptions,
@@ -26,11 +28,12 @@ from tqs_onnx.allocate.planning import (
     plan_within,
     require_feasible,
 )
-from tqs_onnx.emit import emit, placeholder_metadata
+from tqs_onnx.emit import emit, placeholder_metadata, prepared
 from tqs_onnx.rollout.check import check_spec
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.contexts import check_disjoint, load_contexts
 from tqs_onnx.rollout.spec import RolloutSpec, load_spec
+from tqs_onnx.score.results import RESULTS_NAME
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import Progress, SweepOptions, on_trajectory, sweep
 from tqs_onnx.source import Source, open_source, require_scorable
@@ -39,11 +42,13 @@ from tqs_onnx.verify.manifest import GateResult, Manifest, licence_of, versions
 from tqs_onnx.verify.verify import Bench, Subject, Verification, verify
 from tqs_onnx.version import VERSION
 from tqs_passes.candidates import Menu, kitchen_of, menus
+from tqs_passes.encode.fragment import field_size
 from tqs_passes.errors import InputError
 from tqs_passes.forms import Profile
-from tqs_passes.model_io import file_facts, sha256_of_file, write_text
+from tqs_passes.model_io import Model, file_facts, sha256_of_file, write_text
 from tqs_passes.plan import Plan
-from tqs_passes.rewrite import skeleton
+from tqs_passes.rewrite import kept_size, skeleton
+from tqs_passes.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS, Tier
 
 Say = Callable[[str], None]
@@ -133,7 +138,13 @@ def read_data(files: DataFiles, source: Source) -> Data:
     return Data(spec, scoring, evaluation, named)
 
 
-def request_for(source: Source, scores: Scores, profile: Profile, tiers: tuple[Tier, ...]) -> Request:
+def request_for(
+    source: Source,
+    scores: Scores,
+    profile: Profile,
+    tiers: tuple[Tier, ...],
+    serving: Serving | None = None,
+) -> Request:
     """Return everything allocation needs: candidates with exact bytes and errors, scores and sizes.
 
     Raises
@@ -142,7 +153,11 @@ def request_for(source: Source, scores: Scores, profile: Profile, tiers: tuple[T
         The scores are of another model.
     """
     require_scores_of(source, scores)
-    return Request(menus_of(source, profile, tiers), scores, size_of(source), profile)
+    serving = serving or Serving()
+    ready = prepared_source(source, serving)
+    return Request(
+        menus_of(source, ready, profile, tiers, serving), scores, size_of(source, ready), profile, serving
+    )
 
 
 def require_scores_of(source: Source, scores: Scores) -> None:
@@ -158,16 +173,32 @@ def require_scores_of(source: Source, scores: Scores) -> None:
         raise InputError("the scores are of another model", where=str(source.path), todo="Score it again")
 
 
-def menus_of(source: Source, profile: Profile, tiers: tuple[Tier, ...]) -> tuple[Menu, ...]:
-    """Return every way to store each weight of a source."""
-    return menus(kitchen_of(source.lifted, profile), source.survey.weights, tiers)
-
-
-def size_of(source: Source) -> FileSize:
-    """Return what a file made from a source is made of besides its weights."""
+def prepared_source(source: Source, serving: Serving) -> Model:
+    """Return the lifted model of a source as emission sees it: converted, its constants stored small."""
     names = frozenset(w.name for w in source.survey.weights)
-    bare = skeleton(source.lifted, names, placeholder_metadata(), VERSION)
-    return FileSize(source.facts.n_bytes, bare.ByteSize(), bare.graph.ByteSize())
+    return prepared(source.lifted, names, serving.constants_as_stored, serving.opset)
+
+
+def menus_of(
+    source: Source, ready: Model, profile: Profile, tiers: tuple[Tier, ...], serving: Serving
+) -> tuple[Menu, ...]:
+    """Return every way to store each weight of a source; `ready` is its prepared model."""
+    return menus(kitchen_of(ready, profile, serving), source.survey.weights, tiers)
+
+
+def size_of(source: Source, ready: Model) -> FileSize:
+    """Return what a file made from a source is made of besides its weights; `ready` is its prepared model."""
+    names = frozenset(w.name for w in source.survey.weights)
+    bare = skeleton(ready, names, placeholder_metadata(), VERSION)
+    # A tensor stored in another file now will be stored in this one.
+    moved = sum(
+        field_size(kept_size(t)) - field_size(t.ByteSize())
+        for t in bare.graph.initializer
+        if uses_external_data(t)
+    )
+    graph = bare.graph.ByteSize()
+    whole = bare.ByteSize() - field_size(graph) + field_size(graph + moved)
+    return FileSize(source.facts.n_bytes, whole, graph + moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +218,7 @@ class Job:
     sweep : SweepOptions
     plan : PlanOptions
     profile : {"fast", "exact"}
+    serving : Serving
     tiers : tuple of Tier
     gates : tuple of Gate
     force : bool
@@ -201,6 +233,7 @@ class Job:
     sweep: SweepOptions = field(default_factory=SweepOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
     profile: Profile = "fast"
+    serving: Serving = field(default_factory=Serving)
     tiers: tuple[Tier, ...] = DEFAULT_TIERS
     gates: tuple[Gate, ...] = ()
     force: bool = False
@@ -356,20 +389,29 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
             f"{len(source.survey.weights)} weights, {sum(w.n_values for w in source.survey.weights)} values; "
             f"{data.scoring.n_contexts} scoring and {data.evaluation.n_contexts} evaluation contexts"
         )
-        offered = menus_of(source, job.profile, job.tiers)
-        size = size_of(source)
+        ready = prepared_source(source, job.serving)
+        offered = menus_of(source, ready, job.profile, job.tiers, job.serving)
+        size = size_of(source, ready)
         off = frozenset(
             w.name for w in source.survey.weights if w.outputs and not on_trajectory(w, data.spec)
         )
         require_feasible(size, offers_before_scoring(offered, off, job.plan), budget)
         scores = sweep(
-            source.lifted, source.survey, data.spec, data.scoring, source.sha256, job.sweep, progress
+            source.lifted,
+            source.survey,
+            data.spec,
+            data.scoring,
+            source.sha256,
+            job.sweep,
+            progress,
+            store=job.out / RESULTS_NAME,
+            say=say,
         )
         for file in files:
             (job.out / file).unlink(missing_ok=True)
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
-        request = Request(offered, scores, size, job.profile)
+        request = Request(offered, scores, size, job.profile, job.serving)
         plan = plan_within(request, budget, job.plan)
         for warning in plan.warnings:
             say(f"warning: {warning}")
@@ -378,7 +420,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
     bench = Bench(
         data.spec, data.evaluation, scores.sigma, job.sweep.provider, job.sweep.batch, job.sweep.threads
     )
-    with _removed_on_failure(emitted):
+    with removed_on_failure(emitted):
         emit(source.lifted, plan, emitted)
         verification = verify(subject, bench)
         results = judge(job.gates, verification)
@@ -413,7 +455,7 @@ def _require_writable(out: Path) -> None:
 
 
 @contextmanager
-def _removed_on_failure(emitted: Path) -> Generator[None]:
+def removed_on_failure(emitted: Path) -> Generator[None]:
     """Remove an emitted file, and its external data, when what follows does not come to its end."""
     try:
         yield
@@ -487,6 +529,10 @@ def settings_of(job: Job) -> dict[str, Any]:
         "solver": job.plan.solver,
         "p_fp32": job.plan.protected_share,
         "tiers": [t.value for t in job.tiers],
+        "target": job.serving.target.value,
+        "encoding": job.serving.encoding.value,
+        "constants": job.serving.constants,
+        "opset": job.serving.opset,
         "profile": job.profile,
         "gamma_min": job.plan.gamma_min,
         "drop_outputs": job.plan.drop_outputs,

@@ -1,7 +1,7 @@
 """Train a gulf model for a given number of minutes, keep its best average, and write model.onnx.
 
-    first `ONE_STEP` of the time: one 6 h step; then rollouts of 2, 3 and 4 steps, each prediction fed back
-    loss: mean squared error in units of the change over 6 h, weighted by the cosine of latitude
+    first `--one-step` of the time: one 6 h step; then rollouts of 2, 3 and 4 steps, each prediction fed back
+    loss: mean squared error in units of each variable's anomalies, weighted by the cosine of latitude
     a sample starts at any 3-hourly row of the training months; inputs get a little noise
     kept: the averaged weights with the lowest error of four steps on the validation months,
           in units of the damped anomaly's error
@@ -34,7 +34,6 @@ LICENCE = (
     "CC-BY-4.0. Trained on ERA5: contains modified Copernicus Climate Change Service information; neither the "
     "European Commission nor ECMWF is responsible for any use"
 )
-ONE_STEP = 0.5
 ROLLOUT = 4
 NOISE = 0.03
 """Deviation of the noise on the inputs, in deviations of the states."""
@@ -51,6 +50,8 @@ class Settings:
     decay: float
     seed: int
     device: str
+    one_step: float
+    resume: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +115,22 @@ def forecasts(model: nn.Module, field: Field, judge: Judge) -> np.ndarray:
         return torch.cat([field.rollout(model, part, judge.steps) for part in rows.split(1024)]).cpu().numpy()
 
 
-def train(
-    gulf: Gulf, build: Callable[[Constants, float], nn.Module], history: int, s: Settings
-) -> nn.Module:
+def train(gulf: Gulf, build: Callable[[Constants, float], nn.Module], history: int, s: Settings) -> nn.Module:
     """Return the averaged model with the lowest validation error, on the CPU."""
     torch.manual_seed(s.seed)
     fixed = constants(gulf)
     model = build(fixed, s.dropout).to(s.device)
+    if s.resume is not None:
+        model.load_state_dict(torch.load(s.resume, weights_only=True))
     mean_model = copy.deepcopy(model).eval()
     best, best_error = copy.deepcopy(mean_model), math.inf
     field = Field(gulf, history, s.device)
-    judge = Judge(gulf, "validation", ROLLOUT, every=STRIDE if s.device == "cpu" else 1)
+    judge = Judge(gulf, "validation", ROLLOUT, every=7 if s.device == "cpu" else 1)
     damped = judge.skill(judge.damped()).rmse
     first, stop = gulf.rows("train")
     first, stop = first + STRIDE, stop - STRIDE * ROLLOUT
-    change = fixed.change.to(s.device).reshape(1, 1, 3, 1, 1)
+    anomaly = (gulf.states - judge.normal)[first:stop].std(axis=(0, 2, 3))
+    unit = torch.from_numpy(anomaly).to(s.device).reshape(1, 1, 3, 1, 1)
     noise = NOISE * fixed.deviation.to(s.device).reshape(3, 1, 1)
     area = torch.from_numpy(judge.area[None, None, None].astype(np.float32)).to(s.device)
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -140,14 +142,15 @@ def train(
     )
     begin, update, judged = time.monotonic(), 0, 0
     while (part := (time.monotonic() - begin) / (60 * s.minutes)) < 1:
-        steps = 1 if part < ONE_STEP else 2 + min(2, int(3 * (part - ONE_STEP) / (1 - ONE_STEP)))
+        late = (part - s.one_step) / (1 - s.one_step)
+        steps = 1 if part < s.one_step else 2 + min(2, int(3 * late))
         update += 1
         for group in optimiser.param_groups:
             group["lr"] = s.peak * min(1.0, update / 200) * (0.01 + 0.495 * (1 + math.cos(math.pi * part)))
         rows = torch.randint(first, stop, (s.batch,), device=s.device)
         made = field.rollout(model, rows, steps, noise)
         truth = torch.stack([field.states[rows + STRIDE * k] for k in range(1, steps + 1)], dim=1)
-        loss = (((made - truth) / change).square() * area).mean()
+        loss = (((made - truth) / unit).square() * area).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -156,8 +159,8 @@ def train(
         with torch.no_grad():
             means, now = list(mean_model.parameters()), [p.data for p in model.parameters()]
             torch._foreach_lerp_(means, now, 1 - keep)
-        if part >= (judged + 1) / 25:
-            judged = int(25 * part)
+        if part >= (judged + 1) / 20:
+            judged = int(20 * part)
             error = judge.skill(forecasts(mean_model, field, judge)).rmse / damped
             parts = " ".join(f"{6 * k + 6}h={error[k].mean():.3f}" for k in range(ROLLOUT))
             log.info("update %d (%d steps) loss %.4f validation %s", update, steps, loss.item(), parts)
@@ -178,6 +181,8 @@ def run(name: str, build: Callable[[Constants, float], nn.Module], history: int,
     parser.add_argument("--peak", type=float, default=1e-3, help="highest learning rate")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--decay", type=float, default=0.1, help="weight decay of matrices")
+    parser.add_argument("--one-step", type=float, default=0.5, help="share of the time without rollouts")
+    parser.add_argument("--resume", type=Path, help="state.pt of an earlier run to go on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="on the CPU")
     a = parser.parse_args()
@@ -186,7 +191,9 @@ def run(name: str, build: Callable[[Constants, float], nn.Module], history: int,
     torch.set_num_threads(a.threads)
     torch.set_float32_matmul_precision("high")
     gulf = load_gulf(a.data)
-    s = Settings(a.minutes, a.batch, a.peak, a.dropout, a.decay, a.seed, a.device)
+    s = Settings(
+        a.minutes, a.batch, a.peak, a.dropout, a.decay, a.seed, a.device, a.one_step, a.resume
+    )
     model = train(gulf, build, history, s).eval()
     a.out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), a.out / "state.pt")

@@ -55,6 +55,8 @@ class Assignment(_Frozen):
         How the levels of an integer tier are stored.
     rounding : str
         How integers were chosen: `mse` needs the weight only; others read `codes.npz`.
+    same_as : str or None
+        An earlier weight of equal content, stored in the same way: this one is an Identity of it.
     n_bytes : int
         Bytes this weight adds to the file: values, scales, names and nodes; shared tables are not counted.
     error_energy : float
@@ -79,12 +81,21 @@ class Assignment(_Frozen):
     form: Form
     encoding: Encoding = Encoding.PLANES
     rounding: Literal["keep", "cast", "rtn", "mse", "gptq", "gptaq", "qep"]
+    same_as: str | None = None
     n_bytes: int = Field(ge=0)
     error_energy: float = Field(ge=0)
     gamma: float | None = None
     amplification: float = 0.0
     cost: float = 0.0
     dead: bool = False
+
+    def stored_like(self, other: Assignment) -> bool:
+        """Whether two weights of equal content would decode to equal values from equal bytes."""
+        return self._storage() == other._storage()
+
+    def _storage(self) -> tuple[object, ...]:
+        kind = (self.tier, self.grid, self.axis, self.half_scales, self.form, self.encoding, self.rounding)
+        return (self.shape, self.dtype, *kind)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -96,6 +107,10 @@ class Assignment(_Frozen):
                 raise ValueError(f"form {self.form} does not decode {self.tier}")
             if self.grid not in grids_for(self.tier.bits):
                 raise ValueError(f"{self.tier} has no grid {self.grid}")
+            if self.encoding is Encoding.NATIVE and (
+                self.grid is not Grid.SIGNED or self.tier not in (Tier.INT8, Tier.INT4)
+            ):
+                raise ValueError(f"{self.tier} on the {self.grid} grid has no native type")
             if self.axis is not None and self.axis >= len(self.shape):
                 raise ValueError(f"axis {self.axis} is none of a weight of {len(self.shape)} dimensions")
         elif self.form is Form.KEEP:
@@ -176,6 +191,13 @@ class Plan(_Frozen):
     @model_validator(mode="after")
     def _names_once(self) -> Self:
         """Refuse a weight that is assigned twice."""
+        seen: dict[str, Assignment] = {}
+        for a in self.assignments:
+            first = seen.get(a.same_as or a.weight)
+            if a.same_as is not None and (first is None or not a.stored_like(first)):
+                raise ValueError(f"weight {a.weight!r} is not stored like an earlier {a.same_as!r}")
+            if a.same_as is None:
+                seen[a.weight] = a
         names = [a.weight for a in self.assignments]
         if len(set(names)) != len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
@@ -194,7 +216,7 @@ class Plan(_Frozen):
     def digest(self) -> str:
         """Return the SHA-256 of everything that decides the emitted bytes."""
         decisive = [
-            [a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.encoding, a.rounding]
+            [a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.encoding, a.rounding, a.same_as]
             for a in self.assignments
         ]
         text = json.dumps([self.source_sha256, self.constants, self.opset, decisive], separators=(",", ":"))

@@ -25,6 +25,8 @@ from tqs_passes.encode.fragment import Fragment, field_size
 from tqs_passes.encode.weight import (
     BF16_OPSET,
     DQ_OPSET,
+    INT4_OPSET,
+    Encoding,
     Form,
     Target,
     decoded_cast,
@@ -203,8 +205,28 @@ def _require(a: Assignment, tensor: onnx.TensorProto | None, codes: Codes | None
         raise InputError(f"{what} has codes of shape {list(codes.levels.shape)}", todo=todo)
     needs_dq = a.form is Form.DEQUANTIZE and a.axis is not None
     needs = DQ_OPSET if needs_dq else BF16_OPSET if a.tier is Tier.BF16 and a.form is Form.CAST else 0
+    if a.encoding is Encoding.NATIVE and a.tier is Tier.INT4:
+        needs = INT4_OPSET
     if opset < needs:
         raise InputError(f"{what} cannot be stored as {a.tier} ({a.form}) at opset {opset}", todo=todo)
+
+
+def twin_fragment(weight: str, first: str) -> Fragment:
+    """Return the fragment of a weight that an earlier one's bytes serve."""
+    fragment = Fragment("")
+    fragment.op("Identity", [first], output=weight)
+    return fragment
+
+
+def _twin(a: Assignment, stored: Mapping[str, onnx.TensorProto], model: Model) -> Fragment:
+    assert a.same_as is not None
+    mine, first = (tensor_array(stored[name], model.folder) for name in (a.weight, a.same_as))
+    if mine.tobytes() != first.tobytes():
+        raise InputError(
+            f"the plan says that {a.label!r} equals {a.same_as!r}, which it does not",
+            todo="Allocate again for this model",
+        )
+    return twin_fragment(a.weight, a.same_as)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +263,9 @@ class Rewrite:
         stored = {t.name: t for t in model.proto.graph.initializer}
         changed: list[str] = []
         skipped: list[Skip] = []
-        planned = frozenset(a.weight for a in self.plan.assignments if a.form is not Form.KEEP)
+        planned = frozenset(
+            a.weight for a in self.plan.assignments if a.form is not Form.KEEP or a.same_as is not None
+        )
         opset = opset_of(model.proto)
         for a in self.plan.assignments:
             _require(a, stored.get(a.weight), self.codes.get(a.weight), opset)
@@ -250,6 +274,10 @@ class Rewrite:
         shared: dict[str, Fragment] = {}
         fragments: list[Fragment] = []
         for index, a in enumerate(self.plan.assignments):
+            if a.same_as is not None:
+                fragments.append(_twin(a, stored, model))
+                changed.append(a.weight)
+                continue
             if a.form is Form.KEEP:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue

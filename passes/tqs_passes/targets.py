@@ -22,14 +22,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from tqs_passes.encode.weight import DQ_OPSET, Encoding, Form
+from tqs_passes.encode.weight import DQ_OPSET, INT4_OPSET, Encoding, Form
 from tqs_passes.grid import Grid
 from tqs_passes.plan import Assignment, Plan, ServingTarget
 from tqs_passes.tier import Tier
 from tqs_passes.weights import Weight
 
-#: Lowest opset with INT4.
-INT4_OPSET = 21
 #: Native type of an integer tier, and the lowest opset that has it with Cast.
 NATIVE_OPSETS = {Tier.INT8: 9, Tier.INT4: INT4_OPSET}
 
@@ -55,9 +53,9 @@ class Serving:
     opset: int | None = None
 
     @property
-    def shrinks(self) -> bool:
-        """Whether constants are stored small: TensorRT has no uint8 tensors to look them up with."""
-        return self.constants == "small" and self.target is not ServingTarget.TENSORRT
+    def constants_as_stored(self) -> Literal["small", "keep"]:
+        """`constants` as it applies: TensorRT has no uint8 tensors to look values up with."""
+        return "keep" if self.target is ServingTarget.TENSORRT else self.constants
 
     @property
     def stored_as(self) -> Encoding:

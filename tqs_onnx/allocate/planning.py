@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.allocate.allocate import Allocation, Item, Solver, allocate
 from tqs_onnx.allocate.objective import Objective, costs
+from tqs_onnx.allocate.twins import store_once
 from tqs_onnx.score.store import Scores, Status, WeightScore
 from tqs_passes.candidates import Candidate, Menu
 from tqs_passes.encode.fragment import field_size
@@ -28,8 +28,9 @@ from tqs_passes.targets import Serving
 
 #: Off-trajectory weights keep at least this many bits: nothing measured says they may have fewer.
 OFF_TRAJECTORY_BITS = 8
-#: In files above this size the few hundred bytes of a table decide nothing.
-_TABLES_MATTER_BYTES = 1 << 20
+#: Above this size tables are a few percent of the file at most, and the search would take seconds (0.1 s a solve).
+_TABLES_MATTER_BYTES = 1 << 16
+_MOST_TWIN_ROUNDS = 3
 _UNKNOWN = (Status.UNPROBED, Status.UNSTABLE)
 
 
@@ -104,17 +105,6 @@ class Request:
     profile: Profile
     serving: Serving = field(default_factory=Serving)
 
-    def plan_fields(self) -> dict[str, Any]:
-        """Return the fields of a plan that say what its file is made for."""
-        served = self.serving
-        constants = "small" if served.shrinks else "keep"
-        return {
-            "profile": self.profile,
-            "target": served.target,
-            "constants": constants,
-            "opset": served.opset,
-        }
-
 
 def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
     """Return the plan whose file has at most `max_bytes` bytes and the least predicted cost.
@@ -126,7 +116,29 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
     """
     entries = _entries(request, options)
     require_feasible(request.size, [e.candidates for e in entries], max_bytes)
-    return _plan(request, _searched(request, entries, options, max_bytes), options, max_bytes)
+    plan = _with_twins(
+        request, _plan(request, _searched(request, entries, options, max_bytes), options, max_bytes)
+    )
+    for _ in range(_MOST_TWIN_ROUNDS):
+        # What equal weights save is spent on a finer plan, as long as that fits.
+        spare = max_bytes - plan.n_bytes
+        if not any(a.same_as for a in plan.assignments):
+            break
+        found = _searched(request, entries, options, max_bytes + spare)
+        finer = _with_twins(request, _plan(request, found, options, max_bytes))
+        if finer.n_bytes > max_bytes or not 0 < _cost(plan) - _cost(finer):
+            break
+        plan = finer
+    return plan
+
+
+def _cost(plan: Plan) -> float:
+    return sum(a.cost for a in plan.assignments)
+
+
+def _with_twins(request: Request, plan: Plan) -> Plan:
+    firsts = {m.weight.name: m.weight.duplicate_of for m in request.menus if m.weight.duplicate_of}
+    return store_once(plan, request.size.of, firsts) if firsts else plan
 
 
 def require_feasible(size: FileSize, offers: Sequence[Sequence[Candidate]], max_bytes: int) -> None:
@@ -144,7 +156,7 @@ def require_feasible(size: FileSize, offers: Sequence[Sequence[Candidate]], max_
     InfeasibleError
         It carries the smallest size, which is feasible.
     """
-    smallest = file_bytes(size, [_smallest(offer) for offer in offers])
+    smallest, _ = smallest_file(size, offers)
     if smallest > max_bytes:
         ratio = size.source_bytes / smallest
         raise InfeasibleError(
@@ -202,30 +214,56 @@ def _searched(request: Request, entries: list[_Entry], options: PlanOptions, max
     The knapsack does not see that choices share tables. They take a few hundred bytes a kind: they decide in small
     models, whose knapsacks are quick, so there kinds are dropped and added one at a time while that helps.
     """
-    found = _spent(request, entries, options, max_bytes)
-    if found is None:
-        raise AssertionError("unreachable: the smallest choices fit")
-    if options.solver != "mckp" or max_bytes > _TABLES_MATTER_BYTES:
-        return found
     every = frozenset(_kind(c) for e in entries for c in e.candidates if c.shared)
-    tried: set[frozenset[str]] = {every}
-    starts = [frozenset[str](), *(frozenset({kind}) for kind in sorted(every))]
-    queue = [frozenset(_kind(c) for c in found.chosen if c.shared), *starts]
+    _, least = smallest_file(request.size, [e.candidates for e in entries])
+    search = options.solver == "mckp" and max_bytes <= _TABLES_MATTER_BYTES
+    queue = [every, least, *_starts(every)] if search else [every, least]
+    tried: set[frozenset[str]] = set()
+    found: _Found | None = None
     while queue:
         kinds = queue.pop(0)
-        if kinds in tried:
+        if kinds in tried or (found is not None and not search):
             continue
         tried.add(kinds)
-        limited = [_of_kinds(entry, kinds) for entry in entries]
-        again = _spent(request, limited, options, max_bytes)
-        if again is not None and again.allocation.cost < found.allocation.cost:
+        again = _spent(request, [_of_kinds(e, kinds) for e in entries], options, max_bytes)
+        if again is not None and (found is None or again.allocation.cost < found.allocation.cost):
             found = again
-            queue = [*(kinds ^ {kind} for kind in sorted(every)), *queue]
+            used = frozenset(_kind(c) for c in found.chosen if c.shared)
+            queue = [used, *(used ^ {kind} for kind in sorted(every)), *queue] if search else []
+    if found is None:
+        raise AssertionError("unreachable: the smallest file fits")
     return found
 
 
 def _of_kinds(entry: _Entry, kinds: frozenset[str]) -> _Entry:
-    return _limited(entry, lambda c: not c.shared or _kind(c) in kinds)
+    return _limited(entry, lambda c: _is_of(c, kinds))
+
+
+def _is_of(candidate: Candidate, kinds: frozenset[str]) -> bool:
+    return not candidate.shared or _kind(candidate) in kinds
+
+
+def smallest_file(size: FileSize, offers: Sequence[Sequence[Candidate]]) -> tuple[int, frozenset[str]]:
+    """Return the bytes of the smallest file found, and the kinds of codes it uses.
+
+    The smallest choice of each weight is not the smallest file where tables outweigh what they save, so kinds are
+    dropped and added one at a time while that helps.
+    """
+    every = frozenset(_kind(c) for offer in offers for c in offer if c.shared)
+
+    def n_bytes(kinds: frozenset[str]) -> int:
+        return file_bytes(size, [_smallest([c for c in offer if _is_of(c, kinds)]) for offer in offers])
+
+    best = min(_starts(every), key=n_bytes)
+    while True:
+        nearest = min((best ^ {kind} for kind in sorted(every)), key=n_bytes, default=best)
+        if n_bytes(nearest) >= n_bytes(best):
+            return n_bytes(best), best
+        best = nearest
+
+
+def _starts(every: frozenset[str]) -> list[frozenset[str]]:
+    return [every, frozenset[str](), *(frozenset({kind}) for kind in sorted(every))]
 
 
 def _kind(candidate: Candidate) -> str:
@@ -254,8 +292,6 @@ def _spent(request: Request, entries: list[_Entry], options: PlanOptions, max_by
 
 
 def _limited(entry: _Entry, offered: Callable[[Candidate], bool]) -> _Entry:
-    if entry.item.dead:  # it has its smallest choice, whatever the others use
-        return entry
     kept = [i for i, c in enumerate(entry.candidates) if offered(c)]
     item = replace(
         entry.item,
@@ -274,10 +310,10 @@ def shared_bytes(chosen: Sequence[Candidate]) -> int:
     return sum(pieces.values())
 
 
-def uniform_plan(request: Request, bits: int) -> Plan:
-    """Return the uniform control: every weight of two or more dimensions at `bits` bits, per channel, the rest FP16."""
+def uniform_choices(menus: Sequence[Menu], bits: int) -> list[Candidate]:
+    """Return the uniform choice: every weight of two or more dimensions at `bits` bits, per channel, the rest FP16."""
     chosen: list[Candidate] = []
-    for menu in request.menus:
+    for menu in menus:
         wide = len(menu.weight.shape) > 1
         if wide:
             match = [
@@ -289,12 +325,21 @@ def uniform_plan(request: Request, bits: int) -> Plan:
             match = [c for c in menu.candidates if c.assignment.form is Form.CAST]
             finer = [menu.candidates[0]]
         chosen.append(min(match, key=lambda c: c.assignment.error_energy) if match else _smallest(finer))
+    return chosen
+
+
+def uniform_plan(request: Request, bits: int) -> Plan:
+    """Return the uniform control (see `uniform_choices`) with its predicted drift."""
+    chosen = uniform_choices(request.menus, bits)
     n_bytes = file_bytes(request.size, chosen)
     by_name = {s.weight: s for s in request.scores.weights}
     assignments = tuple(_scored(c, by_name[c.assignment.weight], request.scores) for c in chosen)
     return Plan(
         source_sha256=request.scores.source_sha256,
-        **request.plan_fields(),
+        profile=request.profile,
+        target=request.serving.target,
+        constants=request.serving.constants_as_stored,
+        opset=request.serving.opset,
         assignments=assignments,
         n_bytes=n_bytes,
         source_bytes=request.size.source_bytes,
@@ -360,7 +405,7 @@ def _item(
         name=menu.weight.name,
         sizes=tuple(c.assignment.n_bytes for c in candidates),
         tiers=tuple(c.assignment.tier.value for c in candidates),
-        costs=tuple(float(v) for v in row),
+        costs=tuple(0.0 if idle else float(v) for v in row),
         gamma=gamma,
         n_values=menu.weight.n_values,
         dead=idle,
@@ -420,7 +465,10 @@ def _plan(request: Request, found: _Found, options: PlanOptions, max_bytes: int)
     solution = allocation.solution
     return Plan(
         source_sha256=request.scores.source_sha256,
-        **request.plan_fields(),
+        profile=request.profile,
+        target=request.serving.target,
+        constants=request.serving.constants_as_stored,
+        opset=request.serving.opset,
         assignments=assignments,
         n_bytes=found.file_bytes,
         source_bytes=request.size.source_bytes,

@@ -16,6 +16,7 @@ from tqs_onnx.cli.options import (
     json_option,
     plan_options,
     planning,
+    serving,
     tiers,
 )
 from tqs_onnx.cli.show import print_json, print_table, say
@@ -56,7 +57,7 @@ def command(
     if out.exists() and not force:
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
     source = open_source(model)
-    request = request_for(source, read_scores(scores), options["profile"], tiers(options))
+    request = request_for(source, read_scores(scores), options["profile"], tiers(options), serving(options))
     plan = plan_within(request, budget_bytes(source.facts.n_bytes, compression, max_bytes), planning(options))
     for warning in plan.warnings:
         say(f"warning: {warning}")

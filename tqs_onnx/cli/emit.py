@@ -9,19 +9,29 @@ import click
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.emit import emit
-from tqs_onnx.source import open_source
+from tqs_onnx.source import Source, open_source
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import file_facts
-from tqs_passes.plan import read_plan
+from tqs_passes.plan import Plan, ServingTarget, read_plan
+from tqs_passes.rewrite import opset_of
+from tqs_passes.targets import refusals
+
+#: Refused weights named in one line.
+MOST_SHOWN = 5
 
 
 @click.command("emit")
 @click.argument("model", type=FILE)
 @click.option("--plan", "plan_file", type=FILE, required=True, help="plan.json of this model.")
 @click.option("--out", type=FILE, required=True, help="The .onnx file to write.")
+@click.option(
+    "--target",
+    type=click.Choice([t.value for t in ServingTarget]),
+    help="Refuse the plan if this cannot serve it [default: the plan's own target].",
+)
 @force_option
 @json_option
-def command(model: Path, plan_file: Path, out: Path, force: bool, as_json: bool) -> None:
+def command(model: Path, plan_file: Path, out: Path, target: str | None, force: bool, as_json: bool) -> None:
     r"""Write MODEL at the precisions of a plan. Same model and plan give the same bytes.
 
     \b
@@ -38,6 +48,7 @@ def command(model: Path, plan_file: Path, out: Path, force: bool, as_json: bool)
         raise InputError(
             "the plan is for another model", where=str(plan_file), todo="Allocate for this model"
         )
+    require_served(plan, source, ServingTarget(target) if target else plan.target)
     emit(source.lifted, plan, out)
     n_bytes = file_facts(out).n_bytes
     if as_json:
@@ -53,3 +64,23 @@ def command(model: Path, plan_file: Path, out: Path, force: bool, as_json: bool)
     click.echo(
         f"{out}: {n_bytes:,} bytes (planned {plan.n_bytes:,}), {source.facts.n_bytes / n_bytes:.3f} times smaller"
     )
+
+
+def require_served(plan: Plan, source: Source, target: ServingTarget) -> None:
+    """Refuse a plan that a target cannot serve.
+
+    Raises
+    ------
+    InputError
+        It names every weight that cannot be served, and why.
+    """
+    opset = plan.opset or opset_of(source.lifted.proto)
+    found = refusals(plan, source.survey.weights, target, opset)
+    if found:
+        shown = "; ".join(f"{label}: {why}" for label, why in found[:MOST_SHOWN])
+        more = f"; and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+        raise InputError(
+            f"{target.value} cannot serve {len(found)} of {len(plan.assignments)} weights: {shown}{more}",
+            where="--target",
+            todo=f"Allocate again with --target {target.value}",
+        )

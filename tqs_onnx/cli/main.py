@@ -17,7 +17,7 @@ import click
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import TqsError, one_line
 
-_COMMANDS = ("inspect", "score", "allocate", "emit", "verify", "quantize", "sweep", "demo", "doctor")
+_COMMANDS = ("inspect", "score", "allocate", "emit", "verify", "quantize", "sweep", "baseline", "export", "demo", "doctor")
 
 
 class _Commands(click.Group):
@@ -33,6 +33,10 @@ class _Commands(click.Group):
             return None
         module = importlib.import_module(f"tqs_onnx.cli.{cmd_name}")
         command: click.Command = module.command
+        if (
+            command.help
+        ):  # click's mark for a paragraph that keeps its lines; docstrings with backslashes are raw
+            command.help = command.help.replace(r"\b", "\b")
         return command
 
 

@@ -15,7 +15,10 @@ from tqs_onnx.pipeline import DataFiles
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.score.probe import Probe, ProbeKind
 from tqs_onnx.score.sweep import SweepOptions
+from tqs_passes.encode.weight import Encoding
 from tqs_passes.errors import InputError
+from tqs_passes.plan import ServingTarget
+from tqs_passes.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS, Tier, parse_tiers
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -72,14 +75,19 @@ evaluation_options = _all(
     ),
 )
 
-probe_options = _all(
-    click.option(
+
+def probe_option(*more: str) -> Callable[[F], F]:
+    """Return `--probe`, with `more` choices than the kinds of probes."""
+    return click.option(
         "--probe",
-        type=click.Choice([k.value for k in ProbeKind]),
+        type=click.Choice([*(k.value for k in ProbeKind), *more]),
         default="quant",
         show_default=True,
         help="Perturbation.",
-    ),
+    )
+
+
+probe_settings = _all(
     click.option(
         "--probe-bits",
         type=click.IntRange(2, 8),
@@ -108,6 +116,8 @@ probe_options = _all(
         help="Units of divergence.",
     ),
 )
+
+probe_options = _all(probe_option(), probe_settings)
 
 plan_options = _all(
     click.option(
@@ -139,6 +149,24 @@ plan_options = _all(
         show_default=True,
         help="Serving profile written into the file.",
     ),
+    click.option(
+        "--target",
+        type=click.Choice([t.value for t in ServingTarget]),
+        default=ServingTarget.ORT_CPU.value,
+        show_default=True,
+        help="What serves the file; ways to store a weight that it cannot serve are not offered.",
+    ),
+    click.option(
+        "--encoding",
+        type=click.Choice([e.value for e in Encoding]),
+        default=Encoding.PLANES.value,
+        show_default=True,
+        help="Integer tiers as bit planes (any width and opset), or as ONNX's own INT8 and INT4.",
+    ),
+    click.option(
+        "--opset", type=click.IntRange(9, 25), help="Convert the model first [default: its own opset]."
+    ),
+    click.option("--keep-constants", is_flag=True, help="Store masks, maps and index tables as they are."),
 )
 
 budget_options = _all(
@@ -231,6 +259,16 @@ def planning(options: dict[str, Any]) -> PlanOptions:
         p_fp32=options["p_fp32"],
         gamma_min=options["gamma_min"],
         drop_outputs=options["drop_outputs"],
+    )
+
+
+def serving(options: dict[str, Any]) -> Serving:
+    """Return what the file is made for."""
+    return Serving(
+        target=ServingTarget(options["target"]),
+        encoding=Encoding(options["encoding"]),
+        constants="keep" if options["keep_constants"] else "small",
+        opset=options["opset"],
     )
 
 

@@ -22,6 +22,7 @@ from tqs_onnx.cli.options import (
     planning,
     probe_options,
     run_options,
+    serving,
     sweep_options,
     tiers,
 )
@@ -76,6 +77,7 @@ def command(
         sweep=sweep_options(options),
         plan=planning(options),
         profile=options["profile"],
+        serving=serving(options),
         tiers=tiers(options),
         gates=tuple(parse_gate(text) for text in gate_texts(options)),
         force=force,

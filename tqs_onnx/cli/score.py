@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,18 @@ from tqs_onnx.cli.options import (
     data_options,
     force_option,
     json_option,
-    probe_options,
+    probe_option,
+    probe_settings,
     run_options,
     sweep_options,
 )
 from tqs_onnx.cli.show import print_json, print_table, progress, say
 from tqs_onnx.pipeline import read_spec, run_directory
 from tqs_onnx.rollout.contexts import load_contexts
+from tqs_onnx.score.agreement import spearman
+from tqs_onnx.score.options import Blocks, EarlyStop, SweepOptions
+from tqs_onnx.score.probe import ProbeKind
+from tqs_onnx.score.results import RESULTS_NAME
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import sweep
 from tqs_onnx.source import open_source, require_scorable
@@ -29,8 +35,36 @@ from tqs_passes.model_io import write_text
 @click.command("score")
 @click.argument("model", type=FILE)
 @data_options
-@probe_options
+@probe_option("both")
+@probe_settings
 @run_options
+@click.option("--per-channel", is_flag=True, help="Probes round with one scale per channel, not per tensor.")
+@click.option(
+    "--blocks",
+    "rule",
+    help="Score sets of weights: pattern:REGEX, nodes:N, prefix:DEPTH or auto (chains between residual joins).",
+)
+@click.option(
+    "--block-score",
+    type=click.Choice(["joint", "mean"]),
+    default="joint",
+    show_default=True,
+    help="Perturb a block's members at once, or take the mean of their own scores.",
+)
+@click.option(
+    "--early-stop",
+    type=click.FloatRange(min=0, min_open=True),
+    help="End a rollout when γ_task moves by no more than that over --early-window steps.",
+)
+@click.option(
+    "--early-window", type=click.IntRange(min=1), default=3, show_default=True, help="Steps of --early-stop."
+)
+@click.option("--group-test", is_flag=True, help="Settle families of weights that look dead by one rollout.")
+@click.option("--dead-below", type=float, help="Weights with γ_task at or below it are dead [paper: -50].")
+@click.option(
+    "--dead-at-minimum", is_flag=True, help="Weights below the floor that tie at the lowest γ_task are dead."
+)
+@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--out", type=FILE, required=True, help="Run directory: scores.json and scores.csv go there.")
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, help="Weights shown.")
 @force_option
@@ -38,32 +72,88 @@ from tqs_passes.model_io import write_text
 def command(model: Path, out: Path, top: int, force: bool, as_json: bool, **options: Any) -> None:
     r"""Perturb one weight of MODEL at a time, roll out, and measure how its error grows.
 
+    What is measured is kept in the run directory as it arrives: run the same command again to go on after a stop.
+
     \b
     Example:
       tqs score model.onnx --rollout rollout.toml --contexts contexts.npz --out run
     """
+    kinds = [k.value for k in ProbeKind] if options["probe"] == "both" else [options["probe"]]
+    runs = [_chosen(options, kind) for kind in kinds]
     source = open_source(model)
     require_scorable(source)
     files = data_files(options)
     spec = read_spec(files, source)
-    chosen = sweep_options(options)
     contexts = load_contexts(
         files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
     )
-    with run_directory(out, ["scores.json", "scores.csv"], force=force):
-        with progress("score") as tick:
-            scores = sweep(source.lifted, source.survey, spec, contexts, source.sha256, chosen, tick)
-        write_text(out / "scores.json", scores.to_json())
-        write_text(out / "scores.csv", scores.to_csv())
-    counts = {s.value: sum(w.status is s for w in scores.weights) for s in Status}
-    say(
-        ", ".join(f"{n} {name}" for name, n in counts.items() if n)
-        + f"; noise floor {scores.noise_floor:.3g}"
-    )
+    names = [_stem(run, first=run is runs[0]) for run in runs]
+    found: list[Scores] = []
+    with run_directory(out, [f"{n}.{kind}" for n in names for kind in ("json", "csv")], force=force):
+        for run in runs:
+            with progress("score") as tick:
+                scores = sweep(
+                    source.lifted,
+                    source.survey,
+                    spec,
+                    contexts,
+                    source.sha256,
+                    run,
+                    tick,
+                    store=out / RESULTS_NAME,
+                    say=say,
+                )
+            found.append(scores)
+        for name, scores in zip(names, found, strict=True):
+            write_text(out / f"{name}.json", scores.to_json())
+            write_text(out / f"{name}.csv", scores.to_csv())
+    for scores in found:
+        say(_summary(scores))
+    agreement = spearman(*found) if len(found) == 2 else None
     if as_json:
-        print_json({"scores": str(out / "scores.json"), "csv": str(out / "scores.csv"), **counts})
+        counts = {s.value: sum(w.status is s for w in found[0].weights) for s in Status}
+        document = {"scores": str(out / "scores.json"), "csv": str(out / "scores.csv"), **counts}
+        print_json(document if len(found) == 1 else {**document, "spearman": agreement})
         return
-    _show(scores, top)
+    for scores in found:
+        _show(scores, top)
+    if len(found) == 2:
+        click.echo(
+            "Spearman of the quant and the gauss ranking: "
+            + ("not defined, fewer than three scores in common" if agreement is None else f"{agreement:.3f}")
+        )
+
+
+def _chosen(options: dict[str, Any], kind: str) -> SweepOptions:
+    base = sweep_options({**options, "probe": kind})
+    return replace(
+        base,
+        probe=replace(base.probe, per_channel=options["per_channel"]),
+        blocks=None if options["rule"] is None else Blocks(options["rule"], options["block_score"]),
+        early_stop=None
+        if options["early_stop"] is None
+        else EarlyStop(options["early_stop"], options["early_window"]),
+        group_test=options["group_test"],
+        dead_below=options["dead_below"],
+        dead_at_minimum=options["dead_at_minimum"],
+        workers=options["workers"],
+    )
+
+
+def _stem(run: SweepOptions, *, first: bool) -> str:
+    return "scores" if first else f"scores.{run.probe.kind.value}"
+
+
+def _summary(scores: Scores) -> str:
+    counts = {s.value: sum(w.status is s for w in scores.weights) for s in Status}
+    parts = [", ".join(f"{n} {name}" for name, n in counts.items() if n)]
+    parts.append(f"noise floor {scores.noise_floor:.3g}, of rounding {scores.rounding_floor:.3g}")
+    bent = sum(w.is_linear is False for w in scores.weights)
+    if bent:
+        parts.append(f"{bent} respond not linearly: predictions from their scores will be off")
+    if scores.rollouts_saved > 0:
+        parts.append(f"{100 * scores.rollouts_saved:.0f} % of the model calls saved")
+    return "; ".join(parts)
 
 
 def _show(scores: Scores, top: int) -> None:
@@ -71,19 +161,24 @@ def _show(scores: Scores, top: int) -> None:
         (w for w in scores.weights if w.gamma_task is not None),
         key=lambda w: (-(w.gamma_task or 0.0), w.weight),
     )
+    joint: dict[str, int] = {}
+    for w in alive:
+        joint[w.block] = joint.get(w.block, 0) + 1
+    shown = [w for i, w in enumerate(alive) if not w.block or w.block not in {v.block for v in alive[:i]}]
     print_table(
-        ["weight", "γ_task", f"γ(T={scores.horizons[-1]})", "± s.e.", "growth", "A_max", "‖δθ‖"],
+        ["weight", "γ_task", "± s.e.", f"γ(T={scores.horizons[-1]})", "growth", "A_max", "‖δθ‖"],
         [
             [
-                w.label,
+                f"{w.block} ({joint[w.block]} weights)" if w.block else w.label,
                 w.gamma_task,
+                w.gamma_task_stderr,
                 w.gamma[-1] if w.gamma else None,
-                w.gamma_stderr,
                 w.growth,
                 w.a_max,
                 w.delta_norm,
             ]
-            for w in alive[:top]
+            for w in shown[:top]
         ],
-        title=f"most sensitive of {len(alive)} weights, horizons {', '.join(map(str, scores.horizons))} steps",
+        title=f"most sensitive of {len(alive)} weights, {scores.probe.kind.value} probe, "
+        f"horizons {', '.join(map(str, scores.horizons))} steps",
     )

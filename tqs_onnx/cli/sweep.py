@@ -17,6 +17,7 @@ from tqs_onnx.cli.options import (
     plan_options,
     planning,
     run_options,
+    serving,
 )
 from tqs_onnx.cli.options import tiers as tiers_of
 from tqs_onnx.cli.show import print_json, print_table, say
@@ -89,7 +90,7 @@ def command(
     with run_directory(out, ["pareto.json", "pareto.csv"], force=force):
         pareto = trace(
             source,
-            lambda tiers: request_for(source, known, options["profile"], tiers),
+            lambda tiers: request_for(source, known, options["profile"], tiers, serving(options)),
             axis,
             chosen,
             place,

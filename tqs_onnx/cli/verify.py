@@ -60,7 +60,7 @@ def command(
 
     \b
     Example:
-      tqs verify run/model.tqs.onnx --source model.onnx --plan run/plan.json --scores run/scores.json \\
+      tqs verify run/model.tqs.onnx --source model.onnx --plan run/plan.json --scores run/scores.json \
         --rollout rollout.toml --contexts contexts.npz --eval-contexts eval.npz --max-drift 0.1
     """
     gates = tuple(parse_gate(text) for text in gate_texts(options))

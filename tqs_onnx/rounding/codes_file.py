@@ -55,7 +55,7 @@ def read_codes(path: Path) -> dict[str, Codes]:
         The file is missing or damaged, or holds levels that its grid lacks.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             names = [str(name) for name in archive["weights"]]
             layout = archive["layout"]
             return {

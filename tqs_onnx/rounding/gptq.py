@@ -194,6 +194,7 @@ class _Options:
     block_size: int
 
     def __post_init__(self) -> None:
+        """Refuse sizes and damping out of range."""
         if self.block_size < 1:
             raise InputError(f"block_size must be at least 1, not {self.block_size}")
         if not self.damp >= 0:

@@ -96,6 +96,7 @@ class UniformGrid:
     mse: bool = False
 
     def __post_init__(self) -> None:
+        """Refuse widths and names that there are not."""
         if not 1 <= self.bits <= 8:
             raise InputError(f"bits must be 1 to 8, not {self.bits}")
         if self.name not in ("unsigned", "signed"):

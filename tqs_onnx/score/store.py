@@ -179,11 +179,20 @@ class Scores(_Frozen):
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(
             [
-                *("weight", "label", "block", "shape", "status"),
+                *("weight", "label", "shape", "status"),
                 *(f"gamma_T{t}" for t in self.horizons),
                 *(f"convergence_T{t}" for t in self.horizons),
                 *("gamma_stderr", "gamma_task", "gamma_task_stderr", "gamma_task_mean", "a_max"),
-                *("amplification", "growth", "nonlinearity", "linear", "delta_norm", "draws", "readers"),
+                *(
+                    "amplification",
+                    "growth",
+                    "nonlinearity",
+                    "linear",
+                    "delta_norm",
+                    "draws",
+                    "block",
+                    "readers",
+                ),
             ]
         )
         for w in self.weights:
@@ -191,12 +200,12 @@ class Scores(_Frozen):
             ratios = w.convergence or (None,) * len(self.horizons)
             writer.writerow(
                 [
-                    *(w.weight, w.label, w.block, "x".join(map(str, w.shape)), w.status.value),
+                    *(w.weight, w.label, "x".join(map(str, w.shape)), w.status.value),
                     *gamma,
                     *ratios,
                     *(w.gamma_stderr, w.gamma_task, w.gamma_task_stderr, w.gamma_task_mean, w.a_max),
                     *(w.amplification, w.growth, w.nonlinearity, w.is_linear),
-                    *(w.delta_norm, w.draws, " ".join(w.readers)),
+                    *(w.delta_norm, w.draws, w.block, " ".join(w.readers)),
                 ]
             )
         return stream.getvalue()

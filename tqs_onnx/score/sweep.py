@@ -78,6 +78,7 @@ def sweep(
         counter = _Counter(plan, survey, progress)
         try:
             frame = _measure(plan, results, counter)
+            counter.finish()
         except KeyboardInterrupt as error:
             if store is None:
                 raise
@@ -118,10 +119,13 @@ class _Counter:
         }
         self._target_of = {key: name for name, keys in self._left.items() for key in keys}
         self._n_weights = {t.name: len(t.weights) for group in plan.groups for t in group}
+        self._labels = {
+            t.name: t.weights[0].label if len(t.weights) == 1 else t.name
+            for group in plan.groups
+            for t in group
+        }
+        self._idle = [w.label for w in survey.weights if not on_trajectory(w, plan.spec)]
         self._done = 0
-        for weight in survey.weights:
-            if not on_trajectory(weight, plan.spec):
-                self._tick(1, weight.label)
 
     def kept(self, keys: set[str]) -> None:
         """Count measurements as kept."""
@@ -130,7 +134,12 @@ class _Counter:
             name = self._target_of[key]
             self._left[name].discard(key)
             if not self._left[name]:
-                self._tick(self._n_weights[name], name)
+                self._tick(self._n_weights[name], self._labels[name])
+
+    def finish(self) -> None:
+        """Count the weights that are not rolled out."""
+        for label in self._idle:
+            self._tick(1, label)
 
     def _tick(self, n: int, label: str) -> None:
         self._done += n

@@ -208,7 +208,7 @@ def _check_kept(subject: Subject, emitted: Model) -> None:
     theirs = {t.name: t for t in emitted.proto.graph.initializer}
     ours = {t.name: t for t in subject.lifted.proto.graph.initializer}
     for a in subject.plan.assignments:
-        if a.form is not Form.KEEP:
+        if a.form is not Form.KEEP or a.same_as is not None:
             continue
         same = a.weight in theirs and _same_bits(
             tensor_array(theirs[a.weight], emitted.folder),
@@ -232,7 +232,7 @@ def check_decoding(subject: Subject, emitted: Model, bench: Bench) -> int:
     _check_kept(subject, emitted)
     stored = {t.name: t for t in subject.lifted.proto.graph.initializer}
     produced = {out for node in emitted.proto.graph.node for out in node.output}
-    planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP]
+    planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP or a.same_as is not None]
     chunk: list[str] = []
     size = 0
     for index, a in enumerate(planned):

@@ -1,9 +1,9 @@
 """aurora_mini: Perceiver encoder over variables, a windowed body with modulated norms, a head per variable.
 
     state [b, 2, 3, 7, 12] (6 h ago, now), time [b, 8]
-      per variable: 2 x 2 patches of both times (rows padded to 8) -> tokens [b, 24 places, 3, 96]
+      per variable: 2 x 2 patches of both times (rows padded to 8) -> tokens [b, 24 places, 3, 48]
                     + variable and place embeddings
-      encoder = 2 latents a place attend to its 3 variables             -> [b, 2, 4, 6, 96]
+      encoder = 2 latents a place attend to its 3 variables             -> [b, 2, 4, 6, 48]
                 + affine map of time + affine map of the (constant) lead-time encoding
       body    = 6 blocks, windows 2 x 4 x 3, every second shifted; norms are scaled and shifted by an affine map
                 of the lead-time encoding, which is a constant: these weights never meet a value that varies
@@ -22,7 +22,7 @@ from layers import Affine, Mlp, Norm, WindowAttention, Windows
 from torch import Tensor, nn
 from torch.nn import functional
 
-GRID, PLACES, WIDTH, HEADS, LATENTS, BLOCKS, TIME = (7, 12), (4, 6), 96, 6, 2, 6, 8
+GRID, PLACES, WIDTH, HEADS, LATENTS, BLOCKS, TIME = (7, 12), (4, 6), 48, 4, 2, 6, 8
 VARIABLES = ("u10", "v10", "t2m")
 LEAD_HOURS = 6.0
 

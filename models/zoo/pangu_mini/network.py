@@ -41,9 +41,7 @@ class Block(nn.Module):
 def _blocks(
     n: int, width: int, heads: int, grid: tuple[int, int], window: tuple[int, int], bias: str, dropout: float
 ) -> nn.Sequential:
-    made = (
-        Block(width, heads, Windows(grid, window, shifted=i % 2 == 1), bias, dropout) for i in range(n)
-    )
+    made = (Block(width, heads, Windows(grid, window, shifted=i % 2 == 1), bias, dropout) for i in range(n))
     return nn.Sequential(*made)
 
 

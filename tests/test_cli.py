@@ -1,0 +1,254 @@
+"""Every command as a user types it: what is on stdout and stderr, and the exit code."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.rollouts import Case, forecaster, write_case
+from tqs_onnx.cli.main import cli, main
+
+COMMANDS = cli.list_commands(click.Context(cli))
+KEYS = [
+    *("out", "bytes_in", "bytes_out", "compression", "drift_predicted", "drift_measured", "degradation"),
+    *("plan", "manifest", "n_weights", "n_dead", "wall_s"),
+]
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A case with a finished run beside it."""
+
+    case: Case
+    run: Path
+    before: bytes
+
+    def quantize(self, out: Path, *more: str) -> list[str]:
+        return ["quantize", str(self.case.model), *self.case.arguments("--out", str(out), *more)]
+
+    def verify(self, *more: str) -> list[str]:
+        plan = ["--plan", str(self.run / "plan.json"), "--scores", str(self.run / "scores.json")]
+        files = [str(self.run / "m.tqs.onnx"), "--source", str(self.case.model), *plan]
+        return ["verify", *files, *self.case.arguments(*more)]
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    folder = tmp_path_factory.mktemp("cli")
+    case = write_case(folder / "in", forecaster())
+    shell = Shell(case, folder / "run", case.model.read_bytes())
+    assert main(shell.quantize(shell.run, "--compression", "2")) == 0
+    return shell
+
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name: str, capsys: Capture) -> None:
+    assert main([name, "--help"]) == 0
+    assert f"Example:\n    tqs {name}" in capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("tqs, version ")
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["inspect"], ["inspect", "--nonsense"]])
+def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], capsys: Capture) -> None:
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tqs: error: ")
+    assert line.endswith("--help")
+
+
+def test_quantize_prints_one_json_object_with_the_keys_promised(
+    shell: Shell, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(shell.quantize(tmp_path / "run", "--compression", "2", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == KEYS
+    assert found["compression"] == found["bytes_in"] / found["bytes_out"] >= 2
+    assert found["bytes_out"] == Path(found["out"]).stat().st_size
+    assert list(found["degradation"]) == ["worst", "y"]
+    assert (found["n_weights"], found["n_dead"]) == (5, 0)
+    assert Path(found["plan"]).is_file()
+    assert Path(found["manifest"]).is_file()
+
+
+def test_compare_adds_a_row_per_method_and_width(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    assert main(shell.quantize(tmp_path / "run", "--compression", "2", "--compare", "--json")) == 0
+    rows = json.loads(capsys.readouterr().out)["compare"]
+    assert [r["bits"] for r in rows if r["method"] == "uniform"] == [2, 3, 4]
+    for row in rows:
+        uniform = next(r for r in rows if r["method"] == "uniform" and r["bits"] == row["bits"])
+        assert row["bytes"] is None or row["bytes"] <= uniform["bytes"]
+
+
+def test_quantize_shows_tiers_and_drift_on_stdout(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    assert main(shell.quantize(tmp_path / "run", "--compression", "2")) == 0
+    shown = capsys.readouterr()
+    assert "drift by step:" in shown.out
+    assert "uncorrelated" in shown.out
+    assert "score: 5 weights in" in shown.err
+
+
+def test_the_input_is_as_it_was(shell: Shell) -> None:
+    assert shell.case.model.read_bytes() == shell.before
+
+
+def test_a_run_directory_that_holds_a_run_needs_force(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    arguments = shell.quantize(tmp_path / "run", "--compression", "2")
+    assert main(arguments) == 0
+    first = (tmp_path / "run" / "m.tqs.onnx").read_bytes()
+    assert main(arguments) == 2
+    assert "already holds" in capsys.readouterr().err
+    assert main([*arguments, "--force"]) == 0
+    assert (tmp_path / "run" / "m.tqs.onnx").read_bytes() == first
+
+
+def test_an_out_that_is_a_file_is_refused(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(shell.quantize(tmp_path / "file", "--compression", "2", "--force")) == 2
+    assert "is a file, not a run directory" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("option", ["--max-drift=1e-9", "--min-compression=50", "--gate=drift:p95<=1e-9"])
+def test_a_failed_gate_is_exit_3_and_the_manifest_says_so(
+    shell: Shell, tmp_path: Path, capsys: Capture, option: str
+) -> None:
+    assert main(shell.quantize(tmp_path / "run", "--compression", "2", option)) == 3
+    assert "FAILED" in capsys.readouterr().err
+    (gate,) = json.loads((tmp_path / "run" / "manifest.json").read_text())["gates"]
+    assert gate["passed"] is False
+
+
+def test_gates_that_hold_are_exit_0(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    gates = ["--max-drift", "10", "--max-degradation", "1000", "--min-compression", "2"]
+    assert main(shell.quantize(tmp_path / "run", "--compression", "2", *gates)) == 0
+    assert capsys.readouterr().err.count("holds") == 3
+
+
+def test_score_allocate_and_emit_give_the_file_of_quantize(
+    shell: Shell, tmp_path: Path, capsys: Capture
+) -> None:
+    model, run = str(shell.case.model), str(tmp_path / "run")
+    files = ["--rollout", str(shell.case.rollout), "--contexts", str(shell.case.contexts), "--threads", "1"]
+    plan, out = f"{run}/plan.json", f"{run}/m.tqs.onnx"
+    assert main(["score", model, *files, "--out", run, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["alive"] == 5
+    assert (
+        main(["allocate", model, "--scores", counts["scores"], "--compression", "2", "--out", plan, "--json"])
+        == 0
+    )
+    planned = json.loads(capsys.readouterr().out)
+    assert main(["emit", model, "--plan", plan, "--out", out, "--json"]) == 0
+    emitted = json.loads(capsys.readouterr().out)
+    assert emitted["bytes_out"] == emitted["bytes_planned"] == planned["n_bytes"]
+    assert Path(out).read_bytes() == (shell.run / "m.tqs.onnx").read_bytes()
+
+
+def test_verify_of_the_run_repeats_its_drift(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    manifest = tmp_path / "manifest.json"
+    assert main(shell.verify("--manifest", str(manifest), "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    earlier = json.loads((shell.run / "manifest.json").read_text())["verification"]
+    assert found["drift"] == earlier["drift"]
+    assert manifest.is_file()
+
+
+def test_verify_does_not_replace_a_manifest_unasked(shell: Shell, capsys: Capture) -> None:
+    assert main(shell.verify()) == 2
+    assert "manifest.json: exists" in capsys.readouterr().err
+
+
+def test_verify_holds_the_file_to_gates(shell: Shell, tmp_path: Path) -> None:
+    assert main(shell.verify("--manifest", str(tmp_path / "m.json"), "--max-drift", "1e-9")) == 3
+
+
+def test_verify_of_a_tampered_file_is_exit_3(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    arguments = shell.verify("--manifest", str(tmp_path / "m.json"))
+    arguments[1] = str(shell.case.model)
+    assert main(arguments) == 3
+    assert capsys.readouterr().err.startswith("tqs: error: ")
+    assert not (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize("which", ["model", "scores"])
+def test_allocate_never_overwrites_what_it_reads(shell: Shell, capsys: Capture, which: str) -> None:
+    scores = shell.run / "scores.json"
+    out = shell.case.model if which == "model" else scores
+    before = out.read_bytes()
+    arguments = ["allocate", str(shell.case.model), "--scores", str(scores), "--compression", "2"]
+    assert main([*arguments, "--out", str(out), "--force"]) == 2
+    assert "would overwrite the input" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_emit_never_overwrites_the_model(shell: Shell, capsys: Capture) -> None:
+    model, plan = str(shell.case.model), str(shell.run / "plan.json")
+    assert main(["emit", model, "--plan", plan, "--out", model, "--force"]) == 2
+    assert "would overwrite the input" in capsys.readouterr().err
+    assert shell.case.model.read_bytes() == shell.before
+
+
+def test_a_manifest_never_overwrites_an_input(shell: Shell, capsys: Capture) -> None:
+    assert main(shell.verify("--manifest", str(shell.case.model), "--force")) == 2
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert shell.case.model.read_bytes() == shell.before
+
+
+def test_inspect_lists_weights_and_suggests_the_feedback(shell: Shell, capsys: Capture) -> None:
+    assert main(["inspect", str(shell.case.model)]) == 0
+    out = capsys.readouterr().out
+    assert "5 weights of 1,616 values" in out
+    assert 'output = "y"' in out
+
+
+def test_inspect_prints_one_json_object(shell: Shell, capsys: Capture) -> None:
+    assert main(["inspect", str(shell.case.model), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [w["name"] for w in found["weights"]] == ["W1", "b1", "W2", "b2", "decay"]
+    assert found["weights"][0]["channel_axis"] == 1
+
+
+def test_doctor_says_that_the_cpu_works(capsys: Capture) -> None:
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["providers"]["cpu"] == {"works": True, "reason": None}
+
+
+def test_traceback_may_stand_anywhere(capsys: Capture) -> None:
+    assert main(["inspect", "gone.onnx", "--traceback"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("tqs: error: gone.onnx: no such file")
+
+
+def test_a_bug_is_one_line_and_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("of\nours")
+
+    monkeypatch.setattr("tqs_onnx.cli.inspect.open_source", broken)
+    assert main(["inspect", "any.onnx"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == r"tqs: error: internal error: ZeroDivisionError: of\nours (see --traceback)"
+
+
+@pytest.mark.slow
+def test_the_demo_halves_its_model_several_times(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["demo", "--out", str(tmp_path / "run"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == KEYS
+    assert found["compression"] >= 8
+    assert found["drift_measured"] > 0

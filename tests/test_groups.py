@@ -1,0 +1,171 @@
+"""Group tests for the dead, floors, early stop, and how many sessions share the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.rollouts import forecaster, linear, model, opened, scored, spec_of, values
+from tqs_onnx.score.engine import GroupSession
+from tqs_onnx.score.families import families, settle
+from tqs_onnx.score.options import EarlyStop
+from tqs_onnx.score.probe import Probe, ProbeKind
+from tqs_onnx.score.store import Scores, Status
+from tqs_onnx.score.target import Target
+
+
+def modulated(n: int = 8, alive: tuple[int, ...] = ()) -> onnx.ModelProto:
+    """Return x' = 0.9 x · W + Σ gate_i · mod_i, whose modulators mod_i are dead but for those in `alive`."""
+    lines, last = [], "p"
+    for i in range(n):
+        gate = "x" if i in alive else "none"
+        lines.append(f"m{i} = Mul({gate}, mod{i})  s{i} = Add({last}, m{i})")
+        last = f"s{i}"
+    body = "  ".join(lines)
+    graph = f"(float[b, 6] x) => (float[b, 6] y) {{ none = Sub(x, x)  p = MatMul(x, W)  {body}  y = Tanh({last}) }}"
+    weights = {f"mod{i}": values(6, seed=20 + i) for i in range(n)}
+    return model(graph, {"W": values(6, 6, seed=1, scale=0.3), **weights})
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count rollouts."""
+    calls: list[int] = []
+    run = GroupSession.run
+
+    def counting(self: GroupSession, replaced: object, **more: object) -> object:
+        calls.append(1)
+        return run(self, replaced, **more)
+
+    monkeypatch.setattr(GroupSession, "run", counting)
+    return calls
+
+
+def _statuses(scores: Scores) -> dict[str, Status]:
+    return {w.weight: w.status for w in scores.weights}
+
+
+def test_weights_alike_in_all_but_numbers_are_a_family(tmp_path: Path) -> None:
+    source = opened(tmp_path, modulated())
+    targets = [Target(w.name, (w,)) for w in source.survey.weights]
+    assert [len(f) for f in families(targets)] == [1, 8]
+
+
+def test_settling_tests_halves_where_something_moves() -> None:
+    tested: list[list[int]] = []
+
+    def still(some: list[int]) -> bool:
+        tested.append(list(some))
+        return 5 not in some
+
+    assert settle([1, 2, 3, 4, 5, 6, 7, 8], still) == ((1, 2, 3, 4, 7, 8), (5, 6))  # type: ignore[arg-type]
+    assert len(tested) == 5
+
+
+def test_a_dead_family_is_settled_with_few_rollouts(tmp_path: Path, counted: list[int]) -> None:
+    source = opened(tmp_path, modulated())
+    plain = scored(source, spec_of(), values(2, 6), response_bits=())
+    without = len(counted)
+    counted.clear()
+    tested = scored(source, spec_of(), values(2, 6), response_bits=(), group_test=True)
+    assert _statuses(tested) == _statuses(plain)
+    # nominal twice, W, one modulator; its still-test and the joint test are two rollouts each
+    assert (without, len(counted)) == (2 + 9, 2 + 2 + 4)
+
+
+def test_an_alive_member_of_a_dead_family_is_found_and_scored_as_by_itself(tmp_path: Path) -> None:
+    source = opened(tmp_path, modulated(alive=(5,)))
+    plain = scored(source, spec_of(), values(2, 6))
+    tested = scored(source, spec_of(), values(2, 6), group_test=True)
+    assert _statuses(tested)["mod5"] is Status.ALIVE
+    assert [w.gamma for w in tested.weights] == [w.gamma for w in plain.weights]
+
+
+def test_an_early_stop_saves_calls_and_keeps_the_score(tmp_path: Path) -> None:
+    matrix = (0.98 * np.eye(4)).astype(np.float32)
+    source = opened(tmp_path, linear(matrix + values(4, 4, scale=1e-3)))
+    whole = scored(source, spec_of(60), values(3, 4))
+    early = scored(source, spec_of(60), values(3, 4), early_stop=EarlyStop(0.01, 3))
+    assert whole.rollouts_saved == 0.0
+    assert early.rollouts_saved > 0.1
+    (one,), (other,) = whole.weights, early.weights
+    assert one.gamma_task is not None
+    assert other.gamma_task is not None
+    assert 0 < other.steps < 60 == one.steps
+    # the rate drifts on by at most a few tolerances after the window
+    assert abs(one.gamma_task - other.gamma_task) < 0.1
+
+
+def test_an_early_stop_that_never_comes_changes_nothing(tmp_path: Path) -> None:
+    source = opened(tmp_path, forecaster())
+    whole = scored(source, spec_of(5), values(2, 16))
+    early = scored(source, spec_of(5), values(2, 16), early_stop=EarlyStop(1e-12, 4))
+    assert early.weights == whole.weights
+
+
+def test_chunks_after_the_first_stop_where_it_did(tmp_path: Path) -> None:
+    matrix = (0.98 * np.eye(4)).astype(np.float32) + values(4, 4, scale=1e-3)
+    source = opened(tmp_path, linear(matrix))
+    early = scored(source, spec_of(60), values(3, 4), early_stop=EarlyStop(0.01), batch=2)
+    assert early.weights[0].gamma_task is not None
+    assert early.rollouts_saved > 0.0
+
+
+def test_what_moves_less_than_rounding_is_below_the_floor_and_has_no_number(tmp_path: Path) -> None:
+    graph = """(float[b, 6] x) => (float[b, 6] y) {
+      p = MatMul(x, W)  w = Mul(W, tiny)  d = MatMul(x, w)  e = Mul(faint, tiny)  q = Add(p, e)  y = Add(q, d) }"""
+    graph = graph.replace("w = Mul(W, tiny)  d = MatMul(x, w)  ", "").replace("y = Add(q, d)", "y = Tanh(q)")
+    weights = {
+        "W": values(6, 6, seed=1, scale=0.3),
+        "faint": values(6, seed=2),
+        "tiny": np.full(1, 3e-7, np.float32),
+    }
+    scores = scored(opened(tmp_path, model(graph, weights)), spec_of(), values(2, 6), response_bits=())
+    row = next(w for w in scores.weights if w.weight == "faint")
+    assert scores.rounding_floor > scores.noise_floor
+    assert row.status is Status.BELOW_FLOOR
+    assert (row.gamma, row.gamma_task, row.amplification) == (None, None, None)
+
+
+def test_scores_at_or_below_a_threshold_are_dead(tmp_path: Path) -> None:
+    source = opened(tmp_path, forecaster())
+    plain = scored(source, spec_of(), values(2, 16))
+    rates = sorted(w.gamma_task for w in plain.weights if w.gamma_task is not None)
+    cut = scored(source, spec_of(), values(2, 16), dead_below=rates[1])
+    assert sum(w.status is Status.DEAD for w in cut.weights) == 2
+
+
+def test_the_lowest_score_is_not_dead_for_being_the_lowest(tmp_path: Path) -> None:
+    scores = scored(opened(tmp_path, forecaster()), spec_of(), values(2, 16), dead_at_minimum=True)
+    assert all(w.status is Status.ALIVE for w in scores.weights)
+
+
+def test_each_variable_has_an_amplification_of_its_own(tmp_path: Path) -> None:
+    table = '[[variable]]\nname = "{}"\noutput = "y"\naxis = 1\nindex = {}\n'
+    more = table.format("a", 0) + table.format("b", 1)
+    source = opened(tmp_path, model("(float[b, 2] x) => (float[b, 2] y) { y = Mul(x, D) }", {"D": values(2)}))
+    scores = scored(source, spec_of(2, more), values(3, 2), units="raw", response_bits=())
+    row = scores.weights[0]
+    assert set(row.variables) == {"a", "b"}
+    # variables of equal size count alike: the parts sum to the whole
+    assert sum(row.variables.values()) == pytest.approx(row.amplification, rel=1e-9)
+
+
+def test_convergence_ratios_are_the_horizons_over_the_last(tmp_path: Path) -> None:
+    row = scored(opened(tmp_path, forecaster()), spec_of(), values(2, 16)).weights[0]
+    assert row.gamma is not None
+    assert row.convergence == tuple(g / row.gamma[-1] for g in row.gamma)
+
+
+def test_the_standard_error_falls_with_the_draws(tmp_path: Path) -> None:
+    def error(draws: int) -> float:
+        probe = Probe(kind=ProbeKind.GAUSS, draws=draws)
+        scores = scored(opened(tmp_path, forecaster()), spec_of(), values(1, 16), probe, response_bits=())
+        return scores.weights[0].gamma_task_stderr or 0.0
+
+    assert error(1) == 0.0
+    # 1/sqrt(n): a sixteenfold sample has a quarter of the error, here within a factor of two
+    assert error(4) / 8 < error(64) < error(4) / 2

@@ -1,0 +1,145 @@
+"""The pipeline as a library: what a run directory holds after success and after failure."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.rollouts import Case, forecaster, write_case
+from tqs_onnx import pipeline
+from tqs_onnx.pipeline import DataFiles, Job, budget_bytes, emitted_name, quantize, run_directory
+from tqs_onnx.score.sweep import SweepOptions
+from tqs_onnx.verify.gates import parse_gate
+from tqs_passes.errors import GateError, InputError
+from tqs_passes.model_io import sha256_of_file
+from tqs_passes.plan import read_plan
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return write_case(tmp_path / "in", forecaster())
+
+
+def job(case: Case, **changes: object) -> Job:
+    data = DataFiles(case.rollout, case.contexts, case.evaluation)
+    out = case.model.parent.parent / "run"
+    options = {"compression": 2.0, "sweep": SweepOptions(threads=1)} | changes
+    return Job(case.model, data, out, **options)
+
+
+#: What took long and is whole.
+KEPT = ["plan.json", "scores.csv", "scores.json", "sweep.sqlite"]
+
+
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
+def left(job: Job) -> list[str]:
+    return sorted(p.name for p in job.out.iterdir())
+
+
+def test_the_manifest_names_inputs_output_and_plan_by_digest(case: Case) -> None:
+    outcome = quantize(job(case), quiet)
+    manifest = json.loads(outcome.manifest_file.read_text())
+    assert manifest["inputs"]["model"] == {"m.onnx": sha256_of_file(case.model)}
+    assert manifest["inputs"]["evaluation"] == {"eval.npz": sha256_of_file(case.evaluation)}
+    assert manifest["output"] == {"m.tqs.onnx": sha256_of_file(outcome.emitted)}
+    assert manifest["plan_sha256"] == read_plan(outcome.plan_file).digest()
+    assert manifest["settings"]["profile"] == "fast"
+
+
+def test_the_same_job_gives_the_same_bytes(case: Case) -> None:
+    first = quantize(job(case), quiet).emitted.read_bytes()
+    assert quantize(job(case, force=True), quiet).emitted.read_bytes() == first
+
+
+def test_the_tiers_allowed_are_the_tiers_used(case: Case) -> None:
+    from tqs_passes.tier import Tier
+
+    plan = quantize(job(case, compression=1.5, tiers=(Tier.FP32, Tier.BF16)), quiet).plan
+    assert {a.tier for a in plan.assignments} == {Tier.FP32, Tier.BF16}
+
+
+def test_a_file_that_fails_its_verification_is_removed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise GateError("no")
+
+    monkeypatch.setattr(pipeline, "verify", refused)
+    with pytest.raises(GateError):
+        quantize(job(case), quiet)
+    assert left(job(case)) == KEPT
+
+
+def test_a_gate_that_cannot_be_evaluated_leaves_no_emitted_file(case: Case) -> None:
+    with pytest.raises(InputError, match="no such variable"):
+        quantize(job(case, gates=(parse_gate("drift:variable=w<=1"),)), quiet)
+    assert left(job(case)) == KEPT
+
+
+def test_a_failed_rerun_leaves_no_manifest_of_the_earlier_one(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(job(case), quiet)
+
+    def refused(*_: object) -> None:
+        raise GateError("no")
+
+    monkeypatch.setattr(pipeline, "verify", refused)
+    with pytest.raises(GateError):
+        quantize(job(case, force=True), quiet)
+    assert left(job(case)) == KEPT
+
+
+def test_a_job_that_fails_before_its_scores_leaves_an_earlier_run_as_it_was(case: Case) -> None:
+    quantize(job(case), quiet)
+    before = {p.name: p.read_bytes() for p in job(case).out.iterdir()}
+    case.contexts.unlink()
+    with pytest.raises(InputError):
+        quantize(job(case, force=True), quiet)
+    assert {p.name: p.read_bytes() for p in job(case).out.iterdir()} == before
+
+
+def fail_inside(out: Path, writes: str = "") -> None:
+    with run_directory(out, [], force=False):
+        if writes:
+            (out / writes).write_text("{}")
+        raise KeyError
+
+
+def test_a_run_directory_is_removed_with_the_parents_it_made(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        fail_inside(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_directory_that_was_there_stays(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        fail_inside(tmp_path)
+    assert tmp_path.is_dir()
+
+
+def test_what_a_failed_job_already_wrote_stays(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyError):
+        fail_inside(out, "scores.json")
+    assert (out / "scores.json").exists()
+
+
+def test_the_budget_is_the_file_over_the_compression() -> None:
+    assert budget_bytes(1000, 8.0, None) == 125
+    assert budget_bytes(1000, 3.0, None) == 333
+    assert budget_bytes(1000, None, 77) == 77
+    assert budget_bytes(1000, 1e-320, None) > 10**18
+
+
+def test_the_emitted_name_follows_the_model() -> None:
+    assert emitted_name(Path("dir/net.v2.onnx")) == "net.v2.tqs.onnx"
+
+
+def test_one_set_of_contexts_is_not_both_scored_on_and_evaluated_on(case: Case) -> None:
+    alone = replace(job(case), data=DataFiles(case.rollout, case.contexts))
+    with pytest.raises(InputError, match="holds one set of contexts"):
+        quantize(alone, quiet)
+    assert not alone.out.exists()

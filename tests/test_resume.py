@@ -1,0 +1,122 @@
+"""No rollout is lost: a sweep that was killed or stopped goes on, and ends with the scores of one that was not."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.rollouts import Case, forecaster, write_case
+
+_N_ROLLOUTS = 5 * 32
+
+
+def _command(case: Case, out: Path, *more: str) -> list[str]:
+    data = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--threads", "1"]
+    probe = ["--probe", "gauss", "--draws", "30", "--top", "0"]
+    return [
+        *(sys.executable, "-m", "tqs_onnx.cli.main", "score"),
+        *(str(case.model), *data, *probe, "--out", str(out), *more),
+    ]
+
+
+def _count(store: Path) -> int:
+    """Return how many measurements a running sweep has kept so far."""
+    if not store.exists():
+        return 0
+    database = sqlite3.connect(f"file:{store}?mode=ro", uri=True, timeout=10)
+    try:
+        return int(database.execute("SELECT count(*) FROM measurement").fetchone()[0])
+    except sqlite3.OperationalError:  # the tables are not there yet
+        return 0
+    finally:
+        database.close()
+
+
+def _stopped_at(command: list[str], out: Path, count: int, how: signal.Signals) -> tuple[int, str]:
+    """Start a sweep, signal it once it has kept `count` measurements, and return its exit code and stderr."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and _count(out / "sweep.sqlite") < count:
+            time.sleep(0.005)
+        process.send_signal(how)
+        _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return write_case(tmp_path_factory.mktemp("case"), forecaster(hidden=256), steps=40, n=4)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(case: Case, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    subprocess.run(_command(case, out), check=True, capture_output=True, timeout=300)
+    return (out / "scores.json").read_bytes()
+
+
+def _killed_and_resumed(case: Case, out: Path, kills: int) -> list[int]:
+    """Kill a sweep at random moments, then let it end; return the exit codes of the killed runs."""
+    moments = sorted(random.Random(kills).sample(range(1, _N_ROLLOUTS - 20), kills))
+    codes = [_stopped_at(_command(case, out), out, count, signal.SIGKILL)[0] for count in moments]
+    subprocess.run(_command(case, out), check=True, capture_output=True, timeout=300)
+    return codes
+
+
+def test_killed_five_times_and_resumed_the_scores_are_those_of_an_uninterrupted_run(
+    case: Case, uninterrupted: bytes, tmp_path: Path
+) -> None:
+    codes = _killed_and_resumed(case, tmp_path / "run", 5)
+    assert codes.count(-signal.SIGKILL) >= 3  # a run may be done before the signal arrives
+    assert (tmp_path / "run" / "scores.json").read_bytes() == uninterrupted
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_and_resumed_the_scores_are_those_of_an_uninterrupted_run(
+    case: Case, uninterrupted: bytes, tmp_path: Path
+) -> None:
+    codes = _killed_and_resumed(case, tmp_path / "run", 20)
+    assert codes.count(-signal.SIGKILL) >= 15
+    assert (tmp_path / "run" / "scores.json").read_bytes() == uninterrupted
+
+
+def test_an_interrupted_sweep_says_how_to_go_on_and_does(
+    case: Case, uninterrupted: bytes, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    code, stderr = _stopped_at(_command(case, out), out, 30, signal.SIGINT)
+    assert code == 130
+    assert len(stderr.splitlines()) == 1
+    assert "Run the same command again" in stderr
+    kept = _count(out / "sweep.sqlite")
+    assert 30 <= kept < _N_ROLLOUTS
+    subprocess.run(_command(case, out), check=True, capture_output=True, timeout=300)
+    assert (out / "scores.json").read_bytes() == uninterrupted
+
+
+def test_another_seed_does_not_resume(case: Case, uninterrupted: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _stopped_at(_command(case, out), out, 30, signal.SIGKILL)
+    before = _count(out / "sweep.sqlite")
+    subprocess.run(_command(case, out, "--seed", "1"), check=True, capture_output=True, timeout=300)
+    assert _count(out / "sweep.sqlite") == before + _N_ROLLOUTS
+    assert (out / "scores.json").read_bytes() != uninterrupted
+
+
+def test_quantize_resumes_too(case: Case, tmp_path: Path) -> None:
+    def command(out: Path) -> list[str]:
+        job = ["--compression", "2", "--probe", "gauss", "--draws", "30", "--out", str(out), "--json"]
+        return [sys.executable, "-m", "tqs_onnx.cli.main", "quantize", str(case.model), *case.arguments(*job)]
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(command(whole), check=True, capture_output=True, timeout=300)
+    assert _stopped_at(command(broken), broken, 100, signal.SIGKILL)[0] == -signal.SIGKILL
+    subprocess.run(command(broken), check=True, capture_output=True, timeout=300)
+    assert (broken / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
+    assert (broken / "m.tqs.onnx").read_bytes() == (whole / "m.tqs.onnx").read_bytes()

@@ -1,0 +1,203 @@
+"""What a sweep costs beside its rollouts: wall(sweep) / (rollouts × wall of one bare nominal rollout).
+
+The bare rollout is made in the plain, fully optimised session of the same model; rollouts count the perturbed ones
+and one nominal per session (`+ floors` counts the two that measure the noise floor as well). The naive way, for one
+weight in so many, serializes the model and opens a new session per weight. Usage::
+
+    python tools/bench_sweep.py [--quick] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.run import Engine
+from tqs_onnx.rollout.session import SessionOptions, open_session
+from tqs_onnx.rollout.spec import RolloutSpec, load_spec, parse_spec
+from tqs_onnx.score.options import SweepOptions
+from tqs_onnx.score.plan import plan_sweep
+from tqs_onnx.score.probe import Probe, perturbed
+from tqs_onnx.score.sweep import sweep
+from tqs_onnx.source import Source, open_source
+
+WIDTH, HIDDEN, LAYERS, TOKENS = 512, 2048, 6, 16
+REPLACE = """version = 1
+[rollout]
+steps = {steps}
+batch_axis = 0
+[[feedback]]
+output = "y"
+input = "x"
+mode = "replace"
+[trajectory]
+outputs = ["y"]
+"""
+
+
+def transformer() -> onnx.ModelProto:
+    """Return a 76 MB transformer with random weights that maps a state [batch, 16, 512] to the next."""
+    rng = np.random.default_rng(0)
+    stored: list[onnx.TensorProto] = []
+    nodes: list[onnx.NodeProto] = []
+
+    def weight(name: str, *shape: int, scale: float | None = None) -> str:
+        size = shape[0] ** -0.5 if scale is None else scale
+        stored.append(numpy_helper.from_array((size * rng.standard_normal(shape)).astype(np.float32), name))
+        return name
+
+    def node(op: str, inputs: list[str], output: str, **attributes: int | list[int]) -> str:
+        nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    x = "x"
+    for i in range(LAYERS):
+        scale, shift = weight(f"norm{i}.scale", WIDTH, scale=1.0), weight(f"norm{i}.bias", WIDTH, scale=0.1)
+        h = node("LayerNormalization", [x, scale, shift], f"n{i}", axis=-1)
+        q, k, v = (node("MatMul", [h, weight(f"{c}{i}", WIDTH, WIDTH)], f"h{c}{i}") for c in "qkv")
+        kt = node("Transpose", [k], f"t{i}", perm=[0, 2, 1])
+        share = node("Softmax", [node("MatMul", [q, kt], f"s{i}")], f"p{i}", axis=-1)
+        mixed = node("MatMul", [share, v], f"a{i}")
+        r = node("Add", [x, node("MatMul", [mixed, weight(f"o{i}", WIDTH, WIDTH)], f"b{i}")], f"r{i}")
+        up = node("MatMul", [r, weight(f"up{i}", WIDTH, HIDDEN)], f"u{i}")
+        active = node("Relu", [node("Add", [up, weight(f"bias{i}", HIDDEN, scale=0.1)], f"w{i}")], f"g{i}")
+        x = node("Add", [r, node("MatMul", [active, weight(f"down{i}", HIDDEN, WIDTH)], f"d{i}")], f"x{i}")
+    node("Tanh", [x], "y")
+    shape = ["b", TOKENS, WIDTH]
+    ports = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in ("x", "y")]
+    graph = helper.make_graph(nodes, "bench", ports[:1], ports[1:], stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration: what was run, and its times in seconds."""
+
+    name: str
+    sessions: int
+    n_rollouts: int
+    bare_s: float
+    sweep_s: float
+    naive_s: float
+
+    def text(self) -> str:
+        """Return the row of the table."""
+        counted = (self.n_rollouts + self.sessions) * self.bare_s
+        floors = (self.n_rollouts + self.sessions + 2) * self.bare_s
+        naive = self.naive_s / self.bare_s
+        return (
+            f"{self.name:34} {self.sessions:8} {self.n_rollouts:8} {1e3 * self.bare_s:9.1f} {self.sweep_s:8.2f} "
+            f"{self.sweep_s / counted:7.2f} {self.sweep_s / floors:9.2f} {naive:8.2f}"
+        )
+
+
+def median_s(work: Callable[[], object], times: int) -> float:
+    """Return the median wall time of some calls."""
+    found: list[float] = []
+    for _ in range(times):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+
+
+def measure(
+    name: str, source: Source, spec: RolloutSpec, contexts: Contexts, threads: int, repeats: int, groups: int
+) -> Row:
+    """Time a sweep with a single quant probe a weight, the bare rollout before and after it, and the naive way."""
+    options = SweepOptions(
+        response_bits=(), threads=threads, batch=contexts.n_contexts, groups=groups or None
+    )
+    engine = Engine(
+        open_session(source.path, options=SessionOptions(threads=threads)),
+        spec,
+        contexts,
+        batch=options.batch,
+    )
+    engine.run()
+    bare, swept = [median_s(engine.run, 3 * repeats)], list[float]()
+    for _ in range(repeats):
+        swept.append(
+            median_s(lambda: sweep(source.lifted, source.survey, spec, contexts, source.sha256, options), 1)
+        )
+        bare.append(median_s(engine.run, 3 * repeats))
+    plan = plan_sweep(source.lifted, source.survey, spec, contexts, source.sha256, options)
+    return Row(
+        name,
+        len(plan.groups),
+        plan.n_rollouts,
+        statistics.median(bare),
+        min(swept) if repeats < 3 else statistics.median(swept),
+        median_s(lambda: naive(source, spec, contexts, threads), 2),
+    )
+
+
+def naive(source: Source, spec: RolloutSpec, contexts: Contexts, threads: int) -> None:
+    """Score one weight as a script would: change it in the file, serialize, open a session, roll out."""
+    weight = max(source.survey.weights, key=lambda w: w.n_values)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source.lifted.proto)
+    tensor = next(t for t in proto.graph.initializer if t.name == weight.name)
+    theta = numpy_helper.to_array(tensor)
+    tensor.raw_data = perturbed(theta, Probe(), weight.name, 0, None)[0].tobytes()
+    session = open_session(proto.SerializeToString(), options=SessionOptions(threads=threads))
+    Engine(session, spec, contexts, batch=contexts.n_contexts).run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="One repeat, T = 1 and 8.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--groups", type=int, default=0, help="Sessions; 0: what the cost model says.")
+    parser.add_argument("--only", default="", help="Configurations whose name holds this.")
+    given = parser.parse_args()
+    repeats = 1 if given.quick else 3
+    print(
+        f"{'configuration':34} {'sessions':>8} {'rollouts':>8} {'bare (ms)':>9} {'sweep(s)':>8} "
+        f"{'ratio':>7} {'+ floors':>9} {'naive':>8}"
+    )
+    with tempfile.TemporaryDirectory(prefix="tqs-bench-") as folder:
+        path = Path(folder) / "transformer.onnx"
+        onnx.save(transformer(), path)
+        source = open_source(path)
+        rng = np.random.default_rng(1)
+        for steps in (1, 8 if given.quick else 32):
+            for n in (1, 16):
+                state = 0.5 * rng.standard_normal((n, TOKENS, WIDTH)).astype(np.float32)
+                name = f"transformer T={steps} contexts={n}"
+                if given.only in name:
+                    few = 1 if steps * n > 64 else repeats
+                    spec = parse_spec(REPLACE.format(steps=steps))
+                    row = measure(
+                        name, source, spec, Contexts({"x": state}, {}), given.threads, few, given.groups
+                    )
+                    print(row.text(), flush=True)
+        zoo = Path(__file__).resolve().parents[1] / "models" / "zoo" / "timesfm_mini"
+        source = open_source(zoo / "model.onnx")
+        for steps in (1, 32):
+            for n in (1, 16):
+                name = f"timesfm_mini T={steps} contexts={n}"
+                if given.only in name:
+                    spec = load_spec(zoo / "rollout.toml")
+                    rollout = spec.rollout.model_copy(update={"steps": steps, "length": None})
+                    spec = spec.model_copy(update={"rollout": rollout})
+                    waves = np.sin(np.arange(512) / 8 + np.arange(n)[:, None]).astype(np.float32)
+                    contexts = Contexts({"context": waves}, {})
+                    row = measure(name, source, spec, contexts, given.threads, repeats, given.groups)
+                    print(row.text(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

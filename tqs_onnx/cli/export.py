@@ -1,0 +1,118 @@
+"""`tqs export`: write the ONNX file of a known architecture, with its rollout spec.
+
+The exporters are found through the entry-point group `tqs.models`: a module there that has a function `export`
+is one. This package never imports them.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+
+from tqs_onnx.bundled import GROUP
+from tqs_onnx.cli.options import FILE, force_option, json_option
+from tqs_onnx.cli.show import print_json
+from tqs_passes.errors import InputError
+from tqs_passes.model_io import file_facts
+
+
+class Exporter(Protocol):
+    """What a module in the entry-point group offers."""
+
+    def __call__(
+        self,
+        folder: Path,
+        *,
+        checkpoint: Path | None,
+        grid: tuple[int, int] | None,
+        levels: tuple[int, ...] | None,
+        seed: int,
+        contexts: int,
+        settings: Mapping[str, str],
+    ) -> tuple[Path, ...]:
+        """Write files into `folder` and return them, the model first."""
+        ...
+
+
+@click.command("export")
+@click.argument("name")
+@click.option("--out", type=FILE, required=True, help="Folder to write to; made when missing.")
+@click.option("--checkpoint", type=FILE, help="Trained weights [default: random weights].")
+@click.option("--grid", help="Latitudes x longitudes, e.g. 721x96 [default: the model's].")
+@click.option("--levels", help="Pressure levels in hPa, e.g. 1000,850,500 [default: the model's].")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights.")
+@click.option("--contexts", type=click.IntRange(min=0), default=0, help="Also write so many random contexts.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of this model, e.g. bias=table. Repeatable.",
+)
+@force_option
+@json_option
+def command(name: str, out: Path, force: bool, as_json: bool, **options: Any) -> None:
+    r"""Write model.onnx and rollout.toml of the architecture NAME: pangu, timesfm or aurora.
+
+    \b
+    Example:
+      tqs export pangu --out pangu --grid 49x96 --set dim=24 --set heads=2 --set window=2,3,6
+    """
+    exporter = _find(name)
+    if (out / "model.onnx").exists() and not force:
+        raise InputError("there is a model already", where=str(out), todo="Give another --out, or --force")
+    grid, levels = _numbers(options["grid"], "x", "--grid"), _numbers(options["levels"], ",", "--levels")
+    if grid is not None and len(grid) != 2:
+        raise InputError(f"--grid {options['grid']!r} is no grid", todo="Write e.g. 721x96")
+    settings = _settings(options["settings"])
+    out.mkdir(parents=True, exist_ok=True)
+    written = exporter(
+        out,
+        checkpoint=options["checkpoint"],
+        grid=None if grid is None else (grid[0], grid[1]),
+        levels=levels,
+        seed=options["seed"],
+        contexts=options["contexts"],
+        settings=settings,
+    )
+    facts = file_facts(written[0])
+    if as_json:
+        print_json({"model": str(written[0]), "bytes": facts.n_bytes, "files": [str(f) for f in written]})
+        return
+    click.echo(f"{written[0]}: {facts.n_bytes:,} bytes; beside it {', '.join(f.name for f in written[1:])}")
+    click.echo(f"next: tqs inspect {shlex.quote(str(written[0]))}")
+
+
+def _find(name: str) -> Exporter:
+    modules = {e.name: e for e in entry_points(group=GROUP) if ":" not in e.value}
+    if name not in modules:
+        raise InputError(f"no exporter is called {name!r}", todo=f"There are: {', '.join(sorted(modules))}")
+    exporter: Exporter = modules[name].load().export
+    return exporter
+
+
+def _numbers(text: str | None, separator: str, option: str) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(int(part) for part in text.split(separator))
+    except ValueError as error:
+        raise InputError(f"{option} {text!r} is not made of whole numbers") from error
+    if min(numbers) < 1:
+        raise InputError(f"{option} {text!r} must hold numbers of at least 1")
+    return numbers
+
+
+def _settings(given: tuple[str, ...]) -> dict[str, str]:
+    result: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not (key and equals and value):
+            raise InputError(f"--set {text!r} is no setting", todo="Write NAME=VALUE, e.g. bias=table")
+        result[key] = value
+    return result

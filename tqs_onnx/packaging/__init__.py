@@ -1,0 +1,1 @@
+"""Wrap an emitted file for those who serve it: Triton, TensorRT, Olive."""

@@ -1,0 +1,71 @@
+"""What Microsoft Olive needs to run this package as one of its passes.
+
+Olive knows passes by a package configuration: a JSON file given as `--package-config`, which names the module of each
+pass and what it supports. `olive run --config run.json --package-config olive_package.json` then finds `TqsQuantization`
+of `tqs_onnx.packaging.olive_pass`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tqs_passes.errors import InputError
+from tqs_passes.model_io import write_text
+
+PASS = "TqsQuantization"  # noqa: S105  (a class name)
+MODULE = f"tqs_onnx.packaging.olive_pass.{PASS}"
+
+
+def package_config() -> dict[str, object]:
+    """Return the package configuration."""
+    return {
+        "passes": {
+            PASS: {
+                "module_path": MODULE,
+                "supported_providers": ["CPUExecutionProvider", "CUDAExecutionProvider"],
+                "supported_accelerators": ["cpu", "gpu"],
+                "supported_precisions": ["*"],
+                "supported_algorithms": [],
+                "supported_quantization_encodings": ["qdq"],
+                "dataset": "dataset_not_required",
+            }
+        },
+        "extra_dependencies": {},
+    }
+
+
+def run_config(model: Path) -> dict[str, object]:
+    """Return an example of a run: what to quantize, and where its rollout and contexts are."""
+    return {
+        "input_model": {"type": "ONNXModel", "model_path": str(model)},
+        "passes": {
+            "tqs": {
+                "type": PASS,
+                "rollout": "rollout.toml",
+                "contexts": "contexts.npz",
+                "eval_contexts": "eval.npz",
+                "compression": 8.0,
+                "profile": "fast",
+            }
+        },
+        "output_dir": "olive_out",
+    }
+
+
+def write_olive(model: Path, out: Path) -> tuple[Path, ...]:
+    """Write the package configuration and an example run into a folder; return the files written.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=str(out)) from error
+    files = {"olive_package.json": package_config(), "olive_run.json": run_config(model)}
+    for name, document in files.items():
+        write_text(out / name, json.dumps(document, indent=2) + "\n")
+    return tuple(out / name for name in files)

@@ -1,0 +1,54 @@
+"""An Olive pass that runs the main job; imported by Olive, never by this package, and needs olive-ai installed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from olive.model import ONNXModelHandler
+from olive.passes import Pass
+from olive.passes.pass_config import PassConfigParam
+
+from tqs_onnx.pipeline import DataFiles, Job, quantize
+from tqs_passes.errors import GateError
+
+_LOG = logging.getLogger(__name__)
+
+
+class TqsQuantization(Pass):
+    """Score, allocate, emit and verify: see `tqs quantize`."""
+
+    @classmethod
+    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:
+        del accelerator_spec
+        return {
+            "rollout": PassConfigParam(type_=str, required=True, description="rollout.toml"),
+            "contexts": PassConfigParam(type_=str, required=True, description="Scoring contexts."),
+            "eval_contexts": PassConfigParam(
+                type_=str, default_value=None, description="Evaluation contexts; None: test rows of the table."
+            ),
+            "compression": PassConfigParam(
+                type_=float, default_value=4.0, description="Input file over output file."
+            ),
+            "profile": PassConfigParam(type_=str, default_value="fast", description="fast or exact"),
+        }
+
+    def _run_for_config(self, model: Any, config: Any, output_model_path: str) -> ONNXModelHandler:
+        job = Job(
+            model=Path(model.model_path),
+            data=DataFiles(
+                rollout=Path(config.rollout),
+                contexts=Path(config.contexts),
+                evaluation=Path(config.eval_contexts) if config.eval_contexts else None,
+            ),
+            out=Path(output_model_path).with_suffix(""),
+            compression=config.compression,
+            profile=config.profile,
+            force=True,
+        )
+        outcome = quantize(job, _LOG.info)
+        failed = [gate.gate for gate in outcome.gates if not gate.passed]
+        if failed:
+            raise GateError(f"gate {failed[0]} failed", where=str(outcome.emitted))
+        return ONNXModelHandler(model_path=str(outcome.emitted))

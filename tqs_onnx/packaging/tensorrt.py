@@ -1,0 +1,114 @@
+"""A TensorRT engine is built where it runs: this writes the file, the `trtexec` line, and refuses what TensorRT lacks.
+
+TensorRT takes weights as DequantizeLinear from INT8 or INT4, or as FP16, BF16 and FP32. It has no bit planes and no
+unsigned, 2-bit or 1-bit integers, so a file made for another target is refused, tensor by tensor. A free dimension needs
+its least, usual and largest size. Source: TensorRT's operator support matrix and the manual of `trtexec`.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import onnx
+
+from tqs_onnx.rollout.signature import ModelSignature, Port, signature_of
+from tqs_passes.errors import InputError, one_line
+from tqs_passes.model_io import atomic_file, iter_graphs, load_model, save_model, write_text
+
+_LACKING = {
+    onnx.TensorProto.UINT8: "uint8 (bit planes)",
+    onnx.TensorProto.UINT16: "uint16",
+    onnx.TensorProto.UINT32: "uint32",
+    onnx.TensorProto.UINT64: "uint64",
+    onnx.TensorProto.UINT4: "uint4",
+    onnx.TensorProto.DOUBLE: "float64",
+    getattr(onnx.TensorProto, "INT2", -1): "int2",
+    getattr(onnx.TensorProto, "UINT2", -2): "uint2",
+}
+#: Refused tensors named in one line.
+MOST_SHOWN = 5
+
+
+def write_engine_build(
+    emitted: Path, out: Path, limits: dict[str, tuple[int, int, int]]
+) -> tuple[Path, ...]:
+    """Write the model and the script that builds its engine; return the files written.
+
+    Parameters
+    ----------
+    emitted : Path
+    out : Path
+        Folder.
+    limits : dict of str to (int, int, int)
+        Least, usual and largest size of each free dimension, by its name.
+
+    Raises
+    ------
+    InputError
+        The file holds tensors that TensorRT lacks, or the sizes of a free dimension are not given.
+    """
+    model = load_model(emitted)
+    found = lacking(model.proto)
+    if found:
+        shown = "; ".join(f"{one_line(name, 80)} is {kind}" for name, kind in found[:MOST_SHOWN])
+        more = f"; and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
+        raise InputError(
+            f"TensorRT cannot serve {len(found)} stored tensors: {shown}{more}",
+            where=str(emitted),
+            todo="Allocate and emit with --target tensorrt",
+        )
+    line = command_line(signature_of(model.proto), limits)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=str(out)) from error
+    target = out / "model.onnx"
+    if len(list(_external(model.proto))):
+        save_model(model, target, external=True)
+    else:
+        with atomic_file(target) as tmp:
+            shutil.copyfile(emitted, tmp)
+    script = "#!/bin/sh\n# Builds the engine on the machine that will serve it; engines are not portable.\nset -e\n"
+    write_text(out / "build.sh", f'{script}cd "$(dirname "$0")"\n{line}\n')
+    return target, out / "build.sh"
+
+
+def _external(proto: onnx.ModelProto) -> list[str]:
+    return [t.name for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def lacking(proto: onnx.ModelProto) -> tuple[tuple[str, str], ...]:
+    """Return (name, type) of every stored tensor of a type that TensorRT lacks."""
+    tensors = [t for graph in iter_graphs(proto.graph) for t in graph.initializer]
+    return tuple((t.name, _LACKING[t.data_type]) for t in tensors if t.data_type in _LACKING)
+
+
+def command_line(signature: ModelSignature, limits: dict[str, tuple[int, int, int]]) -> str:
+    """Return the `trtexec` line that builds the engine.
+
+    Raises
+    ------
+    InputError
+        An input's rank is not declared, or the sizes of a free dimension are not given.
+    """
+    words = ["trtexec", "--onnx=model.onnx", "--saveEngine=model.plan", "--skipInference", "--stronglyTyped"]
+    free = [p for p in signature.inputs if p.shape is None or any(isinstance(d, str) for d in p.shape)]
+    for flag, which in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
+        if free:
+            words.append(f"--{flag}=" + ",".join(f"{p.name}:{_sizes(p, limits, which)}" for p in free))
+    return " ".join(shlex.quote(w) for w in words)
+
+
+def _sizes(port: Port, limits: dict[str, tuple[int, int, int]], which: int) -> str:
+    if port.shape is None:
+        raise InputError("its rank is not declared", where=port.name)
+    sizes: list[str] = []
+    for dim in port.shape:
+        if isinstance(dim, str) and dim not in limits:
+            raise InputError(
+                f"the free dimension {dim!r} needs its sizes", where=port.name, todo=f"Give --limit {dim}=1:8:32"
+            )
+        sizes.append(str(limits[dim][which] if isinstance(dim, str) else dim))
+    return "x".join(sizes)

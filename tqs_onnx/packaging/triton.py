@@ -1,0 +1,135 @@
+"""A Triton model repository around an emitted file.
+
+Single file, and with external data ::
+
+    <out>/<name>/config.pbtxt                   <out>/<name>/config.pbtxt
+    <out>/<name>/1/model.onnx                   <out>/<name>/1/model.onnx/model.onnx
+                                                <out>/<name>/1/model.onnx/model.onnx.data
+
+No session options are written: the serving profile lies in the file. With `max_batch` the first dimension of every input
+and output is the batch and is left out of `dims`, as Triton wants it; else all dimensions are listed, -1 for a free one.
+Sources: Triton's model_config.proto and its model-repository page.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+from onnx.external_data_helper import uses_external_data
+
+from tqs_onnx.rollout.signature import ModelSignature, Port, signature_of
+from tqs_passes.errors import InputError, one_line
+from tqs_passes.model_io import Model, atomic_file, iter_tensors, load_model, save_model, write_text
+
+_TYPES = {
+    "bool": "TYPE_BOOL",
+    "uint8": "TYPE_UINT8",
+    "uint16": "TYPE_UINT16",
+    "uint32": "TYPE_UINT32",
+    "uint64": "TYPE_UINT64",
+    "int8": "TYPE_INT8",
+    "int16": "TYPE_INT16",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "float16": "TYPE_FP16",
+    "float32": "TYPE_FP32",
+    "float64": "TYPE_FP64",
+    "bfloat16": "TYPE_BF16",
+}
+
+
+def write_repository(emitted: Path, out: Path, name: str, max_batch: int) -> tuple[Path, ...]:
+    """Write the repository of one model and return the files written.
+
+    Parameters
+    ----------
+    emitted : Path
+        The `.onnx` file.
+    out : Path
+        The repository: a folder of models.
+    name : str
+        The model's name there.
+    max_batch : int
+        Largest batch Triton may form; 0: it forms none.
+
+    Raises
+    ------
+    InputError
+        The name is no folder name, a port cannot be described, or nothing can be written.
+    """
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0\n"):
+        raise InputError(f"{one_line(name)!r} is no name for a model", where="--name", todo="Use letters, digits, - and _")
+    model = load_model(emitted)
+    text = config_text(signature_of(model.proto), name, max_batch)
+    folder = out / name
+    version = folder / "1"
+    try:
+        version.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=str(version)) from error
+    written = _write_model(model, emitted, version)
+    write_text(folder / "config.pbtxt", text)
+    return (folder / "config.pbtxt", *written)
+
+
+def _write_model(model: Model, emitted: Path, version: Path) -> tuple[Path, ...]:
+    target = version / "model.onnx"
+    if any(uses_external_data(t) for t in iter_tensors(model.proto)):
+        if target.is_file():
+            target.unlink()
+        target.mkdir(exist_ok=True)
+        save_model(model, target / "model.onnx", external=True)
+        return target / "model.onnx", target / "model.onnx.data"
+    if target.is_dir():
+        shutil.rmtree(target)
+    with atomic_file(target) as tmp:
+        shutil.copyfile(emitted, tmp)
+    return (target,)
+
+
+def config_text(signature: ModelSignature, name: str, max_batch: int) -> str:
+    """Return `config.pbtxt`: protobuf text of Triton's `ModelConfig`.
+
+    Raises
+    ------
+    InputError
+        A port has no declared rank, or `max_batch` is given and a port's first dimension is fixed.
+    """
+    lines = [f"name: {quoted(name)}", 'backend: "onnxruntime"', f"max_batch_size: {max_batch}"]
+    for kind, ports in (("input", signature.inputs), ("output", signature.outputs)):
+        for port in ports:
+            lines += [f"{kind} {{", *(f"  {line}" for line in _port_lines(port, max_batch)), "}"]
+    if max_batch:
+        lines.append("dynamic_batching { }")
+    return "\n".join(lines) + "\n"
+
+
+def _port_lines(port: Port, max_batch: int) -> list[str]:
+    if port.shape is None:
+        raise InputError("its rank is not declared: Triton wants dimensions", where=port.name)
+    shape = port.shape
+    if max_batch:
+        if not shape or isinstance(shape[0], int):
+            raise InputError(
+                "has no free first dimension to batch along", where=port.name, todo="Leave out --max-batch"
+            )
+        shape = shape[1:]
+    kind = _TYPES.get(np.dtype(port.dtype).name)
+    if kind is None:
+        raise InputError(f"Triton has no type for {port.dtype}", where=port.name)
+    dims = ", ".join(str(d) if isinstance(d, int) else "-1" for d in shape)
+    lines = [f"name: {quoted(port.name)}", f"data_type: {kind}"]
+    if not shape:  # Triton has no dims of rank 0: it is told to reshape
+        return [*lines, "dims: [ 1 ]", "reshape { shape: [ ] }"]
+    return [*lines, f"dims: [ {dims} ]"]
+
+
+def quoted(text: str) -> str:
+    """Return a string literal of protobuf's text format."""
+    plain = {ord("\\"), ord('"')}
+    body = "".join(
+        chr(b) if 32 <= b < 127 and b not in plain else f"\\{b:03o}" for b in text.encode("utf-8")
+    )
+    return f'"{body}"'

@@ -1,0 +1,137 @@
+"""Choose QEP's damping and strength on contexts held out of the calibration.
+
+A correction with the published setting (damping 1, strength 0.5) is often far from the best, and a comparison with it
+would be unfair. Every fourth context is held out; each setting is calibrated on the others, the held-out ones are
+rolled out with the weights it gives, and the least drift wins. The model is never written, the test rows never seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.options import Provider
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.rounding.assign import RoundingOptions, decoded_weights, round_plan
+from tqs_onnx.rounding.calibrate import Calibration
+from tqs_onnx.score.divergence import drift_of, n_space, ruler_for
+from tqs_onnx.score.engine import ExposedWeights
+from tqs_passes.model_io import Model
+from tqs_passes.plan import Plan
+from tqs_passes.weights import Weight
+
+DAMPS = (0.01, 0.1, 1.0)
+STRENGTHS = (0.5, 1.0)
+_HOLD_OUT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """What is rolled out, and how.
+
+    Parameters
+    ----------
+    model : Model
+        Lifted model.
+    weights : tuple of Weight
+    spec : RolloutSpec
+    contexts : Contexts
+        For calibration.
+    sigma : dict of str to float
+    provider : str
+    batch : int or None
+    threads : int
+    """
+
+    model: Model
+    weights: tuple[Weight, ...]
+    spec: RolloutSpec
+    contexts: Contexts
+    sigma: dict[str, float]
+    provider: Provider = "cpu"
+    batch: int | None = None
+    threads: int = 0
+
+    def calibration(self, contexts: Contexts | None = None) -> Calibration:
+        """Return a calibration on these contexts, all by default."""
+        return Calibration(
+            self.model,
+            self.weights,
+            self.spec,
+            contexts or self.contexts,
+            provider=self.provider,
+            batch=self.batch,
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One setting and the drift it gave on the held-out contexts; infinite when the rollout was not finite."""
+
+    damp: float
+    strength: float
+    drift: float
+
+
+class Tuner:
+    """Holds the two sets of contexts, so that several plans share what was captured.
+
+    Parameters
+    ----------
+    where : Where
+        At least two contexts.
+    """
+
+    def __init__(self, where: Where) -> None:
+        n = where.contexts.n_contexts
+        held = list(range(0, n, _HOLD_OUT))
+        rest = [i for i in range(n) if i % _HOLD_OUT] or held
+        self._calibration = where.calibration(where.contexts.take(rest))
+        self._held = where.contexts.take(held)
+        self._where = where
+        self._rollout = ExposedWeights(
+            where.model,
+            where.weights,
+            where.spec,
+            self._held,
+            provider=where.provider,
+            batch=where.batch,
+            threads=where.threads,
+        )
+        self._nominal = self._rollout.run({})
+
+    def tuned(
+        self, plan: Plan, options: RoundingOptions, say: Callable[[str], None]
+    ) -> tuple[RoundingOptions, tuple[Trial, ...]]:
+        """Return the options with the best damping and strength, and every trial.
+
+        Parameters
+        ----------
+        plan : Plan
+        options : RoundingOptions
+            Of the method `qep`.
+        say : callable
+            Called with one line a trial.
+        """
+        trials: list[Trial] = []
+        for damp in DAMPS:
+            for strength in STRENGTHS:
+                setting = replace(options, qep_damp=damp, qep_strength=strength)
+                trials.append(Trial(damp, strength, self.drift(plan, setting)))
+                say(f"qep damping {damp:g}, strength {strength:g}: held-out drift {trials[-1].drift:.4g}")
+        best = min(trials, key=lambda t: t.drift)
+        return replace(options, qep_damp=best.damp, qep_strength=best.strength), tuple(trials)
+
+    def drift(self, plan: Plan, options: RoundingOptions) -> float:
+        """Return the drift on the held-out contexts of a plan rounded on the others."""
+        assigned = round_plan(plan, self._calibration, options)
+        try:
+            ours = self._rollout.run(decoded_weights(assigned, self._calibration.arrays))
+        except NonFiniteError:
+            return float("inf")
+        ruler = ruler_for(self._nominal.outputs, self._where.spec, self._held, self._where.sigma)
+        spaces = n_space(self._nominal.outputs, self._where.spec, self._held)
+        return drift_of(ruler.squares(ours.outputs, self._nominal.outputs), spaces)
