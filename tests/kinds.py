@@ -72,14 +72,18 @@ g (float[b, 8] x, int64[b, 4] idx) => (float[b, 8] y, float[b, n] z) {
 }
 <domain: "local", opset_import: ["" : 18]>
 dense (a) => (o) {
-  fw = Constant<value = float[8, 2] {0.5, -0.2, 0.1, 0.3, -0.7, 0.9, 0.2, 0.4, -0.6, 0.8, 0.15, -0.35, 0.5, 0.6, 0.7, -0.8}>()
+  fw = Constant<value = float[8, 2] {0.5, -0.2, 0.1, 0.3, -0.7, 0.9, 0.2, 0.4, -0.6, 0.8, 0.15, -0.35, 0.5, 0.6,
+    0.7, -0.8}>()
   o = MatMul(a, fw)
-}"""  # noqa: E501
+}"""
 
-COLUMNS = (
-    "right2 right3 left2 left3 gnn gnt gtn gtt gpl gle conv1 conv2 conv3 turn1 turn2 turn3 emb tie tied lstm gru ein "
-    "add mul viat viar viac vias viae viah viaf viad via16 const func branch loop scan"
-).split()
+COLUMNS = [
+    "right2", "right3", "left2", "left3", "gnn", "gnt", "gtn", "gtt", "gpl",
+    "gle", "conv1", "conv2", "conv3", "turn1", "turn2", "turn3", "emb", "tie",
+    "tied", "lstm", "gru", "ein", "add", "mul", "viat", "viar", "viac",
+    "vias", "viae", "viah", "viaf", "viad", "via16", "const", "func", "branch",
+    "loop", "scan",
+]  # fmt: skip
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "w_right2": (8, 6), "w_right3": (3, 8, 6), "w_left2": (6, 8), "w_left3": (3, 6, 8),

@@ -90,41 +90,19 @@ def test_the_emitted_file_passes_the_checker(runs: dict[str, Path]) -> None:
     onnx.checker.check_model(onnx.load(runs["gptq"] / "model.tqs.onnx"), full_check=True)
 
 
+def given(method: str, bits: int, out: Path, *options: str) -> list[str]:
+    """Return the command line of a run of one step on two contexts."""
+    found = files()
+    line = ["baseline", str(found.model), "--method", method, "--bits", str(bits), "--out", str(out)]
+    line += ["--rollout", str(found.rollout), "--contexts", str(found.contexts)]
+    line += ["--eval-contexts", str(found.evaluation), "--threads", "1", "--steps", "1"]
+    return [*line, "--max-contexts", "2", "--max-eval-contexts", "2", *options]
+
+
 def test_the_command_prints_the_summary_of_quantize_and_the_rounding(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = files()
-    code = main(
-        [
-            "baseline",
-            str(found.model),
-            "--method",
-            "qep",
-            "--qep-damp",
-            "0.1",
-            "--qep-strength",
-            "1",
-            "--bits",
-            "2",
-            "--rollout",
-            str(found.rollout),
-            "--contexts",
-            str(found.contexts),
-            "--eval-contexts",
-            str(found.evaluation),
-            "--steps",
-            "2",
-            "--max-contexts",
-            "4",
-            "--max-eval-contexts",
-            "4",
-            "--threads",
-            "1",
-            "--json",
-            "--out",
-            str(tmp_path / "run"),
-        ]
-    )
+    code = main(given("qep", 2, tmp_path / "run", "--qep-damp", "0.1", "--qep-strength", "1", "--json"))
     summary = json.loads(capsys.readouterr().out)
     assert code == 0
     assert summary["rounding"]["qep_damp"] == 0.1
@@ -133,59 +111,11 @@ def test_the_command_prints_the_summary_of_quantize_and_the_rounding(
 
 
 def test_a_failed_gate_is_exit_code_three(tmp_path: Path) -> None:
-    found = files()
-    code = main(
-        [
-            "baseline",
-            str(found.model),
-            "--method",
-            "rtn",
-            "--bits",
-            "2",
-            "--max-drift",
-            "1e-6",
-            "--rollout",
-            str(found.rollout),
-            "--contexts",
-            str(found.contexts),
-            "--eval-contexts",
-            str(found.evaluation),
-            "--steps",
-            "1",
-            "--max-contexts",
-            "2",
-            "--max-eval-contexts",
-            "2",
-            "--threads",
-            "1",
-            "--out",
-            str(tmp_path / "run"),
-        ]
-    )
-    assert code == 3
+    assert main(given("rtn", 2, tmp_path / "run", "--max-drift", "1e-6")) == 3
 
 
 def test_an_earlier_run_is_not_replaced_unless_forced(
     runs: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = files()
-    code = main(
-        [
-            "baseline",
-            str(found.model),
-            "--method",
-            "rtn",
-            "--bits",
-            "3",
-            "--out",
-            str(runs["rtn"]),
-            "--rollout",
-            str(found.rollout),
-            "--contexts",
-            str(found.contexts),
-            "--eval-contexts",
-            str(found.evaluation),
-        ]
-    )
-    assert code == 2
+    assert main(given("rtn", 3, runs["rtn"])) == 2
     assert "already holds" in capsys.readouterr().err

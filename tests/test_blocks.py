@@ -53,6 +53,13 @@ def test_node_ranges_take_weights_in_the_order_they_are_read(tmp_path: Path) -> 
     }
 
 
+def test_stored_ranges_take_weights_in_the_order_of_the_file(tmp_path: Path) -> None:
+    assert _members(tmp_path, "stored:3") == {
+        "block000": ["encA", "enca", "decB"],
+        "block001": ["decC", "out"],
+    }
+
+
 def test_chains_end_at_the_adds_of_two_fed_values(tmp_path: Path) -> None:
     assert _members(tmp_path, "auto") == {
         "chain000": ["encA", "enca"],

@@ -35,7 +35,8 @@ OVERHEAD = 1800
 def model_of(*tensors: np.ndarray, opset: int = 17, nodes: str = "", names: str = "t") -> Model:
     """Return a model that reads each tensor `t<i>` by an Identity; other nodes as ONNX text."""
     reads = "  ".join(f"o{i} = Identity({names}{i})" for i in range(len(tensors)))
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g (float[n] x) => (float[n] y) {{ {nodes} {reads} y = Relu(x) }}'
+    head = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+    text = f"{head} g (float[n] x) => (float[n] y) {{ {nodes} {reads} y = Relu(x) }}"
     proto = parser.parse_model(text)
     proto.graph.initializer.extend(numpy_helper.from_array(t, f"{names}{i}") for i, t in enumerate(tensors))
     return Model(proto, Path("/nowhere"))

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from tests.rollouts import forecaster, linear, model, opened, scored, spec_of, values
-from tqs_onnx.score.engine import GroupSession
+from tqs_onnx.rollout.run import Engine
 from tqs_onnx.score.families import families, settle
 from tqs_onnx.score.options import EarlyStop
 from tqs_onnx.score.probe import Probe, ProbeKind
@@ -34,13 +34,13 @@ def modulated(n: int = 8, alive: tuple[int, ...] = ()) -> onnx.ModelProto:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count rollouts."""
     calls: list[int] = []
-    run = GroupSession.run
+    run = Engine.run
 
-    def counting(self: GroupSession, replaced: object, **more: object) -> object:
+    def counting(self: Engine, *given: object, **more: object) -> object:
         calls.append(1)
-        return run(self, replaced, **more)
+        return run(self, *given, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(GroupSession, "run", counting)
+    monkeypatch.setattr(Engine, "run", counting)
     return calls
 
 
@@ -72,8 +72,8 @@ def test_a_dead_family_is_settled_with_few_rollouts(tmp_path: Path, counted: lis
     counted.clear()
     tested = scored(source, spec_of(), values(2, 6), response_bits=(), group_test=True)
     assert _statuses(tested) == _statuses(plain)
-    # nominal twice, W, one modulator; its still-test and the joint test are two rollouts each
-    assert (without, len(counted)) == (2 + 9, 2 + 2 + 4)
+    # nominal twice, from a nudged state, W, one modulator; its still-test and the joint test are two rollouts each
+    assert (without, len(counted)) == (3 + 9, 3 + 2 + 4)
 
 
 def test_an_alive_member_of_a_dead_family_is_found_and_scored_as_by_itself(tmp_path: Path) -> None:

@@ -25,13 +25,15 @@ FLOORS = {
     "joint": 6,
     "repair": 7,
     "frontier": 7,
+    "refine": 8,
     "bundled": 8,
-    "pipeline": 8,
+    "pipeline": 9,
     "compare": 8,
-    "report": 9,
-    "packaging": 9,
-    "baseline": 9,
-    "cli": 10,
+    "report": 10,
+    "packaging": 10,
+    "baseline": 10,
+    "build": 10,
+    "cli": 11,
 }
 
 

@@ -8,9 +8,13 @@ import pytest
 from tqs_onnx.allocate.planning import PlanOptions, plan_within
 from tqs_onnx.emit import emit
 from tqs_onnx.joint import Joint
+from tqs_onnx.refine import RefineOptions, refine
 from tqs_onnx.repair import repair, split_contexts
+from tqs_onnx.rounding.assign import RoundingOptions
+from tqs_onnx.rounding.codes_file import codes_beside, codes_digest, write_codes
 from tqs_onnx.verify.evaluate import measure_drift
 from tqs_onnx.verify.verify import roll_file
+from tqs_passes.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +74,25 @@ def test_drift_is_finite_for_every_tier_alone(lorenz):
     drifts = [joint.drift((c.assignment,)) for c in menu.candidates]
     assert np.isfinite(drifts).all()
     assert drifts[-1] > drifts[1]
+
+
+def test_data_aware_rounding_lowers_the_joint_drift_and_names_its_codes(lorenz, plan):
+    options = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method="gptq"))
+    plain = refine(plan, lorenz.request, lorenz.place, PlanOptions(), RefineOptions(repair_rounds=0), print)
+    aware = refine(plan, lorenz.request, lorenz.place, PlanOptions(), options, lambda line: None)
+    assert plain.plan.codes_sha256 is None
+    assert plain.codes == {}
+    assert aware.plan.codes_sha256 == codes_digest(aware.codes)
+    assert aware.plan.joint_drift < plain.plan.joint_drift
+    assert aware.plan.digest() != plain.plan.digest()
+
+
+def test_codes_of_another_plan_are_refused(lorenz, plan, tmp_path):
+    options = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method="gptq"))
+    aware = refine(plan, lorenz.request, lorenz.place, PlanOptions(), options, lambda line: None)
+    write_codes(tmp_path / "codes.npz", aware.codes)
+    assert codes_beside(tmp_path / "plan.json", aware.plan).keys() == aware.codes.keys()
+    fewer = dict(list(aware.codes.items())[1:])
+    write_codes(tmp_path / "codes.npz", fewer)
+    with pytest.raises(InputError, match="not those of the plan"):
+        codes_beside(tmp_path / "plan.json", aware.plan)

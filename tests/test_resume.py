@@ -100,15 +100,6 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     assert (out / "scores.json").read_bytes() == uninterrupted
 
 
-def test_another_seed_does_not_resume(case: Case, uninterrupted: bytes, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    _stopped_at(_command(case, out), out, 30, signal.SIGKILL)
-    before = _count(out / "sweep.sqlite")
-    subprocess.run(_command(case, out, "--seed", "1"), check=True, capture_output=True, timeout=300)
-    assert _count(out / "sweep.sqlite") == before + _N_ROLLOUTS
-    assert (out / "scores.json").read_bytes() != uninterrupted
-
-
 def test_quantize_resumes_too(case: Case, tmp_path: Path) -> None:
     def command(out: Path) -> list[str]:
         job = ["--compression", "2", "--probe", "gauss", "--draws", "30", "--out", str(out), "--json"]

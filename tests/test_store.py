@@ -16,6 +16,7 @@ from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.score.measure import Measurement
 from tqs_onnx.score.options import SweepOptions
 from tqs_onnx.score.results import Results
+from tqs_onnx.score.strategy import Strategy
 from tqs_onnx.score.sweep import sweep
 from tqs_passes.errors import InputError
 
@@ -104,6 +105,7 @@ import resource, numpy as np
 from pathlib import Path
 from tqs_onnx.score.measure import Measurement
 from tqs_onnx.score.results import Results
+from tqs_onnx.score.strategy import Strategy
 from tqs_passes.errors import InputError
 m = Measurement(np.ones((8, 64)), np.ones(4), 1.0, 4)
 try:
@@ -146,7 +148,9 @@ def test_a_second_sweep_measures_nothing_and_scores_the_same(
     assert _swept(tmp_path, tmp_path / "s.sqlite") == first
 
 
-@pytest.mark.parametrize("change", [{"units": "raw"}, {"horizons": (1, 3, 4)}, {"batch": 1}, {"groups": 2}])
+@pytest.mark.parametrize(
+    "change", [{"units": "raw"}, {"horizons": (1, 3, 4)}, {"batch": 1}, {"strategy": Strategy("expose", 2)}]
+)
 def test_changing_what_matters_starts_afresh(tmp_path: Path, change: dict[str, object]) -> None:
     _, count = _swept(tmp_path, tmp_path / "s.sqlite")
     assert _swept(tmp_path, tmp_path / "s.sqlite", **change)[1] == 2 * count
@@ -156,6 +160,18 @@ def test_changing_what_matters_starts_afresh(tmp_path: Path, change: dict[str, o
 def test_changing_what_does_not_matter_measures_nothing(tmp_path: Path, change: dict[str, object]) -> None:
     _, count = _swept(tmp_path, tmp_path / "s.sqlite")
     assert _swept(tmp_path, tmp_path / "s.sqlite", **change)[1] == count
+
+
+def test_another_seed_measures_gauss_probes_again(tmp_path: Path) -> None:
+    from tqs_onnx.score.probe import Probe, ProbeKind
+
+    def gauss(seed: int) -> Probe:
+        return Probe(kind=ProbeKind.GAUSS, seed=seed)
+
+    first, count = _swept(tmp_path, tmp_path / "s.sqlite", probe=gauss(0))
+    other, total = _swept(tmp_path, tmp_path / "s.sqlite", probe=gauss(1))
+    assert total == 2 * count
+    assert first != other
 
 
 def test_threads_do_not_change_a_score(tmp_path: Path) -> None:

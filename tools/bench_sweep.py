@@ -1,8 +1,9 @@
 """What a sweep costs beside its rollouts: wall(sweep) / (rollouts × wall of one bare nominal rollout).
 
 The bare rollout is made in the plain, fully optimised session of the same model; rollouts count the perturbed ones
-and one nominal per session (`+ floors` counts the two that measure the noise floor as well). The naive way, for one
-weight in so many, serializes the model and opens a new session per weight. Usage::
+and one nominal per session (`+ floors` counts the two that measure the noise floor as well). `cpu` is the same ratio in
+processor time, which a busy machine disturbs less and which counts what a second thread prepares meanwhile. `naive`
+is the naive way for the biggest weight, in bare rollouts: it serializes the model and opens a new session. Usage::
 
     python tools/bench_sweep.py [--quick] [--threads 1]
 """
@@ -28,6 +29,7 @@ from tqs_onnx.rollout.spec import RolloutSpec, load_spec, parse_spec
 from tqs_onnx.score.options import SweepOptions
 from tqs_onnx.score.plan import plan_sweep
 from tqs_onnx.score.probe import Probe, perturbed
+from tqs_onnx.score.strategy import Strategy
 from tqs_onnx.score.sweep import sweep
 from tqs_onnx.source import Source, open_source
 
@@ -89,56 +91,73 @@ class Row:
     bare_s: float
     sweep_s: float
     naive_s: float
+    bare_cpu_s: float
+    sweep_cpu_s: float
+    how: str
 
     def text(self) -> str:
         """Return the row of the table."""
         counted = (self.n_rollouts + self.sessions) * self.bare_s
         floors = (self.n_rollouts + self.sessions + 2) * self.bare_s
+        cpu = self.sweep_cpu_s / ((self.n_rollouts + self.sessions) * self.bare_cpu_s)
         naive = self.naive_s / self.bare_s
         return (
-            f"{self.name:34} {self.sessions:8} {self.n_rollouts:8} {1e3 * self.bare_s:9.1f} {self.sweep_s:8.2f} "
-            f"{self.sweep_s / counted:7.2f} {self.sweep_s / floors:9.2f} {naive:8.2f}"
+            f"{self.name:32} {self.how:>7} {self.sessions:8} {self.n_rollouts:8} "
+            f"{1e3 * self.bare_s:9.1f} {self.sweep_s:8.2f} "
+            f"{self.sweep_s / counted:7.2f} {self.sweep_s / floors:9.2f} {cpu:7.2f} {naive:8.2f}"
         )
 
 
-def median_s(work: Callable[[], object], times: int) -> float:
-    """Return the median wall time of some calls."""
-    found: list[float] = []
-    for _ in range(times):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the wall time and the processor time of a call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def medians(found: list[tuple[float, float]]) -> tuple[float, float]:
+    """Return the median of the wall times and that of the processor times."""
+    wall, cpu = zip(*found, strict=True)
+    return statistics.median(wall), statistics.median(cpu)
 
 
 def measure(
-    name: str, source: Source, spec: RolloutSpec, contexts: Contexts, threads: int, repeats: int, groups: int
+    name: str,
+    source: Source,
+    spec: RolloutSpec,
+    contexts: Contexts,
+    threads: int,
+    repeats: int,
+    strategy: Strategy | None,
 ) -> Row:
     """Time a sweep with a single quant probe a weight, the bare rollout before and after it, and the naive way."""
-    options = SweepOptions(
-        response_bits=(), threads=threads, batch=contexts.n_contexts, groups=groups or None
-    )
-    engine = Engine(
-        open_session(source.path, options=SessionOptions(threads=threads)),
-        spec,
-        contexts,
-        batch=options.batch,
-    )
+    options = SweepOptions(response_bits=(), threads=threads, batch=contexts.n_contexts, strategy=strategy)
+    session = open_session(source.path, options=SessionOptions(threads=threads))
+    engine = Engine(session, spec, contexts, batch=options.batch)
     engine.run()
-    bare, swept = [median_s(engine.run, 3 * repeats)], list[float]()
+    bare = [timed(engine.run) for _ in range(5)]
+    swept: list[tuple[float, float]] = []
     for _ in range(repeats):
         swept.append(
-            median_s(lambda: sweep(source.lifted, source.survey, spec, contexts, source.sha256, options), 1)
+            timed(lambda: sweep(source.lifted, source.survey, spec, contexts, source.sha256, options))
         )
-        bare.append(median_s(engine.run, 3 * repeats))
+        bare += [timed(engine.run) for _ in range(5)]
     plan = plan_sweep(source.lifted, source.survey, spec, contexts, source.sha256, options)
+    bare_s, bare_cpu_s = medians(bare)
+    sweep_s, sweep_cpu_s = medians(swept)
+    naive_s, _ = medians([timed(lambda: naive(source, spec, contexts, threads)) for _ in range(3)])
     return Row(
-        name,
-        len(plan.groups),
-        plan.n_rollouts,
-        statistics.median(bare),
-        min(swept) if repeats < 3 else statistics.median(swept),
-        median_s(lambda: naive(source, spec, contexts, threads), 2),
+        *(
+            name,
+            len(plan.groups),
+            plan.n_rollouts,
+            bare_s,
+            sweep_s,
+            naive_s,
+            bare_cpu_s,
+            sweep_cpu_s,
+            plan.how,
+        )
     )
 
 
@@ -160,13 +179,18 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="One repeat, T = 1 and 8.")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--groups", type=int, default=0, help="Sessions; 0: what the cost model says.")
+    parser.add_argument(
+        "--groups", type=int, default=0, help="Expose in so many sessions; 0: the cost model."
+    )
+    parser.add_argument("--rebuild", action="store_true", help="Build a session per rollout.")
     parser.add_argument("--only", default="", help="Configurations whose name holds this.")
     given = parser.parse_args()
     repeats = 1 if given.quick else 3
+    forced = Strategy("rebuild", 1) if given.rebuild else None
+    forced = Strategy("expose", forced) if given.groups else forced
     print(
-        f"{'configuration':34} {'sessions':>8} {'rollouts':>8} {'bare (ms)':>9} {'sweep(s)':>8} "
-        f"{'ratio':>7} {'+ floors':>9} {'naive':>8}"
+        f"{'configuration':32} {'how':>7} {'sessions':>8} {'rollouts':>8} {'bare (ms)':>9} {'sweep(s)':>8} "
+        f"{'ratio':>7} {'+ floors':>9} {'cpu':>7} {'naive':>8}"
     )
     with tempfile.TemporaryDirectory(prefix="tqs-bench-") as folder:
         path = Path(folder) / "transformer.onnx"
@@ -180,9 +204,7 @@ def main() -> None:
                 if given.only in name:
                     few = 1 if steps * n > 64 else repeats
                     spec = parse_spec(REPLACE.format(steps=steps))
-                    row = measure(
-                        name, source, spec, Contexts({"x": state}, {}), given.threads, few, given.groups
-                    )
+                    row = measure(name, source, spec, Contexts({"x": state}, {}), given.threads, few, forced)
                     print(row.text(), flush=True)
         zoo = Path(__file__).resolve().parents[1] / "models" / "zoo" / "timesfm_mini"
         source = open_source(zoo / "model.onnx")
@@ -195,7 +217,7 @@ def main() -> None:
                     spec = spec.model_copy(update={"rollout": rollout})
                     waves = np.sin(np.arange(512) / 8 + np.arange(n)[:, None]).astype(np.float32)
                     contexts = Contexts({"context": waves}, {})
-                    row = measure(name, source, spec, contexts, given.threads, repeats, given.groups)
+                    row = measure(name, source, spec, contexts, given.threads, repeats, forced)
                     print(row.text(), flush=True)
 
 

@@ -8,7 +8,7 @@ contexts are not touched before the file is there.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from tqs_onnx.pipeline import (
 from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan
-from tqs_onnx.rounding.codes_file import write_codes
+from tqs_onnx.rounding.codes_file import CODES_NAME, codes_digest, write_codes
 from tqs_onnx.rounding.tune import Tuner, Where
 from tqs_onnx.score.engine import ExposedWeights
 from tqs_onnx.source import Source, open_source, require_scorable
@@ -44,8 +44,6 @@ from tqs_passes.model_io import write_text
 from tqs_passes.plan import Plan
 from tqs_passes.targets import Serving
 from tqs_passes.tier import Tier
-
-CODES_NAME = "codes.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +205,9 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
             say(f"note: {note.what}: {note.why}")
         for file in (name, "plan.json", CODES_NAME, "manifest.json"):
             (job.out / file).unlink(missing_ok=True)
+        if assigned.codes:
+            plan = assigned.plan.model_copy(update={"codes_sha256": codes_digest(assigned.codes)})
+            assigned = replace(assigned, plan=plan)
         write_text(plan_file, assigned.plan.to_json())
         write_codes(job.out / CODES_NAME, assigned.codes)
     subject = Subject(job.model, emitted, source.lifted, source.survey, assigned.plan, assigned.codes)

@@ -29,10 +29,13 @@ from tqs_onnx.allocate.planning import (
     require_feasible,
 )
 from tqs_onnx.emit import emit, placeholder_metadata, prepared
+from tqs_onnx.joint import Place
+from tqs_onnx.refine import RefineOptions, refine
 from tqs_onnx.rollout.check import check_spec
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.contexts import check_disjoint, load_contexts
 from tqs_onnx.rollout.spec import RolloutSpec, load_spec
+from tqs_onnx.rounding.codes_file import CODES_NAME, write_codes
 from tqs_onnx.score.results import RESULTS_NAME
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import Progress, SweepOptions, on_trajectory, sweep
@@ -221,6 +224,7 @@ class Job:
     serving : Serving
     tiers : tuple of Tier
     gates : tuple of Gate
+    refine : RefineOptions
     force : bool
         Write into a directory that holds an earlier run.
     """
@@ -236,6 +240,7 @@ class Job:
     serving: Serving = field(default_factory=Serving)
     tiers: tuple[Tier, ...] = DEFAULT_TIERS
     gates: tuple[Gate, ...] = ()
+    refine: RefineOptions = field(default_factory=RefineOptions)
     force: bool = False
 
 
@@ -383,7 +388,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
             "the output would overwrite the input", where=str(emitted), todo="Choose another --out"
         )
     budget = budget_bytes(source.facts.n_bytes, job.compression, job.max_bytes)
-    files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json"]
+    files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME]
     with run_directory(job.out, files, force=job.force):
         say(
             f"{len(source.survey.weights)} weights, {sum(w.n_values for w in source.survey.weights)} values; "
@@ -415,13 +420,27 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
         plan = plan_within(request, budget, job.plan)
         for warning in plan.warnings:
             say(f"warning: {warning}")
+        place = Place(
+            source.lifted,
+            source.survey,
+            data.spec,
+            data.scoring,
+            scores.sigma,
+            job.sweep.provider,
+            job.sweep.batch,
+            job.sweep.threads,
+        )
+        refined = refine(plan, request, place, job.plan, job.refine, say)
+        plan = refined.plan
+        if refined.codes:
+            write_codes(job.out / CODES_NAME, refined.codes)
         write_text(plan_file, plan.to_json())
-    subject = Subject(job.model, emitted, source.lifted, source.survey, plan, {})
+    subject = Subject(job.model, emitted, source.lifted, source.survey, plan, refined.codes)
     bench = Bench(
         data.spec, data.evaluation, scores.sigma, job.sweep.provider, job.sweep.batch, job.sweep.threads
     )
     with removed_on_failure(emitted):
-        emit(source.lifted, plan, emitted)
+        emit(source.lifted, plan, emitted, refined.codes)
         verification = verify(subject, bench)
         results = judge(job.gates, verification)
         manifest = manifest_of(
@@ -534,6 +553,8 @@ def settings_of(job: Job) -> dict[str, Any]:
         "constants": job.serving.constants,
         "opset": job.serving.opset,
         "profile": job.profile,
+        "repair_rounds": job.refine.repair_rounds,
+        "rounding": job.refine.rounding.method,
         "gamma_min": job.plan.gamma_min,
         "drop_outputs": job.plan.drop_outputs,
         "probe": {"kind": probe.kind.value, "bits": probe.bits, "draws": probe.n_draws, "seed": probe.seed},

@@ -1,4 +1,5 @@
 # pyright: basic, reportMissingImports=false
+# mypy: disable-error-code="import-not-found"
 """Write a PyTorch module as a small, readable ONNX file.
 
     torch.onnx.export (dynamo, opset 18)
@@ -15,17 +16,21 @@ function, so that this package can be imported without it. This module must neve
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from tqs_passes.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_Content = tuple[tuple[int, ...], bytes]
 
 TOLERANCE = 1e-4
 """Largest error of the file against the module, relative to the largest output."""
@@ -74,19 +79,60 @@ def strip(model: onnx.ModelProto) -> None:
         node.output[:] = [short.get(name, name) for name in node.output]
 
 
-def fold_all_but(model: Any, parameters: Set[str]) -> None:
+def fold_all_but(model: Any, parameters: Set[str], *, transposes: bool = False) -> None:  # noqa: ANN401
     """Fold constants in the exporter's `model` (onnx_ir), in place, but no node that reads a parameter.
 
     A transposed, gathered or concatenated parameter stays a named initializer with the operator behind it,
-    instead of becoming an anonymous constant.
+    instead of becoming an anonymous constant. With `transposes`, a Transpose is folded all the same: give the
+    constant its name back with `name_by_content`.
     """
     from onnxscript import optimizer
 
-    def should_fold(node: Any) -> bool | None:
-        reads = any(value is not None and value.name in parameters for value in node.inputs)
+    kept = set(parameters)
+
+    def should_fold(node: Any) -> bool | None:  # noqa: ANN401  (onnx_ir ships with the [export] extra)
+        reads = any(value is not None and value.name in kept for value in node.inputs)
+        if reads and transposes and node.op_type == "Transpose":
+            kept.update(value.name for value in node.outputs)  # what is folded is a parameter still
+            return None
         return False if reads else None
 
     optimizer.optimize_ir(model, should_fold=should_fold)
+
+
+def name_by_content(model: onnx.ModelProto, state: Mapping[str, NDArray[np.generic]]) -> list[str]:
+    """Give initializers that hold a tensor of `state`, as it is or transposed, its name, in place.
+
+    Returns
+    -------
+    list of str
+        Names in `state` whose content no initializer holds, in order. Of tensors with equal content that the
+        exporter has merged, one gives its name.
+    """
+    wanted: dict[_Content, list[str]] = {}
+    for name, array in state.items():
+        for form in (array.T, array) if array.ndim == 2 else (array,):
+            names = wanted.setdefault(_content(np.ascontiguousarray(form)), [])
+            if name not in names:  # a symmetric matrix is its own transpose
+                names.append(name)
+    held: set[str] = set()
+    taken: set[str] = set()
+    renamed: dict[str, str] = {}
+    for tensor in model.graph.initializer:
+        names = wanted.get(_content(onnx.numpy_helper.to_array(tensor)), [])
+        held.update(names)
+        free = [n for n in names if n not in taken]
+        if free:
+            taken.add(free[0])
+            renamed[tensor.name] = free[0]
+            tensor.name = free[0]
+    for node in model.graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    return [name for name in state if name not in held]
+
+
+def _content(array: NDArray[np.generic]) -> _Content:
+    return array.shape, sha256(array.tobytes()).digest()
 
 
 def export_lean(

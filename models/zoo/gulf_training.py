@@ -191,9 +191,7 @@ def run(name: str, build: Callable[[Constants, float], nn.Module], history: int,
     torch.set_num_threads(a.threads)
     torch.set_float32_matmul_precision("high")
     gulf = load_gulf(a.data)
-    s = Settings(
-        a.minutes, a.batch, a.peak, a.dropout, a.decay, a.seed, a.device, a.one_step, a.resume
-    )
+    s = Settings(a.minutes, a.batch, a.peak, a.dropout, a.decay, a.seed, a.device, a.one_step, a.resume)
     model = train(gulf, build, history, s).eval()
     a.out.mkdir(parents=True, exist_ok=True)
     torch.save(model.state_dict(), a.out / "state.pt")

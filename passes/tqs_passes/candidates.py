@@ -14,8 +14,10 @@ import onnx
 from numpy.typing import NDArray
 
 from tqs_passes.encode.fragment import field_size
+from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import (
     BF16_OPSET,
+    CAST_OPSET,
     Form,
     Target,
     decoded_cast,
@@ -24,7 +26,7 @@ from tqs_passes.encode.weight import (
     np_dtype,
 )
 from tqs_passes.forms import Profile, integer_form, plain_gemms, scale_axes
-from tqs_passes.grid import Grid, grids_for, quantize
+from tqs_passes.grid import grids_for, quantize
 from tqs_passes.model_io import Model, tensor_array
 from tqs_passes.plan import Assignment, ServingTarget
 from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, target_of
@@ -120,9 +122,9 @@ def _menu(
     in_range = bool(np.isfinite(single).all())
     for tier in offered(tiers, weight.dtype)[1:]:
         target = target_of(keep, index, kitchen.opset, kitchen.names)
-        if tier.is_integer and in_range:
+        if tier.is_integer and in_range and kitchen.opset >= MIN_OPSET:
             found.extend(_integer(kitchen, weight, keep, target, tier, exact, single))
-        elif not tier.is_integer and (tier is not Tier.BF16 or kitchen.opset >= BF16_OPSET):
+        elif not tier.is_integer and kitchen.opset >= (BF16_OPSET if tier is Tier.BF16 else CAST_OPSET):
             found.extend(_half(keep, target, tier, exact, values))
     return Menu(weight, _undominated(found))
 

@@ -19,8 +19,13 @@ def checker_complaint(proto: onnx.ModelProto) -> str | None:
     """Return the first complaint of the full ONNX checker, or None; models past 2 GiB are not checked in memory."""
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return str(error).strip().splitlines()[0]
+    except (
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+        ValueError,  # a data type that ONNX does not know
+        RuntimeError,
+    ) as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from tqs_passes.errors import InputError
+from tqs_passes.errors import InputError, one_line
 
 #: Tensors smaller than this stay inside the protobuf even when external data is written: onnxruntime reads
 #: shapes and axes at load and refuses them as external data.
@@ -185,10 +185,43 @@ def load_model(path: Path) -> Model:
             "names no opset: it is not a valid ONNX model", where=str(path), todo="Export it again"
         )
     folder = path.resolve().parent
+    if not _is_text(proto):
+        raise InputError("a text in it is not UTF-8: it is damaged", where=str(path), todo="Export it again")
+    for graph in iter_graphs(proto.graph):
+        _check_names(graph, path)
     for tensor in iter_tensors(proto):
         if uses_external_data(tensor):
             _check_external(tensor, folder, path)
     return Model(proto, folder)
+
+
+def _is_text(message: Message) -> bool:
+    """Tell whether every text in a message is UTF-8; protobuf lets others in, and stumbles over them later."""
+    try:
+        if isinstance(message, onnx.TensorProto):  # its values are not looked at: that would copy them
+            named: list[object] = [message.name, message.doc_string]
+            return all(isinstance(text, str) for text in named)
+        for field, value in message.ListFields():
+            held = list(value) if field.is_repeated else [value]
+            if field.type == field.TYPE_STRING and not all(isinstance(text, str) for text in held):
+                return False
+            if field.type == field.TYPE_MESSAGE and not all(_is_text(inner) for inner in held):
+                return False
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _check_names(graph: onnx.GraphProto, path: Path) -> None:
+    """Refuse stored tensors that no reader can tell apart: without a name, or two of one name."""
+    names = [t.name for t in graph.initializer]
+    if "" in names:
+        raise InputError("a stored tensor has no name", where=str(path), todo="Export it again")
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise InputError(
+            f"two stored tensors are called {one_line(twice, 80)!r}", where=str(path), todo="Export it again"
+        )
 
 
 def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:

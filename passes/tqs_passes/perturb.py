@@ -62,7 +62,7 @@ class Perturb:
         return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))
 
 
-def _tensors(graph: Any) -> dict[str, Any]:  # noqa: ANN401  (graphsurgeon ships no types)
+def _tensors(graph: gs.Graph) -> dict[str, Any]:
     """Return the tensors that nodes of a graphsurgeon graph or of its bodies touch; outer ones hide inner ones.
 
     graphsurgeon's own `tensors` leaves out a stored tensor of the main graph that only bodies read.

@@ -164,7 +164,12 @@ class Plan(_Frozen):
     source_bytes : int
         Size in bytes of the input file, external data included.
     predicted_drift : float or None
-        sqrt(Σ cost / N), N values of one context's trajectory; None when nothing was scored.
+        sqrt(Σ cost / N), N values of one context's trajectory; after data-aware rounding the joint drift, for
+        rounding errors no longer tell what they do to the output; None when nothing was scored.
+    joint_drift : float or None
+        Drift of all weights together on the scoring contexts; None when it was not measured.
+    codes_sha256 : str or None
+        Digest of the codes the plan was rounded to, kept in `codes.npz`; None when the weights alone decide them.
     target : ServingTarget
         What the file is made for.
     constants : str
@@ -182,6 +187,8 @@ class Plan(_Frozen):
     n_bytes: int
     source_bytes: int
     predicted_drift: float | None = None
+    joint_drift: float | None = None
+    codes_sha256: str | None = None
     target: ServingTarget = ServingTarget.ORT_CPU
     constants: Literal["small", "keep"] = "keep"
     opset: int | None = None
@@ -219,7 +226,10 @@ class Plan(_Frozen):
             [a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.encoding, a.rounding, a.same_as]
             for a in self.assignments
         ]
-        text = json.dumps([self.source_sha256, self.constants, self.opset, decisive], separators=(",", ":"))
+        text = json.dumps(
+            [self.source_sha256, self.constants, self.opset, self.codes_sha256, decisive],
+            separators=(",", ":"),
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 

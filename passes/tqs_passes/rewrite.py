@@ -22,8 +22,10 @@ from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.base import PassResult, Skip
 from tqs_passes.encode.fragment import Fragment, field_size
+from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import (
     BF16_OPSET,
+    CAST_OPSET,
     DQ_OPSET,
     INT4_OPSET,
     Encoding,
@@ -204,7 +206,9 @@ def _require(a: Assignment, tensor: onnx.TensorProto | None, codes: Codes | None
     if codes is not None and codes.levels.shape != a.shape:
         raise InputError(f"{what} has codes of shape {list(codes.levels.shape)}", todo=todo)
     needs_dq = a.form is Form.DEQUANTIZE and a.axis is not None
-    needs = DQ_OPSET if needs_dq else BF16_OPSET if a.tier is Tier.BF16 and a.form is Form.CAST else 0
+    needs = 0 if a.form is Form.KEEP else CAST_OPSET if a.form is Form.CAST else MIN_OPSET
+    if needs_dq or (a.tier is Tier.BF16 and a.form is Form.CAST):
+        needs = max(DQ_OPSET, BF16_OPSET)
     if a.encoding is Encoding.NATIVE and a.tier is Tier.INT4:
         needs = INT4_OPSET
     if opset < needs:

@@ -126,7 +126,7 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
             break
         found = _searched(request, entries, options, max_bytes + spare)
         finer = _with_twins(request, _plan(request, found, options, max_bytes))
-        if finer.n_bytes > max_bytes or not 0 < _cost(plan) - _cost(finer):
+        if finer.n_bytes > max_bytes or not _cost(plan) - _cost(finer) > 0:
             break
         plan = finer
     return plan

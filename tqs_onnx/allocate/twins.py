@@ -1,4 +1,4 @@
-"""Weights of equal content that got the same way of storing are stored once: the others become an Identity of the first.
+"""Weights of equal content that got the same way of storing are stored once: the others become its Identity.
 
 Not where a DequantizeLinear decodes them: read twice it is no longer fused, and is run at every call instead.
 """

@@ -76,6 +76,9 @@ def command(
     show_plan(plan)
 
 
+_ADDED = "errors of single weights added as if uncorrelated, which underrates what they do together"
+
+
 def show_plan(plan: Plan) -> None:
     """Print a plan's tiers and totals."""
     counts = Counter(a.tier for a in plan.assignments)
@@ -94,7 +97,10 @@ def show_plan(plan: Plan) -> None:
     print_table(["tier", "weights", "values", "bytes"], rows)
     line = f"file {plan.n_bytes:,} bytes, {plan.source_bytes / plan.n_bytes:.3f} times smaller"
     if plan.predicted_drift is not None:
-        line += f"; predicted drift {plan.predicted_drift:.4g} (errors of single weights added as if uncorrelated)"
+        how = "all weights together on the scoring contexts" if plan.codes_sha256 else _ADDED
+        line += f"; predicted drift {plan.predicted_drift:.4g} ({how})"
+    if plan.joint_drift is not None and not plan.codes_sha256:
+        line += f"; all weights together on the scoring contexts {plan.joint_drift:.4g}"
     click.echo(line)
     if plan.solver is not None:
         proven = "proven optimal" if plan.solver.optimal else f"within {plan.solver.gap:.2%} of the bound"

@@ -9,6 +9,7 @@ import click
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.emit import emit
+from tqs_onnx.rounding.codes_file import codes_beside
 from tqs_onnx.source import Source, open_source
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import file_facts
@@ -49,7 +50,7 @@ def command(model: Path, plan_file: Path, out: Path, target: str | None, force: 
             "the plan is for another model", where=str(plan_file), todo="Allocate for this model"
         )
     require_served(plan, source, ServingTarget(target) if target else plan.target)
-    emit(source.lifted, plan, out)
+    emit(source.lifted, plan, out, codes_beside(plan_file, plan))
     n_bytes = file_facts(out).n_bytes
     if as_json:
         print_json(

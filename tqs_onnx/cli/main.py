@@ -17,7 +17,21 @@ import click
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import TqsError, one_line
 
-_COMMANDS = ("inspect", "score", "allocate", "emit", "verify", "quantize", "sweep", "baseline", "export", "demo", "doctor")
+_COMMANDS = (
+    "inspect",
+    "score",
+    "allocate",
+    "emit",
+    "verify",
+    "quantize",
+    "sweep",
+    "baseline",
+    "package",
+    "build",
+    "export",
+    "demo",
+    "doctor",
+)
 
 
 class _Commands(click.Group):

@@ -12,7 +12,9 @@ import click
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.planning import PlanOptions
 from tqs_onnx.pipeline import DataFiles
+from tqs_onnx.refine import RefineOptions
 from tqs_onnx.rollout.session import resolve_provider
+from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.score.probe import Probe, ProbeKind
 from tqs_onnx.score.sweep import SweepOptions
 from tqs_passes.encode.weight import Encoding
@@ -174,6 +176,23 @@ budget_options = _all(
     click.option("--max-bytes", type=int, help="Most bytes of the output file."),
 )
 
+refine_options = _all(
+    click.option(
+        "--repair",
+        type=click.IntRange(min=0),
+        default=3,
+        show_default=True,
+        help="Rounds of joint repair: trial promotions and demotions, judged on scoring contexts set aside.",
+    ),
+    click.option(
+        "--rounding",
+        type=click.Choice(["mse", "gptq", "gptaq", "qep"]),
+        default="mse",
+        show_default=True,
+        help="How integers are chosen: from the weights alone (mse), or from what the scoring contexts feed them.",
+    ),
+)
+
 gate_options = _all(
     click.option("--max-drift", type=float, help="Fail (exit 3) when the drift is larger."),
     click.option(
@@ -287,3 +306,10 @@ def gate_texts(options: dict[str, Any]) -> list[str]:
     if options["min_compression"] is not None:
         texts.append(f"compression>={options['min_compression']}")
     return texts
+
+
+def refining(options: dict[str, Any]) -> RefineOptions:
+    """Return what is done to an allocated plan."""
+    return RefineOptions(
+        repair_rounds=options["repair"], rounding=RoundingOptions(method=options["rounding"])
+    )

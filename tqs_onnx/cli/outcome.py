@@ -18,10 +18,7 @@ def show_verification(v: Verification) -> None:
     )
     line = f"drift {v.drift.total:.4g} over {v.n_contexts} contexts (95th percentile {v.drift.p95:.4g})"
     if v.predicted_drift is not None:
-        line += (
-            f"; predicted {v.predicted_drift:.4g}: errors of single weights added as if uncorrelated, "
-            "which underrates what they do together"
-        )
+        line += f"; predicted {v.predicted_drift:.4g}"
     click.echo(line)
     click.echo("drift by step: " + ", ".join(f"{d:.3g}" for d in v.drift.per_step))
     rows: list[list[object]] = []

@@ -89,6 +89,8 @@ def parse_limits(texts: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
             raise InputError(f"--limit {text!r} is not NAME=LEAST:USUAL:LARGEST", todo="Write batch=1:8:32")
         least, usual, largest = (int(p) for p in parts)
         if not 1 <= least <= usual <= largest:
-            raise InputError(f"--limit {text!r}: the sizes must rise from 1 or more", todo="Write batch=1:8:32")
+            raise InputError(
+                f"--limit {text!r}: the sizes must rise from 1 or more", todo="Write batch=1:8:32"
+            )
         found[name] = (least, usual, largest)
     return found

@@ -21,6 +21,8 @@ from tqs_onnx.cli.options import (
     plan_options,
     planning,
     probe_options,
+    refine_options,
+    refining,
     run_options,
     serving,
     sweep_options,
@@ -30,6 +32,7 @@ from tqs_onnx.cli.outcome import finish, show_verification
 from tqs_onnx.cli.show import print_json, print_table, progress, say
 from tqs_onnx.compare import Row, compare
 from tqs_onnx.pipeline import Job, Outcome, quantize
+from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.verify.gates import parse_gate
 from tqs_onnx.verify.verify import Bench
 
@@ -41,6 +44,7 @@ from tqs_onnx.verify.verify import Bench
 @budget_options
 @plan_options
 @probe_options
+@refine_options
 @gate_options
 @run_options
 @click.option(
@@ -80,8 +84,10 @@ def command(
         serving=serving(options),
         tiers=tiers(options),
         gates=tuple(parse_gate(text) for text in gate_texts(options)),
+        refine=refining(options),
         force=force,
     )
+    require_loadable(model, job.sweep.provider)
     with progress("score") as tick:
         outcome = quantize(job, say, tick)
     return report(outcome, job, comparing=comparing, as_json=as_json)

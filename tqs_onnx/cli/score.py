@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from tqs_onnx.cli.options import (
 )
 from tqs_onnx.cli.show import print_json, print_table, progress, say
 from tqs_onnx.pipeline import read_spec, run_directory
+from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.contexts import load_contexts
 from tqs_onnx.score.agreement import spearman
+from tqs_onnx.score.estimate import Estimate, estimate
 from tqs_onnx.score.options import Blocks, EarlyStop, SweepOptions
+from tqs_onnx.score.plan import plan_sweep
 from tqs_onnx.score.probe import ProbeKind
 from tqs_onnx.score.results import RESULTS_NAME
 from tqs_onnx.score.store import Scores, Status
@@ -42,7 +45,7 @@ from tqs_passes.model_io import write_text
 @click.option(
     "--blocks",
     "rule",
-    help="Score sets of weights: pattern:REGEX, nodes:N, prefix:DEPTH or auto (chains between residual joins).",
+    help="Score sets of weights: pattern:REGEX, nodes:N, stored:N, prefix:DEPTH or auto (residual chains).",
 )
 @click.option(
     "--block-score",
@@ -64,12 +67,16 @@ from tqs_passes.model_io import write_text
 @click.option(
     "--dead-at-minimum", is_flag=True, help="Weights below the floor that tie at the lowest γ_task are dead."
 )
+@click.option("--max-memory", type=click.FloatRange(min=1), help="Megabytes; contexts are chunked to fit.")
+@click.option("--dry-run", is_flag=True, help="Only say what the sweep would take, by one timed rollout.")
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--out", type=FILE, required=True, help="Run directory: scores.json and scores.csv go there.")
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, help="Weights shown.")
 @force_option
 @json_option
-def command(model: Path, out: Path, top: int, force: bool, as_json: bool, **options: Any) -> None:
+def command(
+    model: Path, out: Path, top: int, dry_run: bool, force: bool, as_json: bool, **options: Any
+) -> None:
     r"""Perturb one weight of MODEL at a time, roll out, and measure how its error grows.
 
     What is measured is kept in the run directory as it arrives: run the same command again to go on after a stop.
@@ -82,11 +89,16 @@ def command(model: Path, out: Path, top: int, force: bool, as_json: bool, **opti
     runs = [_chosen(options, kind) for kind in kinds]
     source = open_source(model)
     require_scorable(source)
+    require_loadable(model, runs[0].provider)
     files = data_files(options)
     spec = read_spec(files, source)
     contexts = load_contexts(
         files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
     )
+    if dry_run:
+        plans = [plan_sweep(source.lifted, source.survey, spec, contexts, source.sha256, run) for run in runs]
+        _show_estimates([estimate(plan) for plan in plans], as_json=as_json)
+        return
     names = [_stem(run, first=run is runs[0]) for run in runs]
     found: list[Scores] = []
     with run_directory(out, [f"{n}.{kind}" for n in names for kind in ("json", "csv")], force=force):
@@ -137,7 +149,20 @@ def _chosen(options: dict[str, Any], kind: str) -> SweepOptions:
         dead_below=options["dead_below"],
         dead_at_minimum=options["dead_at_minimum"],
         workers=options["workers"],
+        max_memory=None if options["max_memory"] is None else int(1e6 * options["max_memory"]),
     )
+
+
+def _show_estimates(found: list[Estimate], *, as_json: bool) -> None:
+    total = sum(e.time_s for e in found)
+    if as_json:
+        print_json({"time_s": total, "probes": [asdict(e) for e in found]})
+        return
+    for e in found:
+        click.echo(
+            f"{e.rollouts} rollouts of {e.rollout_s:.3g} s, {e.chunk} contexts a call, in {e.sessions} sessions "
+            f"({e.how}, {e.build_s:.2g} s each to build): about {e.time_s:.3g} s and {e.memory_bytes / 1e6:.0f} MB"
+        )
 
 
 def _stem(run: SweepOptions, *, first: bool) -> str:

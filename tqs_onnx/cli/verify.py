@@ -21,7 +21,9 @@ from tqs_onnx.cli.options import (
 from tqs_onnx.cli.outcome import finish, show_verification
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.pipeline import judge, manifest_of, read_data, require_evaluable, require_scores_of
+from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
+from tqs_onnx.rounding.codes_file import codes_beside
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_onnx.verify.gates import parse_gate
@@ -73,6 +75,8 @@ def command(
     if target.exists() and not force:
         raise InputError("exists", where=str(target), todo="Choose another --manifest, or give --force")
     source = open_source(source_file)
+    for file in (source_file, emitted):
+        require_loadable(file)
     plan = read_plan(plan_file)
     if plan.source_sha256 != source.sha256:
         raise InputError(
@@ -90,7 +94,7 @@ def command(
         options["batch"],
         options["threads"],
     )
-    subject = Subject(source_file, emitted, source.lifted, source.survey, plan, {})
+    subject = Subject(source_file, emitted, source.lifted, source.survey, plan, codes_beside(plan_file, plan))
     verification = verify(subject, bench)
     results = judge(gates, verification)
     document = manifest_of(

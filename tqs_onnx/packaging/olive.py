@@ -1,8 +1,8 @@
 """What Microsoft Olive needs to run this package as one of its passes.
 
 Olive knows passes by a package configuration: a JSON file given as `--package-config`, which names the module of each
-pass and what it supports. `olive run --config run.json --package-config olive_package.json` then finds `TqsQuantization`
-of `tqs_onnx.packaging.olive_pass`.
+pass and what it supports. `olive run --config olive_run.json --package-config olive_package.json` then finds
+`TqsQuantization` of `tqs_onnx.packaging.olive_pass`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import write_text
 
-PASS = "TqsQuantization"  # noqa: S105  (a class name)
+PASS = "TqsQuantization"
 MODULE = f"tqs_onnx.packaging.olive_pass.{PASS}"
 
 

@@ -1,5 +1,6 @@
 """An Olive pass that runs the main job; imported by Olive, never by this package, and needs olive-ai installed."""
 
+# pyright: reportMissingImports=false, reportUnknownParameterType=false
 from __future__ import annotations
 
 import logging
@@ -16,17 +17,19 @@ from tqs_passes.errors import GateError
 _LOG = logging.getLogger(__name__)
 
 
-class TqsQuantization(Pass):
+class TqsQuantization(Pass):  # type: ignore[misc]
     """Score, allocate, emit and verify: see `tqs quantize`."""
 
     @classmethod
-    def _default_config(cls, accelerator_spec: Any) -> dict[str, PassConfigParam]:
+    def _default_config(cls, accelerator_spec: object) -> dict[str, PassConfigParam]:
         del accelerator_spec
         return {
             "rollout": PassConfigParam(type_=str, required=True, description="rollout.toml"),
             "contexts": PassConfigParam(type_=str, required=True, description="Scoring contexts."),
             "eval_contexts": PassConfigParam(
-                type_=str, default_value=None, description="Evaluation contexts; None: test rows of the table."
+                type_=str,
+                default_value=None,
+                description="Evaluation contexts; None: test rows of the table.",
             ),
             "compression": PassConfigParam(
                 type_=float, default_value=4.0, description="Input file over output file."
@@ -34,7 +37,12 @@ class TqsQuantization(Pass):
             "profile": PassConfigParam(type_=str, default_value="fast", description="fast or exact"),
         }
 
-    def _run_for_config(self, model: Any, config: Any, output_model_path: str) -> ONNXModelHandler:
+    def _run_for_config(
+        self,
+        model: ONNXModelHandler,
+        config: Any,  # noqa: ANN401  (Olive makes this class from _default_config)
+        output_model_path: str,
+    ) -> ONNXModelHandler:
         job = Job(
             model=Path(model.model_path),
             data=DataFiles(

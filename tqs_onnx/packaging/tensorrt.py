@@ -1,8 +1,8 @@
 """A TensorRT engine is built where it runs: this writes the file, the `trtexec` line, and refuses what TensorRT lacks.
 
 TensorRT takes weights as DequantizeLinear from INT8 or INT4, or as FP16, BF16 and FP32. It has no bit planes and no
-unsigned, 2-bit or 1-bit integers, so a file made for another target is refused, tensor by tensor. A free dimension needs
-its least, usual and largest size. Source: TensorRT's operator support matrix and the manual of `trtexec`.
+unsigned, 2-bit or 1-bit integers, so a file made for another target is refused, tensor by tensor. A free dimension
+needs its least, usual and largest size. Source: TensorRT's operator support matrix and the manual of `trtexec`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ _LACKING = {
 MOST_SHOWN = 5
 
 
-def write_engine_build(
-    emitted: Path, out: Path, limits: dict[str, tuple[int, int, int]]
-) -> tuple[Path, ...]:
+def write_engine_build(emitted: Path, out: Path, limits: dict[str, tuple[int, int, int]]) -> tuple[Path, ...]:
     """Write the model and the script that builds its engine; return the files written.
 
     Parameters
@@ -108,7 +106,9 @@ def _sizes(port: Port, limits: dict[str, tuple[int, int, int]], which: int) -> s
     for dim in port.shape:
         if isinstance(dim, str) and dim not in limits:
             raise InputError(
-                f"the free dimension {dim!r} needs its sizes", where=port.name, todo=f"Give --limit {dim}=1:8:32"
+                f"the free dimension {dim!r} needs its sizes",
+                where=port.name,
+                todo=f"Give --limit {dim}=1:8:32",
             )
         sizes.append(str(limits[dim][which] if isinstance(dim, str) else dim))
     return "x".join(sizes)

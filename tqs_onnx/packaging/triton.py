@@ -6,8 +6,9 @@ Single file, and with external data ::
     <out>/<name>/1/model.onnx                   <out>/<name>/1/model.onnx/model.onnx
                                                 <out>/<name>/1/model.onnx/model.onnx.data
 
-No session options are written: the serving profile lies in the file. With `max_batch` the first dimension of every input
-and output is the batch and is left out of `dims`, as Triton wants it; else all dimensions are listed, -1 for a free one.
+No session options are written: the serving profile lies in the file. With `max_batch` the first dimension of every
+input and output is the batch and is left out of `dims`, as Triton wants it; else all dimensions are listed, -1 for a
+free one.
 Sources: Triton's model_config.proto and its model-repository page.
 """
 
@@ -60,7 +61,9 @@ def write_repository(emitted: Path, out: Path, name: str, max_batch: int) -> tup
         The name is no folder name, a port cannot be described, or nothing can be written.
     """
     if not name or name in (".", "..") or any(c in name for c in "/\\\0\n"):
-        raise InputError(f"{one_line(name)!r} is no name for a model", where="--name", todo="Use letters, digits, - and _")
+        raise InputError(
+            f"{one_line(name)!r} is no name for a model", where="--name", todo="Use letters, digits, - and _"
+        )
     model = load_model(emitted)
     text = config_text(signature_of(model.proto), name, max_batch)
     folder = out / name
@@ -129,7 +132,5 @@ def _port_lines(port: Port, max_batch: int) -> list[str]:
 def quoted(text: str) -> str:
     """Return a string literal of protobuf's text format."""
     plain = {ord("\\"), ord('"')}
-    body = "".join(
-        chr(b) if 32 <= b < 127 and b not in plain else f"\\{b:03o}" for b in text.encode("utf-8")
-    )
+    body = "".join(chr(b) if 32 <= b < 127 and b not in plain else f"\\{b:03o}" for b in text.encode("utf-8"))
     return f'"{body}"'

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from tqs_onnx.rounding.calibrate import Calibration, Statistics
 from tqs_onnx.rounding.compensate import Matrix, compensate, drift_correction, factor
 from tqs_onnx.rounding.gptq import PUBLISHED_BLOCK, qep_correct
+from tqs_onnx.rounding.nearest import nearest_codes
 from tqs_onnx.rounding.view import View
 from tqs_passes.base import Skip
 from tqs_passes.encode.weight import Form, np_dtype
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Codes, Grid, as_rows, broadcast_shape, quantize, round_levels, scales_fit_half
+from tqs_passes.grid import Codes, Grid, round_levels
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.rewrite import reference_weight, round_weight
 
@@ -188,8 +189,9 @@ class _Work:
     def _statistics(self, weight: str) -> Statistics:
         """Return the sums for a weight; weights that read the same inputs, one after the other, share them."""
         uses = self.calibration.uses[weight].uses
-        key = (tuple((use.activation, use.view) for use in uses), self.calibration.shapes[weight][2:])
-        if self._last is None or self._last[0] != key or len(self.calibration.shapes[weight]) > 2:
+        shape = self.calibration.shapes[weight]
+        key = (tuple((use.activation, use.view) for use in uses), shape if len(shape) > 2 else ())
+        if self._last is None or self._last[0] != key:
             self._last = (key, self.calibration.statistics(weight, self.replaced))
         return self._last[1]
 
@@ -238,11 +240,11 @@ class _Work:
             return None
         if found.damp != self.options.damp:
             self.notes.append(Skip(a.label, f"damping raised to {found.damp:.3g}"))
-        P = None
+        shift = None
         if self.options.method == "gptaq":
             D = statistics.D[g].copy()
             D[:, dead] = 0.0
-            P = drift_correction(D[np.ix_(order, order)], found.upper, self.options.alpha)
+            shift = drift_correction(D[np.ix_(order, order)], found.upper, self.options.alpha)
         grid, bits = a.grid or Grid.SIGNED, a.tier.bits
 
         def column(j: int, values: Matrix, lazy: Matrix) -> tuple[Matrix, Matrix]:
@@ -250,24 +252,27 @@ class _Work:
             level = round_levels((values / scale).astype(np.float32), bits, grid).astype(np.float64)
             return level, scale * level
 
-        levels, _ = compensate(w[:, order], found.upper, P, column, PUBLISHED_BLOCK)
+        levels, _ = compensate(w[:, order], found.upper, shift, column, PUBLISHED_BLOCK)
         return levels[:, np.argsort(order, kind="stable")]
 
 
-def nearest_codes(values: NDArray[Any], a: Assignment) -> Codes:
-    """Return plain rounding to nearest ("rtn"): the largest value of a row gets the largest level."""
-    w = np.ascontiguousarray(values).astype(np.float32)
-    assert a.grid is not None
-    bits = a.tier.bits
-    if bits == 1:  # sign · mean size, as "mse" has it
-        return quantize(w, bits, a.axis, a.grid, half_scales=a.half_scales)
-    top = (1 << bits) - 1 if a.grid is Grid.MIDRISE else (1 << (bits - 1)) - 1
-    peak = np.max(np.abs(as_rows(w, a.axis)), axis=1)
-    scales = np.maximum(peak / np.float32(top), np.finfo(np.float16).tiny).astype(np.float32)
-    shaped = scales.reshape(broadcast_shape(w.shape, a.axis))
-    stored = shaped.astype(np.float16) if a.half_scales and scales_fit_half(shaped) else shaped
-    levels = round_levels(w / stored.astype(np.float32), bits, a.grid).astype(np.int8)
-    return Codes(levels, stored, bits, a.grid, a.axis)
+class Alone:
+    """Rounds one weight at a time, all others FP32; the candidates of a weight share what its inputs were.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    options : RoundingOptions
+    """
+
+    def __init__(self, calibration: Calibration, options: RoundingOptions) -> None:
+        self._work = _Work(calibration, options)
+
+    def decoded(self, a: Assignment) -> NDArray[Any]:
+        """Return what the weight decodes to."""
+        self._work.replaced.clear()
+        self._work.round(a)
+        return self._work.replaced[a.weight]
 
 
 def decoded_weights(assigned: Assigned, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -126,8 +126,7 @@ class Calibration:
         wanted = [self._outputs[name] for name in dict.fromkeys(use.activation for use in uses)]
         changed = {n: self._session.value(a) for n, a in replaced.items() if n in self._nominal}
         weights = {**self._nominal, **changed}
-        H: Matrix | None = None
-        D: Matrix | None = None
+        sums: tuple[Matrix, Matrix] | None = None
         n_rows = 0
         for call in self._calls(wanted):
             ours = self._session.run({**call.inputs, **weights}, wanted, where="calibration")
@@ -138,12 +137,10 @@ class Calibration:
                 xt = np.swapaxes(x, 1, 2)
                 with np.errstate(over="ignore", invalid="ignore"):  # an H that is not finite is reported
                     h, d = xt @ x, np.swapaxes(gap, 1, 2) @ x
-                H = h if H is None else H + h
-                D = d if D is None else D + d
+                sums = (h, d) if sums is None else (sums[0] + h, sums[1] + d)
                 n_rows += x.shape[1]
-        assert H is not None
-        assert D is not None
-        return Statistics(H, D, n_rows)
+        assert sums is not None
+        return Statistics(*sums, n_rows)
 
     def _calls(self, wanted: list[str]) -> Iterable[_Call]:
         """Return the calls of the FP32 model, with at least the wanted outputs."""

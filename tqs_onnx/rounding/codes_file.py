@@ -11,6 +11,7 @@ Written deterministically: the archive holds no time.
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,8 +21,38 @@ import numpy as np
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Codes, Grid, grids_for, round_levels
 from tqs_passes.model_io import atomic_file
+from tqs_passes.plan import Plan
 
+CODES_NAME = "codes.npz"
 _GRIDS = (Grid.SIGNED, Grid.MIDRISE)
+
+
+def codes_digest(codes: Mapping[str, Codes]) -> str:
+    """Return the SHA-256 of integers and scales, by weight."""
+    digest = hashlib.sha256()
+    for name in sorted(codes):
+        c = codes[name]
+        digest.update(f"{name}\0{c.bits}\0{c.grid}\0{c.axis}\0{c.levels.shape}\0{c.scales.dtype}\0".encode())
+        digest.update(np.ascontiguousarray(c.levels).tobytes())
+        digest.update(np.ascontiguousarray(c.scales).tobytes())
+    return digest.hexdigest()
+
+
+def codes_beside(plan_file: Path, plan: Plan) -> dict[str, Codes]:
+    """Return the codes a plan needs, from `codes.npz` beside it; none where the weights alone decide.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, or of another plan.
+    """
+    if plan.codes_sha256 is None:
+        return {}
+    path = plan_file.with_name(CODES_NAME)
+    codes = read_codes(path)
+    if codes_digest(codes) != plan.codes_sha256:
+        raise InputError("the codes are not those of the plan", where=str(path), todo="Round again")
+    return codes
 
 
 def write_codes(path: Path, codes: Mapping[str, Codes]) -> None:
@@ -71,17 +102,23 @@ def read_codes(path: Path) -> dict[str, Codes]:
 def _codes(
     name: str,
     levels: np.ndarray[tuple[int, ...], np.dtype[np.int8]],
-    scales: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    scales: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
     layout: np.ndarray[tuple[int, ...], np.dtype[np.int16]],
     path: Path,
 ) -> Codes:
     bits, grid, axis = int(layout[0]), _GRIDS[int(layout[1])], int(layout[2])
     sound = 1 <= bits <= 8 and grid in grids_for(bits) and levels.dtype == np.int8
-    sound = sound and scales.dtype in (np.float16, np.float32) and bool(np.isfinite(scales).all())
+    sound = (
+        sound
+        and scales.dtype.name in ("float16", "float32")
+        and bool(np.isfinite(scales.astype(np.float32)).all())
+    )
     if not sound or not np.array_equal(round_levels(levels.astype(np.float32), bits, grid), levels):
         raise InputError(
             f"the codes of weight {name!r} are not {bits}-bit {grid} levels",
             where=str(path),
             todo="Round again with the same plan",
         )
-    return Codes(levels, scales, bits, grid, None if axis < 0 else axis)
+    half = scales.dtype == np.float16
+    stored = scales.astype(np.float16) if half else scales.astype(np.float32)
+    return Codes(levels, stored, bits, grid, None if axis < 0 else axis)

@@ -98,7 +98,7 @@ def _upper(A: Matrix) -> Matrix | None:
     try:
         lower = np.linalg.cholesky(A)
         half = np.linalg.inv(lower)
-        upper: Matrix = np.linalg.cholesky(half.T @ half).T
+        upper = np.asarray(np.linalg.cholesky(half.T @ half).T, np.float64)
     except np.linalg.LinAlgError:
         return None
     return upper if np.isfinite(upper).all() else None

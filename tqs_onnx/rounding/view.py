@@ -272,12 +272,12 @@ def _use(node: onnx.NodeProto, index: int, position: int, swapped: bool, shape: 
         return Use(position, node.input[1 - index], view)
     if node.op_type == "Conv" and index == 1 and not swapped:
         auto_pad = attributes.get("auto_pad", b"NOTSET")
-        view = ConvView(
+        conv = ConvView(
             int(attributes.get("group", 1)),
             tuple(attributes.get("strides", ())),
             tuple(attributes.get("dilations", ())),
             tuple(attributes.get("pads", ())),
             auto_pad.decode() if isinstance(auto_pad, bytes) else str(auto_pad),
         )
-        return Use(position, node.input[0], view)
+        return Use(position, node.input[0], conv)
     return f"no rule for {node.op_type}"

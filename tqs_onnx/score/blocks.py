@@ -4,7 +4,8 @@
 rule       a block is
 ========== ==========================================================================================================
 pattern:R  the weights whose labels give regex R the same match (its groups, where it has some)
-nodes:N    N weights in a row, in the order of the nodes that read them (the paper's Pangu: 28 blocks of 8)
+nodes:N    N weights in a row, in the order of the nodes that read them
+stored:N   N weights in a row, in the order of the file (the paper's Pangu: 223 tensors, 28 blocks of 8)
 prefix:D   the weights whose labels share their first D parts, split at ``.`` and ``/``
 auto       the weights of one chain between residual joins: the Adds of two values that both depend on what is fed
            are cut out of the graph, and what hangs together without them is a chain (networkx)
@@ -16,7 +17,7 @@ A weight that a rule leaves out is a block of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import networkx as nx
 import onnx
@@ -43,6 +44,8 @@ def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Tar
         keys = _by_pattern(weights, argument)
     elif kind == "nodes" and argument.isdigit() and int(argument) > 0:
         keys = _by_nodes(model.proto.graph, weights, int(argument))
+    elif kind == "stored" and argument.isdigit() and int(argument) > 0:
+        keys = {w.name: f"block{i // int(argument):03d}" for i, w in enumerate(weights)}
     elif kind == "prefix" and argument.isdigit() and int(argument) > 0:
         keys = {w.name: _prefix(w.label, int(argument)) for w in weights}
     elif rule == "auto":
@@ -50,7 +53,7 @@ def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Tar
     else:
         raise InputError(
             f"--blocks {rule!r} is no rule for blocks",
-            todo="Write pattern:REGEX, nodes:N, prefix:DEPTH or auto",
+            todo="Write pattern:REGEX, nodes:N, stored:N, prefix:DEPTH or auto",
         )
     members: dict[str, list[Weight]] = {}
     for weight in weights:
@@ -102,7 +105,7 @@ def _read(node: onnx.NodeProto) -> Iterable[str]:
 
 def _by_chain(graph: onnx.GraphProto, weights: tuple[Weight, ...]) -> dict[str, str]:
     flow = _dynamic_nodes(graph)
-    chains: nx.Graph[Hashable] = nx.Graph()
+    chains: nx.Graph[int] = nx.Graph()
     producer = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
     joins = {i for i in flow if _is_join(graph.node[i], flow, producer, graph)}
     chains.add_nodes_from(flow - joins)
@@ -111,13 +114,10 @@ def _by_chain(graph: onnx.GraphProto, weights: tuple[Weight, ...]) -> dict[str, 
             source = producer.get(name)
             if source in flow and source not in joins and graph.node[source].op_type not in SHAPE_ONLY:
                 chains.add_edge(source, index)
-    number = {
-        index: i
-        for i, chain in enumerate(sorted(nx.connected_components(chains), key=lambda c: min(map(int, c))))
-        for index in chain
-    }
+    ordered = sorted(sorted(chain) for chain in nx.connected_components(chains))
+    number = {index: i for i, chain in enumerate(ordered) for index in chain}
     reached = _reaching(graph, flow)
-    places = {w.name: number.get(reached.get(w.name)) for w in weights}
+    places = {w.name: number.get(reached.get(w.name, -1)) for w in weights}
     used = {place: i for i, place in enumerate(sorted({p for p in places.values() if p is not None}))}
     return {name: f"chain{used[place]:03d}" for name, place in places.items() if place is not None}
 

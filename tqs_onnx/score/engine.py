@@ -1,11 +1,14 @@
 """Where perturbed rollouts come from: the seam between the sweep and how weights are injected.
 
-`GroupSession` opens one session in which a group of weights are graph inputs ::
+Three ways. `GroupSession` opens one session in which a group of weights are graph inputs; `Rebuilt` builds a session
+per rollout, with the perturbed weights as its constants ::
 
     all in one group        every weight is an input; nothing is ever rebuilt. Kernels lose what they prepare from
                             constant weights (prepacking): the more, the shorter the batch.
     g weights a group       the others stay constants, shared with the session rather than copied, and prepacked;
                             a session is built per group, and each has a nominal rollout of its own.
+    rebuilt                 nothing is lost at a call, one nominal rollout serves all; a session per rollout, which is
+                            built while the rollout before runs.
 
 Nominal and perturbed trajectories always come from the same compiled graph. Which is cheaper is for
 `tqs_onnx.score.strategy` to say.
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.run import Engine, Trajectory, Watch
-from tqs_onnx.rollout.session import Provider, SessionOptions, host_value, open_session
+from tqs_onnx.rollout.session import Provider, SessionOptions, Value, host_value, open_session
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_passes.model_io import Model, serialize
 from tqs_passes.perturb import Perturb, weight_values
@@ -39,9 +42,36 @@ class Injection(Protocol):
         """Return the nominal values of a weight, in its dtype."""
         ...
 
+    def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
+        """Do all that can be done before a rollout with these weights replaced; safe beside a rollout that runs."""
+        ...
+
     def run(self, replaced: Mapping[str, NDArray[Any]], *, watch: Watch | None = None) -> Trajectory:
         """Roll out with the named weights replaced, all others nominal."""
         ...
+
+    def run_from(self, contexts: Contexts) -> Trajectory:
+        """Roll out from other contexts, all weights nominal."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """A rollout that is ready to run, once.
+
+    Parameters
+    ----------
+    engine : Engine
+    values : dict of str to Value
+        All exposed weights.
+    """
+
+    engine: Engine
+    values: dict[str, Value]
+
+    def run(self, *, watch: Watch | None = None) -> Trajectory:
+        """Roll out."""
+        return self.engine.run(self.values, watch=watch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -129,6 +159,11 @@ class GroupSession:
         """Return the nominal values of a weight, in its dtype."""
         return self._arrays[weight.name]
 
+    def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
+        """Put the replaced weights on the device."""
+        changed = {name: self.session.value(array) for name, array in replaced.items()}
+        return Ready(self._engine, {**self._nominal, **changed})
+
     def run(
         self,
         replaced: Mapping[str, NDArray[Any]],
@@ -137,12 +172,64 @@ class GroupSession:
         keep_other: bool = False,
     ) -> Trajectory:
         """Roll out with the named weights replaced, all others nominal."""
-        changed = {name: self.session.value(array) for name, array in replaced.items()}
-        return self._engine.run({**self._nominal, **changed}, watch=watch, keep_other=keep_other)
+        values = self.prepare(replaced).values
+        return self._engine.run(values, watch=watch, keep_other=keep_other)
 
     def run_from(self, contexts: Contexts) -> Trajectory:
         """Roll out from other contexts, all weights nominal."""
         return Engine(self.session, self._engine.spec, contexts, batch=self._batch).run(self._nominal)
+
+
+class Rebuilt:
+    """A session per rollout, its replaced weights as constants: prepacked, shared, and in the same compiled graph.
+
+    Weights of a single value are exposed instead: an optimizer may look at such a value and compile another graph.
+    See `GroupSession` for the parameters.
+    """
+
+    def __init__(
+        self,
+        source: Exposable,
+        spec: RolloutSpec,
+        contexts: Contexts,
+        *,
+        batch: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        self._arrays = source.arrays
+        self._spec, self._contexts, self._batch, self._threads = spec, contexts, batch, threads
+        single = frozenset(name for name, array in source.arrays.items() if array.size == 1)
+        self._serialized, constants = source.opened_for(single)
+        self._constants = {name: host_value(source.arrays[name]) for name in constants}
+        self._nominal = {name: host_value(source.arrays[name]) for name in sorted(single)}
+        self._engine = self._built({})
+
+    def _built(self, replaced: Mapping[str, Value]) -> Engine:
+        session = open_session(
+            self._serialized,
+            options=SessionOptions(threads=self._threads),
+            stored={**self._constants, **replaced},
+        )
+        return Engine(session, self._spec, self._contexts, batch=self._batch)
+
+    def values(self, weight: Weight) -> NDArray[Any]:
+        """Return the nominal values of a weight, in its dtype."""
+        return self._arrays[weight.name]
+
+    def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
+        """Build the session of a rollout."""
+        changed = {name: host_value(array) for name, array in replaced.items()}
+        constant = {name: value for name, value in changed.items() if name in self._constants}
+        exposed = {name: value for name, value in changed.items() if name not in constant}
+        return Ready(self._built(constant) if constant else self._engine, {**self._nominal, **exposed})
+
+    def run(self, replaced: Mapping[str, NDArray[Any]], *, watch: Watch | None = None) -> Trajectory:
+        """Roll out with the named weights replaced, all others nominal."""
+        return self.prepare(replaced).run(watch=watch)
+
+    def run_from(self, contexts: Contexts) -> Trajectory:
+        """Roll out from other contexts, all weights nominal."""
+        return Engine(self._engine.session, self._spec, contexts, batch=self._batch).run(self._nominal)
 
 
 class ExposedWeights(GroupSession):

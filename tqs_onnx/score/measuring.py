@@ -25,6 +25,7 @@ from tqs_onnx.score.rolling import (
     measured,
     open_station,
     perturbation,
+    prepare,
     prepared,
 )
 from tqs_onnx.score.target import Rollout, Target
@@ -88,8 +89,8 @@ def _one_by_one(
     plan: Plan, station: Station, targets: Sequence[Target], have: frozenset[str]
 ) -> Iterator[Kept]:
     rollouts = [r for t in targets for r in plan.rollouts(t) if r.key(plan.job) not in have]
-    for rollout, replaced, delta_sq in prepared(rollouts, station.injection):
-        yield ((rollout.key(plan.job), measured(plan, station, replaced, delta_sq)),)
+    for ready in prepared(rollouts, station.injection):
+        yield ((ready.rollout.key(plan.job), measured(plan, station, ready)),)
 
 
 def _still(plan: Plan, station: Station, frame: Frame, targets: Sequence[Target]) -> bool:
@@ -97,9 +98,8 @@ def _still(plan: Plan, station: Station, frame: Frame, targets: Sequence[Target]
     weights = tuple(w for t in targets for w in t.weights)
     rollouts = [replace(r, weights=weights) for r in plan.rollouts(targets[0])]
     for rollout in (rollouts[0], min(rollouts, key=lambda r: r.probe.bits)):
-        replaced, delta_sq = perturbation(rollout, station.injection)
-        m = measured(plan, station, replaced, delta_sq)
-        if not m.finite or delta_sq == 0.0 or m.energy[:, -1].max() > frame.noise_floor:
+        m = measured(plan, station, prepare(rollout, station.injection))
+        if not m.finite or m.delta_sq == 0.0 or m.energy[:, -1].max() > frame.noise_floor:
             return False
     return True
 

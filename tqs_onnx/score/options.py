@@ -7,6 +7,7 @@ from typing import Literal
 
 from tqs_onnx.rollout.session import Provider
 from tqs_onnx.score.probe import Probe
+from tqs_onnx.score.strategy import Strategy
 from tqs_passes.errors import InputError
 
 
@@ -33,7 +34,7 @@ class Blocks:
     Parameters
     ----------
     rule : str
-        ``pattern:REGEX``, ``nodes:N``, ``prefix:DEPTH`` or ``auto``.
+        ``pattern:REGEX``, ``nodes:N``, ``stored:N``, ``prefix:DEPTH`` or ``auto``.
     score : {"joint", "mean"}
         One perturbation of all members at once, or the mean of the members' own scores.
     """
@@ -58,6 +59,8 @@ class SweepOptions:
     provider : str
     batch : int or None
         Most contexts a chunk.
+    max_memory : int or None
+        Bytes that the sweep may hold, by the estimate of `tqs_onnx.score.memory`; chunks are cut to it.
     threads : int
     blocks : Blocks or None
         None: every weight by itself.
@@ -70,8 +73,8 @@ class SweepOptions:
         Weights below the noise floor that tie at the lowest γ_task are dead (A.4; the paper's Aurora).
     workers : int
         Processes that roll out; what is measured does not depend on it.
-    groups : int or None
-        Sessions that the weights are spread over; None: what the cost model says.
+    strategy : Strategy or None
+        How weights are injected; None: what the cost model says.
     """
 
     probe: Probe = field(default_factory=Probe)
@@ -80,6 +83,7 @@ class SweepOptions:
     units: Literal["std", "raw"] = "std"
     provider: Provider = "cpu"
     batch: int | None = None
+    max_memory: int | None = None
     threads: int = 0
     blocks: Blocks | None = None
     early_stop: EarlyStop | None = None
@@ -87,7 +91,7 @@ class SweepOptions:
     dead_below: float | None = None
     dead_at_minimum: bool = False
     workers: int = 1
-    groups: int | None = None
+    strategy: Strategy | None = None
 
 
 def require_horizons(horizons: tuple[int, ...], steps: int) -> None:

@@ -12,10 +12,12 @@ from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.run import DEFAULT_BATCH
 from tqs_onnx.rollout.spec import RolloutSpec, content_hash
 from tqs_onnx.score.blocks import blocks_of
+from tqs_onnx.score.engine import exposable
 from tqs_onnx.score.gamma import default_horizons
 from tqs_onnx.score.job import contexts_hash, job_facts, job_id
+from tqs_onnx.score.memory import memory_of
 from tqs_onnx.score.options import SweepOptions
-from tqs_onnx.score.strategy import Shape, grouped, n_groups
+from tqs_onnx.score.strategy import How, Shape, choose, grouped
 from tqs_onnx.score.target import Rollout, Target, rollouts_of
 from tqs_passes.model_io import Model
 from tqs_passes.weights import Survey, Weight
@@ -35,6 +37,8 @@ class Plan:
     horizons : tuple of int
     batch : int
         Most contexts a chunk.
+    how : {"expose", "rebuild"}
+        How weights are injected.
     groups : tuple of tuple of Target
         The targets, session by session.
     block_of : dict of str to str
@@ -51,6 +55,7 @@ class Plan:
     options: SweepOptions
     horizons: tuple[int, ...]
     batch: int
+    how: How
     groups: tuple[tuple[Target, ...], ...]
     block_of: dict[str, str]
     facts: str
@@ -98,14 +103,19 @@ def plan_sweep(
     targets = blocks if joint else tuple(Target(w.name, (w,)) for w in rolled)
     chunk = 1 if spec.rollout.batch_axis is None else options.batch or DEFAULT_BATCH
     chunk = min(chunk, contexts.n_contexts)
+    if options.max_memory is not None:
+        memory = memory_of(exposable(model, rolled), spec, contexts)
+        chunk = min(chunk, memory.most_contexts(options.max_memory))
     n_chunks = -(-contexts.n_contexts // chunk)
     shape = Shape(
         options.probe.n_draws + len(options.response_bits),
         spec.rollout.steps * n_chunks,
         chunk,
+        len(model.proto.graph.node),
         options.provider,
     )
-    groups = grouped(targets, options.groups or n_groups(targets, shape)) if targets else ()
+    strategy = options.strategy or choose(targets, shape)
+    groups = grouped(targets, strategy.groups) if targets else ()
     horizons = options.horizons or default_horizons(spec.rollout.steps)
     facts = job_facts(
         provider=options.provider,
@@ -115,11 +125,13 @@ def plan_sweep(
         horizons=horizons,
         units=options.units,
         chunk=chunk,
+        injection=strategy.how,
         groups=[[t.name for t in group] for group in groups],
         early_stop=None if options.early_stop is None else asdict(options.early_stop),
         group_test=options.group_test,
     )
     text = json.dumps(facts, sort_keys=True)
     return Plan(
-        model, spec, contexts, options, horizons, chunk, groups, block_of, text, job_id(json.loads(text))
+        *(model, spec, contexts, options, horizons, chunk),
+        *(strategy.how, groups, block_of, text, job_id(json.loads(text))),
     )

@@ -6,7 +6,7 @@ rollout. At most two perturbed targets are in memory.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.score.divergence import n_space, ruler_for
 from tqs_onnx.score.early import watcher
-from tqs_onnx.score.engine import Exposable, GroupSession, Injection, exposable
+from tqs_onnx.score.engine import Exposable, GroupSession, Injection, Ready, Rebuilt, exposable
 from tqs_onnx.score.measure import Measurement, Meter
 from tqs_onnx.score.plan import Plan
 from tqs_onnx.score.probe import perturbed
@@ -55,7 +55,7 @@ class Frame(BaseModel):
 class Station:
     """A session, its nominal rollout, and the meter that compares with it."""
 
-    injection: GroupSession
+    injection: Injection
     meter: Meter
 
 
@@ -74,15 +74,19 @@ def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None 
     """
     options = plan.options
     weights = plan.weights_of(group) if plan.groups else ()
-    injection = GroupSession(
-        source,
-        weights,
-        plan.spec,
-        plan.contexts,
-        provider=options.provider,
-        batch=plan.batch,
-        threads=options.threads,
-    )
+    injection: Injection
+    if plan.how == "rebuild":
+        injection = Rebuilt(source, plan.spec, plan.contexts, batch=plan.batch, threads=options.threads)
+    else:
+        injection = GroupSession(
+            source,
+            weights,
+            plan.spec,
+            plan.contexts,
+            provider=options.provider,
+            batch=plan.batch,
+            threads=options.threads,
+        )
     nominal = injection.run({})
     if frame is None:
         scale = sigma(plan.spec, plan.contexts, nominal.outputs).values
@@ -119,18 +123,15 @@ def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
 
 
 def _nudged(array: NDArray[Any]) -> NDArray[Any]:
-    if array.dtype not in (np.float32, np.float64):
+    if array.dtype.name not in ("float32", "float64"):
         return array
     signs = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
     return np.where(array == 0, array, np.nextafter(array, signs.astype(array.dtype)))
 
 
-Replaced = dict[str, NDArray[Any]]
-
-
-def perturbation(rollout: Rollout, injection: Injection) -> tuple[Replaced, float]:
+def perturbation(rollout: Rollout, injection: Injection) -> tuple[dict[str, NDArray[Any]], float]:
     """Return the perturbed weights of a rollout, and ‖δθ‖² over all of them."""
-    replaced: Replaced = {}
+    replaced: dict[str, NDArray[Any]] = {}
     total = 0.0
     for weight in rollout.weights:
         theta = injection.values(weight)
@@ -141,33 +142,45 @@ def perturbation(rollout: Rollout, injection: Injection) -> tuple[Replaced, floa
     return replaced, total
 
 
-def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[tuple[Rollout, Replaced, float]]:
-    """Yield each rollout with its perturbation, the next one being made meanwhile."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A rollout with its perturbation, ready to run; `ready` is None for a zero probe."""
+
+    rollout: Rollout
+    delta_sq: float
+    ready: Ready | None
+
+
+def prepare(rollout: Rollout, injection: Injection) -> Prepared:
+    """Make the perturbation of a rollout, and all else that its run needs."""
+    replaced, delta_sq = perturbation(rollout, injection)
+    return Prepared(rollout, delta_sq, injection.prepare(replaced) if replaced else None)
+
+
+def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[Prepared]:
+    """Yield each rollout, prepared; the next one is prepared meanwhile."""
     todo: Iterator[Rollout] = iter(rollouts)
     current = next(todo, None)
     if current is None:
         return
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(perturbation, current, injection)
+        pending = pool.submit(prepare, current, injection)
         while current is not None:
-            replaced, delta_sq = pending.result()
-            following = next(todo, None)
-            if following is not None:
-                pending = pool.submit(perturbation, following, injection)
-            yield current, replaced, delta_sq
-            current = following
+            done = pending.result()
+            current = next(todo, None)
+            if current is not None:
+                pending = pool.submit(prepare, current, injection)
+            yield done
 
 
-def measured(
-    plan: Plan, station: Station, replaced: Mapping[str, NDArray[Any]], delta_sq: float
-) -> Measurement:
-    """Roll out with weights replaced and measure; a zero probe is not rolled out."""
-    if delta_sq == 0.0:
-        return station.meter.blank(0.0)
-    watch = (
-        None if plan.options.early_stop is None else watcher(station.meter, delta_sq, plan.options.early_stop)
-    )
+def measured(plan: Plan, station: Station, prepared: Prepared) -> Measurement:
+    """Roll out and measure; a zero probe is not rolled out."""
+    meter, delta_sq = station.meter, prepared.delta_sq
+    if prepared.ready is None:
+        return meter.blank(0.0)
+    rule = plan.options.early_stop
+    watch = None if rule is None else watcher(meter, delta_sq, rule)
     try:
-        return station.meter.measure(station.injection.run(replaced, watch=watch), delta_sq)
+        return meter.measure(prepared.ready.run(watch=watch), delta_sq)
     except NonFiniteError:
-        return station.meter.blank(delta_sq, finite=False)
+        return meter.blank(delta_sq, finite=False)

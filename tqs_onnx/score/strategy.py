@@ -1,15 +1,18 @@
-"""Which weights share a session: a cost model over the job, so that the answer never depends on the clock.
+"""How weights are injected and which of them share a session: a cost model over the job, never over the clock.
 
-With G groups, n rollouts, c calls a rollout (steps × chunks) and B bytes of matrices, in seconds ::
+With G sessions, n rollouts, c calls a rollout (steps × chunks), B bytes of matrices and b(·) the time to build a
+session, in seconds ::
 
-    cost(G) = G · (build · B  +  c · call · B)  +  (n + G) · c · lost · B / G
+    expose(G) = G · (b + c · call · B)  +  (n + G) · c · lost · B / G
+    rebuild   = n · b
 
-building the sessions and their nominal rollouts, and what each call loses because the exposed share of the matrices
-is not prepacked. The minimum is at G = sqrt(n · c · lost / (build + c · call)). The three rates were measured on a
-76 MB transformer (`tools/bench_sweep.py`); they depend on the machine, but a choice that is somewhat off costs little
-near a minimum, and the same job gets the same groups everywhere.
+`expose` pays for its sessions, for a nominal rollout in each, and at every call for the exposed share of the matrices,
+which is not prepacked; its minimum is at G = sqrt(n · c · lost · B / (b + c · call · B)). `rebuild` pays a session per
+rollout and nothing else: best for long rollouts. The rates were measured on a 76 MB transformer
+(`tools/bench_sweep.py`); they depend on the machine, but a choice that is somewhat off costs little near a minimum,
+and the same job gets the same answer everywhere. The choice is part of the job and kept with it.
 
-On a GPU nothing is prepacked: one group.
+On a GPU nothing is prepacked, and big models must not be held twice: expose everything.
 """
 
 from __future__ import annotations
@@ -17,24 +20,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from tqs_onnx.rollout.session import Provider
 from tqs_onnx.score.target import Target
 from tqs_passes.weights import Weight
 
-#: Seconds a byte of matrices: to build a session that shares its constants; of one call; lost by a call when exposed.
-BUILD_S = 0.6e-9
-CALL_S = 0.08e-9
-CALL_PER_CONTEXT_S = 0.04e-9
-LOST_S = 0.06e-9
+How = Literal["expose", "rebuild"]
+
+#: Seconds to build a session that shares its constants: per node, and per byte of matrices.
+BUILD_NODE_S = 30e-6
+BUILD_S = 0.75e-9
+#: Seconds per byte of matrices: of one call, of one more context in it, and lost by a call when exposed.
+CALL_S = 0.05e-9
+CALL_PER_CONTEXT_S = 0.075e-9
+LOST_S = 0.2e-9
+#: `rebuild` holds the matrices three times: as they are, prepacked, and prepacked for the next rollout.
+MOST_REBUILT_BYTES = 512 << 20
+#: Groups have a nominal rollout each, and constants of big models should not be held prepacked as well.
+MOST_GROUPED_BYTES = 512 << 20
 _PREPACKED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
-#: Below so many bytes of matrices everything is in cache, and one session is best.
-_SMALL_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the cost model looks at.
+    """What the cost model looks at, besides the targets.
 
     Parameters
     ----------
@@ -44,13 +54,31 @@ class Shape:
         Calls of the model a rollout.
     chunk : int
         Contexts a call.
+    nodes : int
+        Nodes of the graph.
     provider : str
     """
 
     n_rollouts: int
     calls: int
     chunk: int
+    nodes: int
     provider: Provider
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How weights are injected.
+
+    Parameters
+    ----------
+    how : {"expose", "rebuild"}
+    groups : int
+        Sessions of `expose`; 1 for `rebuild`.
+    """
+
+    how: How
+    groups: int
 
 
 def prepacked_bytes(weight: Weight) -> int:
@@ -60,20 +88,29 @@ def prepacked_bytes(weight: Weight) -> int:
     return size * weight.n_values if prepared else 0
 
 
-def n_groups(targets: Sequence[Target], shape: Shape) -> int:
-    """Return in how many sessions the targets are best scored."""
+def choose(targets: Sequence[Target], shape: Shape) -> Strategy:
+    """Return the cheapest strategy for these targets."""
     n_bytes = sum(prepacked_bytes(w) for t in targets for w in t.weights)
-    if shape.provider != "cpu" or n_bytes < _SMALL_BYTES:
-        return 1
-    lost = shape.n_rollouts * len(targets) * shape.calls * LOST_S
-    fixed = BUILD_S + shape.calls * (CALL_S + CALL_PER_CONTEXT_S * shape.chunk)
-    return max(1, min(len(targets), round(math.sqrt(lost / fixed))))
+    if shape.provider != "cpu" or n_bytes == 0 or n_bytes > MOST_GROUPED_BYTES:
+        return Strategy("expose", 1)
+    n = shape.n_rollouts * len(targets)
+    build = shape.nodes * BUILD_NODE_S + n_bytes * BUILD_S
+    nominal = shape.calls * n_bytes * (CALL_S + CALL_PER_CONTEXT_S * shape.chunk)
+    lost = shape.calls * n_bytes * LOST_S
+    groups = max(1, min(len(targets), round(math.sqrt(n * lost / (build + nominal)))))
+    exposed = groups * (build + nominal) + (n + groups) * lost / groups
+    rebuilt = n * build + nominal
+    if rebuilt < exposed and n_bytes <= MOST_REBUILT_BYTES:
+        return Strategy("rebuild", 1)
+    return Strategy("expose", groups)
 
 
 def grouped(targets: Sequence[Target], groups: int) -> tuple[tuple[Target, ...], ...]:
     """Return the targets in at most `groups` runs of equal prepacked bytes, in the order given."""
     sizes = [sum(prepacked_bytes(w) for w in t.weights) for t in targets]
-    total = sum(sizes) or 1
+    total = sum(sizes)
+    if total == 0:
+        return (tuple(targets),)
     found: dict[int, list[Target]] = {}
     before = 0
     for target, size in zip(targets, sizes, strict=True):

@@ -80,6 +80,6 @@ def export(
     settings: Mapping[str, str] | None = None,
 ) -> tuple[Path, ...]:
     """Write a Pangu-shaped model with random weights, its rollout spec and contexts; see `write_shaped`."""
-    from tqs_models.pangu.export import write_shaped
+    from tqs_models.pangu.write import write_shaped
 
     return write_shaped(folder, checkpoint, grid, levels, seed, contexts, settings or {})

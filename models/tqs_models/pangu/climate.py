@@ -63,7 +63,7 @@ def states(levels: int, lat: int, lon: int, n: int, seed: int) -> dict[str, Arra
 
     result: dict[str, Array] = {}
     mean, deviation = upper(levels)
-    result["input"] = mean + deviation * fields(n, 5, levels)
+    result["input"] = (mean + deviation * fields(n, 5, levels)).astype(np.float32)
     mean, deviation = surface()
-    result["input_surface"] = mean + deviation * fields(n, 4)
-    return {name: value.astype(np.float32) for name, value in result.items()}
+    result["input_surface"] = (mean + deviation * fields(n, 4)).astype(np.float32)
+    return result

@@ -28,9 +28,9 @@ class Nodes:
     def op(self, kind: str, *inputs: str, out: str = "", **attributes: int | float | Shape) -> str:
         """Add a node with one output."""
         made = out or f"/{kind}_{len(self._nodes)}"
-        self._nodes.append(
-            helper.make_node(kind, inputs, [made], f"/{kind}_{len(self._nodes)}", **attributes)
-        )
+        node = helper.make_node(kind, inputs, [made], f"/{kind}_{len(self._nodes)}")
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in sorted(attributes.items()))
+        self._nodes.append(node)
         return made
 
     def constant(self, value: NDArray[np.generic]) -> str:

@@ -1,4 +1,4 @@
-"""Store a constant losslessly in fewer bytes: equal values once, few values as codes, whole numbers without their zeros.
+"""Store a constant losslessly in fewer bytes: one value once, few values as codes, whole numbers without zero bits.
 
 Before → after, for a tensor t of n values ::
 
@@ -70,7 +70,7 @@ def encode_constant(
     if values.dtype.kind in "iu":
         low, high = int(flat.min()), int(flat.max())
         bits = max(1, (high - low).bit_length())
-        small = -_LARGEST <= low and high <= _LARGEST
+        small = low >= -_LARGEST and high <= _LARGEST
         if small and bits <= MOST_BITS and bits < 8 * values.dtype.itemsize:
             fragment = Fragment(prefix, namespace)
             codes = _blocks(flat, lambda block: block.astype(np.int64) - low)

@@ -19,7 +19,8 @@ def pack_nibbles(levels: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Pack levels -8 … 7 two to a byte, the first in the low nibble, zero-padded: uint8 ``[ceil(n / 2)]``."""
     flat = np.zeros(levels.size + levels.size % 2, np.uint8)
     flat[: levels.size] = levels.reshape(-1).astype(np.uint8) & 15
-    return flat[0::2] | (flat[1::2] << 4)
+    packed: NDArray[np.uint8] = flat[0::2] | np.left_shift(flat[1::2], 4)
+    return packed
 
 
 def native_levels(codes: Codes, fragment: Fragment, stored: str) -> str:

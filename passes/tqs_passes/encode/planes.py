@@ -178,6 +178,7 @@ def fields_table(fragment: Fragment, width: int) -> str:
 
 
 def stored_scalar(fragment: Fragment, value: int) -> str:
+    """Share the int32 scalar `value`; return its name."""
     name = f"{fragment.namespace}.i{value}"
     piece = Fragment(name)
     piece.store(np.array(value, np.int32), name)

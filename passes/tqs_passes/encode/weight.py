@@ -31,6 +31,8 @@ from tqs_passes.tier import Tier
 #: Lowest opset with per-axis DequantizeLinear, and with bfloat16 Cast.
 DQ_OPSET = 13
 BF16_OPSET = 13
+#: Lowest opset whose Cast names its type by number.
+CAST_OPSET = 6
 #: Lowest opset with INT4.
 INT4_OPSET = 21
 

@@ -84,7 +84,7 @@ def write_shaped(
     return tuple(written)
 
 
-def _value(name: str, text: str) -> Any:
+def _value(name: str, text: str) -> str | int | tuple[int, ...]:
     known = [f.name for f in fields(PanguShape) if f.name not in ("lat", "lon", "levels")]
     choices = {"bias": ("expanded", "table"), "norms": ("fused", "decomposed")}
     if name not in known:

@@ -1,0 +1,75 @@
+"""However weights are injected, the same is measured; and the choice is a function of the job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.rollouts import forecaster, linear, opened, scored, spec_of, values
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.score.engine import Rebuilt, exposable
+from tqs_onnx.score.strategy import Shape, Strategy, choose, grouped
+from tqs_onnx.score.target import Target
+from tqs_passes.weights import Origin, Reader, Weight
+
+SHAPE = Shape(n_rollouts=1, calls=1, chunk=1, nodes=100, provider="cpu")
+
+
+def _matrix(name: str, n_values: int) -> Weight:
+    readers = (Reader("MatMul", "", name, 1),)
+    return Weight(name, name, (n_values,), "float32", Origin.INITIALIZER, readers, None, ("y",))
+
+
+MATRICES = tuple(Target(f"w{i}", (_matrix(f"w{i}", 500_000),)) for i in range(40))
+
+
+@pytest.mark.parametrize("strategy", [Strategy("expose", 2), Strategy("expose", 5), Strategy("rebuild", 1)])
+def test_every_strategy_gives_the_scores_of_one_session(tmp_path: Path, strategy: Strategy) -> None:
+    source = opened(tmp_path, forecaster())
+    one = scored(source, spec_of(), values(3, 16), strategy=Strategy("expose", 1))
+    other = scored(source, spec_of(), values(3, 16), strategy=strategy)
+    # another session may fuse otherwise: float32 rounding, amplified over four steps
+    for a, b in zip(one.weights, other.weights, strict=True):
+        assert a.gamma_task == pytest.approx(b.gamma_task, abs=1e-4)
+
+
+def test_a_rebuilt_session_sees_the_weight_that_was_replaced(tmp_path: Path) -> None:
+    matrix = np.diag(np.array([0.5, 2.0], np.float32)) + np.float32(0.25)
+    source = opened(tmp_path, linear(matrix))
+    x = np.ones((1, 2), np.float32)
+    made = Rebuilt(exposable(source.lifted, source.survey.weights), spec_of(1), Contexts({"x": x}, {}))
+    assert made.run({"A": 2 * matrix}).outputs["y"][0, 0].tolist() == (2 * x @ matrix)[0].tolist()
+    assert made.run({}).outputs["y"][0, 0].tolist() == (x @ matrix)[0].tolist()
+
+
+def test_short_rollouts_share_sessions_and_long_ones_are_rebuilt() -> None:
+    assert choose(MATRICES, SHAPE).how == "expose"
+    assert choose(MATRICES, replace(SHAPE, calls=32)) == Strategy("rebuild", 1)
+
+
+def test_more_sessions_pay_as_rollouts_get_more() -> None:
+    few, many = choose(MATRICES, SHAPE), choose(MATRICES, replace(SHAPE, n_rollouts=4))
+    assert 1 <= few.groups < many.groups
+
+
+def test_on_a_gpu_everything_is_exposed_in_one_session() -> None:
+    assert choose(MATRICES, replace(SHAPE, calls=32, provider="cuda")) == Strategy("expose", 1)
+
+
+def test_a_big_model_is_never_held_twice() -> None:
+    big = tuple(Target(f"w{i}", (_matrix(f"w{i}", 20_000_000),)) for i in range(10))
+    assert choose(big, replace(SHAPE, calls=32)) == Strategy("expose", 1)
+
+
+def test_groups_hold_about_equal_bytes_in_the_order_given() -> None:
+    groups = grouped(MATRICES, 4)
+    assert [len(g) for g in groups] == [10, 10, 10, 10]
+    assert [t for g in groups for t in g] == list(MATRICES)
+
+
+def test_no_target_is_lost_where_one_is_bigger_than_a_share() -> None:
+    uneven = (Target("big", (_matrix("big", 10_000_000),)), *MATRICES[:5])
+    assert sorted(t.name for g in grouped(uneven, 3) for t in g) == sorted(t.name for t in uneven)

@@ -1,0 +1,129 @@
+"""The 28-block sweep of a Pangu-shaped model (276.66 M random weights) on one GPU, beside its bare rollouts.
+
+Paper: 11.5 h on an H200, contexts and draws unstated. Here: T = 4, 4 contexts, 4 gauss draws, then the quant probe, the
+blocks being 8 stored tensors each. Prints minutes, GPU memory, and the ratio to as many bare rollouts in the plain
+session. Run it again with the same --out to go on after a stop. Where there is no GPU it says so and ends. Usage::
+
+    python tools/bench_gpu.py --out run [--grid 721x1440] [--contexts 4] [--draws 4]
+    python tools/bench_gpu.py --out run --provider cpu --grid 721x96 --contexts 1 --draws 1   # 16 GB of memory
+    python tools/bench_gpu.py --out run --provider cpu --tiny --contexts 1 --draws 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from tqs_models.pangu import rollout
+from tqs_models.pangu.climate import states
+from tqs_models.pangu.shaped import TINY, PanguShape, build
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.run import Engine
+from tqs_onnx.rollout.session import open_session, probe_provider
+from tqs_onnx.rollout.spec import load_spec
+from tqs_onnx.score.options import Blocks, SweepOptions
+from tqs_onnx.score.plan import plan_sweep
+from tqs_onnx.score.probe import Probe, ProbeKind
+from tqs_onnx.score.results import RESULTS_NAME
+from tqs_onnx.score.sweep import sweep
+from tqs_onnx.source import Source, open_source
+from tqs_passes.model_io import Model, save_model
+
+
+def gpu_megabytes() -> str:
+    """Return the GPU memory in use as nvidia-smi tells it, or a dash."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "–"
+    query = [tool, "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return subprocess.run(query, check=False, capture_output=True, text=True).stdout.split("\n")[0].strip()
+
+
+def model_file(folder: Path, shape: PanguShape) -> Source:
+    """Write the model once and open it."""
+    path = folder / f"pangu_{shape.lat}x{shape.lon}.onnx"
+    if not path.exists():
+        save_model(Model(build(shape), folder), path, external=True)
+    return open_source(path)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--grid", default="721x1440")
+    parser.add_argument("--tiny", action="store_true", help="1.35 M weights on 49x96.")
+    parser.add_argument("--contexts", type=int, default=4)
+    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--provider", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--threads", type=int, default=0)
+    given = parser.parse_args()
+    if given.provider == "cuda" and (why := probe_provider("cuda")) is not None:
+        print(f"no GPU here: {why}")
+        return 0
+    given.out.mkdir(parents=True, exist_ok=True)
+    lat, lon = (int(n) for n in given.grid.split("x"))
+    shape = TINY if given.tiny else PanguShape(lat=lat, lon=lon)
+    source, spec = model_file(given.out, shape), load_spec(rollout())
+    contexts = Contexts(dict(states(shape.levels, shape.lat, shape.lon, given.contexts, 0)), {})
+    n_values = sum(w.n_values for w in source.survey.weights)
+    print(
+        f"{n_values / 1e6:.2f} M weights in {len(source.survey.weights)} tensors, grid {shape.lat}x{shape.lon}"
+    )
+
+    engine = Engine(open_session(source.path, provider=given.provider), spec, contexts)
+    bare: list[float] = []
+    for _ in range(4):
+        start = time.perf_counter()
+        engine.run()
+        bare.append(time.perf_counter() - start)
+    bare_s = statistics.median(bare[1:])
+    print(f"one bare nominal rollout: {bare_s:.2f} s, GPU memory {gpu_megabytes()} MB", flush=True)
+    del engine
+
+    gauss = SweepOptions(
+        probe=Probe(kind=ProbeKind.GAUSS, bits=8, draws=given.draws),
+        response_bits=(),
+        provider=given.provider,
+        threads=given.threads,
+        blocks=Blocks("stored:8"),
+    )
+    total_s, counted = 0.0, 0
+    for options in (gauss, replace(gauss, probe=Probe(kind=ProbeKind.QUANT, bits=8))):
+        plan = plan_sweep(source.lifted, source.survey, spec, contexts, source.sha256, options)
+        start = time.perf_counter()
+        scores = sweep(
+            source.lifted,
+            source.survey,
+            spec,
+            contexts,
+            source.sha256,
+            options,
+            lambda done, total, label: print(f"  {done}/{total} {label}", file=sys.stderr, flush=True),
+            store=given.out / RESULTS_NAME,
+        )
+        wall_s = time.perf_counter() - start
+        n = plan.n_rollouts + len(plan.groups)
+        rates = [w.gamma_task for w in scores.weights if w.gamma_task is not None]
+        print(
+            f"{options.probe.kind.value}: {len(plan.groups[0])} blocks, {n} rollouts, {wall_s / 60:.2f} min, "
+            f"{wall_s / (n * bare_s):.2f} of the bare rollouts, GPU memory {gpu_megabytes()} MB, "
+            f"γ_task {np.min(rates):.3g} … {np.max(rates):.3g}",
+            flush=True,
+        )
+        total_s, counted = total_s + wall_s, counted + n
+    print(f"both: {total_s / 60:.2f} min, {total_s / (counted * bare_s):.2f} of the bare rollouts")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

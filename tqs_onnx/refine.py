@@ -1,0 +1,104 @@
+"""From an allocated plan to the one that is emitted: joint repair, data-aware rounding, and a joint measurement.
+
+All three use the scoring contexts only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.planning import PlanOptions, Request
+from tqs_onnx.joint import Joint, Place
+from tqs_onnx.repair import repair
+from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan
+from tqs_onnx.rounding.codes_file import codes_digest
+from tqs_onnx.rounding.tune import Tuner, Where
+from tqs_passes.grid import Codes
+from tqs_passes.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class RefineOptions:
+    """What is done to an allocated plan.
+
+    Parameters
+    ----------
+    repair_rounds : int
+        Most rounds of joint repair; 0 for none. Only for the objective `energy`.
+    rounding : RoundingOptions
+        How integers are chosen.
+    """
+
+    repair_rounds: int = 3
+    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions(method="mse"))
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """The plan that is emitted.
+
+    Parameters
+    ----------
+    plan : Plan
+    codes : dict of str to Codes
+        Codes of data-aware roundings, by weight; empty for the others.
+    """
+
+    plan: Plan
+    codes: dict[str, Codes]
+
+
+def refine(
+    plan: Plan,
+    request: Request,
+    place: Place,
+    planning: PlanOptions,
+    options: RefineOptions,
+    say: Callable[[str], None],
+) -> Refined:
+    """Repair a plan, choose its integers, and measure what they do together.
+
+    Parameters
+    ----------
+    plan : Plan
+    request : Request
+    place : Place
+        With the scoring contexts.
+    planning : PlanOptions
+    options : RefineOptions
+    say : callable
+        Called with one line a step.
+    """
+    if options.repair_rounds and planning.objective is Objective.ENERGY and planning.solver == "mckp":
+        plan = repair(plan, request, place, options.repair_rounds, say).plan
+    codes: dict[str, Codes] = {}
+    if options.rounding.method in DATA_AWARE:
+        weights = tuple(w for w in place.survey.weights if w.outputs)
+        where = Where(
+            place.model,
+            weights,
+            place.spec,
+            place.contexts,
+            place.sigma,
+            place.provider,
+            place.batch,
+            place.threads,
+        )
+        rounding = options.rounding
+        if rounding.method == "qep":
+            rounding, _ = Tuner(where).tuned(plan, rounding, say)
+        assigned = round_plan(plan, where.calibration(), rounding)
+        for note in assigned.notes:
+            say(f"note: {note.what}: {note.why}")
+        twins = {a.weight: a.same_as for a in plan.assignments if a.same_as in assigned.codes}
+        codes = assigned.codes | {name: assigned.codes[first] for name, first in twins.items() if first}
+        plan = assigned.plan.model_copy(update={"codes_sha256": codes_digest(codes)})
+    joint = Joint(place).drift(plan.assignments, codes)
+    update = {"joint_drift": joint}
+    if (
+        codes
+    ):  # error energies of data-aware rounding say nothing of its output: the joint drift is the prediction
+        update["predicted_drift"] = joint
+    return Refined(plan.model_copy(update=update), codes)

@@ -1,0 +1,109 @@
+"""How much memory a sweep needs, from the graph: weights, one chunk's activations, and its trajectory.
+
+Activations are those alive at the fullest moment when the nodes run in the order they are stored, by the shapes that
+ONNX's shape inference gives for one context; a value whose shape it cannot tell counts as nothing. An estimate: the
+runtime reuses buffers better, and its kernels need some room of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.score.engine import Exposable
+from tqs_passes.errors import InputError
+
+#: Weights once in the model and, at worst, once more while they are perturbed or prepacked.
+_WEIGHTS_HELD = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a sweep holds, in bytes.
+
+    Parameters
+    ----------
+    weights : int
+        All weights, once.
+    per_context : int
+        Activations and trajectory of one context.
+    """
+
+    weights: int
+    per_context: int
+
+    def total(self, chunk: int) -> int:
+        """Return the bytes held with so many contexts a chunk."""
+        return int(_WEIGHTS_HELD * self.weights) + chunk * self.per_context
+
+    def most_contexts(self, max_bytes: int) -> int:
+        """Return the largest chunk that fits.
+
+        Raises
+        ------
+        InputError
+            Not even one context fits.
+        """
+        room = max_bytes - int(_WEIGHTS_HELD * self.weights)
+        if room < self.per_context:
+            raise InputError(
+                f"one context needs about {self.total(1) / 1e6:.0f} MB, more than --max-memory allows",
+                todo="Allow more",
+            )
+        return max(1, room // max(1, self.per_context))
+
+
+def memory_of(source: Exposable, spec: RolloutSpec, contexts: Contexts) -> Memory:
+    """Return the memory that a sweep of this model over these contexts needs."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(source.proto)
+    _fix_shapes(proto.graph, spec, contexts)
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    sizes = {v.name: _bytes(v.type.tensor_type) for v in (*inferred.graph.value_info, *inferred.graph.output)}
+    kept = sum(sizes.get(name, 0) for name in spec.trajectory.outputs) * (spec.rollout.steps + 1)
+    return Memory(sum(a.nbytes for a in source.arrays.values()), _fullest(proto.graph, sizes) + 2 * kept)
+
+
+def _fix_shapes(graph: onnx.GraphProto, spec: RolloutSpec, contexts: Contexts) -> None:
+    """Write the shape of one context into the inputs that contexts feed."""
+    batch = spec.rollout.batch_axis
+    for value in graph.input:
+        if value.name not in contexts.arrays:
+            continue
+        shape = list(contexts.arrays[value.name].shape[2 if value.name in spec.forced else 1 :])
+        if batch is not None and value.name not in spec.shared:
+            shape.insert(batch, 1)
+        kind = value.type.tensor_type
+        del kind.shape.dim[:]
+        for size in shape:
+            kind.shape.dim.add(dim_value=size)
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+
+
+def _bytes(kind: onnx.TypeProto.Tensor) -> int:
+    dims = [d.dim_value if d.HasField("dim_value") else 0 for d in kind.shape.dim]
+    width: dict[int, int] = {
+        onnx.TensorProto.DOUBLE: 8,
+        onnx.TensorProto.INT64: 8,
+        onnx.TensorProto.FLOAT16: 2,
+    }
+    return math.prod(dims) * width.get(int(kind.elem_type), 4)
+
+
+def _fullest(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
+    """Return the bytes alive at the fullest moment."""
+    last = {name: index for index, node in enumerate(graph.node) for name in node.input}
+    last.update({o.name: len(graph.node) for o in graph.output})
+    alive: dict[str, int] = {}
+    most = 0
+    for index, node in enumerate(graph.node):
+        alive.update({name: sizes.get(name, 0) for name in node.output if name in last})
+        most = max(most, sum(alive.values()))
+        alive = {name: size for name, size in alive.items() if last[name] > index}
+    return most
