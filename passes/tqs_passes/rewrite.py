@@ -296,5 +296,6 @@ class Rewrite:
         for piece in (*shared.values(), *fragments):
             proto.graph.initializer.extend(piece.tensors)
             proto.graph.node.extend(piece.nodes)
+            piece.tensors.clear()  # the graph holds a copy: only one is wanted in memory
         proto.graph.node.extend(nodes)
         return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))
