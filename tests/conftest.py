@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
-from tqs_models.lorenz96 import files
 
-from tqs_onnx.allocate.planning import Request
+from tqs_models.lorenz96 import files
+from tqs_onnx.allocate.costing import Request
+from tqs_onnx.data import DataFiles, read_data
 from tqs_onnx.joint import Place
-from tqs_onnx.pipeline import DataFiles, read_data, request_for
+from tqs_onnx.request import request_for
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.score.store import Scores
 from tqs_onnx.score.sweep import SweepOptions, sweep

@@ -10,8 +10,8 @@ import pytest
 from tqs_models.lorenz96 import files
 from tqs_onnx.baseline import BaselineJob, baseline
 from tqs_onnx.cli.main import main
+from tqs_onnx.data import DataFiles
 from tqs_onnx.emit import emit
-from tqs_onnx.pipeline import DataFiles
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import read_codes
 from tqs_onnx.source import open_source

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 
 from tests.rollouts import model, scored, spec_of, values
-from tqs_onnx.allocate.planning import PlanOptions, plan_within
+from tqs_onnx.allocate.costing import PlanOptions
+from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.emit import emit
-from tqs_onnx.pipeline import request_for
+from tqs_onnx.request import request_for
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.source import open_source

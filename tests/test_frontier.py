@@ -7,9 +7,9 @@ import json
 
 import pytest
 
-from tqs_onnx.allocate.planning import PlanOptions
+from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.frontier import Axis, trace
-from tqs_onnx.pipeline import request_for
+from tqs_onnx.request import request_for
 from tqs_passes.tier import DEFAULT_TIERS, parse_tiers
 
 

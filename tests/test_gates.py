@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tqs_onnx.pipeline import judge
+from tqs_onnx.release import judge
 from tqs_onnx.verify.evaluate import Drift, TruthError
 from tqs_onnx.verify.gates import Gate, Measured, gate_value, parse_gate, passes
 from tqs_passes.errors import InputError

@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import onnx
-import onnxruntime as ort  # noqa: TID251  (the model is judged apart from the package's own session)
+import onnxruntime as ort
 import pytest
 
 from tqs_models.lorenz96 import LorenzFiles, files, system

@@ -14,12 +14,13 @@ import onnx
 import pytest
 
 from tests.rollouts import forecaster, model, opened, scored, spec_of, values
-from tqs_onnx.allocate.planning import PlanOptions, plan_within
+from tqs_onnx.allocate.costing import PlanOptions
+from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.cli.main import main
 from tqs_onnx.emit import emit
 from tqs_onnx.packaging.olive import MODULE, package_config
 from tqs_onnx.packaging.triton import config_text, quoted
-from tqs_onnx.pipeline import request_for
+from tqs_onnx.request import request_for
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.rollout.signature import ModelSignature, Port
 from tqs_passes.model_io import Model, save_model

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort  # noqa: TID251  (the graph is judged apart from the package's own session)
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 

@@ -8,7 +8,10 @@ import pytest
 
 from tests.rollouts import Case, forecaster, write_case
 from tqs_onnx import pipeline
-from tqs_onnx.pipeline import DataFiles, Job, budget_bytes, emitted_name, quantize, run_directory
+from tqs_onnx.data import DataFiles
+from tqs_onnx.pipeline import Job, quantize
+from tqs_onnx.request import budget_bytes
+from tqs_onnx.run_directory import emitted_name, run_directory
 from tqs_onnx.score.sweep import SweepOptions
 from tqs_onnx.verify.gates import parse_gate
 from tqs_passes.errors import GateError, InputError

@@ -6,18 +6,13 @@ from pathlib import Path
 import pytest
 
 from tests.rollouts import forecaster, motley, opened, scored, spec_of, values
+from tqs_onnx.allocate.costing import PlanOptions, Request, amplification
+from tqs_onnx.allocate.file_size import FileSize, shared_bytes
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.planning import (
-    FileSize,
-    PlanOptions,
-    Request,
-    amplification,
-    plan_within,
-    shared_bytes,
-    uniform_plan,
-)
+from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.allocate.uniform import uniform_plan
 from tqs_onnx.emit import emit
-from tqs_onnx.pipeline import request_for
+from tqs_onnx.request import request_for
 from tqs_onnx.score.store import ResponsePoint, Scores, Status, WeightScore
 from tqs_onnx.source import Source
 from tqs_passes.errors import InfeasibleError, InputError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tqs_onnx.allocate.planning import PlanOptions, plan_within
+from tqs_onnx.allocate.costing import PlanOptions
+from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.emit import emit
 from tqs_onnx.joint import Joint
 from tqs_onnx.refine import RefineOptions, refine

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tests.rollouts import model, opened, scored, spec_of, values
-from tqs_onnx.allocate.planning import PlanOptions, Request, plan_within
+from tqs_onnx.allocate.costing import PlanOptions, Request
+from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.emit import emit, rewritten
-from tqs_onnx.pipeline import request_for
+from tqs_onnx.request import request_for
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.source import Source
 from tqs_onnx.verify.verify import Bench, Subject, verify

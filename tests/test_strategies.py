@@ -11,8 +11,10 @@ import pytest
 from tests.rollouts import forecaster, linear, opened, scored, spec_of, values
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.score.engine import Rebuilt, exposable
+from tqs_onnx.score.probe import Probe, perturbed
 from tqs_onnx.score.strategy import Shape, Strategy, choose, grouped
 from tqs_onnx.score.target import Target
+from tqs_passes.grid import rtn
 from tqs_passes.weights import Origin, Reader, Weight
 
 SHAPE = Shape(n_rollouts=1, calls=1, chunk=1, nodes=100, provider="cpu")
@@ -62,6 +64,15 @@ def test_on_a_gpu_everything_is_exposed_in_one_session() -> None:
 def test_a_big_model_is_never_held_twice() -> None:
     big = tuple(Target(f"w{i}", (_matrix(f"w{i}", 20_000_000),)) for i in range(10))
     assert choose(big, replace(SHAPE, calls=32)) == Strategy("expose", 1)
+
+
+def test_a_weight_of_many_blocks_is_rounded_as_a_whole() -> None:
+    theta = values(300, 500)
+    moved, delta_sq = perturbed(theta, Probe(bits=4), "w", 0, None)
+    expected = rtn(theta, 4, None)
+    assert np.array_equal(moved, expected)
+    # float64 sums in another order
+    assert delta_sq == pytest.approx(float(np.sum((expected.astype(float) - theta) ** 2)), rel=1e-12)
 
 
 def test_groups_hold_about_equal_bytes_in_the_order_given() -> None:

@@ -9,9 +9,10 @@ import pytest
 from onnx import numpy_helper
 
 from tests.rollouts import forecaster, linear, motley, opened, scored, spec_of, values
-from tqs_onnx.allocate.planning import PlanOptions, plan_within
+from tqs_onnx.allocate.costing import PlanOptions
+from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.emit import emit
-from tqs_onnx.pipeline import request_for
+from tqs_onnx.request import request_for
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.source import Source
 from tqs_onnx.verify.verify import Bench, Subject, Verification, check_decoding, roll_file, verify

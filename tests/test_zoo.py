@@ -8,7 +8,7 @@ from types import ModuleType
 
 import numpy as np
 import onnx
-import onnxruntime as ort  # noqa: TID251  (the models are judged apart from the package's own session)
+import onnxruntime as ort
 import pytest
 
 from tqs_models.lean import merge_constants, strip

@@ -78,14 +78,14 @@ def ours(lifted: Model, survey: Survey, tier: Tier, profile: Profile, out: Path)
 def theirs(source: Path, folder: Path) -> dict[str, Path]:
     """Return what onnxruntime.quantization makes of a file, as far as it can."""
     try:
-        from onnxruntime.quantization import QuantType, quantize_dynamic  # noqa: TID251
+        from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:
         print(f"onnxruntime.quantization is left out: {error}")
         return {}
     int8, int4 = folder / "ort_int8.onnx", folder / "ort_int4.onnx"
     quantize_dynamic(str(source), str(int8), per_channel=True, weight_type=QuantType.QInt8)
     try:
-        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer  # noqa: TID251
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
     except ImportError as error:
         print(f"MatMulNBitsQuantizer is left out: {error}")
         return {"onnxruntime INT8 dynamic": int8}

@@ -21,10 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tqs_onnx.allocate.costing import PlanOptions, Request, amplification
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.planning import PlanOptions, Request, amplification, plan_within, uniform_plan
+from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.allocate.uniform import uniform_plan
+from tqs_onnx.data import Data, DataFiles, read_data
 from tqs_onnx.emit import emit
-from tqs_onnx.pipeline import Data, DataFiles, read_data, request_for
+from tqs_onnx.request import request_for
 from tqs_onnx.rollout.run import NonFiniteError, Trajectory
 from tqs_onnx.rounding.assign import DATA_AWARE, Alone, Assigned, Method, RoundingOptions, round_plan
 from tqs_onnx.rounding.calibrate import Calibration

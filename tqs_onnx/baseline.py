@@ -12,27 +12,19 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.allocate.planning import file_bytes, uniform_choices
+from tqs_onnx.allocate.file_size import file_bytes
+from tqs_onnx.allocate.uniform import uniform_choices
+from tqs_onnx.data import DataFiles, read_data
 from tqs_onnx.emit import emit
-from tqs_onnx.pipeline import (
-    DataFiles,
-    Say,
-    emitted_name,
-    judge,
-    manifest_of,
-    menus_of,
-    prepared_source,
-    read_data,
-    removed_on_failure,
-    require_evaluable,
-    run_directory,
-    size_of,
-)
+from tqs_onnx.pipeline import Say
+from tqs_onnx.release import judge, manifest_of, require_evaluable
+from tqs_onnx.request import menus_of, prepared_source, size_of
 from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan
 from tqs_onnx.rounding.codes_file import CODES_NAME, codes_digest, write_codes
 from tqs_onnx.rounding.tune import Tuner, Where
+from tqs_onnx.run_directory import emitted_name, removed_on_failure, run_directory
 from tqs_onnx.score.engine import ExposedWeights
 from tqs_onnx.source import Source, open_source, require_scorable
 from tqs_onnx.verify.gates import Gate

@@ -11,8 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.planning import PlanOptions, Request, plan_within, uniform_plan
+from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.allocate.uniform import uniform_plan
 from tqs_onnx.emit import emit
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.source import Source

@@ -17,7 +17,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import spearmanr
 
-from tqs_onnx.allocate.planning import PlanOptions, Request, plan_within
+from tqs_onnx.allocate.costing import PlanOptions, Request
+from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.emit import emit
 from tqs_onnx.joint import Joint, Place
 from tqs_onnx.source import Source
@@ -231,7 +232,7 @@ def _summary(sha256: str, points: Sequence[Point]) -> Pareto:
         points=tuple(points),
         spearman=rank,
         worst_ratio=max((max(a / b, b / a) for a, b in added), default=None),
-        worst_joint_ratio=max((max(a / b, b / a) for a, b in jointly if a is not None), default=None),
+        worst_joint_ratio=max((max(a / b, b / a) for a, b in jointly), default=None),
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.planning import PlanOptions, Request
 from tqs_onnx.joint import Joint, Place
 from tqs_onnx.repair import repair
 from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tqs_onnx.allocate.planning import Request, amplification, file_bytes
+from tqs_onnx.allocate.costing import Request, amplification
+from tqs_onnx.allocate.file_size import file_bytes
 from tqs_onnx.joint import Joint, Place
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.score.store import Status

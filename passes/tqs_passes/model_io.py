@@ -356,11 +356,16 @@ def save_model(model: Model, path: Path, *, external: bool | None = None) -> Non
     InputError
         The folder is missing or not writable, or the disk is full.
     """
+    held = list(iter_tensors(model.proto))
+    if external is None:
+        external = sum(_stored_size(t) for t in held) > SINGLE_FILE_LIMIT_BYTES
+    if not external and not any(uses_external_data(t) for t in held):
+        with atomic_file(path) as tmp:  # nothing to change, so nothing is copied
+            tmp.write_bytes(serialize(model.proto))
+        return
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
     stored = list(iter_tensors(proto))
-    if external is None:
-        external = sum(_stored_size(t) for t in stored) > SINGLE_FILE_LIMIT_BYTES
     data_path = path.with_name(path.name + ".data")
     if external:
         # Both are written before either is renamed, the data first: no model appears without its data.

@@ -20,7 +20,7 @@ from tqs_onnx.cli.options import (
     tiers,
 )
 from tqs_onnx.cli.show import print_json, print_table, say
-from tqs_onnx.pipeline import budget_bytes, request_for
+from tqs_onnx.request import budget_bytes, request_for
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_passes.errors import InputError

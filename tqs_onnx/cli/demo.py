@@ -11,7 +11,8 @@ from tqs_onnx.bundled import demo_files
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.quantize import report
 from tqs_onnx.cli.show import progress, say
-from tqs_onnx.pipeline import DataFiles, Job, quantize
+from tqs_onnx.data import DataFiles
+from tqs_onnx.pipeline import Job, quantize
 
 
 @click.command("demo")

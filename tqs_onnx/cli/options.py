@@ -9,9 +9,9 @@ from typing import Any, Literal, TypeVar, cast
 
 import click
 
+from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.planning import PlanOptions
-from tqs_onnx.pipeline import DataFiles
+from tqs_onnx.data import DataFiles
 from tqs_onnx.refine import RefineOptions
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import RoundingOptions

@@ -20,9 +20,10 @@ from tqs_onnx.cli.options import (
     sweep_options,
 )
 from tqs_onnx.cli.show import print_json, print_table, progress, say
-from tqs_onnx.pipeline import read_spec, run_directory
+from tqs_onnx.data import read_spec
 from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.contexts import load_contexts
+from tqs_onnx.run_directory import run_directory
 from tqs_onnx.score.agreement import spearman
 from tqs_onnx.score.estimate import Estimate, estimate
 from tqs_onnx.score.options import Blocks, EarlyStop, SweepOptions

@@ -21,10 +21,12 @@ from tqs_onnx.cli.options import (
 )
 from tqs_onnx.cli.options import tiers as tiers_of
 from tqs_onnx.cli.show import print_json, print_table, say
+from tqs_onnx.data import read_data
 from tqs_onnx.frontier import Axis, trace
 from tqs_onnx.joint import Place
-from tqs_onnx.pipeline import read_data, request_for, run_directory
+from tqs_onnx.request import request_for
 from tqs_onnx.rollout.session import resolve_provider
+from tqs_onnx.run_directory import run_directory
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_onnx.verify.verify import Bench

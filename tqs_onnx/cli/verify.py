@@ -20,7 +20,9 @@ from tqs_onnx.cli.options import (
 )
 from tqs_onnx.cli.outcome import finish, show_verification
 from tqs_onnx.cli.show import print_json
-from tqs_onnx.pipeline import judge, manifest_of, read_data, require_evaluable, require_scores_of
+from tqs_onnx.data import read_data
+from tqs_onnx.release import judge, manifest_of, require_evaluable
+from tqs_onnx.request import require_scores_of
 from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.codes_file import codes_beside

@@ -11,7 +11,8 @@ from olive.model import ONNXModelHandler
 from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 
-from tqs_onnx.pipeline import DataFiles, Job, quantize
+from tqs_onnx.data import DataFiles
+from tqs_onnx.pipeline import Job, quantize
 from tqs_passes.errors import GateError
 
 _LOG = logging.getLogger(__name__)

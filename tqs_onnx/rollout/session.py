@@ -22,7 +22,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort  # noqa: TID251  (this is the one module that may)
+import onnxruntime as ort
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.options import PROVIDERS, Optimize, Provider, SessionOptions

@@ -10,6 +10,8 @@ order of the sweep, nor the worker, nor what was resumed. NumPy only.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -18,6 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_passes.grid import rtn
+
+#: Values that are perturbed at a time.
+_BLOCK = 1 << 16
 
 
 class ProbeKind(StrEnum):
@@ -82,12 +87,31 @@ def perturbed(
     axis : int or None
         Channel axis for `probe.per_channel`.
     """
-    exact = np.asarray(theta).astype(np.float64)
-    delta = residual(theta, probe.bits, axis if probe.per_channel else None)
+    flat = np.ascontiguousarray(theta).reshape(-1)
+    single = flat.reshape(theta.shape).astype(np.float32, copy=False)
+    rounded = rtn(single, probe.bits, axis if probe.per_channel else None).reshape(-1)
+    moved = np.empty_like(flat)
+    noise: NDArray[np.float64] | None = None
+    factor = 0.0
     if probe.kind is ProbeKind.GAUSS:
-        noise = generator(probe.seed, name, draw).standard_normal(exact.shape)
+        noise = generator(probe.seed, name, draw).standard_normal(flat.size)
         norm = float(np.linalg.norm(noise))
-        delta = noise * (float(np.linalg.norm(delta)) / norm if norm > 0 else 0.0)
-    moved = np.ascontiguousarray((exact + delta).astype(theta.dtype))
-    applied = moved.astype(np.float64) - exact
-    return moved, float(np.sum(applied * applied))
+        size = math.sqrt(sum(_square(rounded[b].astype(np.float64) - flat[b]) for b in _blocks(flat.size)))
+        factor = size / norm if norm > 0 else 0.0
+    total = 0.0
+    for block in _blocks(flat.size):
+        exact = flat[block].astype(np.float64)
+        delta = rounded[block].astype(np.float64) - exact if noise is None else noise[block] * factor
+        moved[block] = (exact + delta).astype(theta.dtype)
+        total += _square(moved[block].astype(np.float64) - exact)
+    return moved.reshape(theta.shape), total
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    """Cut n values into blocks that fit the cache: no float64 copy of a big weight is ever made."""
+    for start in range(0, n, _BLOCK):
+        yield slice(start, start + _BLOCK)
+
+
+def _square(values: NDArray[np.float64]) -> float:
+    return float(np.sum(values * values))

@@ -35,10 +35,8 @@ BUILD_S = 0.75e-9
 CALL_S = 0.05e-9
 CALL_PER_CONTEXT_S = 0.075e-9
 LOST_S = 0.2e-9
-#: `rebuild` holds the matrices three times: as they are, prepacked, and prepacked for the next rollout.
-MOST_REBUILT_BYTES = 512 << 20
-#: Groups have a nominal rollout each, and constants of big models should not be held prepacked as well.
-MOST_GROUPED_BYTES = 512 << 20
+#: Above, one session with everything exposed: constants are held prepacked as well, by `rebuild` for two sessions.
+MOST_CONSTANT_BYTES = 256 << 20
 _PREPACKED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
 
 
@@ -91,7 +89,7 @@ def prepacked_bytes(weight: Weight) -> int:
 def choose(targets: Sequence[Target], shape: Shape) -> Strategy:
     """Return the cheapest strategy for these targets."""
     n_bytes = sum(prepacked_bytes(w) for t in targets for w in t.weights)
-    if shape.provider != "cpu" or n_bytes == 0 or n_bytes > MOST_GROUPED_BYTES:
+    if shape.provider != "cpu" or n_bytes == 0 or n_bytes > MOST_CONSTANT_BYTES:
         return Strategy("expose", 1)
     n = shape.n_rollouts * len(targets)
     build = shape.nodes * BUILD_NODE_S + n_bytes * BUILD_S
@@ -100,7 +98,7 @@ def choose(targets: Sequence[Target], shape: Shape) -> Strategy:
     groups = max(1, min(len(targets), round(math.sqrt(n * lost / (build + nominal)))))
     exposed = groups * (build + nominal) + (n + groups) * lost / groups
     rebuilt = n * build + nominal
-    if rebuilt < exposed and n_bytes <= MOST_REBUILT_BYTES:
+    if rebuilt < exposed:
         return Strategy("rebuild", 1)
     return Strategy("expose", groups)
 

@@ -10,7 +10,7 @@
       decoder = a query a variable attends to the 2 latents; a head a variable -> 2 x 2 patch
       next    = now + change x head
 
-Attention with separate keys has a key bias, as in Aurora: softmax removes it, so that it is dead.
+Attention with separate keys has a key bias: softmax removes it, so that it moves nothing but rounding.
 """
 
 from __future__ import annotations

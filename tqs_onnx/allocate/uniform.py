@@ -1,0 +1,48 @@
+"""Uniform rounding, the control: every matrix at one width, the rest FP16."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tqs_onnx.allocate.costing import Request, added_drift, scored
+from tqs_onnx.allocate.file_size import file_bytes, smallest
+from tqs_passes.candidates import Candidate, Menu
+from tqs_passes.encode.weight import Form
+from tqs_passes.plan import Plan
+
+
+def uniform_choices(menus: Sequence[Menu], bits: int) -> list[Candidate]:
+    """Return the uniform choice: every weight of two or more dimensions at `bits` bits, per channel, the rest FP16."""
+    chosen: list[Candidate] = []
+    for menu in menus:
+        wide = len(menu.weight.shape) > 1
+        if wide:
+            match = [
+                c for c in menu.candidates if c.assignment.tier.is_integer and c.assignment.tier.bits == bits
+            ]
+            # Where the menu lacks that width another choice is no larger and no worse: the next finer one.
+            finer = [c for c in menu.candidates if c.assignment.tier.bits >= bits]
+        else:
+            match = [c for c in menu.candidates if c.assignment.form is Form.CAST]
+            finer = [menu.candidates[0]]
+        chosen.append(min(match, key=lambda c: c.assignment.error_energy) if match else smallest(finer))
+    return chosen
+
+
+def uniform_plan(request: Request, bits: int) -> Plan:
+    """Return the uniform control (see `uniform_choices`) with its predicted drift."""
+    chosen = uniform_choices(request.menus, bits)
+    n_bytes = file_bytes(request.size, chosen)
+    by_name = {s.weight: s for s in request.scores.weights}
+    assignments = tuple(scored(c, by_name[c.assignment.weight], request.scores) for c in chosen)
+    return Plan(
+        source_sha256=request.scores.source_sha256,
+        profile=request.profile,
+        target=request.serving.target,
+        constants=request.serving.constants_as_stored,
+        opset=request.serving.opset,
+        assignments=assignments,
+        n_bytes=n_bytes,
+        source_bytes=request.size.source_bytes,
+        predicted_drift=added_drift(assignments, request.scores),
+    )
