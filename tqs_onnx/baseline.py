@@ -17,7 +17,7 @@ from tqs_onnx.allocate.uniform import uniform_choices
 from tqs_onnx.data import DataFiles, read_data
 from tqs_onnx.emit import emit
 from tqs_onnx.pipeline import Say
-from tqs_onnx.release import judge, manifest_of, require_evaluable
+from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
 from tqs_onnx.request import menus_of, prepared_source, size_of
 from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.variables import sigma
@@ -105,21 +105,8 @@ class BaselineOutcome:
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON object of `tqs baseline --json`: the keys of `tqs quantize`, and the rounding."""
-        v = self.verification
-        degradation: dict[str, float | None] = {"worst": None}
-        if v.truth:
-            degradation = {"worst": max(e.degradation for e in v.truth.values())}
-            degradation |= {name: e.degradation for name, e in v.truth.items()}
         return {
-            "out": str(self.emitted),
-            "bytes_in": v.bytes_in,
-            "bytes_out": v.bytes_out,
-            "compression": v.compression,
-            "drift_predicted": v.predicted_drift,
-            "drift_measured": v.drift.total,
-            "degradation": degradation,
-            "plan": str(self.plan_file),
-            "manifest": str(self.manifest_file),
+            **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
             "n_weights": len(self.assigned.plan.assignments),
             "n_dead": 0,
             "wall_s": self.wall_s,

@@ -15,7 +15,7 @@ from tqs_onnx.data import Data, DataFiles, read_data
 from tqs_onnx.emit import emit
 from tqs_onnx.joint import Place
 from tqs_onnx.refine import RefineOptions, refine
-from tqs_onnx.release import judge, manifest_of, require_evaluable
+from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
 from tqs_onnx.request import budget_bytes, menus_of, prepared_source, size_of
 from tqs_onnx.rounding.codes_file import CODES_NAME, write_codes
 from tqs_onnx.run_directory import emitted_name, removed_on_failure, run_directory
@@ -107,21 +107,8 @@ class Outcome:
 
     def summary(self) -> dict[str, Any]:
         """Return the JSON object of `tqs quantize --json`."""
-        v = self.verification
-        degradation: dict[str, float | None] = {"worst": None}
-        if v.truth:
-            degradation = {"worst": max(e.degradation for e in v.truth.values())}
-            degradation |= {name: e.degradation for name, e in v.truth.items()}
         return {
-            "out": str(self.emitted),
-            "bytes_in": v.bytes_in,
-            "bytes_out": v.bytes_out,
-            "compression": v.compression,
-            "drift_predicted": v.predicted_drift,
-            "drift_measured": v.drift.total,
-            "degradation": degradation,
-            "plan": str(self.plan_file),
-            "manifest": str(self.manifest_file),
+            **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
             "n_weights": len(self.plan.assignments),
             "n_dead": sum(s.status is Status.DEAD for s in self.scores.weights),
             "wall_s": self.wall_s,

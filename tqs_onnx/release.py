@@ -65,3 +65,22 @@ def manifest_of(
         verification=verification,
         gates=gates,
     )
+
+
+def summary_of(v: Verification, emitted: Path, plan_file: Path, manifest_file: Path) -> dict[str, Any]:
+    """Return what the JSON summary of every job says of its file."""
+    degradation: dict[str, float | None] = {"worst": None}
+    if v.truth:
+        degradation = {"worst": max(e.degradation for e in v.truth.values())}
+        degradation |= {name: e.degradation for name, e in v.truth.items()}
+    return {
+        "out": str(emitted),
+        "bytes_in": v.bytes_in,
+        "bytes_out": v.bytes_out,
+        "compression": v.compression,
+        "drift_predicted": v.predicted_drift,
+        "drift_measured": v.drift.total,
+        "degradation": degradation,
+        "plan": str(plan_file),
+        "manifest": str(manifest_file),
+    }
