@@ -105,24 +105,23 @@ def repair(plan: Plan, request: Request, place: Place, rounds: int, say: Callabl
     held = _held(plan, request)
     before = after = accepting.drift(plan.assignments)
     found = searching.drift(plan.assignments)
-    refused: set[str] = set()
+    drifts: dict[str, float] = {}
+    trials: dict[str, dict[str, Candidate]] = {}
     accepted = tried = 0
     for tried in range(1, rounds + 1):
-        trials = {
-            name: t for name in _promising(held, bench, refused) if (t := _trial(held, name, bench, budget))
-        }
-        if not trials:
-            break
-        drifts = {n: searching.drift(tuple(c.assignment for c in t.values())) for n, t in trials.items()}
-        name = min(drifts, key=lambda n: (drifts[n], n))
-        if drifts[name] >= found:
+        if not drifts:  # the plan changed: all trials are new
+            trials = {n: t for n in _promising(held, bench) if (t := _trial(held, n, bench, budget))}
+            drifts = {n: searching.drift(tuple(c.assignment for c in t.values())) for n, t in trials.items()}
+        name = min(drifts, key=lambda n: (drifts[n], n), default=None)
+        if name is None or drifts[name] >= found:
             break
         judged = accepting.drift(tuple(c.assignment for c in trials[name].values()))
         say(f"repair round {tried}: drift {after:.4g} → {judged:.4g} on the acceptance contexts")
         if judged >= after:
-            refused.add(name)
+            del drifts[name]
             continue
         held, found, after, accepted = trials[name], drifts[name], judged, accepted + 1
+        drifts = {}
     chosen = list(held.values())
     assignments = tuple(c.assignment for c in chosen)
     drift = (sum(a.cost for a in assignments) / request.scores.n_values) ** 0.5
@@ -150,9 +149,9 @@ def _key(a: Assignment) -> tuple[object, ...]:
     return (a.tier, a.grid, a.axis, a.half_scales, a.form)
 
 
-def _promising(held: dict[str, Candidate], bench: _Bench, refused: set[str]) -> list[str]:
+def _promising(held: dict[str, Candidate], bench: _Bench) -> list[str]:
     """Return the weights whose promotion is tried: those of the largest cost."""
-    names = [n for n in held if n in bench.ladders and n not in refused]
+    names = [n for n in held if n in bench.ladders]
     return sorted(names, key=lambda n: (-held[n].assignment.cost, n))[:_TRIALS]
 
 

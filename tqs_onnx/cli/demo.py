@@ -13,6 +13,7 @@ from tqs_onnx.cli.quantize import report
 from tqs_onnx.cli.show import progress, say
 from tqs_onnx.data import DataFiles
 from tqs_onnx.pipeline import Job, quantize
+from tqs_onnx.refine import RefineOptions
 
 
 @click.command("demo")
@@ -38,6 +39,7 @@ def command(compression: float, comparing: bool, out: Path | None, force: bool, 
         data=DataFiles(rollout=files.rollout, contexts=files.contexts, evaluation=files.evaluation),
         out=out or Path(tempfile.mkdtemp(prefix="tqs-demo-")),
         compression=compression,
+        refine=RefineOptions(repair_rounds=1),
         force=force,
     )
     with progress("score") as tick:
