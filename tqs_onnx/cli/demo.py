@@ -15,6 +15,9 @@ from tqs_onnx.data import DataFiles
 from tqs_onnx.pipeline import Job, quantize
 from tqs_onnx.refine import RefineOptions
 
+#: Half of those bundled: enough to rank 31 weights, and the demo stays well under a minute on two cores.
+_SCORING_CONTEXTS = 16
+
 
 @click.command("demo")
 @click.option(
@@ -36,7 +39,12 @@ def command(compression: float, comparing: bool, out: Path | None, force: bool, 
     files = demo_files()
     job = Job(
         model=files.model,
-        data=DataFiles(rollout=files.rollout, contexts=files.contexts, evaluation=files.evaluation),
+        data=DataFiles(
+            rollout=files.rollout,
+            contexts=files.contexts,
+            evaluation=files.evaluation,
+            max_contexts=_SCORING_CONTEXTS,
+        ),
         out=out or Path(tempfile.mkdtemp(prefix="tqs-demo-")),
         compression=compression,
         refine=RefineOptions(repair_rounds=1),

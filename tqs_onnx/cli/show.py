@@ -70,14 +70,13 @@ def _cell(value: object) -> str:
 def progress(what: str) -> Generator[Tick, None, None]:
     """Yield a progress callback: a bar on a terminal, else one summary line at the end."""
     start = time.perf_counter()
-    count = [0]
     if not sys.stderr.isatty():
 
         def tick(done: int, total: int, label: str) -> None:
-            count[0] = done
+            if done == total:
+                say(f"{what}: {total} weights in {time.perf_counter() - start:.1f} s")
 
         yield tick
-        say(f"{what}: {count[0]} weights in {time.perf_counter() - start:.1f} s")
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("weights"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
