@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from tqs_onnx.rollout.signature import ModelSignature, signature_of
+from tqs_passes.base import Skip
 from tqs_passes.errors import InputError
-from tqs_passes.find import find_weights
+from tqs_passes.find import survey
+from tqs_passes.lift import lift
 from tqs_passes.model_io import FileFacts, Model, file_facts, load_model, tensor_array
 from tqs_passes.random_ops import random_operators
 from tqs_passes.weights import Survey
@@ -31,6 +33,8 @@ class Source:
     signature : ModelSignature
     metadata : dict of str to str
         The file's own metadata.
+    skipped : tuple of Skip
+        Stored float tensors that stay where they are and are not surveyed, and why.
     """
 
     path: Path
@@ -39,6 +43,7 @@ class Source:
     survey: Survey
     signature: ModelSignature
     metadata: dict[str, str]
+    skipped: tuple[Skip, ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -59,14 +64,15 @@ def open_source(path: Path) -> Source:
         The file cannot be read, or is not ONNX (see `load_model`).
     """
     model = load_model(path)
-    lifted, survey = find_weights(model)
+    lifted = lift(model)
     return Source(
         path,
         file_facts(path),
-        lifted,
-        survey,
+        lifted.model,
+        survey(lifted.model, lifted.origins),
         signature_of(model.proto),
         {entry.key: entry.value for entry in model.proto.metadata_props},
+        lifted.skipped,
     )
 
 

@@ -46,6 +46,13 @@ class ConvertOpset:
         """
         if opset_of(model.proto) == self.opset:
             return PassResult(model)
+        newest = onnx.defs.onnx_opset_version()
+        if not 1 <= self.opset <= newest:
+            raise InputError(
+                f"there is no opset {self.opset}: they run from 1 to {newest}",
+                where="--opset",
+                todo="Leave it out",
+            )
         source = onnx.ModelProto()
         source.CopyFrom(model.proto)
         stored = [t for t in source.graph.initializer if _is_big(t)]

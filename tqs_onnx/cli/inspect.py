@@ -18,21 +18,14 @@ from tqs_passes.weights import Weight
 
 @click.command("inspect")
 @click.argument("model", type=FILE)
-@click.option(
-    "--strict",
-    is_flag=True,
-    help="Fail when a stored float tensor is not a weight for no sure reason.",
-    hidden=True,
-)
 @json_option
-def command(model: Path, strict: bool, as_json: bool) -> None:
+def command(model: Path, as_json: bool) -> None:
     r"""List the weights of MODEL, who reads them, what is not a weight and why, and suggest the feedback wiring.
 
     \b
     Example:
       tqs inspect model.onnx
     """
-    del strict
     source = open_source(model)
     if as_json:
         print_json(_document(source))
@@ -59,6 +52,9 @@ def command(model: Path, strict: bool, as_json: bool) -> None:
             [[e.name, _shape(e.shape), e.reason] for e in source.survey.excluded],
             left=3,
         )
+    if source.skipped:
+        click.echo(f"\nleft where they are, not surveyed: {len(source.skipped)}")
+        print_table(["tensor or node", "reason"], [[s.what, s.why] for s in source.skipped], left=2)
     for found in random_operators(source.lifted.proto):
         click.echo(f"warning: {found} draws random numbers: the model cannot be scored")
     click.echo("\nsuggested rollout.toml (check it against what the model means):\n")
@@ -117,6 +113,7 @@ def _document(source: Source) -> dict[str, Any]:
             {"name": e.name, "shape": e.shape, "dtype": e.dtype, "reason": e.reason}
             for e in source.survey.excluded
         ],
+        "skipped": [{"what": s.what, "why": s.why} for s in source.skipped],
         "random_operators": random_operators(source.lifted.proto),
         "rollout": render_rollout(loaded, suggest_feedback(loaded)),
     }
