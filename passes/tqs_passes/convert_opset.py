@@ -49,7 +49,7 @@ class ConvertOpset:
         newest = onnx.defs.onnx_opset_version()
         if not 1 <= self.opset <= newest:
             raise InputError(
-                f"there is no opset {self.opset}: they run from 1 to {newest}",
+                f"cannot be converted to opset {self.opset}: opsets run from 1 to {newest}",
                 where="--opset",
                 todo="Leave it out",
             )
