@@ -6,18 +6,17 @@ treated as a weight costs a little time; a weight that is treated as a constant 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import onnx
 
 from tqs_passes import content
 from tqs_passes.axes import MOVERS
-from tqs_passes.content import Array
+from tqs_passes.data_constants import DataConstants
 from tqs_passes.flow import Flow
+from tqs_passes.naming import is_anonymous
 from tqs_passes.scope import Site, Value, Wiring
-from tqs_passes.trace import Reading
+from tqs_passes.trace import Candidate, Reading
 
 #: Inputs that hold scales or zero points, by operator.
 _SCALES: dict[str, frozenset[int]] = {
@@ -72,32 +71,9 @@ _ARITHMETIC = frozenset(
 _PHASE = frozenset({"Mul", "Div", "Reciprocal", "Neg"})
 _MASKED_BY = frozenset({"Add", "Sub", "Where", "Mul", "Min", "Max"})
 _BINARY_MASKED_BY = frozenset({"Mul", "Where", "Sub"})
-_AFFINE = frozenset({"Add", "Sub", "Mul", "Div"})
+_NORMS = frozenset({"LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization"})
 _MASKED = -100.0
 _SURELY_MASKED = -1e4
-_STATISTIC = re.compile(
-    r"(^|[._/:])(\w+_)?(means?|stds?|stddev|variance|locs?|locations?|mu|sigma)(_\d+)?$", re.I
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A stored float tensor of the main graph, before it is known to be a weight.
-
-    Parameters
-    ----------
-    name : str
-    shape : tuple of int
-    readings : tuple of Reading
-        Who computes with it.
-    array : Callable
-        Returns its values.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    readings: tuple[Reading, ...]
-    array: Callable[[], Array]
 
 
 class Judge:
@@ -122,11 +98,11 @@ class Judge:
         self._made: dict[Value, tuple[Value | None, ...]] = {
             (site.scope, name): site.inputs for site in wiring.sites for name in site.node.output if name
         }
-        self._near_input = self._affine_of_inputs()
+        self._with_data = DataConstants(wiring, flow)
 
     def reason(self, candidate: Candidate) -> str | None:
         """Return why a candidate is no weight, in words for the user; None when it counts as one."""
-        rules = (self._use, self._frequencies, self._mask, self._statistic, self._sinusoid)
+        rules = (self._use, self._frequencies, self._mask, self._with_data.reason, _sinusoid, _neutral)
         return next((why for rule in rules if (why := rule(candidate)) is not None), None)
 
     def _use(self, candidate: Candidate) -> str | None:
@@ -189,20 +165,6 @@ class Judge:
             return f"attention mask: value{'s' if len(values) > 1 else ''} {shown}"
         return None
 
-    def _statistic(self, candidate: Candidate) -> str | None:
-        """Mean and spread that normalise an input or an output directly, and are called so."""
-        if not _STATISTIC.search(candidate.name) or not candidate.readings:
-            return None
-        if all(self._normalises(r) for r in candidate.readings):
-            return "normalisation constant of a model input or output"
-        return None
-
-    @staticmethod
-    def _sinusoid(candidate: Candidate) -> str | None:
-        if content.wide_axes(candidate.shape) != 2 or not content.is_sinusoid(candidate.array()):
-            return None
-        return "position encoding: a table of sines and cosines"
-
     def _ends(self, start: Value, passes: Callable[[Site, int], bool]) -> list[tuple[Site, int]]:
         """Return where the ways from a value end that pass what `passes` allows; empty when one leaves."""
         ends: list[tuple[Site, int]] = []
@@ -242,37 +204,6 @@ class Judge:
         dims = self._stored.get(value) if value is not None else None
         return dims is not None and len(dims) >= 2 and dims[-1 if position == 0 else -2] == 1
 
-    def _affine_of_inputs(self) -> set[Value]:
-        """Return the model's inputs, and what moving, adding and scaling by constants makes of them."""
-        near: set[Value] = {value for value in self._flow.sources if value[0] == 0}
-        for site in self._wiring.sites:
-            if not site.inputs or site.scope:
-                continue
-            fed = [value for value in site.inputs if value is not None and value in self._flow.dynamic]
-            simple = site.op in _AFFINE or site.op in MOVERS
-            if simple and len(fed) == 1 and fed[0] in near:
-                near.update((site.scope, name) for name in site.node.output if name)
-        return near
-
-    def _normalises(self, reading: Reading) -> bool:
-        site = reading.site
-        if site.op not in _AFFINE or site.scope:
-            return False
-        others = [v for i, v in enumerate(site.inputs) if i != reading.reader.input_index and v is not None]
-        if any(value in self._near_input for value in others):
-            return True
-        ends: list[Value] = [(site.scope, name) for name in site.node.output]
-        for _ in range(4):
-            if any(value in self._wiring.returned for value in ends):
-                return True
-            follow = [
-                self._wiring.sites[i] for value in ends for i, _ in self._wiring.consumers.get(value, ())
-            ]
-            if not follow or any(s.op not in _AFFINE and s.op not in MOVERS for s in follow):
-                return False
-            ends = [(s.scope, name) for s in follow for name in s.node.output if name]
-        return False
-
 
 def _is_scale(reading: Reading) -> bool:
     op, position = reading.site.op, reading.reader.input_index
@@ -290,3 +221,22 @@ def _is_argument(site: Site, position: int) -> bool:
     return position in _ARGUMENTS.get(site.op, frozenset()) or (
         site.op.startswith("Reduce") and position == 1
     )
+
+
+def _sinusoid(candidate: Candidate) -> str | None:
+    array = candidate.array()
+    if content.wide_axes(candidate.shape) == 2 and content.is_sinusoid(array):
+        return "position encoding: a table of sines and cosines"
+    if content.is_unit_pairs(array):
+        return "encoding of a constant: pairs of a sine and a cosine"
+    return None
+
+
+def _neutral(candidate: Candidate) -> str | None:
+    """Scales of one that an exporter adds where a norm has no parameters; a parameter would have a name."""
+    if not is_anonymous(candidate.name) or not candidate.readings:
+        return None
+    scales = all(r.site.op in _NORMS and r.reader.input_index == 1 for r in candidate.readings)
+    if scales and content.few_values(candidate.array(), 1) == (1.0,):
+        return "scale of a norm without parameters: all ones"
+    return None

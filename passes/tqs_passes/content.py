@@ -81,6 +81,28 @@ def is_sinusoid(array: Array) -> bool:
     return bool(np.max(np.abs(twice)) <= tolerance and np.max(np.abs(thrice)) <= tolerance)
 
 
+def is_unit_pairs(array: Array, least: int = 4) -> bool:
+    """Tell whether the last axis holds sines and cosines of the same angles, at least `least` of each.
+
+    They may come as halves (all sines, then all cosines), as halves of each half or quarter, or one after the other;
+    sin² + cos² = 1 must hold in every pair to the type's precision.
+    """
+    length = array.shape[-1] if array.ndim else 0
+    if length < 2 * least or length % 2 or array.size < length:
+        return False
+    rows = as_float(array.reshape(-1, length)[:_ROWS])
+    tolerance = 1e-4 if array.dtype.itemsize >= 4 else 3e-2
+    inside = np.abs(rows) <= 1 + tolerance
+    if not inside.all() or np.isin(rows, (-1.0, 0.0, 1.0)).all():  # NaN is not inside
+        return False
+    for n in (1, 2, 4, length // 2):
+        if length % (2 * n) == 0:
+            pairs = rows.reshape(len(rows), n, 2, length // (2 * n))
+            if np.all(np.abs((pairs**2).sum(axis=2) - 1) <= tolerance):
+                return True
+    return False
+
+
 def head(array: Array) -> bytes:
     """Return a digest of the first and last values: equal tensors have equal heads."""
     flat = array.reshape(-1)

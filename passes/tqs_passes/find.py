@@ -11,14 +11,14 @@ import numpy as np
 import onnx
 
 from tqs_passes import content
-from tqs_passes.constants import Candidate, Judge
+from tqs_passes.constants import Judge
 from tqs_passes.content import Array
 from tqs_passes.flow import SHAPE_ONLY, Flow
 from tqs_passes.lift import FLOAT_TYPES, is_weight_like, lift
 from tqs_passes.model_io import Model, tensor_array, tensor_n_bytes
 from tqs_passes.naming import labels
 from tqs_passes.scope import wire
-from tqs_passes.trace import Reading, Tracer
+from tqs_passes.trace import Candidate, Reading, Tracer
 from tqs_passes.weights import Excluded, Origin, Reader, Survey, Weight
 
 _DTYPES: dict[int, str] = {

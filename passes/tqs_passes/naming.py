@@ -46,6 +46,15 @@ _BIAS_INPUT = {
 }
 
 
+def is_anonymous(name: str) -> bool:
+    """Tell whether an exporter made the name up.
+
+    >>> is_anonymous("val_12"), is_anonymous("body.norm.weight")
+    (True, False)
+    """
+    return _ANONYMOUS.match(name) is not None
+
+
 def labels(named: Iterable[tuple[str, int, Sequence[Reading]]]) -> dict[str, str]:
     """Return a label for each weight: unique, on one printable line, deterministic.
 
@@ -79,7 +88,7 @@ def _unique(label: str, taken: set[str]) -> str:
 
 def label_of(name: str, rank: int, readings: Sequence[Reading]) -> str:
     """Return the label of one weight, not yet unique: its own name, or one recovered from its readers."""
-    sure = _ANONYMOUS.match(name) is not None
+    sure = is_anonymous(name)
     if not sure and not _MAYBE_ANONYMOUS.match(name):
         return name
     for reading in readings:

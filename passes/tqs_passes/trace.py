@@ -8,11 +8,13 @@ that are fed, as in an embedding, they are readers. The cost is linear in the nu
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx
 
 from tqs_passes.axes import MOVERS, Dims, Known, Track, channel_axis, moved
+from tqs_passes.content import Array
 from tqs_passes.flow import Flow
 from tqs_passes.model_io import Model, tensor_array
 from tqs_passes.scope import Site, Value, Wiring
@@ -36,6 +38,26 @@ class Reading:
 
     reader: Reader
     site: Site
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A stored float tensor of the main graph, before it is known to be a weight.
+
+    Parameters
+    ----------
+    name : str
+    shape : tuple of int
+    readings : tuple of Reading
+        Who computes with it.
+    array : Callable
+        Returns its values.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    readings: tuple[Reading, ...]
+    array: Callable[[], Array]
 
 
 @dataclass(slots=True)
