@@ -23,7 +23,8 @@ from tqs_onnx.source import open_source
 from tqs_onnx.verify.verify import Bench, roll_file
 from tqs_passes.check import checker_complaint, decoding
 from tqs_passes.encode.constant import MOST_VALUES, distinct
-from tqs_passes.model_io import Model, file_facts, load_model, save_model, serialize
+from tqs_passes.model_io import Model, file_facts, load_model, serialize
+from tqs_passes.save import save_model
 from tqs_passes.shrink_constants import ShrinkConstants
 from tqs_passes.targets import Serving
 from tqs_passes.tier import Tier

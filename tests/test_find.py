@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tqs_passes.axes import surviving
 from tqs_passes.errors import InputError
 from tqs_passes.find import find_weights, survey
-from tqs_passes.model_io import Model, load_model, save_model
+from tqs_passes.model_io import Model, load_model
+from tqs_passes.save import save_model
 from tqs_passes.weights import Origin, Survey, Weight
 
 

@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tqs_passes.lift import Lift, Lifted, lift
-from tqs_passes.model_io import Model, iter_graphs, load_model, save_model, serialize
+from tqs_passes.model_io import Model, iter_graphs, load_model, serialize
+from tqs_passes.save import save_model
 from tqs_passes.weights import Origin
 
 ort = pytest.importorskip("onnxruntime")

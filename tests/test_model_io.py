@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -25,12 +26,12 @@ from tqs_passes.model_io import (
     file_facts,
     iter_tensors,
     load_model,
-    save_model,
     serialize,
     tensor_array,
     tensor_n_bytes,
     write_text,
 )
+from tqs_passes.save import save_model
 
 SUB_BYTE = {
     TensorProto.INT4: ml_dtypes.int4,
@@ -383,7 +384,12 @@ def test_a_failing_write_leaves_nothing_behind(
             stream.write(data[:10])
         raise OSError(28, "No space left on device")
 
+    def full_stream(proto: onnx.ModelProto, stream: BinaryIO, _: object) -> None:
+        stream.write(proto.SerializeToString()[:10])
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr("tqs_passes.save.write_model", full_stream)
     with pytest.raises(InputError, match="No space left"):
         save_model(block(width=48), tmp_path / "m.onnx", external=as_external)
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]

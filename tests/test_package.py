@@ -23,8 +23,9 @@ from tqs_onnx.packaging.triton import config_text, quoted
 from tqs_onnx.request import request_for
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.rollout.signature import ModelSignature, Port
-from tqs_passes.model_io import Model, save_model
+from tqs_passes.model_io import Model
 from tqs_passes.plan import ServingTarget
+from tqs_passes.save import save_model
 from tqs_passes.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS
 

@@ -35,7 +35,8 @@ from tqs_onnx.score.probe import Probe, ProbeKind
 from tqs_onnx.score.results import RESULTS_NAME
 from tqs_onnx.score.sweep import sweep
 from tqs_onnx.source import Source, open_source
-from tqs_passes.model_io import Model, save_model
+from tqs_passes.model_io import Model
+from tqs_passes.save import save_model
 
 
 def gpu_megabytes() -> str:

@@ -10,10 +10,12 @@ from tqs_onnx.version import VERSION
 from tqs_passes.convert_opset import ConvertOpset
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Codes
-from tqs_passes.model_io import Model, save_model
+from tqs_passes.model_io import Model
 from tqs_passes.plan import Plan
 from tqs_passes.rewrite import Rewrite
+from tqs_passes.save import save_model
 from tqs_passes.shrink_constants import ShrinkConstants
+from tqs_passes.spill import Spill
 
 #: Digest-long placeholder, so that the skeleton's size is the file's.
 _DIGEST_LENGTH = 64
@@ -48,16 +50,18 @@ def prepared(
     return ShrinkConstants(weights).apply(model).model if constants == "small" else model
 
 
-def rewritten(model: Model, plan: Plan, codes: Mapping[str, Codes] | None = None) -> Model:
-    """Return the model that `emit` writes."""
+def rewritten(
+    model: Model, plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill | None = None
+) -> Model:
+    """Return the model that `emit` writes; its encoded tensors lie in the spill, where there is one."""
     metadata = metadata_of(plan.source_sha256, plan.digest())
     names = frozenset(a.weight for a in plan.assignments)
     ready = prepared(model, names, plan.constants, plan.opset)
-    return Rewrite(plan, codes or {}, metadata, VERSION).apply(ready).model
+    return Rewrite(plan, codes or {}, metadata, VERSION, spill).apply(ready).model
 
 
 def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None = None) -> None:
-    """Write the emitted file atomically.
+    """Write the emitted file atomically; one weight at a time is in memory, besides what the model itself holds.
 
     Parameters
     ----------
@@ -77,4 +81,5 @@ def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None 
     """
     if not out.parent.is_dir():
         raise InputError("the folder does not exist", where=str(out.parent))
-    save_model(rewritten(model, plan, codes), out)
+    with Spill(out.parent) as spill:
+        save_model(rewritten(model, plan, codes, spill), out)

@@ -1,4 +1,4 @@
-"""Read and write ONNX files: external data stays on disk until a tensor is asked for; writing is atomic.
+"""Read ONNX files: external data stays on disk until a tensor is asked for. Writing is `tqs_passes.save`'s.
 
 A model is a `ModelProto` whose big tensors may point into one external-data file. Nothing here loads those bytes
 until `tensor_array` is called, and then only through a memory map.
@@ -22,13 +22,12 @@ from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.errors import InputError, one_line
+from tqs_passes.spill import SPILLED, Spill
+from tqs_passes.wire import Extent
 
 #: Tensors smaller than this stay inside the protobuf even when external data is written: onnxruntime reads
 #: shapes and axes at load and refuses them as external data.
 EXTERNAL_THRESHOLD_BYTES = 1024
-#: A protobuf message cannot exceed 2 GiB; above this size tensors go to `<file>.data`.
-SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
-_ALIGNMENT_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +40,13 @@ class Model:
         The graph; tensors stored externally hold only their location.
     folder : Path
         Folder that external-data locations are relative to.
+    spill : Spill or None
+        Where tensors lie that were encoded and are not written yet.
     """
 
     proto: onnx.ModelProto
     folder: Path
+    spill: Spill | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,85 +340,28 @@ def serialize(proto: onnx.ModelProto) -> bytes:
     return data
 
 
-def save_model(model: Model, path: Path, *, external: bool | None = None) -> None:
-    """Write a model atomically: the file appears whole, under its final name, or not at all.
-
-    Parameters
-    ----------
-    model : Model
-        What to write; it is not changed.
-    path : Path
-        Target `.onnx` file; its folder must exist.
-    external : bool, optional
-        Write tensors of `EXTERNAL_THRESHOLD_BYTES` or more to `<path>.data`. Default: only when a single file
-        would pass `SINGLE_FILE_LIMIT_BYTES`.
-
-    Raises
-    ------
-    InputError
-        The folder is missing or not writable, or the disk is full.
-    """
-    held = list(iter_tensors(model.proto))
-    if external is None:
-        external = sum(_stored_size(t) for t in held) > SINGLE_FILE_LIMIT_BYTES
-    if not external and not any(uses_external_data(t) for t in held):
-        with atomic_file(path) as tmp:  # nothing to change, so nothing is copied
-            tmp.write_bytes(serialize(model.proto))
-        return
-    proto = onnx.ModelProto()
-    proto.CopyFrom(model.proto)
-    stored = list(iter_tensors(proto))
-    data_path = path.with_name(path.name + ".data")
-    if external:
-        # Both are written before either is renamed, the data first: no model appears without its data.
-        with atomic_file(path) as tmp, atomic_file(data_path) as data_tmp:
-            _write_external(stored, model.folder, data_tmp, data_path.name)
-            tmp.write_bytes(serialize(proto))
-        return
-    for tensor in stored:
-        _store_inline(tensor, model.folder)
-    with atomic_file(path) as tmp:
-        tmp.write_bytes(serialize(proto))
+def extent(tensor: onnx.TensorProto, model: Model) -> Extent | None:
+    """Return where the values of a model's tensor lie on disk; None when it holds them itself."""
+    if not uses_external_data(tensor):
+        return None
+    location, offset, length = external_location(tensor)
+    if location == SPILLED and model.spill is not None and length is not None:
+        return model.spill.extent(offset, length)
+    return Extent(_external_file(tensor, model.folder), offset, tensor_n_bytes(tensor))
 
 
-def _store_inline(tensor: onnx.TensorProto, folder: Path) -> None:
-    if uses_external_data(tensor):
-        array = np.asarray(tensor_array(tensor, folder), order="C")
-        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-
-
-def _stored_size(tensor: onnx.TensorProto) -> int:
-    return (
-        len(tensor.raw_data)
-        if tensor.HasField("raw_data")
-        else tensor.ByteSize()
-        if (not uses_external_data(tensor))
-        else tensor_n_bytes(tensor)
-    )
-
-
-def _write_external(tensors: list[onnx.TensorProto], folder: Path, file: Path, name: str) -> None:
-    with file.open("wb") as stream:
-        for tensor in tensors:
-            if (
-                tensor.data_type == onnx.TensorProto.STRING
-                or tensor_n_bytes(tensor) < EXTERNAL_THRESHOLD_BYTES
-            ):
-                _store_inline(tensor, folder)  # a location of the source's means nothing beside the new file
+def without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model without the initializers of its main graph, whose values are not copied on the way."""
+    copy = onnx.ModelProto()
+    for source, target in ((proto, copy), (proto.graph, copy.graph)):
+        for field, value in source.ListFields():
+            if field.name in ("graph", "initializer"):
                 continue
-            if tensor.HasField("raw_data"):
-                raw = tensor.raw_data
+            if field.is_repeated:
+                getattr(target, field.name).extend(value)
             else:
-                raw = numpy_helper.from_array(np.ascontiguousarray(tensor_array(tensor, folder))).raw_data
-            stream.write(b"\0" * (-stream.tell() % _ALIGNMENT_BYTES))
-            offset = stream.tell()
-            stream.write(raw)
-            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-                tensor.ClearField(field)
-            del tensor.external_data[:]
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in (("location", name), ("offset", str(offset)), ("length", str(len(raw)))):
-                tensor.external_data.add(key=key, value=value)
+                setattr(target, field.name, value)
+    return copy
 
 
 @contextlib.contextmanager

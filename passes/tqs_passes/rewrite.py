@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.base import PassResult, Skip
+from tqs_passes.content import digest
 from tqs_passes.encode.fragment import Fragment, field_size
 from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import (
@@ -40,9 +41,10 @@ from tqs_passes.encode.weight import (
 )
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Codes, quantize
-from tqs_passes.model_io import Model, iter_graphs, tensor_array, tensor_n_bytes
+from tqs_passes.model_io import Model, iter_graphs, tensor_array, tensor_n_bytes, without_initializers
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.scope import defined_names
+from tqs_passes.spill import Spill
 from tqs_passes.tier import Tier
 
 #: Debug notes exporters leave on every node; they may outweigh a small model and no runtime reads them.
@@ -130,22 +132,8 @@ def skeleton(
     model: Model, planned: frozenset[str], metadata: Mapping[str, str], version: str
 ) -> onnx.ModelProto:
     """Return the lifted model without its planned weights, debug notes dropped and metadata added."""
-    proto = onnx.ModelProto()
-    for field, value in model.proto.ListFields():
-        if field.name == "graph":
-            continue
-        if field.is_repeated:
-            getattr(proto, field.name).extend(value)
-        else:
-            setattr(proto, field.name, value)
+    proto = without_initializers(model.proto)
     graph = model.proto.graph
-    for field, value in graph.ListFields():
-        if field.name == "initializer":
-            continue
-        if field.is_repeated:
-            getattr(proto.graph, field.name).extend(value)
-        else:
-            setattr(proto.graph, field.name, value)
     proto.graph.initializer.extend(t for t in graph.initializer if t.name not in planned)
     drop_debug_notes(proto)
     if proto.producer_name != "tqs-onnx":
@@ -225,7 +213,7 @@ def twin_fragment(weight: str, first: str) -> Fragment:
 def _twin(a: Assignment, stored: Mapping[str, onnx.TensorProto], model: Model) -> Fragment:
     assert a.same_as is not None
     mine, first = (tensor_array(stored[name], model.folder) for name in (a.weight, a.same_as))
-    if mine.tobytes() != first.tobytes():
+    if digest(mine) != digest(first):
         raise InputError(
             f"the plan says that {a.label!r} equals {a.same_as!r}, which it does not",
             todo="Allocate again for this model",
@@ -246,12 +234,15 @@ class Rewrite:
         Added to the model's metadata.
     version : str
         Written as producer version.
+    spill : Spill or None
+        Where encoded tensors are put, so that one weight at a time is in memory; None: they stay in the model.
     """
 
     plan: Plan
     codes: Mapping[str, Codes]
     metadata: Mapping[str, str]
     version: str
+    spill: Spill | None = None
 
     name: ClassVar[str] = "rewrite"
 
@@ -289,6 +280,8 @@ class Rewrite:
             fragment = fragment_of(a, target_of(a, index, opset, names), values, self.codes.get(a.weight))
             for key, piece in fragment.shared.items():
                 shared.setdefault(key, piece)
+            if self.spill is not None:
+                self.spill.take(fragment.tensors)
             fragments.append(fragment)
             changed.append(a.weight)
         nodes = list(proto.graph.node)
@@ -298,4 +291,4 @@ class Rewrite:
             proto.graph.node.extend(piece.nodes)
             piece.tensors.clear()  # the graph holds a copy: only one is wanted in memory
         proto.graph.node.extend(nodes)
-        return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))
+        return PassResult(Model(proto, model.folder, self.spill), tuple(changed), tuple(skipped))

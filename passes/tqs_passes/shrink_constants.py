@@ -27,7 +27,7 @@ from tqs_passes.content import digest
 from tqs_passes.encode.constant import encode_constant
 from tqs_passes.encode.fragment import Fragment, field_size
 from tqs_passes.encode.planes import MIN_OPSET
-from tqs_passes.model_io import Model, iter_graphs, tensor_array, tensor_n_bytes
+from tqs_passes.model_io import Model, iter_graphs, tensor_array, tensor_n_bytes, without_initializers
 from tqs_passes.rewrite import Names, kept_size, names_of, opset_of
 
 #: Smaller tensors are left alone: shapes and axes, which runtimes read at load.
@@ -145,34 +145,15 @@ class _Work:
     def result(self) -> onnx.ModelProto:
         """Return the model with every encoded constant replaced."""
         source = self.model.proto
-        proto = onnx.ModelProto()
-        proto.CopyFrom(_without_graph(source))
+        proto = without_initializers(source)
         graph = proto.graph
-        for descriptor, value in source.graph.ListFields():
-            if descriptor.name in ("initializer", "node"):
-                continue
-            if descriptor.is_repeated:
-                getattr(graph, descriptor.name).extend(value)
-            else:
-                setattr(graph, descriptor.name, value)
+        del graph.node[:]
         graph.initializer.extend(t for t in source.graph.initializer if t.name not in self.fragments)
         for piece in (*self.shared.values(), *self.fragments.values()):
             graph.initializer.extend(piece.tensors)
             graph.node.extend(piece.nodes)
         graph.node.extend(n for i, n in enumerate(source.graph.node) if i not in self.gone)
         return proto
-
-
-def _without_graph(source: onnx.ModelProto) -> onnx.ModelProto:
-    proto = onnx.ModelProto()
-    for descriptor, value in source.ListFields():
-        if descriptor.name == "graph":
-            continue
-        if descriptor.is_repeated:
-            getattr(proto, descriptor.name).extend(value)
-        else:
-            setattr(proto, descriptor.name, value)
-    return proto
 
 
 def _foreign_reads(proto: onnx.ModelProto) -> frozenset[str]:

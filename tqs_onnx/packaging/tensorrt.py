@@ -15,7 +15,8 @@ import onnx
 
 from tqs_onnx.rollout.signature import ModelSignature, Port, signature_of
 from tqs_passes.errors import InputError, one_line
-from tqs_passes.model_io import atomic_file, iter_graphs, load_model, save_model, write_text
+from tqs_passes.model_io import atomic_file, iter_graphs, load_model, write_text
+from tqs_passes.save import save_model
 
 _LACKING = {
     onnx.TensorProto.UINT8: "uint8 (bit planes)",

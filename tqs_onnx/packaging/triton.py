@@ -22,7 +22,8 @@ from onnx.external_data_helper import uses_external_data
 
 from tqs_onnx.rollout.signature import ModelSignature, Port, signature_of
 from tqs_passes.errors import InputError, one_line
-from tqs_passes.model_io import Model, atomic_file, iter_tensors, load_model, save_model, write_text
+from tqs_passes.model_io import Model, atomic_file, iter_tensors, load_model, write_text
+from tqs_passes.save import save_model
 
 _TYPES = {
     "bool": "TYPE_BOOL",

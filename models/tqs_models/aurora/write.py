@@ -18,7 +18,8 @@ import numpy as np
 from tqs_models.aurora import ATMOS, HOURS, LICENCE, STATIC, SURFACE, rollout, time_encoding
 from tqs_models.lean import fold_all_but, merge_constants, name_by_content, strip
 from tqs_passes.errors import InputError
-from tqs_passes.model_io import Model, save_model
+from tqs_passes.model_io import Model
+from tqs_passes.save import save_model
 
 _SIZES = ("embed_dim", "num_heads", "latent_levels")
 _STEPS = 12

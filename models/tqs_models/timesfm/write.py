@@ -14,7 +14,8 @@ import numpy as np
 from tqs_models.lean import fold_all_but, merge_constants, name_by_content, strip
 from tqs_models.timesfm import LICENCE, PATCH, rollout
 from tqs_passes.errors import InputError
-from tqs_passes.model_io import Model, save_model
+from tqs_passes.model_io import Model
+from tqs_passes.save import save_model
 
 CONTEXT = 512
 
