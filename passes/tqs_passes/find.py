@@ -17,6 +17,7 @@ from tqs_passes.flow import SHAPE_ONLY, Flow
 from tqs_passes.lift import FLOAT_TYPES, is_weight_like, lift
 from tqs_passes.model_io import Model, tensor_array, tensor_n_bytes
 from tqs_passes.naming import labels
+from tqs_passes.roles import Roles
 from tqs_passes.scope import wire
 from tqs_passes.trace import Candidate, Reading, Tracer
 from tqs_passes.weights import Excluded, Origin, Reader, Survey, Weight
@@ -69,7 +70,7 @@ def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
     graph = model.proto.graph
     wiring = wire(graph)
     flow = Flow(wiring)
-    tracer, judge = Tracer(model, wiring, flow), Judge(wiring, flow)
+    tracer, judge, roles = Tracer(model, wiring, flow), Judge(wiring, flow), Roles(wiring, flow)
     outputs = flow.outputs_by_value()
     excluded: list[Excluded] = []
     found: list[tuple[onnx.TensorProto, tuple[int, ...], tuple[Reading, ...]]] = []
@@ -101,6 +102,7 @@ def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
             channel_axis=agreed_axis([r.reader for r in readings]),
             outputs=outputs.get((0, tensor.name), ()),
             duplicate_of=firsts.get(tensor.name),
+            role=roles.of(readings),
         )
         for tensor, shape, readings in found
     ]

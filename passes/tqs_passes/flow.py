@@ -45,9 +45,17 @@ class Flow:
         self.data_dynamic = self._after(by_shape, self.sources)
 
     @staticmethod
-    def _after(graph: nx.DiGraph[Hashable], sources: Iterable[Value]) -> frozenset[Hashable]:
+    def _after(graph: nx.DiGraph[Hashable], sources: Iterable[Hashable]) -> frozenset[Hashable]:
         layers = nx.bfs_layers(graph, [source for source in sources if source in graph])
         return frozenset(vertex for layer in layers for vertex in layer)
+
+    def around(self, nodes: Iterable[int]) -> tuple[frozenset[Hashable], frozenset[Hashable]]:
+        """Return what reaches any of these nodes (by site number), and what they reach; neither holds the nodes."""
+        starts = list(nodes)
+        return (
+            self._after(self._graph.reverse(copy=False), starts) - set(starts),
+            self._after(self._graph, starts) - set(starts),
+        )
 
     def outputs_by_value(self) -> dict[Hashable, tuple[str, ...]]:
         """Return for every value that reaches a graph output the names of those outputs, in graph order."""

@@ -18,6 +18,16 @@ class Origin(StrEnum):
     FUNCTION = "function"
 
 
+class Role(StrEnum):
+    """Where in a forecaster a weight works (paper, A.8); see `tqs_passes.roles`."""
+
+    INPUT = "io.input"
+    OUTPUT = "io.output"
+    ATTENTION = "body.attn"
+    FEED_FORWARD = "body.ffn"
+    OTHER = "body.other"
+
+
 @dataclass(frozen=True, slots=True)
 class Reader:
     """A node input that consumes a weight, directly or through nodes that only move its values.
@@ -69,6 +79,7 @@ class Weight:
         Graph outputs that the weight can reach; empty for an unreachable weight.
     duplicate_of : str or None
         Name of the first weight with equal shape, type and content.
+    role : Role
     """
 
     name: str
@@ -80,6 +91,7 @@ class Weight:
     channel_axis: int | None
     outputs: tuple[str, ...]
     duplicate_of: str | None = None
+    role: Role = Role.OTHER
 
     @property
     def n_values(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from tqs_onnx.cli.options import FILE, json_option
+from tqs_onnx.cli.roles import role_option, with_given_roles
 from tqs_onnx.cli.show import print_json, print_table
 from tqs_onnx.source import Source, open_source
 from tqs_passes.feedback import render_rollout, suggest_feedback
@@ -18,15 +19,16 @@ from tqs_passes.weights import Weight
 
 @click.command("inspect")
 @click.argument("model", type=FILE)
+@role_option
 @json_option
-def command(model: Path, as_json: bool) -> None:
+def command(model: Path, roles: tuple[str, ...], as_json: bool) -> None:
     r"""List the weights of MODEL, who reads them, what is not a weight and why, and suggest the feedback wiring.
 
     \b
     Example:
       tqs inspect model.onnx
     """
-    source = open_source(model)
+    source = with_given_roles(open_source(model), roles)
     if as_json:
         print_json(_document(source))
         return
@@ -38,12 +40,15 @@ def command(model: Path, as_json: bool) -> None:
             click.echo(f"  {kind} {port}")
     if weights:
         print_table(
-            ["weight", "shape", "type", "readers", "axis", "values", "notes"],
+            ["weight", "role", "shape", "type", "readers", "axis", "values", "notes"],
             [
-                [w.label, _shape(w.shape), w.dtype, _readers(w), w.channel_axis, w.n_values, _notes(w)]
+                [
+                    *(w.label, w.role.value, _shape(w.shape), w.dtype, _readers(w)),
+                    *(w.channel_axis, w.n_values, _notes(w)),
+                ]
                 for w in weights
             ],
-            left=4,
+            left=5,
         )
     if source.survey.excluded:
         click.echo(f"\nnot weights: {len(source.survey.excluded)}")
@@ -99,6 +104,7 @@ def _document(source: Source) -> dict[str, Any]:
                 "shape": w.shape,
                 "dtype": w.dtype,
                 "origin": w.origin.value,
+                "role": w.role.value,
                 "channel_axis": w.channel_axis,
                 "readers": [
                     {"op_type": r.op_type, "node": r.node, "input": r.input_index, "through": r.through}

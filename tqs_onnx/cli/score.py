@@ -19,6 +19,7 @@ from tqs_onnx.cli.options import (
     run_options,
     sweep_options,
 )
+from tqs_onnx.cli.roles import role_option, with_given_roles
 from tqs_onnx.cli.show import print_json, print_table, progress, say
 from tqs_onnx.data import read_spec
 from tqs_onnx.rollout.child import require_loadable
@@ -70,6 +71,7 @@ from tqs_passes.model_io import write_text
 )
 @click.option("--max-memory", type=click.FloatRange(min=1), help="Megabytes; contexts are chunked to fit.")
 @click.option("--dry-run", is_flag=True, help="Only say what the sweep would take, by one timed rollout.")
+@role_option
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
 @click.option("--out", type=FILE, required=True, help="Run directory: scores.json and scores.csv go there.")
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, help="Weights shown.")
@@ -88,7 +90,7 @@ def command(
     """
     kinds = [k.value for k in ProbeKind] if options["probe"] == "both" else [options["probe"]]
     runs = [_chosen(options, kind) for kind in kinds]
-    source = open_source(model)
+    source = with_given_roles(open_source(model), options["roles"])
     require_scorable(source)
     require_loadable(model, runs[0].provider)
     files = data_files(options)

@@ -143,7 +143,12 @@ def blank(weight: Weight, status: Status) -> WeightScore:
     """Return the score of a weight that has no numbers."""
     readers = tuple(f"{r.op_type}:{r.input_index}" for r in weight.readers)
     return WeightScore(
-        weight=weight.name, label=weight.label, shape=weight.shape, status=status, readers=readers
+        weight=weight.name,
+        label=weight.label,
+        role=weight.role,
+        shape=weight.shape,
+        status=status,
+        readers=readers,
     )
 
 

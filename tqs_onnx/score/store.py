@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tqs_onnx.score.probe import ProbeKind
 from tqs_passes.errors import InputError
+from tqs_passes.weights import Role
 
 #: Where A changes by more than that between probe sizes, the response is saturated or chaotic, not linear.
 LINEAR_WITHIN = 2.0
@@ -51,7 +52,9 @@ class WeightScore(_Frozen):
 
     Attributes
     ----------
-    weight, label, role : str
+    weight, label : str
+    role : Role or None
+        Bucket of A.8; None in files of earlier versions.
     shape : tuple of int
     status : Status
     gamma : tuple of float or None
@@ -79,6 +82,7 @@ class WeightScore(_Frozen):
     label: str
     shape: tuple[int, ...]
     status: Status
+    role: Role | None = None
     block: str = ""
     gamma: tuple[float, ...] | None = None
     gamma_stderr: float | None = None
@@ -174,12 +178,12 @@ class Scores(_Frozen):
         return self.model_dump_json(indent=2) + "\n"
 
     def to_csv(self) -> str:
-        """Return one row per weight: name, status, γ per horizon, γ_task, A_max, ‖δθ‖, draws, readers."""
+        """Return one row per weight: name, role, status, γ per horizon, γ_task, A_max, ‖δθ‖, draws, readers."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(
             [
-                *("weight", "label", "shape", "status"),
+                *("weight", "label", "role", "shape", "status"),
                 *(f"gamma_T{t}" for t in self.horizons),
                 *(f"convergence_T{t}" for t in self.horizons),
                 *("gamma_stderr", "gamma_task", "gamma_task_stderr", "gamma_task_mean", "a_max"),
@@ -200,7 +204,8 @@ class Scores(_Frozen):
             ratios = w.convergence or (None,) * len(self.horizons)
             writer.writerow(
                 [
-                    *(w.weight, w.label, "x".join(map(str, w.shape)), w.status.value),
+                    *(w.weight, w.label, w.role.value if w.role else ""),
+                    *("x".join(map(str, w.shape)), w.status.value),
                     *gamma,
                     *ratios,
                     *(w.gamma_stderr, w.gamma_task, w.gamma_task_stderr, w.gamma_task_mean, w.a_max),
