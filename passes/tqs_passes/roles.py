@@ -59,7 +59,7 @@ class Roles:
         self._flow = flow
         self._maker = makers(wiring)
         self._attention = Attention(wiring, flow)
-        self._weighted = {i for i, site in enumerate(wiring.sites) if self._multiplies(i)}
+        self._weighted = {i for i in range(len(wiring.sites)) if self._multiplies(i)}
         self._branches = branches(wiring, flow, self._weighted)
         self._depth = self._depths()
         self._height = self._heights()
