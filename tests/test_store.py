@@ -144,7 +144,7 @@ def test_a_second_sweep_measures_nothing_and_scores_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _swept(tmp_path, tmp_path / "s.sqlite")
-    monkeypatch.setattr("tqs_onnx.score.sweep.open_station", lambda *a: pytest.fail("opened a session"))
+    monkeypatch.setattr("tqs_onnx.score.sweep.crew_for", lambda *a: pytest.fail("called a crew"))
     assert _swept(tmp_path, tmp_path / "s.sqlite") == first
 
 

@@ -15,9 +15,9 @@ from tests.rollouts import Case, forecaster, opened, scored, spec_of, values, wr
 from tqs_onnx.cli.main import cli, main
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.score.engine import exposable
-from tqs_onnx.score.measuring import Task
 from tqs_onnx.score.memory import memory_of
 from tqs_onnx.score.strategy import Strategy
+from tqs_onnx.score.task import Task
 from tqs_passes.errors import InputError
 
 
@@ -34,7 +34,7 @@ def _die(*_: Task) -> None:
 
 
 def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tqs_onnx.score.measuring._work", _die)
+    monkeypatch.setattr("tqs_onnx.score.crew._work", _die)
     with pytest.raises(InputError, match="a worker process died"):
         scored(opened(tmp_path, forecaster()), spec_of(), values(1, 16), workers=2)
 

@@ -1,8 +1,8 @@
 """What a sweep costs beside its rollouts: wall(sweep) / (rollouts × wall of one bare nominal rollout).
 
 The bare rollout is made in the plain, fully optimised session of the same model; rollouts count the perturbed ones
-and one nominal per session (`+ floors` counts the two that measure the noise floor as well). `cpu` is the same ratio in
-processor time, which a busy machine disturbs less and which counts what a second thread prepares meanwhile. `naive`
+and one nominal per session (`+ floors` counts the two of each that measure its floors as well). `cpu` is the same ratio
+in processor time, which a busy machine disturbs less and which counts what a second thread prepares meanwhile. `naive`
 is the naive way for the biggest weight, in bare rollouts: it serializes the model and opens a new session. Usage::
 
     python tools/bench_sweep.py [--quick] [--threads 1]
@@ -98,7 +98,7 @@ class Row:
     def text(self) -> str:
         """Return the row of the table."""
         counted = (self.n_rollouts + self.sessions) * self.bare_s
-        floors = (self.n_rollouts + self.sessions + 2) * self.bare_s
+        floors = (self.n_rollouts + 3 * self.sessions) * self.bare_s
         cpu = self.sweep_cpu_s / ((self.n_rollouts + self.sessions) * self.bare_cpu_s)
         naive = self.naive_s / self.bare_s
         return (
@@ -187,7 +187,7 @@ def main() -> None:
     given = parser.parse_args()
     repeats = 1 if given.quick else 3
     forced = Strategy("rebuild", 1) if given.rebuild else None
-    forced = Strategy("expose", forced) if given.groups else forced
+    forced = Strategy("expose", given.groups) if given.groups else forced
     print(
         f"{'configuration':32} {'how':>7} {'sessions':>8} {'rollouts':>8} {'bare (ms)':>9} {'sweep(s)':>8} "
         f"{'ratio':>7} {'+ floors':>9} {'cpu':>7} {'naive':>8}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tqs_onnx.score.memory import memory_of
 from tqs_onnx.score.plan import Plan
 from tqs_onnx.score.rolling import exposable_of, open_station
+from tqs_onnx.score.strategy import NOMINAL_ROLLOUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,7 @@ class Estimate:
     how : str
         How weights are injected, see `tqs_onnx.score.strategy`.
     sessions : int
-        Sessions with a nominal rollout of their own.
+        Sessions, each with its own nominal rollout and floors.
     rollouts : int
         Perturbed rollouts, not counting what early stop or group tests may spare.
     chunk : int
@@ -57,7 +58,7 @@ def estimate(plan: Plan) -> Estimate:
     station.injection.run({})
     rollout_s = time.perf_counter() - opened
     build_s = max(0.0, opened - start - rollout_s)
-    sessions = max(1, len(plan.groups))
+    sessions = plan.n_sessions
     n_built = plan.n_rollouts if plan.how == "rebuild" else sessions
     return Estimate(
         how=plan.how,
@@ -66,6 +67,6 @@ def estimate(plan: Plan) -> Estimate:
         chunk=plan.batch,
         rollout_s=rollout_s,
         build_s=build_s,
-        time_s=(plan.n_rollouts + sessions + 2) * rollout_s + n_built * build_s,
+        time_s=(plan.n_rollouts + NOMINAL_ROLLOUTS * sessions) * rollout_s + n_built * build_s,
         memory_bytes=memory_of(source, plan.spec, plan.contexts).total(plan.batch),
     )

@@ -36,7 +36,7 @@ _SETS = (
     "asimd",
 )
 #: Raised when the way something is measured changes.
-_MEASURING = 1
+_MEASURING = 2
 
 
 def contexts_hash(contexts: Contexts) -> str:

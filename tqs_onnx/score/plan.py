@@ -70,9 +70,18 @@ class Plan:
         """Perturbed rollouts of the whole sweep."""
         return sum(len(self.rollouts(t)) for group in self.groups for t in group)
 
-    def weights_of(self, group: int) -> tuple[Weight, ...]:
+    @property
+    def n_sessions(self) -> int:
+        """Sessions; one with no targets when nothing is perturbed."""
+        return max(1, len(self.groups))
+
+    def targets_of(self, session: int) -> tuple[Target, ...]:
+        """Return the targets that are perturbed in a session."""
+        return self.groups[session] if self.groups else ()
+
+    def weights_of(self, session: int) -> tuple[Weight, ...]:
         """Return the weights that a session exposes."""
-        return tuple(w for target in self.groups[group] for w in target.weights)
+        return tuple(w for target in self.targets_of(session) for w in target.weights)
 
 
 def on_trajectory(weight: Weight, spec: RolloutSpec) -> bool:

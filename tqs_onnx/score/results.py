@@ -18,7 +18,9 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.score.floors import SessionFloors
 from tqs_onnx.score.measure import Measurement
+from tqs_onnx.score.store import Floors
 from tqs_passes.errors import InputError, TqsError
 
 #: Name of the file in a run directory.
@@ -29,6 +31,9 @@ CREATE TABLE IF NOT EXISTS job (id TEXT PRIMARY KEY, facts TEXT NOT NULL, frame 
 CREATE TABLE IF NOT EXISTS measurement (
   id TEXT PRIMARY KEY, job TEXT NOT NULL, contexts INTEGER NOT NULL, energy BLOB NOT NULL, variables BLOB NOT NULL,
   delta_sq REAL NOT NULL, steps INTEGER NOT NULL, finite INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS session (
+  job TEXT NOT NULL, session INTEGER NOT NULL, noise REAL NOT NULL, rounding REAL NOT NULL,
+  PRIMARY KEY (job, session)) WITHOUT ROWID;
 """
 
 
@@ -103,6 +108,18 @@ class Results:
         """Keep a job: its facts, for the reader, and what is known of its nominal rollout."""
         with self._explained():
             self._db.execute("INSERT OR REPLACE INTO job VALUES (?, ?, ?)", (job, facts, frame))
+
+    def floors(self, job: str) -> dict[int, Floors]:
+        """Return the floors that are kept of a job's sessions."""
+        with self._explained():
+            rows = self._db.execute("SELECT session, noise, rounding FROM session WHERE job = ?", (job,))
+            return {session: Floors(noise=noise, rounding=rounding) for session, noise, rounding in rows}
+
+    def put_floors(self, job: str, found: SessionFloors) -> None:
+        """Keep the floors of a session; those that are kept already stay."""
+        row = (job, found.session, found.floors.noise, found.floors.rounding)
+        with self._explained():
+            self._db.execute("INSERT OR IGNORE INTO session VALUES (?, ?, ?, ?)", row)
 
     def get(self, key: str) -> Measurement | None:
         """Return a measurement, or None."""

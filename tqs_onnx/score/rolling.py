@@ -8,15 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.score.divergence import n_space, ruler_for
@@ -37,18 +34,12 @@ class Frame(BaseModel):
         The σ_v that divergences are in units of.
     n_values : int
         Values of one context's trajectory.
-    noise_floor : float
-        Largest energy of one context between two nominal rollouts of the first session.
-    rounding_floor : float
-        Largest energy of one context when the initial state moves by one unit in the last place.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sigma: dict[str, float]
     n_values: int
-    noise_floor: float
-    rounding_floor: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +52,7 @@ class Station:
 
 def exposable_of(plan: Plan) -> Exposable:
     """Return the plan's model, made ready for all its sessions."""
-    return exposable(plan.model, (w for group in range(len(plan.groups)) for w in plan.weights_of(group)))
+    return exposable(plan.model, (w for group in range(plan.n_sessions) for w in plan.weights_of(group)))
 
 
 def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None = None) -> Station:
@@ -73,7 +64,7 @@ def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None 
         The model does not run, or its nominal rollout is not finite.
     """
     options = plan.options
-    weights = plan.weights_of(group) if plan.groups else ()
+    weights = plan.weights_of(group)
     injection: Injection
     if plan.how == "rebuild":
         injection = Rebuilt(source, plan.spec, plan.contexts, batch=plan.batch, threads=options.threads)
@@ -98,35 +89,10 @@ def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None 
     return Station(injection, Meter(ruler, spaces, nominal, plan.horizons))
 
 
-def frame_of(plan: Plan, station: Station) -> Frame:
-    """Measure the two floors of a job, on its first session: a second nominal rollout, and one from a nudged state."""
-    meter = station.meter
-    again = meter.measure(station.injection.run({}), 0.0).energy[:, -1].max()
-    try:
-        moved = station.injection.run_from(nudged(plan.contexts, plan.spec))
-        rounding = float(meter.measure(moved, 0.0).energy[:, -1].max())
-    except NonFiniteError:
-        rounding = 0.0
-    return Frame(
-        sigma=meter.ruler.sigma,
-        n_values=meter.ruler.n_values,
-        noise_floor=float(again),
-        rounding_floor=max(float(again), rounding),
-    )
-
-
-def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
-    """Return contexts whose float32 and float64 states are off by one unit in the last place, up and down by turns."""
-    states = {f.input for f in spec.feedback}
-    arrays = {n: _nudged(a) if n in states else a for n, a in contexts.arrays.items()}
-    return replace(contexts, arrays=arrays)
-
-
-def _nudged(array: NDArray[Any]) -> NDArray[Any]:
-    if array.dtype.name not in ("float32", "float64"):
-        return array
-    signs = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
-    return np.where(array == 0, array, np.nextafter(array, signs.astype(array.dtype)))
+def frame_of(station: Station) -> Frame:
+    """Return what a job's first session knows of its nominal rollout."""
+    ruler = station.meter.ruler
+    return Frame(sigma=ruler.sigma, n_values=ruler.n_values)
 
 
 def perturbation(rollout: Rollout, injection: Injection) -> tuple[dict[str, NDArray[Any]], float]:

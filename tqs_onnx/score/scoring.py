@@ -9,7 +9,7 @@ dead            no probe moved any context beyond the noise floor; or γ_task is
 below-floor     the probe moved the trajectory no more than one unit in the last place of the initial state does
 ==============  =====================================================================================================
 
-Only an alive weight has numbers.
+The floors are those of the session it was perturbed in. Only an alive weight has numbers.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from tqs_onnx.score.gamma import EPSILON, Gammas, gammas
 from tqs_onnx.score.measure import Measurement
 from tqs_onnx.score.options import SweepOptions
-from tqs_onnx.score.rolling import Frame
-from tqs_onnx.score.store import ResponsePoint, Status, WeightScore
+from tqs_onnx.score.store import Floors, ResponsePoint, Status, WeightScore
 from tqs_passes.weights import Weight
 
 #: Two γ_task that differ by less tie.
@@ -62,10 +61,10 @@ def judge(
     primary: Sequence[Measurement],
     further: Sequence[Measurement],
     horizons: tuple[int, ...],
-    frame: Frame,
+    floors: Floors,
     options: SweepOptions,
 ) -> Judged:
-    """Return the score of a target from the measurements of its draws and of its response."""
+    """Return the score of a target from the measurements of its draws and of its response, and its session's floors."""
     everything = (*primary, *further)
     if not all(m.finite for m in everything):
         return Judged(Status.UNSTABLE)
@@ -80,9 +79,9 @@ def judge(
     norm, draws = float(np.sqrt(delta_sq.mean())), len(primary)
     peak = max(float(m.energy[:, -1].max()) for m in everything)
     g = gammas(energy, delta_sq, horizons)
-    if peak <= frame.noise_floor or (options.dead_below is not None and g.gamma_task <= options.dead_below):
+    if peak <= floors.noise or (options.dead_below is not None and g.gamma_task <= options.dead_below):
         return Judged(Status.DEAD, None, norm, draws)
-    if peak <= frame.rounding_floor:
+    if peak <= floors.rounding:
         return Judged(Status.BELOW_FLOOR, g, norm, draws)
     variables = np.mean([m.variables / (m.delta_sq + EPSILON) for m in primary], axis=0)
     steps = max(m.steps for m in everything)

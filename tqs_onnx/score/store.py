@@ -67,6 +67,8 @@ class WeightScore(_Frozen):
         γ(T) / γ(T_max) at each horizon.
     variables : dict of str to float
         Amplification of each variable by itself: Σ (ΔY/σ_v)² / ‖δθ‖², mean over contexts and draws.
+    session : int or None
+        The session it was perturbed in, which has floors of its own; None: in none.
     steps : int
         Calls of the model that its longest rollout made: fewer than the horizon after an early stop.
     delta_norm : float
@@ -94,6 +96,7 @@ class WeightScore(_Frozen):
     amplification: float | None = None
     variables: dict[str, float] = {}
     growth: float | None = None
+    session: int | None = None
     steps: int = 0
     delta_norm: float = 0.0
     draws: int = 0
@@ -125,6 +128,21 @@ class ProbeFacts(_Frozen):
     seed: int
 
 
+class Floors(_Frozen):
+    """What moves a rollout of a session when no weight is perturbed (see `tqs_onnx.score.floors`).
+
+    Attributes
+    ----------
+    noise : float
+        Largest energy of one context between two nominal rollouts.
+    rounding : float
+        Largest energy of one context when the initial state moves by one unit in the last place.
+    """
+
+    noise: float
+    rounding: float
+
+
 class Scores(_Frozen):
     """The scores of a model.
 
@@ -144,9 +162,11 @@ class Scores(_Frozen):
     n_contexts, n_values : int
         Contexts scored; values N of one context's trajectory.
     noise_floor : float
-        Largest energy of one context between two nominal runs of the same session.
+        The highest noise floor of a session.
     rounding_floor : float
-        Largest energy of one context when the initial state moves by one unit in the last place.
+        The highest rounding floor of a session.
+    floors : tuple of Floors
+        The two floors of each session; a weight is judged by those of its own.
     sessions : int
         Sessions that the weights were spread over.
     rollouts_saved : float
@@ -169,6 +189,7 @@ class Scores(_Frozen):
     n_values: int
     noise_floor: float
     rounding_floor: float = 0.0
+    floors: tuple[Floors, ...] = ()
     sessions: int = 1
     rollouts_saved: float = 0.0
     weights: tuple[WeightScore, ...]

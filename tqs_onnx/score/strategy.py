@@ -3,14 +3,15 @@
 With G sessions, n rollouts, c calls a rollout (steps × chunks), B bytes of matrices and b(·) the time to build a
 session, in seconds ::
 
-    expose(G) = G · (b + c · call · B)  +  (n + G) · c · lost · B / G
+    expose(G) = G · (b + 3 · c · call · B)  +  (n + 3 · G) · c · lost · B / G
     rebuild   = n · b
 
-`expose` pays for its sessions, for a nominal rollout in each, and at every call for the exposed share of the matrices,
-which is not prepacked; its minimum is at G = sqrt(n · c · lost · B / (b + c · call · B)). `rebuild` pays a session per
-rollout and nothing else: best for long rollouts. The rates were measured on a 76 MB transformer
-(`tools/bench_sweep.py`); they depend on the machine, but a choice that is somewhat off costs little near a minimum,
-and the same job gets the same answer everywhere. The choice is part of the job and kept with it.
+`expose` pays for its sessions, for three rollouts in each (the nominal one and those of its floors), and at every
+call for the exposed share of the matrices, which is not prepacked; its minimum is at G = sqrt(n · c · lost · B / (b +
+3 · c · call · B)). `rebuild` pays a session per rollout and nothing else: best for long rollouts. The rates were
+measured on a 76 MB transformer (`tools/bench_sweep.py`); they depend on the machine, but a choice that is somewhat
+off costs little near a minimum, and the same job gets the same answer everywhere. The choice is part of the job and
+kept with it.
 
 On a GPU nothing is prepacked, and big models must not be held twice: expose everything.
 """
@@ -37,6 +38,8 @@ CALL_PER_CONTEXT_S = 0.075e-9
 LOST_S = 0.2e-9
 #: Above, one session with everything exposed: constants are held prepacked as well, by `rebuild` for two sessions.
 MOST_CONSTANT_BYTES = 256 << 20
+#: Rollouts of a session besides the perturbed ones: the nominal one, and the two of its floors.
+NOMINAL_ROLLOUTS = 3
 _PREPACKED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
 
 
@@ -93,10 +96,10 @@ def choose(targets: Sequence[Target], shape: Shape) -> Strategy:
         return Strategy("expose", 1)
     n = shape.n_rollouts * len(targets)
     build = shape.nodes * BUILD_NODE_S + n_bytes * BUILD_S
-    nominal = shape.calls * n_bytes * (CALL_S + CALL_PER_CONTEXT_S * shape.chunk)
+    nominal = NOMINAL_ROLLOUTS * shape.calls * n_bytes * (CALL_S + CALL_PER_CONTEXT_S * shape.chunk)
     lost = shape.calls * n_bytes * LOST_S
     groups = max(1, min(len(targets), round(math.sqrt(n * lost / (build + nominal)))))
-    exposed = groups * (build + nominal) + (n + groups) * lost / groups
+    exposed = groups * (build + nominal) + (n + NOMINAL_ROLLOUTS * groups) * lost / groups
     rebuilt = n * build + nominal
     if rebuilt < exposed:
         return Strategy("rebuild", 1)

@@ -1,7 +1,7 @@
 """The sweep: perturb one weight (or block), roll out, compare; for every one of them.
 
 A weight that reaches no trajectory output is `off-trajectory`, one that reaches no output at all is `dead`; neither
-is rolled out. All others are measured (`plan` → `measuring` → `results`) and judged (`scoring`).
+is rolled out. All others are measured (`plan` → `task` → `crew` → `results`) and judged (`scoring`).
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from pathlib import Path
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.session import runtime_version
 from tqs_onnx.rollout.spec import RolloutSpec, content_hash
+from tqs_onnx.score.crew import Say, crew_for
+from tqs_onnx.score.floors import SessionFloors
 from tqs_onnx.score.job import contexts_hash
-from tqs_onnx.score.measuring import Kept, measure_here, measure_in_workers, tasks_of
 from tqs_onnx.score.options import SweepOptions, require_horizons
 from tqs_onnx.score.plan import Plan, on_trajectory, plan_sweep
 from tqs_onnx.score.results import Results, StoppedError
-from tqs_onnx.score.rolling import Frame, Station, exposable_of, frame_of, open_station
+from tqs_onnx.score.rolling import Frame
 from tqs_onnx.score.scoring import Judged, blank, judge, mean_of, scored, settle_minimum
-from tqs_onnx.score.store import ProbeFacts, Scores, Status, WeightScore
+from tqs_onnx.score.store import Floors, ProbeFacts, Scores, Status, WeightScore
+from tqs_onnx.score.task import Found, tasks_of
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import Model
 from tqs_passes.weights import Survey
@@ -60,7 +62,7 @@ def sweep(
     store : Path, optional
         SQLite file in which measurements are kept as they arrive, and from which an earlier run is resumed.
     say : callable, optional
-        Called with a line about the store, when there is something to say.
+        Called with a line about the store or the crew, when there is something to say.
 
     Raises
     ------
@@ -77,7 +79,7 @@ def sweep(
             say(results.note)
         counter = _Counter(plan, survey, progress)
         try:
-            frame = _measure(plan, results, counter)
+            frame, floors = _measure(plan, results, counter, say or _unsaid)
             counter.finish()
         except KeyboardInterrupt as error:
             if store is None:
@@ -86,7 +88,7 @@ def sweep(
                 f"stopped: {counter.n_kept} of {plan.n_rollouts} rollouts are kept in {store}",
                 todo="Run the same command again to go on",
             ) from error
-        judged, saved = _judged(plan, results, frame)
+        judged, saved = _judged(plan, results, floors)
     return Scores(
         source_sha256=source_sha256,
         rollout_sha256=content_hash(spec),
@@ -99,9 +101,10 @@ def sweep(
         sigma=frame.sigma,
         n_contexts=contexts.n_contexts,
         n_values=frame.n_values,
-        noise_floor=frame.noise_floor,
-        rounding_floor=frame.rounding_floor,
-        sessions=max(1, len(plan.groups)),
+        noise_floor=max(f.noise for f in floors),
+        rounding_floor=max(f.rounding for f in floors),
+        floors=floors,
+        sessions=plan.n_sessions,
         rollouts_saved=saved,
         weights=_rows(plan, survey, frame, judged),
     )
@@ -147,45 +150,44 @@ class _Counter:
             self._progress(self._done, self._total, label)
 
 
-def _measure(plan: Plan, results: Results, counter: _Counter) -> Frame:
-    """Make every measurement that the store lacks; return what is known of the nominal rollout."""
+def _measure(plan: Plan, results: Results, counter: _Counter, say: Say) -> tuple[Frame, tuple[Floors, ...]]:
+    """Make every measurement that the store lacks; return what is known of the nominal rollout, and of each session."""
     kept = results.known(r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t))
     counter.kept(kept)
-    tasks = tasks_of(plan, frozenset(kept))
+    tasks = tasks_of(plan, frozenset(kept), results.floors(plan.job))
     text = results.frame(plan.job)
     frame = None if text is None else Frame.model_validate_json(text)
-    if frame is not None and not tasks:
-        return frame
-    source = exposable_of(plan)
-    first: Station | None = None
-    if frame is None:
-        first = open_station(plan, source, 0)
-        frame = frame_of(plan, first)
-        results.put_frame(plan.job, plan.facts, frame.model_dump_json())
 
-    def keep(found: Kept) -> None:
+    def keep(found: Found) -> None:
+        if isinstance(found, SessionFloors):
+            results.put_floors(plan.job, found)
+            return
         results.put(plan.job, found)
         counter.kept({key for key, _ in found})
 
-    if plan.options.workers > 1 and tasks:
-        first = None
-        measure_in_workers(plan, frame, tasks, keep, plan.options.workers)
-    else:
-        measure_here(plan, source, frame, tasks, keep, first)
-    return frame
+    if frame is None or tasks:
+        with crew_for(plan, say) as crew:
+            if frame is None:
+                frame = crew.frame()
+                results.put_frame(plan.job, plan.facts, frame.model_dump_json())
+            crew.measure(frame, tasks, keep)
+    floors = results.floors(plan.job)
+    return frame, tuple(floors[session] for session in range(plan.n_sessions))
 
 
-def _judged(plan: Plan, results: Results, frame: Frame) -> tuple[dict[str, Judged], float]:
+def _judged(plan: Plan, results: Results, floors: tuple[Floors, ...]) -> tuple[dict[str, Judged], float]:
     """Return the score of every target, and the share of model calls that was spared."""
     found: dict[str, Judged] = {}
     made = wanted = 0
     n_draws = plan.options.probe.n_draws
-    for target in (t for group in plan.groups for t in group):
+    for session, target in ((i, t) for i, group in enumerate(plan.groups) for t in group):
         kept = [results.get(r.key(plan.job)) for r in plan.rollouts(target)]
         all_of = [m for m in kept if m is not None]
         if len(all_of) < len(kept):
             raise InputError("lost a measurement", where=str(results.path), todo="Run the same command again")
-        found[target.name] = judge(all_of[:n_draws], all_of[n_draws:], plan.horizons, frame, plan.options)
+        found[target.name] = judge(
+            all_of[:n_draws], all_of[n_draws:], plan.horizons, floors[session], plan.options
+        )
         moving = [m for m in all_of if m.delta_sq > 0 and m.finite]
         made += sum(m.steps for m in moving)
         wanted += len(moving) * plan.spec.rollout.steps
@@ -197,11 +199,13 @@ def _judged(plan: Plan, results: Results, frame: Frame) -> tuple[dict[str, Judge
 def _rows(plan: Plan, survey: Survey, frame: Frame, judged: dict[str, Judged]) -> tuple[WeightScore, ...]:
     names = list(frame.sigma)
     target_of = {w.name: t.name for group in plan.groups for t in group for w in t.weights}
+    session_of = {w.name: i for i in range(plan.n_sessions) for w in plan.weights_of(i)}
     rows: list[WeightScore] = []
     for weight in survey.weights:
         if weight.name in target_of:
             block = plan.block_of.get(weight.name, "")
-            rows.append(scored(weight, judged[target_of[weight.name]], names, block))
+            row = scored(weight, judged[target_of[weight.name]], names, block)
+            rows.append(row.model_copy(update={"session": session_of[weight.name]}))
         else:
             rows.append(blank(weight, Status.OFF_TRAJECTORY if weight.outputs else Status.DEAD))
     if plan.options.blocks is not None and plan.options.blocks.score == "mean":
@@ -214,6 +218,10 @@ def _rows(plan: Plan, survey: Survey, frame: Frame, judged: dict[str, Judged]) -
             for row in rows
         ]
     return tuple(rows)
+
+
+def _unsaid(line: str) -> None:
+    del line
 
 
 def _probe_facts(options: SweepOptions) -> ProbeFacts:

@@ -1,0 +1,68 @@
+"""What moves a rollout when no weight is perturbed: the two floors of a session, below which a score means nothing.
+
+The noise floor is measured between two nominal rollouts, the rounding floor with an initial state that moves by one
+unit in the last place; it is never below the noise floor.
+
+Sessions are compiled one by one and may compute differently, so each has floors of its own, and a weight is judged by
+those of the session that it was perturbed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.score.plan import Plan
+from tqs_onnx.score.rolling import Station
+from tqs_onnx.score.store import Floors
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFloors:
+    """The floors of one session of a job.
+
+    Parameters
+    ----------
+    session : int
+        Index of its group in the plan.
+    floors : Floors
+    """
+
+    session: int
+    floors: Floors
+
+
+def floors_of(plan: Plan, station: Station, session: int) -> Floors:
+    """Measure the floors of a session: a second nominal rollout, and one from a nudged state.
+
+    The second rollout is given a weight's own values in its place: where sessions are rebuilt this builds another.
+    """
+    meter, injection = station.meter, station.injection
+    same = {w.name: injection.values(w) for w in plan.weights_of(session)[:1]}
+    noise = float(meter.measure(injection.run(same), 0.0).energy[:, -1].max())
+    try:
+        moved = injection.run_from(nudged(plan.contexts, plan.spec))
+        rounding = float(meter.measure(moved, 0.0).energy[:, -1].max())
+    except NonFiniteError:
+        rounding = 0.0
+    return Floors(noise=noise, rounding=max(noise, rounding))
+
+
+def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
+    """Return contexts whose float32 and float64 states are off by one unit in the last place, up and down by turns."""
+    states = {f.input for f in spec.feedback}
+    arrays = {n: _nudged(a) if n in states else a for n, a in contexts.arrays.items()}
+    return replace(contexts, arrays=arrays)
+
+
+def _nudged(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.name not in ("float32", "float64"):
+        return array
+    signs = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
+    return np.where(array == 0, array, np.nextafter(array, signs.astype(array.dtype)))
