@@ -134,6 +134,7 @@ def unscored_uniform_plan(source: Source, bits: int, profile: Profile, serving: 
         target=serving.target,
         constants=serving.constants_as_stored,
         opset=serving.opset,
+        compute=serving.compute,
         assignments=tuple(c.assignment for c in chosen),
         n_bytes=file_bytes(size_of(source, ready), chosen),
         source_bytes=source.facts.n_bytes,

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from tqs_onnx.version import VERSION
+from tqs_passes.base import Skip
+from tqs_passes.compute.half import HalfCompute
 from tqs_passes.convert_opset import ConvertOpset
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Codes
 from tqs_passes.model_io import Model
-from tqs_passes.plan import Plan
+from tqs_passes.plan import Compute, Plan
 from tqs_passes.rewrite import Rewrite
 from tqs_passes.save import save_model
 from tqs_passes.shrink_constants import ShrinkConstants
@@ -19,6 +23,8 @@ from tqs_passes.spill import Spill
 
 #: Digest-long placeholder, so that the skeleton's size is the file's.
 _DIGEST_LENGTH = 64
+#: Reasons shown in one line.
+_MOST_REASONS = 6
 
 
 def metadata_of(source_sha256: str, plan_digest: str) -> dict[str, str]:
@@ -35,19 +41,67 @@ def placeholder_metadata() -> dict[str, str]:
     return metadata_of("0" * _DIGEST_LENGTH, "0" * _DIGEST_LENGTH)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A lifted model as the rewrite sees it.
+
+    Parameters
+    ----------
+    model : Model
+        Converted to another opset, its blocks cast to 16-bit floats, its constants stored small, where asked for.
+    computed : dict of str to str
+        The type of the block that reads a weight, where that is not the type it is stored in: the rewrite writes it.
+    skipped : tuple of Skip
+        Nodes of the chosen blocks that go on computing with float32.
+    """
+
+    model: Model
+    computed: dict[str, str] = field(default_factory=dict[str, str])
+    skipped: tuple[Skip, ...] = ()
+
+
 def prepared(
-    model: Model, weights: frozenset[str], constants: Literal["small", "keep"], opset: int | None
-) -> Model:
-    """Return the lifted model as the rewrite sees it: converted, its constants stored small, where asked for.
+    model: Model,
+    labels: Mapping[str, str],
+    constants: Literal["small", "keep"],
+    opset: int | None,
+    compute: Compute | None = None,
+) -> Prepared:
+    """Return the lifted model as the rewrite sees it.
+
+    Parameters
+    ----------
+    model : Model
+    labels : mapping of str to str
+        Label of every weight, by name.
+    constants : {"small", "keep"}
+    opset : int or None
+    compute : Compute or None
 
     Raises
     ------
     InputError
-        It cannot be converted to this opset.
+        It cannot be converted to this opset, or no block can compute with this type.
     """
     if opset is not None:
         model = ConvertOpset(opset).apply(model).model
-    return ShrinkConstants(weights).apply(model).model if constants == "small" else model
+    computed: dict[str, str] = {}
+    skipped: tuple[Skip, ...] = ()
+    if compute is not None:
+        half = HalfCompute(compute.dtype, compute.blocks, labels, deferred=True).apply(model)
+        model, skipped = half.model, half.skipped
+        computed = {name: compute.dtype for name in half.changed if name in labels}
+    if constants == "small":
+        model = ShrinkConstants(frozenset(labels)).apply(model).model
+    return Prepared(model, computed, skipped)
+
+
+def stayed(skipped: tuple[Skip, ...]) -> str:
+    """Return one line on the nodes that go on computing with float32, their reasons counted."""
+    reasons = Counter(skip.why for skip in skipped).most_common()
+    shown = "; ".join(f"{why} ({n})" for why, n in reasons[:_MOST_REASONS])
+    more = "; …" if len(reasons) > _MOST_REASONS else ""
+    return f"{len(skipped)} nodes of the blocks compute with float32: {shown}{more}"
 
 
 def rewritten(
@@ -55,9 +109,9 @@ def rewritten(
 ) -> Model:
     """Return the model that `emit` writes; its encoded tensors lie in the spill, where there is one."""
     metadata = metadata_of(plan.source_sha256, plan.digest())
-    names = frozenset(a.weight for a in plan.assignments)
-    ready = prepared(model, names, plan.constants, plan.opset)
-    return Rewrite(plan, codes or {}, metadata, VERSION, spill).apply(ready).model
+    labels = {a.weight: a.label for a in plan.assignments}
+    ready = prepared(model, labels, plan.constants, plan.opset, plan.compute)
+    return Rewrite(plan, codes or {}, metadata, VERSION, spill, ready.computed).apply(ready.model).model
 
 
 def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None = None) -> None:

@@ -23,7 +23,7 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.grid import Codes
 from tqs_passes.model_io import Model
 from tqs_passes.plan import Assignment
-from tqs_passes.rewrite import reference_weight
+from tqs_passes.rewrite import fed_weight
 from tqs_passes.weights import Survey
 
 
@@ -77,7 +77,8 @@ class Joint:
         replaced = {
             a.weight: self._reference(a, codes or {})
             for a in assignments
-            if a.form is not Form.KEEP and a.weight in self._weights
+            if a.weight in self._weights
+            and (a.form is not Form.KEEP or a.dtype != self._weights[a.weight].dtype)
         }
         try:
             return self._distance(self._fed.run(replaced))
@@ -85,11 +86,11 @@ class Joint:
             return float("inf")
 
     def _reference(self, a: Assignment, codes: Mapping[str, Codes]) -> NDArray[Any]:
-        key = (a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.rounding)
+        key = (a.weight, a.dtype, a.tier, a.grid, a.axis, a.half_scales, a.form, a.rounding)
         if a.weight in codes:
-            return np.asarray(reference_weight(a, self._fed.values(self._weights[a.weight]), codes[a.weight]))
+            return np.asarray(fed_weight(a, self._fed.values(self._weights[a.weight]), codes[a.weight]))
         if key not in self._decoded:
-            self._decoded[key] = np.asarray(reference_weight(a, self._fed.values(self._weights[a.weight])))
+            self._decoded[key] = np.asarray(fed_weight(a, self._fed.values(self._weights[a.weight])))
         return self._decoded[key]
 
     def _distance(self, trajectory: Trajectory) -> float:

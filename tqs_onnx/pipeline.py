@@ -12,7 +12,7 @@ from tqs_onnx.allocate.costing import PlanOptions, Request, offers_before_scorin
 from tqs_onnx.allocate.file_size import require_feasible
 from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.data import Data, DataFiles, read_data
-from tqs_onnx.emit import emit
+from tqs_onnx.emit import emit, stayed
 from tqs_onnx.joint import Place
 from tqs_onnx.refine import RefineOptions, refine
 from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
@@ -25,7 +25,7 @@ from tqs_onnx.score.sweep import Progress, SweepOptions, on_trajectory, sweep
 from tqs_onnx.source import Source, open_source, require_scorable
 from tqs_onnx.verify.gates import Gate
 from tqs_onnx.verify.manifest import GateResult, licence_of
-from tqs_onnx.verify.verify import Bench, Subject, Verification, verify
+from tqs_onnx.verify.verify import Bench, Subject, Verification, require_runs, verify
 from tqs_passes.errors import InputError
 from tqs_passes.forms import Profile
 from tqs_passes.model_io import write_text
@@ -136,6 +136,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
     require_scorable(source)
     data = read_data(job.data, source)
     require_evaluable(job.gates, data)
+    require_runs(job.serving.compute, job.sweep.provider)
     name = emitted_name(job.model)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     if emitted.resolve() == job.model.resolve():
@@ -151,6 +152,8 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
         )
         ready = prepared_source(source, job.serving)
         offered = menus_of(source, ready, job.profile, job.tiers, job.serving)
+        if ready.skipped:
+            say(stayed(ready.skipped))
         size = size_of(source, ready)
         off = frozenset(
             w.name for w in source.survey.weights if w.outputs and not on_trajectory(w, data.spec)
@@ -231,6 +234,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "encoding": job.serving.encoding.value,
         "constants": job.serving.constants,
         "opset": job.serving.opset,
+        "compute": job.serving.compute.model_dump() if job.serving.compute else None,
         "profile": job.profile,
         "repair_rounds": job.refine.repair_rounds,
         "rounding": job.refine.rounding.method,

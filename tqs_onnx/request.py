@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 
 from onnx.external_data_helper import uses_external_data
 
 from tqs_onnx.allocate.costing import Request
 from tqs_onnx.allocate.file_size import FileSize
-from tqs_onnx.emit import placeholder_metadata, prepared
+from tqs_onnx.emit import Prepared, placeholder_metadata, prepared
 from tqs_onnx.score.store import Scores
 from tqs_onnx.source import Source
 from tqs_onnx.version import VERSION
@@ -17,7 +18,6 @@ from tqs_passes.candidates import Menu, kitchen_of, menus
 from tqs_passes.encode.fragment import field_size
 from tqs_passes.errors import InputError
 from tqs_passes.forms import Profile
-from tqs_passes.model_io import Model
 from tqs_passes.rewrite import kept_size, skeleton
 from tqs_passes.targets import Serving
 from tqs_passes.tier import Tier
@@ -58,23 +58,24 @@ def require_scores_of(source: Source, scores: Scores) -> None:
         raise InputError("the scores are of another model", where=str(source.path), todo="Score it again")
 
 
-def prepared_source(source: Source, serving: Serving) -> Model:
-    """Return the lifted model of a source as emission sees it: converted, its constants stored small."""
-    names = frozenset(w.name for w in source.survey.weights)
-    return prepared(source.lifted, names, serving.constants_as_stored, serving.opset)
+def prepared_source(source: Source, serving: Serving) -> Prepared:
+    """Return the lifted model of a source as emission sees it (see `prepared`)."""
+    labels = {w.name: w.label for w in source.survey.weights}
+    return prepared(source.lifted, labels, serving.constants_as_stored, serving.opset, serving.compute)
 
 
 def menus_of(
-    source: Source, ready: Model, profile: Profile, tiers: tuple[Tier, ...], serving: Serving
+    source: Source, ready: Prepared, profile: Profile, tiers: tuple[Tier, ...], serving: Serving
 ) -> tuple[Menu, ...]:
     """Return every way to store each weight of a source; `ready` is its prepared model."""
-    return menus(kitchen_of(ready, profile, serving), source.survey.weights, tiers)
+    weights = tuple(replace(w, dtype=ready.computed.get(w.name, w.dtype)) for w in source.survey.weights)
+    return menus(kitchen_of(ready.model, profile, serving), weights, tiers)
 
 
-def size_of(source: Source, ready: Model) -> FileSize:
+def size_of(source: Source, ready: Prepared) -> FileSize:
     """Return what a file made from a source is made of besides its weights; `ready` is its prepared model."""
     names = frozenset(w.name for w in source.survey.weights)
-    bare = skeleton(ready, names, placeholder_metadata(), VERSION)
+    bare = skeleton(ready.model, names, placeholder_metadata(), VERSION)
     # A tensor stored in another file now will be stored in this one.
     moved = sum(
         field_size(kept_size(t)) - field_size(t.ByteSize())

@@ -23,13 +23,15 @@ from tqs_passes.encode.weight import (
     decoded_cast,
     encode_cast,
     encode_codes,
+    encode_kept,
     np_dtype,
+    tensor_type,
 )
 from tqs_passes.forms import Profile, integer_form, plain_gemms, scale_axes
 from tqs_passes.grid import grids_for, quantize
 from tqs_passes.model_io import Model, tensor_array
 from tqs_passes.plan import Assignment, ServingTarget
-from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, target_of
+from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, reference_weight, target_of
 from tqs_passes.targets import Serving, refusal
 from tqs_passes.tier import KEEP_TIER, Tier, offered
 from tqs_passes.weights import Weight
@@ -104,6 +106,7 @@ def _menu(
     kitchen: Kitchen, weight: Weight, tensor: onnx.TensorProto, index: int, tiers: tuple[Tier, ...]
 ) -> Menu:
     values = tensor_array(tensor, kitchen.model.folder)
+    exact = np.asarray(values).astype(np.float64)
     keep = Assignment(
         weight=weight.name,
         label=weight.label,
@@ -115,8 +118,9 @@ def _menu(
         n_bytes=field_size(kept_size(tensor)),
         error_energy=0.0,
     )
+    if tensor.data_type != tensor_type(weight.dtype):  # a block computes with it in another type
+        keep = _converted(keep, target_of(keep, index, kitchen.opset, kitchen.names), exact, values)
     found = [Candidate(keep, {})]
-    exact = np.asarray(values).astype(np.float64)
     with np.errstate(over="ignore"):
         single = exact.astype(np.float32)
     in_range = bool(np.isfinite(single).all())
@@ -127,6 +131,17 @@ def _menu(
         elif not tier.is_integer and kitchen.opset >= (BF16_OPSET if tier is Tier.BF16 else CAST_OPSET):
             found.extend(_half(keep, target, tier, exact, values))
     return Menu(weight, _undominated(found))
+
+
+def _converted(
+    keep: Assignment, target: Target, exact: NDArray[np.float64], values: NDArray[np.generic]
+) -> Assignment:
+    error = reference_weight(keep, values).astype(np.float64) - exact
+    update = {
+        "n_bytes": encode_kept(target, values).n_bytes(),
+        "error_energy": float(np.sum(error * error)),
+    }
+    return keep.model_copy(update=update)
 
 
 def _half(

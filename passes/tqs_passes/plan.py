@@ -32,6 +32,20 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", allow_inf_nan=True)
 
 
+class Compute(_Frozen):
+    """Which blocks compute with 16-bit floats (see `tqs_passes.compute`).
+
+    Attributes
+    ----------
+    dtype : {"float16", "bfloat16"}
+    blocks : str or None
+        Pattern over the labels of weights and the names of nodes; None: every node that takes the type.
+    """
+
+    dtype: Literal["float16", "bfloat16"]
+    blocks: str | None = None
+
+
 class Assignment(_Frozen):
     """How one weight is stored.
 
@@ -41,7 +55,7 @@ class Assignment(_Frozen):
         Name of the initializer in the lifted graph, and its human name.
     shape : tuple of int
     dtype : str
-        Data type of the source.
+        Data type its readers expect: the source's, or that of the block which computes with it.
     tier : Tier
     grid : Grid or None
         Levels of an integer tier.
@@ -176,6 +190,8 @@ class Plan(_Frozen):
         `small`: tensors that are not weights are stored losslessly small; `keep`: as they are.
     opset : int or None
         The model is converted to this opset; None: it keeps its own.
+    compute : Compute or None
+        Blocks that compute with 16-bit floats; None: none does.
     solver : SolverFacts or None
     warnings : tuple of str
     """
@@ -192,6 +208,7 @@ class Plan(_Frozen):
     target: ServingTarget = ServingTarget.ORT_CPU
     constants: Literal["small", "keep"] = "keep"
     opset: int | None = None
+    compute: Compute | None = None
     solver: SolverFacts | None = None
     warnings: tuple[str, ...] = ()
 
@@ -226,8 +243,9 @@ class Plan(_Frozen):
             [a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.encoding, a.rounding, a.same_as]
             for a in self.assignments
         ]
+        compute = [] if self.compute is None else [[self.compute.dtype, self.compute.blocks]]
         text = json.dumps(
-            [self.source_sha256, self.constants, self.opset, self.codes_sha256, decisive],
+            [self.source_sha256, self.constants, self.opset, self.codes_sha256, decisive, *compute],
             separators=(",", ":"),
         )
         return hashlib.sha256(text.encode()).hexdigest()

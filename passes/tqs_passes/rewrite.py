@@ -12,7 +12,7 @@ cannot say how many bytes it will write), so the bytes a plan predicts are the b
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -35,6 +35,7 @@ from tqs_passes.encode.weight import (
     decoded_cast,
     encode_cast,
     encode_codes,
+    encode_kept,
     np_dtype,
     stem_names,
     tensor_type,
@@ -109,7 +110,9 @@ def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
 def fragment_of(
     assignment: Assignment, target: Target, values: NDArray[np.generic], codes: Codes | None
 ) -> Fragment:
-    """Return the fragment that stores and decodes one weight (not for the form `keep`)."""
+    """Return the fragment that stores and decodes one weight (`keep`: in the type of the block that reads it)."""
+    if assignment.form is Form.KEEP:
+        return encode_kept(target, values)
     if assignment.form is Form.CAST:
         return encode_cast(target, values, assignment.tier)
     codes = codes or round_weight(values, assignment)
@@ -121,11 +124,18 @@ def reference_weight(
 ) -> NDArray[np.generic]:
     """Return what the plan says a weight decodes to, in its own dtype: the reference of numerics rule 5."""
     if assignment.form is Form.KEEP:
-        return np.asarray(values)
+        return np.asarray(values).astype(np_dtype(assignment.dtype), copy=False)
     if assignment.form is Form.CAST:
         return decoded_cast(values, assignment.tier, assignment.dtype)
     decoded = (codes or round_weight(values, assignment)).decode()
     return decoded.astype(np_dtype(assignment.dtype))
+
+
+def fed_weight(
+    assignment: Assignment, values: NDArray[np.generic], codes: Codes | None = None
+) -> NDArray[np.generic]:
+    """Return the reference of a weight in the source's own dtype, as the source's graph can be fed it."""
+    return reference_weight(assignment, values, codes).astype(values.dtype, copy=False)
 
 
 def skeleton(
@@ -184,12 +194,14 @@ def kept_size(tensor: onnx.TensorProto) -> int:
     return size - sum(1 + field_size(e.ByteSize()) for e in notes)
 
 
-def _require(a: Assignment, tensor: onnx.TensorProto | None, codes: Codes | None, opset: int) -> None:
+def _require(
+    a: Assignment, tensor: onnx.TensorProto | None, codes: Codes | None, opset: int, computed: str | None
+) -> None:
     todo = "Allocate again for this model"
     what = f"the plan's weight {a.label!r} of shape {list(a.shape)}"
     if tensor is None or tuple(tensor.dims) != a.shape:
         raise InputError(f"{what} is not in the model", todo=todo)
-    if tensor.data_type != tensor_type(a.dtype):
+    if a.dtype != computed if computed else tensor.data_type != tensor_type(a.dtype):
         raise InputError(f"{what} is not {a.dtype} in the model", todo=todo)
     if codes is not None and codes.levels.shape != a.shape:
         raise InputError(f"{what} has codes of shape {list(codes.levels.shape)}", todo=todo)
@@ -236,6 +248,8 @@ class Rewrite:
         Written as producer version.
     spill : Spill or None
         Where encoded tensors are put, so that one weight at a time is in memory; None: they stay in the model.
+    computed : mapping of str to str
+        The type of the block that reads a weight, where that is not the type it is stored in.
     """
 
     plan: Plan
@@ -243,6 +257,7 @@ class Rewrite:
     metadata: Mapping[str, str]
     version: str
     spill: Spill | None = None
+    computed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     name: ClassVar[str] = "rewrite"
 
@@ -259,11 +274,13 @@ class Rewrite:
         changed: list[str] = []
         skipped: list[Skip] = []
         planned = frozenset(
-            a.weight for a in self.plan.assignments if a.form is not Form.KEEP or a.same_as is not None
+            a.weight
+            for a in self.plan.assignments
+            if a.form is not Form.KEEP or a.same_as is not None or a.weight in self.computed
         )
         opset = opset_of(model.proto)
         for a in self.plan.assignments:
-            _require(a, stored.get(a.weight), self.codes.get(a.weight), opset)
+            _require(a, stored.get(a.weight), self.codes.get(a.weight), opset, self.computed.get(a.weight))
         proto = skeleton(model, planned, self.metadata, self.version)
         names = names_of(model.proto)
         shared: dict[str, Fragment] = {}
@@ -273,7 +290,7 @@ class Rewrite:
                 fragments.append(_twin(a, stored, model))
                 changed.append(a.weight)
                 continue
-            if a.form is Form.KEEP:
+            if a.form is Form.KEEP and a.weight not in self.computed:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue
             values = tensor_array(stored[a.weight], model.folder)

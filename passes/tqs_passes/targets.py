@@ -9,6 +9,9 @@ target       integer tiers                                       because
 ``portable`` all by Cast → Mul, standard types of opset ≤ 20     no fusion, no opset bump is relied upon
 ============ =================================================== ============================================
 
+Blocks may compute with float16 on every target (onnxruntime's CPU provider casts back and forth itself), with bfloat16
+on ``ort-cuda`` and ``tensorrt`` only: the CPU provider has no such kernels.
+
 TensorRT also wants the last dimension of an INT4 weight even, scales above zero (ours always are), and a reader that
 has a quantised kernel: MatMul or Gemm for INT4, those or a convolution for INT8. Sources: the operator pages of ONNX
 (DequantizeLinear 13, 21) and TensorRT's explicit-quantisation guide. Native INT2 is never written: onnxruntime 1.31
@@ -23,8 +26,9 @@ from enum import StrEnum
 from typing import Literal
 
 from tqs_passes.encode.weight import DQ_OPSET, INT4_OPSET, Encoding, Form
+from tqs_passes.errors import InputError
 from tqs_passes.grid import Grid
-from tqs_passes.plan import Assignment, Plan, ServingTarget
+from tqs_passes.plan import Assignment, Compute, Plan, ServingTarget
 from tqs_passes.tier import Tier
 from tqs_passes.weights import Weight
 
@@ -45,12 +49,24 @@ class Serving:
         Whether tensors that are not weights are stored small (`tqs_passes.shrink_constants`).
     opset : int or None
         Convert the model to this opset first; None: its own.
+    compute : Compute or None
+        Blocks that compute with 16-bit floats.
+
+    Raises
+    ------
+    InputError
+        The target cannot compute with that type.
     """
 
     target: ServingTarget = ServingTarget.ORT_CPU
     encoding: Encoding = Encoding.PLANES
     constants: Literal["small", "keep"] = "small"
     opset: int | None = None
+    compute: Compute | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a compute precision that the target does not have."""
+        require_computes(self.compute, self.target)
 
     @property
     def constants_as_stored(self) -> Literal["small", "keep"]:
@@ -61,6 +77,24 @@ class Serving:
     def stored_as(self) -> Encoding:
         """The encoding as it applies: TensorRT has native types only."""
         return Encoding.NATIVE if self.target is ServingTarget.TENSORRT else self.encoding
+
+
+def require_computes(compute: Compute | None, target: ServingTarget) -> None:
+    """Refuse blocks of a type that a target does not compute with.
+
+    Raises
+    ------
+    InputError
+        It has no kernels for bfloat16.
+    """
+    if compute is None or compute.dtype == "float16":
+        return
+    if target not in (ServingTarget.ORT_CUDA, ServingTarget.TENSORRT):
+        raise InputError(
+            f"{target.value} does not compute with bfloat16",
+            where="--compute bf16",
+            todo="Give --target ort-cuda or tensorrt, or --compute fp16",
+        )
 
 
 class _Readers(StrEnum):

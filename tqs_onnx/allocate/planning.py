@@ -64,6 +64,7 @@ def _plan(request: Request, found: Found, options: PlanOptions, max_bytes: int) 
         target=request.serving.target,
         constants=request.serving.constants_as_stored,
         opset=request.serving.opset,
+        compute=request.serving.compute,
         assignments=assignments,
         n_bytes=found.file_bytes,
         source_bytes=request.size.source_bytes,

@@ -41,6 +41,7 @@ def uniform_plan(request: Request, bits: int) -> Plan:
         target=request.serving.target,
         constants=request.serving.constants_as_stored,
         opset=request.serving.opset,
+        compute=request.serving.compute,
         assignments=assignments,
         n_bytes=n_bytes,
         source_bytes=request.size.source_bytes,

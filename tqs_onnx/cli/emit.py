@@ -15,7 +15,7 @@ from tqs_passes.errors import InputError
 from tqs_passes.model_io import file_facts
 from tqs_passes.plan import Plan, ServingTarget, read_plan
 from tqs_passes.rewrite import opset_of
-from tqs_passes.targets import refusals
+from tqs_passes.targets import refusals, require_computes
 
 #: Refused weights named in one line.
 MOST_SHOWN = 5
@@ -75,6 +75,7 @@ def require_served(plan: Plan, source: Source, target: ServingTarget) -> None:
     InputError
         It names every weight that cannot be served, and why.
     """
+    require_computes(plan.compute, target)
     opset = plan.opset or opset_of(source.lifted.proto)
     found = refusals(plan, source.survey.weights, target, opset)
     if found:

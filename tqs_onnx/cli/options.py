@@ -19,7 +19,7 @@ from tqs_onnx.score.probe import Probe, ProbeKind
 from tqs_onnx.score.sweep import SweepOptions
 from tqs_passes.encode.weight import Encoding
 from tqs_passes.errors import InputError
-from tqs_passes.plan import ServingTarget
+from tqs_passes.plan import Compute, ServingTarget
 from tqs_passes.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS, Tier, parse_tiers
 
@@ -168,6 +168,15 @@ plan_options = _all(
     click.option(
         "--opset", type=click.IntRange(9, 25), help="Convert the model first [default: its own opset]."
     ),
+    click.option(
+        "--compute",
+        type=click.Choice(["fp16", "bf16"]),
+        help="Blocks compute with 16-bit floats, cast at their borders; bf16 needs --target ort-cuda or tensorrt.",
+    ),
+    click.option(
+        "--compute-blocks",
+        help=r"Which blocks: a regular expression over labels and nodes, e.g. 'layers\.\d+' [default: all].",
+    ),
     click.option("--keep-constants", is_flag=True, help="Store masks, maps and index tables as they are."),
 )
 
@@ -282,13 +291,28 @@ def planning(options: dict[str, Any]) -> PlanOptions:
 
 
 def serving(options: dict[str, Any]) -> Serving:
-    """Return what the file is made for."""
+    """Return what the file is made for.
+
+    Raises
+    ------
+    InputError
+        The target cannot compute with that type, or blocks are named without one.
+    """
     return Serving(
         target=ServingTarget(options["target"]),
         encoding=Encoding(options["encoding"]),
         constants="keep" if options["keep_constants"] else "small",
         opset=options["opset"],
+        compute=_compute(options["compute"], options["compute_blocks"]),
     )
+
+
+def _compute(dtype: str | None, blocks: str | None) -> Compute | None:
+    if dtype is None:
+        if blocks is not None:
+            raise InputError("says which blocks, but not how", where="--compute-blocks", todo="Add --compute")
+        return None
+    return Compute(dtype="float16" if dtype == "fp16" else "bfloat16", blocks=blocks)
 
 
 def tiers(options: dict[str, Any]) -> tuple[Tier, ...]:

@@ -27,7 +27,7 @@ from tqs_passes.encode.weight import Form, np_dtype
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Codes, Grid, round_levels
 from tqs_passes.plan import Assignment, Plan
-from tqs_passes.rewrite import reference_weight, round_weight
+from tqs_passes.rewrite import fed_weight, round_weight
 
 Method = Literal["rtn", "mse", "gptq", "gptaq", "qep"]
 METHODS: tuple[Method, ...] = ("rtn", "mse", "gptq", "gptaq", "qep")
@@ -106,7 +106,7 @@ def round_plan(plan: Plan, calibration: Calibration, options: RoundingOptions) -
     work = _Work(calibration, options)
     for a in plan.assignments:
         if a.form is Form.CAST and a.weight in calibration.arrays:
-            work.replaced[a.weight] = reference_weight(a, calibration.arrays[a.weight])
+            work.replaced[a.weight] = fed_weight(a, calibration.arrays[a.weight])
     integer = [a for a in plan.assignments if a.tier.is_integer and a.weight in calibration.arrays]
     done = {
         a.weight: work.round(a) for a in sorted(integer, key=lambda a: calibration.uses[a.weight].position)
@@ -150,7 +150,7 @@ class _Work:
             method = "mse" if found is None else method
         if method != "mse":
             self.codes[a.weight] = codes
-        decoded = codes.decode().astype(np_dtype(a.dtype))
+        decoded = codes.decode().astype(np_dtype(a.dtype)).astype(values.dtype)
         self.replaced[a.weight] = decoded
         residual = decoded.astype(np.float64) - values.astype(np.float64)
         energy = float(np.sum(residual * residual))
@@ -278,7 +278,7 @@ class Alone:
 def decoded_weights(assigned: Assigned, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return what every planned weight decodes to, for rolling out a plan without writing it."""
     return {
-        a.weight: np.asarray(reference_weight(a, arrays[a.weight], assigned.codes.get(a.weight)))
+        a.weight: np.asarray(fed_weight(a, arrays[a.weight], assigned.codes.get(a.weight)))
         for a in assigned.plan.assignments
         if a.form is not Form.KEEP and a.weight in arrays
     }

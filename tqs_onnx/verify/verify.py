@@ -32,8 +32,8 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.grid import Codes
 from tqs_passes.model_io import Model, file_facts, load_model, serialize, tensor_array
-from tqs_passes.plan import Plan
-from tqs_passes.rewrite import reference_weight
+from tqs_passes.plan import Compute, Plan
+from tqs_passes.rewrite import fed_weight, reference_weight
 from tqs_passes.weights import Survey
 
 #: Most bytes of weights decoded at once.
@@ -41,6 +41,9 @@ _DECODE_CHUNK_BYTES = 256 << 20
 #: Drift between the file and the simulated file that a sound runtime may add, per profile, absolute and as a share
 #: of the file's own drift: `fast` computes with 8-bit activations, 5e-3 a MatMul, and the rollout amplifies that.
 _RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5)}
+#: The same for blocks that compute with 16-bit floats: each value is rounded to 11 or 8 bits (2^-11 and 2^-8 relative,
+#: at most), once an operator, and the rollout amplifies that. A wrong cast shows as a gap of the order of 1.
+_HALF_GAP = {"float16": (0.02, 0.5), "bfloat16": (0.1, 0.5)}
 #: Drift that all dead weights together may cause.
 DEAD_DRIFT_LIMIT = 1e-3
 
@@ -152,6 +155,7 @@ def verify(subject: Subject, bench: Bench) -> Verification:
     InputError
         A file is missing, does not load, its rollout is not finite, or the plan is for another model.
     """
+    require_runs(subject.plan.compute, bench.provider)
     emitted = load_model(subject.emitted)
     _require_plan_of(subject)
     notes = _check(subject, emitted)
@@ -165,7 +169,7 @@ def verify(subject: Subject, bench: Bench) -> Verification:
     _judge(subject, drift, gap, dead_drift)
     sizes = file_facts(subject.source).n_bytes, file_facts(subject.emitted).n_bytes
     itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-    stored = sum(int(np.prod(a.shape)) * itemsize[a.dtype] for a in subject.plan.assignments)
+    stored = sum(w.n_values * itemsize[w.dtype] for w in subject.survey.weights)
     return Verification(
         bytes_in=sizes[0],
         bytes_out=sizes[1],
@@ -182,6 +186,22 @@ def verify(subject: Subject, bench: Bench) -> Verification:
         n_contexts=bench.contexts.n_contexts,
         notes=notes,
     )
+
+
+def require_runs(compute: Compute | None, provider: Provider) -> None:
+    """Refuse to roll out blocks of a type that the provider has no kernels for.
+
+    Raises
+    ------
+    InputError
+        The CPU provider does not compute with bfloat16.
+    """
+    if compute is not None and compute.dtype == "bfloat16" and provider == "cpu":
+        raise InputError(
+            "blocks that compute with bfloat16 cannot be rolled out on the CPU",
+            where="--providers",
+            todo="Give --providers cuda on a machine that has one, or only allocate and emit here",
+        )
 
 
 def _check(subject: Subject, emitted: Model) -> tuple[str, ...]:
@@ -212,7 +232,7 @@ def _check_kept(subject: Subject, emitted: Model) -> None:
             continue
         same = a.weight in theirs and _same_bits(
             tensor_array(theirs[a.weight], emitted.folder),
-            tensor_array(ours[a.weight], subject.lifted.folder),
+            reference_weight(a, tensor_array(ours[a.weight], subject.lifted.folder)),
         )
         if not same:
             raise GateError(
@@ -271,7 +291,12 @@ def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
 
 def _simulate(subject: Subject, bench: Bench, ours: Trajectory) -> tuple[float, float | None]:
     """Return (runtime gap, dead drift): see steps 5 and 6 of the module docstring."""
-    planned = {a.weight: a for a in subject.plan.assignments if a.form is not Form.KEEP}
+    stored = subject.survey.by_name()
+    planned = {
+        a.weight: a
+        for a in subject.plan.assignments
+        if a.form is not Form.KEEP or (a.weight in stored and a.dtype != stored[a.weight].dtype)
+    }
     weights = tuple(w for w in subject.survey.weights if w.name in planned and w.outputs)
     if not weights:
         return 0.0, None
@@ -285,7 +310,7 @@ def _simulate(subject: Subject, bench: Bench, ours: Trajectory) -> tuple[float, 
         threads=bench.threads,
     )
     replaced = {
-        w.name: np.asarray(reference_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
+        w.name: np.asarray(fed_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
         for w in weights
     }
     simulated = fed.run(replaced)
@@ -302,11 +327,18 @@ def _distance(a: Trajectory, b: Trajectory, bench: Bench) -> float:
 
 def _judge(subject: Subject, drift: Drift, gap: float, dead_drift: float | None) -> None:
     absolute, share = _RUNTIME_GAP[subject.plan.profile]
+    compute = subject.plan.compute
+    if compute is not None:
+        absolute, share = (
+            max(pair) for pair in zip((absolute, share), _HALF_GAP[compute.dtype], strict=True)
+        )
     if gap > absolute + share * drift.total:
         raise GateError(
             f"the runtime does not compute with this file what its weights say (drift {gap:.3g} between the two)",
             where=str(subject.emitted),
-            todo="Use --profile exact, or another runtime version",
+            todo="Use --profile exact, or another runtime version"
+            if compute is None
+            else "Narrow --compute-blocks, or leave --compute out",
         )
     if dead_drift is not None and dead_drift > DEAD_DRIFT_LIMIT:
         raise GateError(
@@ -329,4 +361,6 @@ def _other_outputs(nominal: Trajectory, ours: Trajectory) -> dict[str, float]:
     return result
 
 
-__all__ = ["Bench", "InputError", "Subject", "Verification", "check_decoding", "roll_file", "verify"]
+__all__ = [
+    "Bench", "InputError", "Subject", "Verification", "check_decoding", "require_runs", "roll_file", "verify",
+]  # fmt: skip

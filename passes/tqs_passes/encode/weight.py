@@ -97,6 +97,15 @@ def stem_names(stem: str) -> tuple[str, ...]:
     return tuple(f"{stem}_{end}" for end in ends)
 
 
+def encode_kept(target: Target, values: NDArray[np.generic]) -> Fragment:
+    """Return the fragment that stores `values` under the weight's own name in the type its readers expect."""
+    fragment = Fragment(target.prefix, target.namespace)
+    held = np.asarray(values).astype(np_dtype(target.dtype))
+    stored = held.view(np.uint16) if target.dtype == "bfloat16" else held
+    fragment.store(stored, target.name, tensor_type(target.dtype))
+    return fragment
+
+
 def encode_cast(target: Target, values: NDArray[np.generic], tier: Tier) -> Fragment:
     """Return the fragment that stores `values` as a narrower float type and casts it back."""
     fragment = Fragment(target.prefix, target.namespace)

@@ -1,0 +1,1 @@
+"""Compute precision: which nodes may compute with 16-bit floats, and the pass that lets them."""
