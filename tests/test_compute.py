@@ -1,4 +1,4 @@
-"""Blocks that compute with 16-bit floats: casts at their borders only, one type a weight, and what verify makes of it."""
+"""Blocks that compute with 16-bit floats: casts at their borders only, one type a weight, and what verify says."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def source() -> Source:
 @functools.cache
 def offers(serving: Serving, opset: int | None = None) -> dict[str, list[Assignment]]:
     """Return what every weight of the model of every kind is offered."""
-    ready = prepared_source(source(), serving)
+    ready = prepared_source(source(), serving).model
     listed = menus(kitchen_of(ready, "fast", serving), source().survey.weights, DEFAULT_TIERS)
     return {m.weight.name: [c.assignment for c in m.candidates] for m in listed}
 
