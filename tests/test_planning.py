@@ -12,7 +12,7 @@ from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.allocate.uniform import uniform_plan
 from tqs_onnx.emit import emit
-from tqs_onnx.request import request_for
+from tqs_onnx.request import bytes_for_weights, request_for, source_weight_bytes
 from tqs_onnx.score.store import ResponsePoint, Scores, Status, WeightScore
 from tqs_onnx.source import Source
 from tqs_passes.errors import InfeasibleError, InputError
@@ -263,3 +263,20 @@ def test_greedy_keeps_the_budget_too(request_: Request) -> None:
 def test_no_weight_is_lost(request_: Request) -> None:
     plan = plan_within(request_, 2600, PlanOptions())
     assert [a.weight for a in plan.assignments] == [m.weight.name for m in request_.menus]
+
+
+@pytest.mark.parametrize("ratio", [2, 3])
+def test_a_weight_compression_asked_for_is_reached_and_not_overshot(request_: Request, ratio: float) -> None:
+    plan = plan_within(request_, bytes_for_weights(request_, ratio), PlanOptions())
+    allowed, tables = (
+        source_weight_bytes(request_) / ratio,
+        plan.n_bytes - request_.size.of(plan.weight_bytes),
+    )
+    finest_step = max(a.n_bytes for a in plan.assignments) // 2
+    # Tables are shared by all weights; what is left over is less than a step of one weight.
+    assert allowed - finest_step <= plan.weight_bytes + tables <= allowed
+
+
+def test_a_weight_compression_that_is_not_positive_is_refused(request_: Request) -> None:
+    with pytest.raises(InputError, match="must be positive"):
+        bytes_for_weights(request_, 0.0)

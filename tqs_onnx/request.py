@@ -16,6 +16,7 @@ from tqs_onnx.source import Source
 from tqs_onnx.version import VERSION
 from tqs_passes.candidates import Menu, kitchen_of, menus
 from tqs_passes.encode.fragment import field_size
+from tqs_passes.encode.weight import np_dtype
 from tqs_passes.errors import InputError
 from tqs_passes.forms import Profile
 from tqs_passes.rewrite import kept_size, skeleton
@@ -106,3 +107,22 @@ def budget_bytes(source_bytes: int, compression: float | None, max_bytes: int | 
         raise InputError(f"--compression must be positive, not {compression}")
     ratio = source_bytes / compression
     return int(ratio) if math.isfinite(ratio) else sys.maxsize
+
+
+def bytes_for_weights(request: Request, weight_compression: float) -> int:
+    """Return the byte budget of a file whose weights, with scales, tables, names and nodes, are so many times smaller.
+
+    Raises
+    ------
+    InputError
+        The ratio is not positive.
+    """
+    if not weight_compression > 0:
+        raise InputError(f"--weight-compression must be positive, not {weight_compression}")
+    ratio = source_weight_bytes(request) / weight_compression
+    return request.size.of(int(ratio)) if math.isfinite(ratio) else sys.maxsize
+
+
+def source_weight_bytes(request: Request) -> int:
+    """Return the bytes of the weights' values in the source."""
+    return sum(m.weight.n_values * np_dtype(m.weight.dtype).itemsize for m in request.menus)

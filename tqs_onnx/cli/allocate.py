@@ -20,7 +20,7 @@ from tqs_onnx.cli.options import (
     tiers,
 )
 from tqs_onnx.cli.show import print_json, print_table, say
-from tqs_onnx.request import budget_bytes, request_for
+from tqs_onnx.request import budget_bytes, bytes_for_weights, request_for, source_weight_bytes
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_passes.errors import InputError
@@ -32,6 +32,11 @@ from tqs_passes.plan import Plan
 @click.argument("model", type=FILE)
 @click.option("--scores", type=FILE, required=True, help="scores.json of this model.")
 @budget_options
+@click.option(
+    "--weight-compression",
+    type=float,
+    help="Bytes of the weights in MODEL over theirs in the file, tables included.",
+)
 @plan_options
 @click.option("--out", type=FILE, required=True, help="Where to write plan.json.")
 @force_option
@@ -41,6 +46,7 @@ def command(
     scores: Path,
     compression: float | None,
     max_bytes: int | None,
+    weight_compression: float | None,
     out: Path,
     force: bool,
     as_json: bool,
@@ -58,7 +64,13 @@ def command(
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
     source = open_source(model)
     request = request_for(source, read_scores(scores), options["profile"], tiers(options), serving(options))
-    plan = plan_within(request, budget_bytes(source.facts.n_bytes, compression, max_bytes), planning(options))
+    if weight_compression is None:
+        budget = budget_bytes(source.facts.n_bytes, compression, max_bytes)
+    elif compression is None and max_bytes is None:
+        budget = bytes_for_weights(request, weight_compression)
+    else:
+        raise InputError("give one of --compression, --weight-compression and --max-bytes")
+    plan = plan_within(request, budget, planning(options))
     for warning in plan.warnings:
         say(f"warning: {warning}")
     write_text(out, plan.to_json())
@@ -68,6 +80,7 @@ def command(
                 "plan": str(out),
                 "n_bytes": plan.n_bytes,
                 "compression": plan.source_bytes / plan.n_bytes,
+                "weight_compression": source_weight_bytes(request) / max(plan.weight_bytes, 1),
                 "predicted_drift": plan.predicted_drift,
                 "solver": plan.solver.model_dump() if plan.solver else None,
             }

@@ -1,0 +1,248 @@
+"""Take a model of full size through the whole trip on this machine: export, score, allocate, emit, verify.
+
+Every stage is a child process running the command line, so its wall time, CPU time and peak resident memory are its
+own. What is done already (its file is there) is not done again: a long trip can be made in pieces. Weights are
+random (see `tqs export`): bytes, time and memory are those of the real model, drift is that of the random one.
+
+    python tools/full_size.py pangu --folder big
+    python tools/full_size.py timesfm --folder big --exporter /path/to/python/with/timesfm
+    python tools/full_size.py aurora --folder big --exporter /path/to/python/with/aurora
+    python tools/full_size.py --folder big --write models/zoo/FULL_SIZE.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqs_onnx.source import open_source
+from tqs_onnx.verify.manifest import versions
+
+RATIOS = (4, 8, 16)
+RECORD = "full_size.json"
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trip:
+    """What is asked of a model: arguments of `tqs export`, of the rollouts, and of `tqs score`."""
+
+    title: str
+    export: tuple[str, ...]
+    rollout: tuple[str, ...]
+    score: tuple[str, ...]
+
+
+TRIPS = {
+    "pangu": Trip(
+        "Pangu-shaped, 721 × 24, 13 levels",
+        ("--grid", "721x24", "--contexts", "2"),
+        ("--steps", "2", "--max-contexts", "1"),
+        ("--blocks", "nodes:8", "--probe-bits", "3", "--response-bits", "none"),
+    ),
+    "timesfm": Trip(
+        "TimesFM-2.5",
+        ("--contexts", "4"),
+        ("--steps", "2", "--max-contexts", "2"),
+        ("--blocks", r"pattern:^(stacked_xf\.\d+)\.\w*?(attn|ff)|^([a-z_]+)\."),
+    ),
+    "aurora": Trip(
+        "Aurora-small, 32 × 64, 13 levels",
+        ("--contexts", "2"),
+        ("--steps", "2", "--max-contexts", "1"),
+        ("--blocks", r"pattern:^(backbone\.\w+_layers\.\d+\.blocks\.\d+|[a-z]+\.[a-z_]+)"),
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", choices=sorted(TRIPS))
+    parser.add_argument("--folder", type=Path, required=True, help="Where models and runs lie.")
+    parser.add_argument(
+        "--exporter", default=sys.executable, help="Interpreter with the packages `tqs export` needs."
+    )
+    parser.add_argument("--write", type=Path, help="Write the table of all models in the folder.")
+    options = parser.parse_args()
+    if options.name:
+        travel(options.name, options.folder / options.name, options.exporter)
+    found = {name: read(options.folder / name) for name in TRIPS if (options.folder / name / RECORD).exists()}
+    text = page(found, options.folder)
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def read(folder: Path) -> Record:
+    file = folder / RECORD
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def travel(name: str, folder: Path, exporter: str) -> None:
+    """Make the stages whose files are missing; the record is written after each."""
+    trip, record = TRIPS[name], read(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model, run = folder / "model.onnx", folder / "run"
+    rolled = ["--rollout", folder / "rollout.toml", "--contexts", folder / "contexts.npz", *trip.rollout]
+
+    def stage(key: str, made: Path, *arguments: object, python: str = sys.executable) -> None:
+        if made.exists() and key in record:
+            return
+        record[key] = measured([str(a) for a in arguments], python, folder)
+        write(record, folder)
+
+    stage("export", model, "export", name, "--out", folder, *trip.export, "--force", python=exporter)
+    stage(
+        "score", run / "scores.json", "score", model, *rolled, *trip.score, "--out", run, "--force", "--json"
+    )
+    for ratio in RATIOS:
+        plan, out = run / f"plan{ratio}.json", run / f"w{ratio}.onnx"
+        manifest = run / f"manifest{ratio}.json"
+        scores = ["--scores", run / "scores.json"]
+        target = ["--weight-compression", ratio]
+        stage(
+            f"allocate {ratio}", plan, "allocate", model, *scores, *target, "--out", plan, "--force", "--json"
+        )
+        stage(f"emit {ratio}", out, "emit", model, "--plan", plan, "--out", out, "--force", "--json")
+        stage(
+            f"verify {ratio}", manifest, "verify", out, "--source", model, "--plan", plan, *scores, *rolled,
+            "--eval-contexts", folder / "eval.npz", "--max-eval-contexts", 1, "--manifest", manifest, "--force",
+            "--json",
+        )  # fmt: skip
+        record[f"facts {ratio}"] = facts(manifest)
+        write(record, folder)
+    source = open_source(model)
+    record["model"] = {
+        "bytes": source.facts.n_bytes,
+        "tensors": len(source.survey.weights),
+        "weights": sum(w.n_values for w in source.survey.weights),
+    }
+    record["machine"] = machine()
+    write(record, folder)
+
+
+def write(record: Record, folder: Path) -> None:
+    (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def measured(arguments: list[str], python: str, folder: Path) -> Record:
+    """Run `tqs` with these arguments in a child process; stop when it fails."""
+    start = time.perf_counter()
+    child = subprocess.Popen(
+        [python, "-m", "tqs_onnx.cli.main", *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    printed = child.stdout.read()
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    found: Record = {
+        "command": "tqs " + " ".join(arguments).replace(f"{folder}/", "").replace(str(folder), "."),
+        "exit_code": child.returncode,
+        "wall_s": time.perf_counter() - start,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_mb": usage.ru_maxrss * 1024 / 1e6,
+    }
+    print(json.dumps(found, ensure_ascii=False), file=sys.stderr)
+    if child.returncode:
+        sys.exit(f"{found['command']} ended with {child.returncode}\n{printed}")
+    return found
+
+
+def facts(manifest: Path) -> Record:
+    """Return what verification found."""
+    v = json.loads(manifest.read_text(encoding="utf-8"))["verification"]
+    return {
+        "weight_compression": v["weight_compression"],
+        "compression": v["compression"],
+        "planned_bytes": v["planned_bytes"],
+        "bytes": v["bytes_out"],
+        "predicted_drift": v["predicted_drift"],
+        "drift": v["drift"]["total"],
+        "runtime_gap": v["runtime_gap"],
+        "n_decoded": v["n_decoded"],
+    }
+
+
+def machine() -> Record:
+    """Return what the figures depend on."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    ]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(pages / 1e9),
+        **versions(),
+    }
+
+
+def page(found: dict[str, Record], folder: Path) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        "# Full size on two CPU cores",
+        "",
+        "The three models of the paper at full size, with random weights (bytes, time and memory are those of the real",
+        "models; drift is that of the random ones, and says nothing of theirs). Written by `tools/full_size.py`:",
+        "every row is a child process of its own; times are wall and CPU seconds, memory is peak resident megabytes.",
+        "Other jobs ran on the machine: CPU seconds are the steadier figure.",
+        "",
+    ]
+    done = {name: r for name, r in found.items() if "model" in r}
+    for name, r in done.items():
+        m = r["machine"]
+        lines += [
+            f"## {TRIPS[name].title}: {r['model']['weights'] / 1e6:.2f} M weights in {r['model']['tensors']} tensors, "
+            f"{r['model']['bytes']:,} bytes",
+            "",
+            f"{m['date']}, {m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB; "
+            + ", ".join(
+                f"{k} {v}" for k, v in m.items() if k in ("python", "onnxruntime-gpu", "onnx", "numpy")
+            ),
+            "",
+            "| stage | wall s | CPU s | peak MB |",
+            "|---|---:|---:|---:|",
+        ]
+        for key in ("export", "score", *(f"{s} {c}" for c in RATIOS for s in ("allocate", "emit", "verify"))):
+            if key in r:
+                s = r[key]
+                lines.append(f"| {key} | {s['wall_s']:.0f} | {s['cpu_s']:.0f} | {s['peak_mb']:,.0f} |")
+        lines += [
+            "",
+            "| weights asked | weights | file | planned bytes | file bytes | off | predicted drift | drift | runtime |",
+            "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for c in RATIOS:
+            f = r[f"facts {c}"]
+            off = 100 * (f["bytes"] / f["planned_bytes"] - 1)
+            lines.append(
+                f"| {c} | {f['weight_compression']:.3f} | {f['compression']:.3f} | {f['planned_bytes']:,} | "
+                f"{f['bytes']:,} | {off:+.4f} % | {f['predicted_drift']:.3g} | {f['drift']:.3g} | "
+                f"{f['runtime_gap']:.2g} |"
+            )
+        lines += [
+            "",
+            "```",
+            *(r[k]["command"] for k in ("export", "score", "allocate 16", "emit 16", "verify 16") if k in r),
+            "```",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
