@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout import mirror
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.session import Session, SessionOptions, Value, open_session
 from tqs_onnx.rollout.spec import RolloutSpec
@@ -86,6 +87,8 @@ class Engine:
             )
         self._fixed = self._fixed_batch()
         self._batch = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
+        self._asked = batch
+        self._mirror: Engine | None = None
         self._chunks: dict[tuple[int, int], _Chunk] = {}
         grown = [(f.input, f.axis) for f in spec.feedback if f.mode == "grow"]
         self._grown: dict[str, int | None] = dict(
@@ -136,14 +139,34 @@ class Engine:
             raise InputError(
                 f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
             )
-        parts: list[Part] = []
         steps = self.spec.rollout.steps
+        made, steps = self._joined(chosen, overrides, keep_other, check_finite, steps, watch)
+        if self.spec.rollout.flip_invariant:
+            if self._mirror is None:
+                turned = mirror.flipped(self.contexts, self.spec)
+                plain = mirror.without_mirror(self.spec)
+                self._mirror = Engine(self.session, plain, turned, batch=self._asked)
+            other, _ = self._mirror._joined(chosen, overrides, False, check_finite, steps, None)
+            made = mirror.averaged(made, other)
+        return mirror.bounded(made, self.contexts, self.spec) if self.spec.rollout.non_negative else made
+
+    def _joined(
+        self,
+        chosen: range,
+        overrides: Mapping[str, Value],
+        keep_other: bool,
+        check_finite: bool,
+        steps: int,
+        watch: Watch | None,
+    ) -> tuple[Trajectory, int]:
+        """Roll all chunks out; return the trajectory, and the calls that each of them made."""
+        parts: list[Part] = []
         for start in range(chosen.start, chosen.stop, self._batch):
             chunk = self._chunk(start, min(start + self._batch, chosen.stop))
             part = self._roll(chunk, overrides, keep_other, check_finite, steps, watch)
             steps, watch = part.steps, None
             parts.append(part)
-        return join(parts, chosen, self.spec)
+        return join(parts, chosen, self.spec), steps
 
     def walk(
         self, overrides: Mapping[str, Value] | None = None, extra: Sequence[str] = ()

@@ -71,11 +71,17 @@ Cuts = Annotated[tuple[Cut, ...], BeforeValidator(_one_or_many)]
 
 
 class RolloutTable(_Table):
-    """Number of model calls, values kept along time, and the batch axis (None: the model has none)."""
+    """Number of model calls, values kept along time, and the batch axis (None: the model has none).
+
+    `flip_invariant` averages with the rollout of the negated states, `non_negative` bounds the forecast at zero where
+    the states hold no negative value; see `tqs_onnx.rollout.mirror`.
+    """
 
     steps: Annotated[int, Field(ge=1)]
     length: Annotated[int, Field(ge=1)] | None = None
     batch_axis: Axis | None = None
+    flip_invariant: bool = False
+    non_negative: bool = False
 
 
 class Feedback(_Table):
@@ -216,6 +222,14 @@ class RolloutSpec(_Table):
     variable: Annotated[tuple[Variable, ...], BeforeValidator(_as_tuple)] = ()
     windows: Windows | None = None
 
+    @model_validator(mode="after")
+    def _has_states(self) -> RolloutSpec:
+        if (self.rollout.flip_invariant or self.rollout.non_negative) and not self.feedback:
+            raise ValueError(
+                "flip_invariant and non_negative act on what is fed back: there is no [[feedback]]"
+            )
+        return self
+
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the model inputs that the spec covers, each once, in file order."""
@@ -302,7 +316,11 @@ def content_hash(spec: RolloutSpec) -> str:
 def _explain(error: ValidationError, where: str) -> InputError:
     """Report the first complaint, unknown keys first: a misspelt key also shows up as a missing one."""
     found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
-    union = found["loc"][-1] in {"int", "float", "bool"}  # the member of a union that was tried, not a key
+    union = bool(found["loc"]) and found["loc"][-1] in {
+        "int",
+        "float",
+        "bool",
+    }  # the member of a union that was tried, not a key
     key = "".join(_key_parts(found["loc"][: -1 if union else None])).lstrip(".")
     if found["type"] == "extra_forbidden":
         known = {k for m in _tables() for k in m.model_fields}
@@ -313,7 +331,7 @@ def _explain(error: ValidationError, where: str) -> InputError:
     message = "Input should be a number" if union else found["msg"].removeprefix("Value error, ")
     given: Any = found["input"]
     shown = "" if isinstance(given, dict) else f" (got {given!r})"
-    return InputError(f"{key}: {message}{shown}", where=where)
+    return InputError(f"{key}: {message}{shown}" if key else message, where=where)
 
 
 def _key_parts(location: tuple[int | str, ...]) -> Iterator[str]:
