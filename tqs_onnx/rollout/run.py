@@ -9,6 +9,7 @@ differently for another batch size, so compare only runs of the same engine over
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ class Engine:
             raise InputError("holds no context at all", where=contexts.source)
         self._update = build_update(spec, session.signature)
         self._updater: Session | None = None
-        if self._update.model is not None:
+        if self._update.model is not None and spec.rollout.steps > 1:
             # One thread: the graph only moves data, a second thread pool would compete with the model's.
             self._updater = open_session(
                 self._update.model, provider=session.provider, options=SessionOptions(threads=1)
@@ -94,6 +95,12 @@ class Engine:
         self._grown: dict[str, int | None] = dict(
             [*grown, *((f.input, f.axis) for f in spec.fill if f.mode == "grow")]
         )
+
+    def over(self, contexts: Contexts) -> Engine:
+        """Return an engine of the same session over other contexts of the same shapes."""
+        other = copy.copy(self)
+        other.contexts, other._chunks = contexts, {}
+        return other
 
     def run(
         self,

@@ -15,6 +15,7 @@ import contextlib
 import ctypes
 import importlib
 import io
+import math
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +46,7 @@ __all__ = [
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FATAL = 4
+_BIG_BYTES = 1 << 20
 _STATE = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # its error classes
 _CPU = "CPUExecutionProvider"
 _CUDA = (
@@ -99,6 +101,11 @@ class Value:
         self.dtype = dtype
         self.shape: tuple[int, ...] = tuple(raw.shape())
 
+    @property
+    def is_big(self) -> bool:
+        """Whether it is worth letting go of early."""
+        return math.prod(self.shape) * self.dtype.itemsize > _BIG_BYTES
+
     def numpy(self) -> NDArray[Any]:
         """Return the values on the host: on the CPU a view that keeps the memory alive, else a copy."""
         if self.dtype != _BFLOAT16:
@@ -131,6 +138,9 @@ class Session:
             tuple(_port(o.name, o.type, o.shape) for o in raw.get_outputs()),
         )
         self._dtypes = {p.name: p.dtype for p in self.signature.outputs}
+        # Bindings between two runs, with what is bound: an input that stays the same is bound once. A list: two
+        # threads that run at a time take one each.
+        self._bindings: list[tuple[ort.IOBinding, dict[str, Value]]] = []
 
     @property
     def on_host(self) -> bool:
@@ -174,18 +184,32 @@ class Session:
             The runtime failed: a wrong shape or type, no memory, a kernel that is missing.
         """
         names = list(self._dtypes) if outputs is None else list(outputs)
-        # A binding of its own per run: the results of a reused one are overwritten by its next run.
         try:
-            binding = self._raw.io_binding()
+            binding, bound = self._binding(inputs)
             for name, value in inputs.items():
-                binding.bind_ortvalue_input(name, value.raw)
+                if bound.get(name) is not value:
+                    binding.bind_ortvalue_input(name, value.raw)
+                    bound[name] = value  # also keeps its memory alive while it is bound
             for name in names:
                 binding.bind_output(name, "cpu" if self._dtypes.get(name) == _BFLOAT16 else self._device)
             self._raw.run_with_iobinding(binding)
             raw = binding.get_outputs()
+            binding.clear_binding_outputs()  # else the next run would write into these results
         except _ERRORS as error:
             raise InputError(f"the model failed: {_text(error)}", where=where) from error
+        if any(value.is_big for value in bound.values()):
+            binding.clear_binding_inputs()  # memory matters more than the time to bind again
+        else:
+            self._bindings.append((binding, bound))
         return {n: Value(v, self._dtypes[n]) for n, v in zip(names, raw, strict=True)}
+
+    def _binding(self, inputs: Mapping[str, Value]) -> tuple[ort.IOBinding, dict[str, Value]]:
+        """Return a binding that binds none but these inputs, and what it binds."""
+        while self._bindings:
+            binding, bound = self._bindings.pop()
+            if bound.keys() <= inputs.keys():
+                return binding, bound
+        return self._raw.io_binding(), {}
 
 
 def host_value(array: NDArray[Any]) -> Value:

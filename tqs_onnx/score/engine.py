@@ -38,6 +38,9 @@ _NOWHERE = (("location", "unused"), ("offset", "0"))
 class Injection(Protocol):
     """A way to roll a model out with some weights replaced."""
 
+    #: Whether a session is built for every rollout.
+    builds: bool
+
     def values(self, weight: Weight) -> NDArray[Any]:
         """Return the nominal values of a weight, in its dtype."""
         ...
@@ -133,6 +136,8 @@ class GroupSession:
         0: the runtime's choice.
     """
 
+    builds = False
+
     def __init__(
         self,
         source: Exposable,
@@ -152,7 +157,6 @@ class GroupSession:
             serialized, provider=provider, options=SessionOptions(threads=threads), stored=self._constants
         )
         self._engine = Engine(self.session, spec, contexts, batch=batch)
-        self._batch = batch
         self._nominal = {name: self.session.value(source.arrays[name]) for name in names}
 
     def values(self, weight: Weight) -> NDArray[Any]:
@@ -177,7 +181,7 @@ class GroupSession:
 
     def run_from(self, contexts: Contexts) -> Trajectory:
         """Roll out from other contexts, all weights nominal."""
-        return Engine(self.session, self._engine.spec, contexts, batch=self._batch).run(self._nominal)
+        return self._engine.over(contexts).run(self._nominal)
 
 
 class Rebuilt:
@@ -186,6 +190,8 @@ class Rebuilt:
     Weights of a single value are exposed instead: an optimizer may look at such a value and compile another graph.
     See `GroupSession` for the parameters.
     """
+
+    builds = True
 
     def __init__(
         self,
@@ -229,7 +235,7 @@ class Rebuilt:
 
     def run_from(self, contexts: Contexts) -> Trajectory:
         """Roll out from other contexts, all weights nominal."""
-        return Engine(self._engine.session, self._spec, contexts, batch=self._batch).run(self._nominal)
+        return self._engine.over(contexts).run(self._nominal)
 
 
 class ExposedWeights(GroupSession):

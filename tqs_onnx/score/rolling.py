@@ -7,7 +7,7 @@ rollout. At most two perturbed targets are in memory.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ from tqs_onnx.score.measure import Measurement, Meter
 from tqs_onnx.score.plan import Plan
 from tqs_onnx.score.probe import perturbed
 from tqs_onnx.score.target import Rollout
+
+#: Values that are perturbed sooner than another thread takes over.
+_QUICK_VALUES = 1 << 17
 
 
 class Frame(BaseModel):
@@ -124,19 +127,24 @@ def prepare(rollout: Rollout, injection: Injection) -> Prepared:
 
 
 def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[Prepared]:
-    """Yield each rollout, prepared; the next one is prepared meanwhile."""
+    """Yield each rollout, prepared; the next one is prepared meanwhile, unless that takes no longer than a switch."""
     todo: Iterator[Rollout] = iter(rollouts)
-    current = next(todo, None)
-    if current is None:
-        return
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(prepare, current, injection)
-        while current is not None:
-            done = pending.result()
-            current = next(todo, None)
-            if current is not None:
-                pending = pool.submit(prepare, current, injection)
+        pending = _prepared_soon(next(todo, None), injection, pool)
+        while pending is not None:
+            done = pending.result() if isinstance(pending, Future) else pending
+            pending = _prepared_soon(next(todo, None), injection, pool)
             yield done
+
+
+def _prepared_soon(
+    rollout: Rollout | None, injection: Injection, pool: ThreadPoolExecutor
+) -> Future[Prepared] | Prepared | None:
+    if rollout is None:
+        return None
+    if injection.builds or sum(w.n_values for w in rollout.weights) > _QUICK_VALUES:
+        return pool.submit(prepare, rollout, injection)
+    return prepare(rollout, injection)
 
 
 def measured(plan: Plan, station: Station, prepared: Prepared) -> Measurement:

@@ -30,12 +30,12 @@ from tqs_passes.weights import Weight
 How = Literal["expose", "rebuild"]
 
 #: Seconds to build a session that shares its constants: per node, and per byte of matrices.
-BUILD_NODE_S = 30e-6
-BUILD_S = 0.75e-9
+BUILD_NODE_S = 120e-6
+BUILD_S = 0.5e-9
 #: Seconds per byte of matrices: of one call, of one more context in it, and lost by a call when exposed.
 CALL_S = 0.05e-9
 CALL_PER_CONTEXT_S = 0.075e-9
-LOST_S = 0.2e-9
+LOST_S = 0.12e-9
 #: Above, one session with everything exposed: constants are held prepacked as well, by `rebuild` for two sessions.
 MOST_CONSTANT_BYTES = 256 << 20
 #: Rollouts of a session besides the perturbed ones: the nominal one, and the two of its floors.
