@@ -129,6 +129,69 @@ def test_a_failed_gate_stops_the_build_and_stays_failed(
     assert not (tmp_path / "run/package-1").exists()
 
 
+def test_a_tampered_plan_is_made_again_and_the_file_with_it(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = copied / "run/plan.json"
+    before = plan.read_bytes()
+    plan.write_bytes(before.replace(b'"tier": "INT', b'"tier": "FP', 1))
+    assert plan.read_bytes() != before
+    assert build(copied, capsys)[1] == ["allocate"]
+    assert plan.read_bytes() == before
+
+
+def test_a_run_that_broke_off_goes_on_where_it_was(
+    copied: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (copied / "tqs.toml").read_text()
+    (copied / "tqs.toml").write_text(text.replace("compression = 3", "compression = 1.5"))
+    with monkeypatch.context() as broken:
+        broken.setattr("tqs_onnx.emit.save_model", stop)
+        assert main(["build", str(copied / "tqs.toml")]) == 130
+    assert {p.name for p in (copied / "run").iterdir()} == {
+        "scores.json", "scores.csv", "sweep.sqlite", "plan.json", "build.json"
+    }  # fmt: skip
+    assert build(copied, capsys)[:2] == (0, STEPS[2:])
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_damaged_state_runs_every_step(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copied / "run/build.json").write_text('{"version": 1, "steps"')
+    assert build(copied, capsys)[1] == STEPS
+
+
+def test_a_failed_step_leaves_nothing_of_an_earlier_declaration(copied: Path) -> None:
+    text = (copied / "tqs.toml").read_text()
+    (copied / "tqs.toml").write_text(text.replace("compression = 3", "compression = 3000"))
+    assert main(["build", str(copied / "tqs.toml")]) == 4
+    assert {p.name for p in (copied / "run").iterdir()} == {
+        "scores.json", "scores.csv", "sweep.sqlite", "build.json"
+    }  # fmt: skip
+
+
+def test_a_renamed_package_leaves_no_other_beside_it(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (copied / "tqs.toml").read_text()
+    (copied / "tqs.toml").write_text(text.replace('name = "surrogate"', 'name = "other"'))
+    assert build(copied, capsys)[1] == ["package-1"]
+    assert [p.name for p in (copied / "run/package-1").iterdir()] == ["other"]
+
+
+def test_a_state_that_names_files_elsewhere_removes_none(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = copied / "run/build.json"
+    document = json.loads(state.read_text())
+    for step in document["steps"].values():
+        step["written"] |= {"../m.onnx": "0" * 64, "../eval.npz": "0" * 64}
+    state.write_text(json.dumps(document))
+    assert build(copied, capsys)[:2] == (0, STEPS)
+
+
 BAD = [
     ("compression = 3", "compresion = 3", "tqs allocate has no option 'compresion'. Did you mean 'compression'?"),
     ("[run]", "[runs]", "runs: Extra inputs are not permitted"),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.rollouts import forecaster, model, opened, scored, spec_of, values
+from tests.rollouts import forecaster, model, opened, scored, spec_of, values, write_case
 from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.cli.main import main
@@ -231,6 +234,42 @@ def test_olive_finds_the_pass_where_the_config_says(tmp_path: Path) -> None:
     assert f"class {name}(Pass)" in Path(found.origin).read_text()
     run = json.loads((tmp_path / "o/olive_run.json").read_text())
     assert run["passes"]["tqs"]["type"] in config["passes"]
+
+
+def olive_run(folder: Path, **changed: object) -> subprocess.CompletedProcess[str]:
+    """Run Olive on the packaged example of a small model, in a folder and a process of its own."""
+    if importlib.util.find_spec("olive") is None:
+        pytest.skip("olive-ai is not installed")
+    write_case(folder, forecaster(32, 64), steps=2)
+    assert main(["package", str(folder / "m.onnx"), "--format", "olive", "--out", str(folder / "o")]) == 0
+    run = json.loads((folder / "o/olive_run.json").read_text())
+    run["passes"]["tqs"] |= {"compression": 2.0, **changed}
+    (folder / "o/olive_run.json").write_text(json.dumps(run))
+    command = [sys.executable, "-m", "olive", "run", "--config", "o/olive_run.json"]
+    quiet = {"OLIVE_DISABLE_TELEMETRY": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.run(
+        [*command, "--package-config", "o/olive_package.json"],
+        cwd=folder, env=os.environ | quiet, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_olive_runs_the_pass_and_gets_the_smaller_file(tmp_path: Path) -> None:
+    done = olive_run(tmp_path, gates=["compression>=2"])
+    assert done.returncode == 0, done.stderr[-2000:]
+    (made,) = (tmp_path / "olive_out").rglob("model.onnx")
+    assert made.stat().st_size * 2 <= (tmp_path / "m.onnx").stat().st_size
+    assert "tqs_onnx.plan_sha256" in {e.key for e in onnx.load(made).metadata_props}
+    x = values(2, 32)
+    session = open_session(made, options=SessionOptions(threads=1))
+    assert session.run({"x": session.value(x)})["y"].numpy().shape == (2, 32)
+
+
+@pytest.mark.slow
+def test_a_failed_gate_leaves_olive_without_a_model(tmp_path: Path) -> None:
+    done = olive_run(tmp_path, gates=["drift<=1e-9"])
+    assert "gate drift<=1e-9 failed" in done.stdout + done.stderr
+    assert not list((tmp_path / "olive_out").rglob("*.onnx"))
 
 
 def test_olive_itself_accepts_the_config() -> None:

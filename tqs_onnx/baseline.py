@@ -192,6 +192,7 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
         write_codes(job.out / CODES_NAME, assigned.codes)
     subject = Subject(job.model, emitted, source.lifted, source.survey, assigned.plan, assigned.codes)
     bench = Bench(data.spec, data.evaluation, scale, job.provider, job.batch, job.threads)
+    made = {"plan": plan_file, "codes": job.out / CODES_NAME}
     with removed_on_failure(emitted):
         emit(source.lifted, assigned.plan, emitted, assigned.codes)
         verification = verify(subject, bench)
@@ -209,7 +210,7 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
             "max_eval_contexts": job.data.max_eval_contexts,
         }
         manifest = manifest_of(
-            subject, data.files, verification, results, licence_of(source.metadata), settings
+            subject, data.files | made, verification, results, licence_of(source.metadata), settings
         )
         write_text(manifest_file, manifest.to_json())
     return BaselineOutcome(

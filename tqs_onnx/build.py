@@ -25,6 +25,8 @@
 A step's key is the SHA-256 of its arguments, of the digests of the files it reads, and of the versions of everything
 that decides results. `build.json` in the run directory holds the keys; a step is skipped when its key is there and
 every file it wrote is still what it was. What a skipped `verify` found still counts: its exit code is kept.
+A step that must run first drops what it wrote before, and one that fails drops what the steps behind it wrote: nothing
+in the run directory is left over from another declaration.
 """
 
 from __future__ import annotations
@@ -239,7 +241,7 @@ def run_build(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot be made ({error.strerror})", where=str(out)) from error
-    known = {} if anew else dict(_read_state(out / STATE_NAME).steps)
+    known = dict(_read_state(out / STATE_NAME).steps)
     kept: dict[str, Done] = {}
     ran: list[str] = []
     skipped: list[str] = []
@@ -248,12 +250,22 @@ def run_build(
     for step in steps:
         key = key_of(step, folder, versions)
         done = known.get(step.name)
-        if done is not None and done.key == key and _digests(step.writes, out) == done.written:
+        if not anew and done is not None and done.key == key and _digests(step.writes, out) == done.written:
             skipped.append(step.name)
+            known.pop(step.name)
             say(f"{step.name}: unchanged")
         else:
             say(f"{step.name}: running")
-            exit_code = run(step)
+            _drop(known.pop(step.name, None), out)
+            failed = True
+            try:
+                exit_code = run(step)
+                failed = exit_code != 0
+            finally:
+                if failed:
+                    for left in known.values():
+                        _drop(left, out)
+                    known = {}
             done = Done(key=key, exit_code=exit_code, written=_digests(step.writes, out))
             ran.append(step.name)
         kept[step.name] = done
@@ -283,6 +295,19 @@ def key_of(step: Step, folder: Path, versions: Mapping[str, str]) -> str:
     ]
     text = json.dumps(facts).replace(json.dumps(str(folder))[1:-1], ".")
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _drop(done: Done | None, out: Path) -> None:
+    """Remove what a step wrote and emptied folders; a state that names files elsewhere is not believed."""
+    for name in done.written if done is not None else ():
+        path = out / name
+        if not path.resolve().is_relative_to(out.resolve()) or not path.is_file():
+            continue
+        path.unlink()
+        for folder in path.relative_to(out).parents[:-1]:
+            if any((out / folder).iterdir()):
+                break
+            (out / folder).rmdir()
 
 
 def _contents(path: Path) -> list[list[str]]:

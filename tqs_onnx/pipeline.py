@@ -197,12 +197,18 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
     bench = Bench(
         data.spec, data.evaluation, scores.sigma, job.sweep.provider, job.sweep.batch, job.sweep.threads
     )
+    written = {"plan": plan_file, "scores": job.out / "scores.json", "codes": job.out / CODES_NAME}
     with removed_on_failure(emitted):
         emit(source.lifted, plan, emitted, refined.codes)
         verification = verify(subject, bench)
         results = judge(job.gates, verification)
         manifest = manifest_of(
-            subject, data.files, verification, results, licence_of(source.metadata), settings_of(job)
+            subject,
+            data.files | written,
+            verification,
+            results,
+            licence_of(source.metadata),
+            settings_of(job),
         )
         write_text(manifest_file, manifest.to_json())
     return Outcome(

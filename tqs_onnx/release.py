@@ -54,6 +54,11 @@ def manifest_of(
     """Return the manifest of an emitted file."""
     inputs = {"model": file_facts(subject.source).sha256}
     inputs |= {role: {path.name: sha256_of_file(path)} for role, path in files.items() if path.is_file()}
+    inputs |= {
+        role: {p.name: sha256_of_file(p) for p in sorted(path.rglob("*")) if p.is_file()}
+        for role, path in files.items()
+        if path.is_dir()
+    }
     return Manifest(
         inputs=inputs,
         output=file_facts(subject.emitted).sha256,

@@ -375,15 +375,16 @@ def atomic_file(path: Path) -> Generator[Path, None, None]:
     """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
+        os.close(handle)
+        Path(name).unlink()
+        Path(name).touch(exist_ok=False)  # with the rights that the umask grants, not those of mkstemp
     except OSError as error:
         raise InputError(
             f"cannot write here ({error.strerror})", where=str(path.parent), todo="Choose another --out"
         ) from error
-    os.close(handle)
     tmp = Path(name)
     try:
         yield tmp
-        tmp.chmod(0o644)
         tmp.replace(path)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", where=str(path)) from error

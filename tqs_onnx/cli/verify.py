@@ -25,7 +25,7 @@ from tqs_onnx.release import judge, manifest_of, require_evaluable
 from tqs_onnx.request import require_scores_of
 from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
-from tqs_onnx.rounding.codes_file import codes_beside
+from tqs_onnx.rounding.codes_file import CODES_NAME, codes_beside
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_onnx.verify.gates import parse_gate
@@ -99,9 +99,12 @@ def command(
     subject = Subject(source_file, emitted, source.lifted, source.survey, plan, codes_beside(plan_file, plan))
     verification = verify(subject, bench)
     results = judge(gates, verification)
+    made = {"plan": plan_file, "scores": scores_file}
+    if plan.codes_sha256 is not None:
+        made["codes"] = plan_file.with_name(CODES_NAME)
     document = manifest_of(
         subject,
-        data.files,
+        data.files | made,
         verification,
         results,
         licence_of(source.metadata),

@@ -47,6 +47,7 @@ def run_config(model: Path) -> dict[str, object]:
                 "eval_contexts": "eval.npz",
                 "compression": 8.0,
                 "profile": "fast",
+                "gates": [],
             }
         },
         "output_dir": "olive_out",

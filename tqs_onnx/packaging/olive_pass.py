@@ -13,7 +13,10 @@ from olive.passes.pass_config import PassConfigParam
 
 from tqs_onnx.data import DataFiles
 from tqs_onnx.pipeline import Job, quantize
+from tqs_onnx.verify.gates import parse_gate
 from tqs_passes.errors import GateError
+from tqs_passes.plan import ServingTarget
+from tqs_passes.targets import Serving
 
 _LOG = logging.getLogger(__name__)
 
@@ -36,6 +39,16 @@ class TqsQuantization(Pass):  # type: ignore[misc]
                 type_=float, default_value=4.0, description="Input file over output file."
             ),
             "profile": PassConfigParam(type_=str, default_value="fast", description="fast or exact"),
+            "target": PassConfigParam(
+                type_=str,
+                default_value="ort-cpu",
+                description="What serves the file: see tqs quantize --target.",
+            ),
+            "gates": PassConfigParam(
+                type_=list[str],
+                default_value=[],
+                description="Gates that fail the pass, e.g. drift:p95<=0.2.",
+            ),
         }
 
     def _run_for_config(
@@ -54,6 +67,8 @@ class TqsQuantization(Pass):  # type: ignore[misc]
             out=Path(output_model_path).with_suffix(""),
             compression=config.compression,
             profile=config.profile,
+            serving=Serving(target=ServingTarget(config.target)),
+            gates=tuple(parse_gate(text) for text in config.gates),
             force=True,
         )
         outcome = quantize(job, _LOG.info)
