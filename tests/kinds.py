@@ -30,10 +30,10 @@ g (float[b, 8] x, int64[b, 4] idx) => (float[b, 8] y, float[b, n] z) {
   x1 = Reshape(x, to1)  x2 = Reshape(x, to2)  x3 = Reshape(x, to3)
   conv1 = Conv<group = 2, pads = [1, 1]>(x1, w_conv1, w_cb)
   conv2 = Conv<pads = [1, 1, 1, 1]>(x2, w_conv2)
-  conv3 = Conv<pads = [1, 1, 1, 1, 1, 1]>(x3, w_conv3)
+  conv3 = Conv<group = 2, pads = [1, 1, 1, 1, 1, 1]>(x3, w_conv3)
   turn1 = ConvTranspose<group = 2, pads = [1, 1]>(x1, w_turn1)
   turn2 = ConvTranspose<pads = [1, 1, 1, 1]>(x2, w_turn2)
-  turn3 = ConvTranspose<pads = [1, 1, 1, 1, 1, 1]>(x3, w_turn3)
+  turn3 = ConvTranspose<group = 2, pads = [1, 1, 1, 1, 1, 1]>(x3, w_turn3)
   emb = Gather(w_emb, idx)
   tie = Gather(w_tied, idx)
   tiedT = Transpose(w_tied)
@@ -41,6 +41,7 @@ g (float[b, 8] x, int64[b, 4] idx) => (float[b, 8] y, float[b, n] z) {
   seq_ = Reshape(x, toseq)  seq = Transpose<perm = [1, 0, 2]>(seq_)
   lstm_ = LSTM<hidden_size = 5>(seq, w_lw, w_lr, w_lb)   lstm = Transpose<perm = [2, 0, 1, 3]>(lstm_)
   gru_ = GRU<hidden_size = 5>(seq, w_uw, w_ur, w_ub)     gru = Transpose<perm = [2, 0, 1, 3]>(gru_)
+  rnn_ = RNN<hidden_size = 5>(seq, w_nw, w_nr, w_nb)     rnn = Transpose<perm = [2, 0, 1, 3]>(rnn_)
   ein = Einsum<equation = "bi,ij->bj">(x, w_ein)
   add = Add(x, w_add)
   mul = Mul(x, w_mul)
@@ -80,7 +81,7 @@ dense (a) => (o) {
 COLUMNS = [
     "right2", "right3", "left2", "left3", "gnn", "gnt", "gtn", "gtt", "gpl",
     "gle", "conv1", "conv2", "conv3", "turn1", "turn2", "turn3", "emb", "tie",
-    "tied", "lstm", "gru", "ein", "add", "mul", "viat", "viar", "viac",
+    "tied", "lstm", "gru", "rnn", "ein", "add", "mul", "viat", "viar", "viac",
     "vias", "viae", "viah", "viaf", "viad", "via16", "const", "func", "branch",
     "loop", "scan",
 ]  # fmt: skip
@@ -88,10 +89,11 @@ COLUMNS = [
 SHAPES: dict[str, tuple[int, ...]] = {
     "w_right2": (8, 6), "w_right3": (3, 8, 6), "w_left2": (6, 8), "w_left3": (3, 6, 8),
     "w_gnn": (8, 6), "w_gnt": (6, 8), "w_gtn": (8, 6), "w_gtt": (6, 8), "w_gpl": (8, 6), "w_gle": (6, 8), "w_gc": (6,),
-    "w_conv1": (4, 2, 3), "w_cb": (4,), "w_conv2": (3, 2, 3, 3), "w_conv3": (3, 1, 3, 3, 3),
-    "w_turn1": (4, 2, 3), "w_turn2": (2, 3, 3, 3), "w_turn3": (1, 3, 3, 3, 3),
+    "w_conv1": (4, 2, 3), "w_cb": (4,), "w_conv2": (3, 2, 3, 3), "w_conv3": (4, 1, 3, 3, 3),
+    "w_turn1": (4, 2, 3), "w_turn2": (2, 3, 3, 3), "w_turn3": (2, 3, 3, 3, 3),
     "w_emb": (10, 5), "w_tied": (10, 8), "w_lw": (1, 20, 4), "w_lr": (1, 20, 5), "w_lb": (1, 40),
-    "w_uw": (1, 15, 4), "w_ur": (1, 15, 5), "w_ub": (1, 30), "w_ein": (8, 7), "w_add": (3, 1, 8), "w_mul": (3, 1, 8),
+    "w_uw": (1, 15, 4), "w_ur": (1, 15, 5), "w_ub": (1, 30), "w_nw": (1, 5, 4), "w_nr": (1, 5, 5), "w_nb": (1, 10),
+    "w_ein": (8, 7), "w_add": (3, 1, 8), "w_mul": (3, 1, 8),
     "w_t": (6, 8), "w_r": (4, 12), "w_c": (8, 3), "w_c2": (8, 3), "w_s": (11, 5), "w_e": (1, 8, 5),
     "w_half": (8, 5), "w_brain": (8, 5), "w_double": (8, 5), "w_in16": (8, 5),
     "w_if": (8, 6), "w_else": (6, 8), "w_loop": (8, 8), "w_scan": (8, 6), "w_state": (8, 8),
@@ -103,7 +105,7 @@ _DTYPES = {
     "w_double": np.float64,
 }
 _INTS = {
-    "zero": [0], "one": [1], "eight": [8], "to1": [-1, 4, 2], "to2": [-1, 2, 2, 2], "to3": [-1, 1, 2, 2, 2],
+    "zero": [0], "one": [1], "eight": [8], "to1": [-1, 4, 2], "to2": [-1, 2, 2, 2], "to3": [-1, 2, 2, 2, 1],
     "toseq": [-1, 2, 4], "tor": [8, 6], "toe": [3, 8, 5], "flat": [0, -1],
 }  # fmt: skip
 #: Tensors of bodies, moved into them: If, Loop and Scan hold weights of their own.
