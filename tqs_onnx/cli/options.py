@@ -56,6 +56,25 @@ run_options = _all(
     ),
 )
 
+engine_options = _all(
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Who measures: this machine, or a Ray cluster (tqs-onnx[ray]).",
+    ),
+    click.option(
+        "--address",
+        help="Head of the Ray cluster, HOST:PORT [default: this machine's cluster, else one started here].",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        help="Processes, or most actors on a cluster [default: 1, or as many as there is room for].",
+    ),
+)
+
 data_options = _all(
     click.option("--rollout", type=FILE, required=True, help="Rollout spec: how outputs re-enter as inputs."),
     click.option(
@@ -235,8 +254,10 @@ def sweep_options(options: dict[str, Any]) -> SweepOptions:
     Raises
     ------
     InputError
-        `--horizons` is no increasing list of steps.
+        `--horizons` is no increasing list of steps, or `--address` is given without a cluster.
     """
+    if options["address"] is not None and options["engine"] != "ray":
+        raise InputError("--address names a Ray cluster", todo="Give --engine ray with it")
     return SweepOptions(
         probe=Probe(
             kind=ProbeKind(options["probe"]),
@@ -250,6 +271,9 @@ def sweep_options(options: dict[str, Any]) -> SweepOptions:
         provider=resolve_provider(options["providers"]),
         batch=options["batch"],
         threads=options["threads"],
+        engine=cast("Literal['local', 'ray']", options["engine"]),
+        address=options["address"],
+        workers=options["workers"],
     )
 
 

@@ -13,6 +13,7 @@ from tqs_onnx.cli.options import (
     budget_options,
     data_files,
     data_options,
+    engine_options,
     evaluation_options,
     force_option,
     gate_options,
@@ -47,6 +48,7 @@ from tqs_onnx.verify.verify import Bench
 @refine_options
 @gate_options
 @run_options
+@engine_options
 @click.option(
     "--compare",
     "comparing",

@@ -12,6 +12,7 @@ from tqs_onnx.cli.options import (
     FILE,
     data_files,
     data_options,
+    engine_options,
     force_option,
     json_option,
     probe_option,
@@ -72,7 +73,7 @@ from tqs_passes.model_io import write_text
 @click.option("--max-memory", type=click.FloatRange(min=1), help="Megabytes; contexts are chunked to fit.")
 @click.option("--dry-run", is_flag=True, help="Only say what the sweep would take, by one timed rollout.")
 @role_option
-@click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@engine_options
 @click.option("--out", type=FILE, required=True, help="Run directory: scores.json and scores.csv go there.")
 @click.option("--top", type=click.IntRange(min=0), default=20, show_default=True, help="Weights shown.")
 @force_option
@@ -151,7 +152,6 @@ def _chosen(options: dict[str, Any], kind: str) -> SweepOptions:
         group_test=options["group_test"],
         dead_below=options["dead_below"],
         dead_at_minimum=options["dead_at_minimum"],
-        workers=options["workers"],
         max_memory=None if options["max_memory"] is None else int(1e6 * options["max_memory"]),
     )
 

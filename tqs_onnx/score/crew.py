@@ -1,6 +1,7 @@
-"""Who measures the tasks of a sweep: this process, or worker processes beside it.
+"""Who measures the tasks of a sweep on one machine: this process, or worker processes beside it.
 
-Every measurement is handed on as soon as it is here; a crew decides when and where, never what (see `task`).
+Every measurement is handed on as soon as it is here; a crew decides when and where, never what (see `task`). `cluster`
+has a crew on many machines.
 """
 
 from __future__ import annotations
@@ -8,10 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -20,8 +20,6 @@ from tqs_onnx.score.plan import Plan
 from tqs_onnx.score.rolling import Frame, exposable_of
 from tqs_onnx.score.task import Found, Task, parts_of
 from tqs_passes.errors import InputError
-
-Say = Callable[[str], None]
 
 
 class Crew(Protocol):
@@ -98,14 +96,6 @@ class Workers:
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def crew_for(plan: Plan, say: Say) -> Generator[Crew]:
-    """Yield the crew that a plan's options ask for; `say` is called with a line where there is something to say."""
-    del say
-    workers = plan.options.workers
-    yield Workers(plan, workers) if workers > 1 else Here(plan)
 
 
 _desk: list[tuple[Desk, Frame]] = []

@@ -71,8 +71,12 @@ class SweepOptions:
         A weight whose γ_task is at or below this is dead (A.4; the paper's TimesFM: −50).
     dead_at_minimum : bool
         Weights below the noise floor that tie at the lowest γ_task are dead (A.4; the paper's Aurora).
-    workers : int
-        Processes that roll out; what is measured does not depend on it.
+    engine : {"local", "ray"}
+        Who rolls out, this machine or a Ray cluster; what is measured depends on neither this nor the next two.
+    address : str or None
+        Of the cluster's head, ``host:port``; None: the cluster that this machine is part of, else one started here.
+    workers : int or None
+        Processes, or most actors on a cluster; None: one process, or as many actors as there is room for.
     strategy : Strategy or None
         How weights are injected; None: what the cost model says.
     """
@@ -90,7 +94,9 @@ class SweepOptions:
     group_test: bool = False
     dead_below: float | None = None
     dead_at_minimum: bool = False
-    workers: int = 1
+    engine: Literal["local", "ray"] = "local"
+    address: str | None = None
+    workers: int | None = None
     strategy: Strategy | None = None
 
 

@@ -6,13 +6,15 @@ is rolled out. All others are measured (`plan` → `task` → `crew` → `result
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.session import runtime_version
 from tqs_onnx.rollout.spec import RolloutSpec, content_hash
-from tqs_onnx.score.crew import Say, crew_for
+from tqs_onnx.score.cluster import cluster_crew
+from tqs_onnx.score.crew import Crew, Here, Workers
 from tqs_onnx.score.floors import SessionFloors
 from tqs_onnx.score.job import contexts_hash
 from tqs_onnx.score.options import SweepOptions, require_horizons
@@ -27,6 +29,7 @@ from tqs_passes.model_io import Model
 from tqs_passes.weights import Survey
 
 Progress = Callable[[int, int, str], None]
+Say = Callable[[str], None]
 
 __all__ = ["Progress", "SweepOptions", "on_trajectory", "sweep"]
 
@@ -41,7 +44,7 @@ def sweep(
     progress: Progress | None = None,
     *,
     store: Path | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Scores:
     """Score every weight of a lifted model.
 
@@ -173,6 +176,19 @@ def _measure(plan: Plan, results: Results, counter: _Counter, say: Say) -> tuple
             crew.measure(frame, tasks, keep)
     floors = results.floors(plan.job)
     return frame, tuple(floors[session] for session in range(plan.n_sessions))
+
+
+@contextmanager
+def crew_for(plan: Plan, say: Say) -> Generator[Crew]:
+    """Yield who measures, as a plan's options ask; `say` is called with a line where there is something to say."""
+    options = plan.options
+    if options.engine == "ray":
+        with cluster_crew(plan, say) as crew:
+            yield crew
+    elif options.workers is not None and options.workers > 1:
+        yield Workers(plan, options.workers)
+    else:
+        yield Here(plan)
 
 
 def _judged(plan: Plan, results: Results, floors: tuple[Floors, ...]) -> tuple[dict[str, Judged], float]:
