@@ -32,6 +32,12 @@ from tqs_passes.errors import InputError
 ray = pytest.importorskip("ray", reason="Ray is not installed (tqs-onnx[ray])")
 utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed (tqs-onnx[ray])")
 
+# Ray's own: it leaves its log files open
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
+]
+
 STORE_BYTES = 80 << 20  # the least Ray takes
 
 
