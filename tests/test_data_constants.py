@@ -120,3 +120,21 @@ def test_ones_that_scale_a_norm_are_a_weight_only_under_a_given_name(name: str, 
     body = f"a = MatMul(x, w)  z = LayerNormalization(a, {name})"
     found = survey_of(body, **{"w": dense(8, 8), name: np.ones(8, np.float32)})
     assert (name in names(found)) == is_weight
+
+
+NORMALISED = "c = Sub(x, m)  a = Div(c, d)  b = MatMul(a, w)  e = Mul(b, d2)  z = Add(e, m2)"
+
+
+def test_what_is_taken_off_and_put_back_is_a_statistic_whatever_its_name() -> None:
+    m, d = dense(8), np.abs(dense(8, seed=1)) + 1
+    assert names(survey_of(NORMALISED, m=m, d=d, w=dense(8, 8, seed=2), d2=d, m2=m)) == {"w"}
+
+
+def test_other_values_at_the_output_are_weights() -> None:
+    m, d = dense(8), np.abs(dense(8, seed=1)) + 1
+    found = survey_of(NORMALISED, m=m, d=d, w=dense(8, 8, seed=2), d2=d + 1, m2=m + 1)
+    assert names(found) == {"w", "d2", "m2"}
+
+
+def test_what_is_taken_off_an_input_that_is_not_divided_is_a_weight() -> None:
+    assert names(survey_of("c = Sub(x, m)  z = MatMul(c, w)", m=dense(8), w=dense(8, 8))) == {"m", "w"}

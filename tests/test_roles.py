@@ -97,9 +97,10 @@ SMALL = dataclasses.replace(TINY, depths=(2, 1, 1, 1), lat=21, lon=24)
     ids=["expanded", "table", "decomposed"],
 )
 def test_pangu_shaped_models_have_their_io_at_both_ends(shape: PanguShape) -> None:
-    weights = survey(Model(shaped.build(shape, 0, opset=17), Path())).weights
+    weights = find_weights(Model(shaped.build(shape, 0, opset=17), Path()))[1].weights
     by_role = {role: [w.label for w in weights if w.role is role] for role in Role}
     assert sum("conv" in label for label in by_role[Role.INPUT]) == 4
+    assert sum(label.endswith(".input") for label in by_role[Role.INPUT]) == 2  # maps and heights
     assert sum("out" in label for label in by_role[Role.OUTPUT]) == 4
     blocks = sum(shape.depths)
     assert len(by_role[Role.ATTENTION]) == 5 * blocks
@@ -168,6 +169,18 @@ def test_a_residual_from_the_raw_input_makes_no_branch_of_the_whole_network() ->
     assert (found["i"], found["f1"], found["f2"], found["o"]) == (
         "io.input", "body.ffn", "body.ffn", "io.output",
     )  # fmt: skip
+
+
+def test_shapes_computed_from_the_stream_do_not_make_it_attention() -> None:
+    """TorchScript reshapes keys by the Shape of what lies before them."""
+    shaped = ATTENDS.replace(
+        "k = MatMul(e, wk)", "sh = Shape(m0)  k0 = MatMul(e, wk)  k = Reshape(k0, sh)"
+    ).replace("e = MatMul(x, i)", "e0 = MatMul(x, i)  g0 = Relu(e0)  m0 = MatMul(g0, f1)  e = Add(e0, m0)")
+    found = roles_of(
+        shaped + "r = Add(e, pb)  z = MatMul(r, o)", **MATRICES, qscale=dense(8), bo=dense(8, seed=9)
+    )
+    assert found["f1"] == "io.input"
+    assert found["wk"] == "body.attn"
 
 
 def test_a_softmax_that_weighs_nothing_is_no_attention() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from tqs_passes.flow import Flow
+from tqs_passes.flow import SHAPE_ONLY, Flow
 from tqs_passes.scope import Value, Wiring
 
 PRODUCTS = frozenset(
@@ -39,6 +39,8 @@ _FUSED = frozenset(
     }
 )
 _SUMS = frozenset({"Add", "Sub", "Sum"})
+#: Ways up end here: behind a Softmax lies another product, behind a shape no value.
+_WALLS = SHAPE_ONLY | {"Softmax"}
 
 
 def makers(wiring: Wiring) -> dict[Value, int]:
@@ -130,7 +132,7 @@ class Attention:
             if end(index):
                 found.add(index)
                 continue
-            if self._wiring.sites[index].op == "Softmax":
+            if self._wiring.sites[index].op in _WALLS:
                 continue
             passed.add(index)
             waiting += [
@@ -151,7 +153,7 @@ class Attention:
                 continue
             if end(index):
                 found.add(index)
-            elif not stop(index):
+            elif self._wiring.sites[index].op not in SHAPE_ONLY and not stop(index):
                 passed.add(index)
                 waiting += self._readers(index)
         return passed, found

@@ -1,7 +1,8 @@
 """Tell constants that belong to the data from weights: means and deviations of variables, tables of counts.
 
 Only what stands directly at a model input or output is looked at, and only what a training run would not leave
-behind: a name of a statistic, a positive divisor of the raw input, whole numbers that only divide.
+behind: a name of a statistic, a positive divisor of the raw input and what is taken off before it, the same values
+again at an output, whole numbers that only divide.
 
 Constant fields that are concatenated to the inputs (Pangu-Weather's maps and heights) stay weights: nothing in the
 graph tells them from trained ones, and their bytes are worth saving (66 MB of the released file).
@@ -42,6 +43,8 @@ class DataConstants:
         self._wiring = wiring
         self._flow = flow
         self._near_input = self._affine_of_inputs()
+        #: Heads of the statistics found at inputs: the same values at an output undo what was done there.
+        self._of_inputs: set[bytes] = set()
 
     def reason(self, candidate: Candidate) -> str | None:
         """Return why a candidate is no weight, in words for the user; None when it may be one."""
@@ -57,11 +60,32 @@ class DataConstants:
         """Whether it only normalises inputs or outputs, and is called so or divides an input and is positive."""
         if not all(self._normalises(r) for r in candidate.readings):
             return False
-        if _STATISTIC.search(candidate.name):
+        if _STATISTIC.search(candidate.name) or content.head(_flat(candidate)) in self._of_inputs:
+            return True
+        if all(self._centres(r) for r in candidate.readings):
+            self._of_inputs.add(content.head(_flat(candidate)))
             return True
         if not any(_divides(r) and r.site.inputs[0] in self._near_input for r in candidate.readings):
             return False
-        return bool(np.all(content.as_float(candidate.array()) > 0))
+        if not np.all(content.as_float(candidate.array()) > 0):
+            return False
+        self._of_inputs.add(content.head(_flat(candidate)))
+        return True
+
+    def _centres(self, reading: Reading) -> bool:
+        """Whether a reader takes it off a raw input, and only to divide what is left by what is stored."""
+        site = reading.site
+        if site.op != "Sub" or reading.reader.input_index != 1 or site.inputs[0] not in self._near_input:
+            return False
+        value = (site.scope, site.node.output[0])
+        following = self._wiring.consumers.get(value, ())
+        divisors = [
+            self._wiring.sites[i].inputs[1]
+            for i, position in following
+            if self._wiring.sites[i].op == "Div" and position == 0
+        ]
+        stored = all(d is not None and d not in self._flow.dynamic for d in divisors)
+        return bool(divisors) and len(divisors) == len(following) and stored
 
     def _affine_of_inputs(self) -> set[Value]:
         """Return the model's inputs, and what moving, adding and scaling by constants makes of them."""
@@ -104,3 +128,7 @@ def _counts(candidate: Candidate) -> bool:
     values = content.as_float(candidate.array())
     whole = np.all(values >= 1) and np.all(values == np.floor(values)) and np.all(np.isfinite(values))
     return bool(whole and values.max() > values.min())
+
+
+def _flat(candidate: Candidate) -> content.Array:
+    return candidate.array().reshape(-1)

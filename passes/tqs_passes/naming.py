@@ -107,6 +107,8 @@ def label_of(name: str, rank: int, readings: Sequence[Reading]) -> str:
 def _role(reading: Reading, rank: int) -> str:
     op, position = reading.site.op, reading.reader.input_index
     added = op == "Add" and rank == 1
+    if op in _BIAS_INPUT and position == 0:
+        return "input"
     return "bias" if added or _BIAS_INPUT.get(op) == position else "weight"
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from tqs_passes.attention import makers
 from tqs_passes.axes import MOVERS
-from tqs_passes.flow import Flow
+from tqs_passes.flow import SHAPE_ONLY, Flow
 from tqs_passes.scope import Value, Wiring
 
 _SUMS = frozenset({"Add", "Sum"})
@@ -85,6 +85,8 @@ def _between(
     seen: set[int] = set(waiting)
     while waiting:
         index = waiting.pop()
+        if wiring.sites[index].op in SHAPE_ONLY:
+            continue
         order.append(index)
         for v in wiring.sites[index].inputs:
             i = maker.get(v) if v is not None else None
