@@ -252,3 +252,64 @@ def test_the_demo_quarters_its_model(tmp_path: Path, capsys: Capture) -> None:
     assert list(found) == KEYS
     assert found["compression"] >= 4
     assert found["drift_measured"] > 0
+
+
+def test_allocate_refuses_an_objective_that_needs_rollouts(
+    shell: Shell, tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = [
+        "--scores",
+        str(shell.run / "scores.json"),
+        "--compression",
+        "2",
+        "--out",
+        str(tmp_path / "p.json"),
+    ]
+    assert main(["allocate", str(shell.case.model), *arguments, "--objective", "measured"]) == 2
+    assert "needs rollouts" in capsys.readouterr().err
+
+
+def test_rounding_by_data_plans_by_measured_responses(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    arguments = shell.quantize(tmp_path / "r", "--compression", "2", "--rounding", "gptq", "--json")
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert json.loads((tmp_path / "r" / "plan.json").read_text())["solver"]["objective"] == "measured"
+
+
+def test_rules_by_name_reach_the_plan(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "p.json"
+    arguments = ["--scores", str(shell.run / "scores.json"), "--compression", "1.5", "--out", str(out)]
+    rules = ["--pin", "W1=INT8", "--forbid", "W2=FP32,INT8", "--tie", "b*", "--max-fp32", "1"]
+    assert main(["allocate", str(shell.case.model), *arguments, *rules]) == 0
+    capsys.readouterr()
+    tiers = {a["weight"]: a["tier"] for a in json.loads(out.read_text())["assignments"]}
+    assert tiers["W1"] == "INT8"
+    assert tiers["W2"] not in ("FP32", "INT8")
+
+
+def test_sweep_takes_lists_and_prints_one_table(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    lists = ["--solvers", "mckp,greedy", "--gamma-min-values", "none,0", "--p-fp32-values", "0,0.1"]
+    arguments = [
+        "--scores",
+        str(shell.run / "scores.json"),
+        *shell.case.arguments(),
+        "--out",
+        str(tmp_path / "f"),
+    ]
+    assert main(["sweep", str(shell.case.model), *arguments, "--compressions", "2", *lists, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["points"]) == 8
+
+
+@pytest.mark.parametrize(("option", "text"), [("--solvers", "simplex"), ("--gamma-min-values", "low")])
+def test_sweep_refuses_a_list_that_holds_a_stranger(
+    shell: Shell, tmp_path: Path, capsys: Capture, option: str, text: str
+) -> None:
+    arguments = [
+        "--scores",
+        str(shell.run / "scores.json"),
+        *shell.case.arguments(),
+        "--out",
+        str(tmp_path / "f"),
+    ]
+    assert main(["sweep", str(shell.case.model), *arguments, option, text]) == 2
+    assert option in capsys.readouterr().err

@@ -4,19 +4,26 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.rollouts import Case, forecaster, write_case
+from tests.rollouts import Case, forecaster, values, write_case
 from tqs_onnx import pipeline
+from tqs_onnx.allocate.costing import PlanOptions
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.tier_set import TierSet
 from tqs_onnx.data import DataFiles
 from tqs_onnx.pipeline import Job, quantize
+from tqs_onnx.refine import RefineOptions
 from tqs_onnx.request import budget_bytes
+from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.run_directory import emitted_name, run_directory
 from tqs_onnx.score.sweep import SweepOptions
 from tqs_onnx.verify.gates import parse_gate
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.model_io import sha256_of_file
 from tqs_passes.plan import read_plan
+from tqs_passes.tier import Tier
 
 
 @pytest.fixture
@@ -59,9 +66,7 @@ def test_the_same_job_gives_the_same_bytes(case: Case) -> None:
 
 
 def test_the_tiers_allowed_are_the_tiers_used(case: Case) -> None:
-    from tqs_passes.tier import Tier
-
-    plan = quantize(job(case, compression=1.5, tiers=(Tier.FP32, Tier.BF16)), quiet).plan
+    plan = quantize(job(case, compression=1.5, tiers=TierSet((Tier.FP32, Tier.BF16))), quiet).plan
     assert {a.tier for a in plan.assignments} == {Tier.FP32, Tier.BF16}
 
 
@@ -146,3 +151,36 @@ def test_one_set_of_contexts_is_not_both_scored_on_and_evaluated_on(case: Case) 
     with pytest.raises(InputError, match="holds one set of contexts"):
         quantize(alone, quiet)
     assert not alone.out.exists()
+
+
+def test_a_calibration_set_of_its_own_is_named_in_the_manifest(case: Case) -> None:
+    own = case.contexts.with_name("calibration.npz")
+    np.savez(own, x=values(3, 16, seed=20))
+    data = DataFiles(case.rollout, case.contexts, case.evaluation, calibration=own)
+    rounding = RefineOptions(repair_rounds=0, rounding=RoundingOptions("gptq"))
+    changed = replace(job(case, refine=rounding, compression=3.0), data=data)
+    theirs = quantize(changed, quiet)
+    assert json.loads(theirs.manifest_file.read_text())["inputs"]["calibration"] == {
+        own.name: sha256_of_file(own)
+    }
+    ours = quantize(job(case, refine=rounding, compression=3.0, force=True), quiet)
+    assert ours.plan.codes_sha256 != theirs.plan.codes_sha256
+
+
+def test_calibration_contexts_that_are_evaluated_on_are_refused(case: Case) -> None:
+    data = DataFiles(case.rollout, case.contexts, case.evaluation, calibration=case.evaluation)
+    with pytest.raises(InputError, match="is also calibration context 0"):
+        quantize(replace(job(case), data=data), quiet)
+
+
+def test_a_job_measures_its_responses_once(case: Case) -> None:
+    said: list[str] = []
+    measured = PlanOptions(objective=Objective.MEASURED)
+    rounding = RefineOptions(rounding=RoundingOptions("gptq"))
+    first = quantize(job(case, plan=measured, refine=rounding, compression=3.0), said.append)
+    again = quantize(job(case, plan=measured, refine=rounding, compression=3.0, force=True), said.append)
+    lines = [line for line in said if line.startswith("measured the responses of")]
+    assert len(lines) == 2
+    assert not lines[0].startswith("measured the responses of 0 ")
+    assert lines[1].startswith("measured the responses of 0 ")
+    assert again.emitted.read_bytes() == first.emitted.read_bytes()

@@ -150,6 +150,7 @@ def test_p_fp32_defaults_to_two_percent_for_the_objectives_of_the_paper_only() -
     shares = {o: PlanOptions(objective=o).protected_share for o in Objective}
     assert shares == {
         Objective.ENERGY: 0.0,
+        Objective.MEASURED: 0.0,
         Objective.LOCAL: 0.0,
         Objective.PAPER: 0.02,
         Objective.PAPER_LITERAL: 0.02,

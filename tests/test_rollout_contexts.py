@@ -430,8 +430,8 @@ def test_windows_that_cannot_be_cut_are_refused(tmp_path, old, new, expected):
 
 
 def test_an_unknown_split_is_refused(tmp_path):
-    with pytest.raises(InputError, match="unknown split 'train'"):
-        windows(table_file(tmp_path), "train")
+    with pytest.raises(InputError, match="unknown split 'training'"):
+        windows(table_file(tmp_path), "training")
 
 
 def test_a_table_needs_windows(tmp_path):

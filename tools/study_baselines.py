@@ -18,31 +18,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from tqs_onnx.allocate.costing import PlanOptions, Request, amplification
+from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.allocate.uniform import uniform_plan
 from tqs_onnx.data import Data, DataFiles, read_data
 from tqs_onnx.emit import emit
+from tqs_onnx.joint import Place, where_of
+from tqs_onnx.measured import Responder, plan_measured
 from tqs_onnx.request import request_for
-from tqs_onnx.rollout.run import NonFiniteError, Trajectory
-from tqs_onnx.rounding.assign import DATA_AWARE, Alone, Assigned, Method, RoundingOptions, round_plan
+from tqs_onnx.rollout.trajectory import Trajectory
+from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, Method, RoundingOptions, round_plan
 from tqs_onnx.rounding.calibrate import Calibration
-from tqs_onnx.rounding.tune import Tuner, Where
-from tqs_onnx.score.divergence import n_space, ruler_for
-from tqs_onnx.score.engine import ExposedWeights
+from tqs_onnx.rounding.tune import Tuner
+from tqs_onnx.score.results import Results
 from tqs_onnx.score.sweep import SweepOptions, sweep
 from tqs_onnx.source import Source, open_source
 from tqs_onnx.verify.evaluate import Drift, measure_drift
 from tqs_onnx.verify.verify import Bench, roll_file
-from tqs_passes.candidates import Candidate, Menu
-from tqs_passes.plan import Assignment, Plan
+from tqs_passes.plan import Plan
 from tqs_passes.tier import DEFAULT_TIERS
 
-MEASURED_BITS = 6
 ROOT = Path(__file__).resolve().parents[1]
 UNIFORM: tuple[Method, ...] = ("rtn", "mse", "gptq", "gptaq", "qep")
 
@@ -58,7 +57,7 @@ class Table:
     nominal: Trajectory
     calibration: Calibration
     tuner: Tuner
-    responses: Request | None = None
+    responder: Responder
 
 
 def opened(model: Path, path: Path, n_contexts: int, threads: int) -> Table:
@@ -75,53 +74,18 @@ def opened(model: Path, path: Path, n_contexts: int, threads: int) -> Table:
         SweepOptions(threads=threads),
     )
     bench = Bench(data.spec, data.evaluation, scores.sigma, threads=threads)
-    weights = tuple(w for w in source.survey.weights if w.outputs)
-    where = Where(source.lifted, weights, data.spec, data.scoring, scores.sigma, threads=threads)
-    calibration = where.calibration()
-    table = Table(
+    place = Place(source.lifted, source.survey, data.spec, data.scoring, scores.sigma, threads=threads)
+    where = where_of(place)
+    return Table(
         source,
         data,
         request_for(source, scores, "exact", DEFAULT_TIERS),
         bench,
         roll_file(source.path, bench, keep_other=False),
-        calibration,
+        where.calibration(),
         Tuner(where),
+        Responder(place, RoundingOptions("gptq"), source.sha256, Results(None)),
     )
-    return replace(table, responses=responses(table, where, calibration))
-
-
-def responses(table: Table, where: Where, calibration: Calibration) -> Request:
-    """Return a request whose error energies are predicted ‖ΔY‖² of one context: minimise them with `local`.
-
-    Matrices that data can round are measured at up to `MEASURED_BITS` bits; for the others, and above, amplification
-    times energy stands in.
-    """
-    alone = Alone(calibration, RoundingOptions("gptq"))
-    rollout = ExposedWeights(where.model, where.weights, where.spec, where.contexts, threads=where.threads)
-    nominal = rollout.run({})
-    ruler = ruler_for(nominal.outputs, where.spec, where.contexts, where.sigma)
-    spaces = n_space(nominal.outputs, where.spec, where.contexts)
-    scores = {s.weight: s for s in table.request.scores.weights}
-
-    def cost(a: Assignment) -> float:
-        uses = calibration.uses.get(a.weight)
-        if uses is None or uses.why_not or not a.tier.is_integer or a.tier.bits > MEASURED_BITS:
-            return amplification(scores[a.weight], a.error_energy, table.request.scores) * a.error_energy
-        try:
-            ours = rollout.run({a.weight: alone.decoded(a)})
-        except NonFiniteError:
-            return 1e30
-        energy = ruler.energy(ruler.squares(ours.outputs, nominal.outputs), spaces)
-        return float(energy.sum(axis=1).mean())
-
-    def costed(menu: Menu) -> Menu:
-        found = [
-            Candidate(c.assignment.model_copy(update={"error_energy": cost(c.assignment)}), c.shared)
-            for c in menu.candidates
-        ]
-        return Menu(menu.weight, tuple(found))
-
-    return replace(table.request, menus=tuple(costed(menu) for menu in table.request.menus))
 
 
 def measured(table: Table, assigned: Assigned, folder: Path) -> tuple[int, Drift]:
@@ -156,10 +120,9 @@ def study(table: Table, bits: int, say: Callable[[str], None]) -> None:
     jobs: list[tuple[str, Plan, Method]] = [(f"uniform {m}", uniform, m) for m in UNIFORM]
     jobs += [("energy", free, "mse")]
     jobs += [(f"energy + {m}", free, m) for m in ("gptq", "qep")]
-    if table.responses is not None:
-        local = PlanOptions(objective=Objective.LOCAL)
-        plan = plan_within(table.responses, uniform.n_bytes, local)
-        jobs += [(f"measured + {m}", plan, m) for m in DATA_AWARE]
+    options = PlanOptions(objective=Objective.MEASURED)
+    found = plan_measured(table.request, uniform.n_bytes, options, table.responder, say)
+    jobs += [(f"measured + {m}", found.plan, m) for m in DATA_AWARE]
     best: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="tqs-study-") as folder:
         for name, plan, method in jobs:

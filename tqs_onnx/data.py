@@ -27,6 +27,8 @@ class DataFiles:
     steps : int or None
         Overrides the spec's.
     max_contexts, max_eval_contexts : int or None
+    calibration : Path or None
+        Contexts for data-aware rounding, of a table the training rows; None: the scoring contexts serve.
     """
 
     rollout: Path
@@ -35,6 +37,7 @@ class DataFiles:
     steps: int | None = None
     max_contexts: int | None = None
     max_eval_contexts: int | None = None
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +51,15 @@ class Data:
         Disjoint.
     files : dict of str to Path
         Role to file, for the manifest.
+    calibration : Contexts or None
+        Disjoint from evaluation; None where the scoring contexts serve.
     """
 
     spec: RolloutSpec
     scoring: Contexts
     evaluation: Contexts
     files: dict[str, Path]
+    calibration: Contexts | None = None
 
 
 def read_spec(files: DataFiles, source: Source) -> RolloutSpec:
@@ -71,7 +77,7 @@ def read_data(files: DataFiles, source: Source) -> Data:
     Raises
     ------
     InputError
-        A file is bad, the spec does not fit the model, or scoring and evaluation contexts overlap.
+        A file is bad, the spec does not fit the model, or scoring or calibration contexts overlap with evaluation.
     """
     spec = read_spec(files, source)
     scoring = load_contexts(
@@ -94,4 +100,10 @@ def read_data(files: DataFiles, source: Source) -> Data:
     named = {"rollout": files.rollout, "contexts": files.contexts}
     if files.evaluation is not None:
         named["evaluation"] = files.evaluation
-    return Data(spec, scoring, evaluation, named)
+    if files.calibration is None:
+        return Data(spec, scoring, evaluation, named)
+    calibration = load_contexts(
+        files.calibration, spec, source.signature, split="train", limit=files.max_contexts
+    )
+    check_disjoint(calibration, evaluation, "calibration")
+    return Data(spec, scoring, evaluation, named | {"calibration": files.calibration}, calibration)

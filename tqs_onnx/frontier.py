@@ -1,244 +1,221 @@
 """The frontier: one sweep of scores, many targets; a new target costs an allocation, not a sweep.
 
 Every point is emitted and its file rolled out. Beside the additive prediction stands the joint drift on the scoring
-contexts (all weights of the plan at once, before a file exists).
+contexts (all weights of the plan at once, before a file exists). Several tier sets, FP32 fractions, thresholds, solvers
+and objectives make the ablations of the paper (Table 3, A.15): every combination is a series of points.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-from scipy.stats import spearmanr
-
+from tqs_onnx.allocate.allocate import Solver
 from tqs_onnx.allocate.costing import PlanOptions, Request
-from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.tier_set import TierSet
 from tqs_onnx.emit import emit
 from tqs_onnx.joint import Joint, Place
+from tqs_onnx.measured import planned
+from tqs_onnx.pareto import Pareto, Point, pareto_of
+from tqs_onnx.refine import RefineOptions, refine
+from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
+from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions
+from tqs_onnx.rounding.codes_file import codes_path, write_codes
+from tqs_onnx.score.results import Results
 from tqs_onnx.source import Source
 from tqs_onnx.verify.evaluate import measure_drift, measure_truth
 from tqs_onnx.verify.verify import Bench, roll_file
 from tqs_passes.errors import InfeasibleError
+from tqs_passes.grid import Codes
 from tqs_passes.model_io import file_facts, write_text
-from tqs_passes.tier import Tier
-
-
-class Point(BaseModel):
-    """One target of the frontier.
-
-    Attributes
-    ----------
-    name : str
-        Stem of its files.
-    compression_asked : float
-    compression : float or None
-        Of the file written; None where no file that small can be written.
-    n_bytes : int or None
-    tiers : str
-        Tier set, e.g. ``FP32,FP16,INT8,INT4,INT2``.
-    p_fp32 : float
-    drift_predicted, drift_joint, drift_measured : float or None
-        Additive prediction; all weights together on the scoring contexts; the file on the evaluation contexts.
-    degradation : float or None
-        Of the worst variable, percent; None without truth.
-    allocate_s : float
-        Seconds the allocation took.
-    saturated : bool
-        The plan leaves budget unspent: every weight is as fine as the tiers allow.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    compression_asked: float
-    compression: float | None
-    n_bytes: int | None
-    tiers: str
-    p_fp32: float
-    drift_predicted: float | None
-    drift_joint: float | None
-    drift_measured: float | None
-    degradation: float | None
-    allocate_s: float
-    saturated: bool
-
-
-class Pareto(BaseModel):
-    """The file `pareto.json`: the points, and how well prediction ranks and sizes them.
-
-    Attributes
-    ----------
-    version : int
-    source_sha256 : str
-    points : tuple of Point
-    spearman : float or None
-        Between additive prediction and measured drift; None with fewer than three points.
-    worst_ratio : float or None
-        Largest of measured/predicted and its inverse over the points, additive prediction.
-    worst_joint_ratio : float or None
-        The same for the joint drift.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    version: Literal[1] = 1
-    source_sha256: str
-    points: tuple[Point, ...]
-    spearman: float | None
-    worst_ratio: float | None
-    worst_joint_ratio: float | None
+from tqs_passes.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What is varied.
+    """What is varied: every combination is one series of targets.
 
     Parameters
     ----------
     compressions : tuple of float
-    tier_sets : tuple of tuple of Tier
+    tier_sets : tuple of TierSet
         Bottom-tier ablation (A.15).
     p_fp32 : tuple of float
         FP32 fraction ablation.
+    gamma_min : tuple of float or None
+    solvers : tuple of {"mckp", "greedy", "greedy-top"}
+    objectives : tuple of Objective
     """
 
     compressions: tuple[float, ...]
-    tier_sets: tuple[tuple[Tier, ...], ...]
-    p_fp32: tuple[float, ...]
+    tier_sets: tuple[TierSet, ...] = (TierSet(),)
+    p_fp32: tuple[float | None, ...] = (None,)
+    gamma_min: tuple[float | None, ...] = (None,)
+    solvers: tuple[Solver, ...] = ("mckp",)
+    objectives: tuple[Objective, ...] = (Objective.ENERGY,)
+
+    def series(self, options: PlanOptions) -> Iterator[tuple[TierSet, PlanOptions, str]]:
+        """Yield the tier set, the plan options and what is added to the file name, of every series."""
+        bottoms = [t.tiers[-1].value.lower() for t in self.tier_sets]
+        several = (
+            len(self.objectives) > 1,
+            len(self.solvers) > 1,
+            len(self.p_fp32) > 1,
+            len(self.gamma_min) > 1,
+        )
+        for (i, tiers), objective, solver, share, least in itertools.product(
+            enumerate(self.tier_sets), self.objectives, self.solvers, self.p_fp32, self.gamma_min
+        ):
+            chosen = replace(options, objective=objective, solver=solver, p_fp32=share, gamma_min=least)
+            bottom = bottoms[i] if bottoms.count(bottoms[i]) == 1 else f"tiers{i + 1}"
+            texts = (
+                objective.value,
+                solver,
+                f"p{chosen.protected_share:g}",
+                "gamma-none" if least is None else f"gamma{least:g}",
+            )
+            parts = [bottom] if len(bottoms) > 1 else []
+            parts += [text for text, varied in zip(texts, several, strict=True) if varied]
+            yield tiers, chosen, ".".join(["", *parts])
 
 
-def trace(
-    source: Source,
-    request_of: Callable[[tuple[Tier, ...]], Request],
-    axis: Axis,
-    options: PlanOptions,
-    scoring: Place,
-    bench: Bench,
-    out: Path,
-    say: Callable[[str], None],
-) -> Pareto:
-    """Plan, write and measure every target; write plans, files, `pareto.json` and `pareto.csv` into `out`.
+@dataclass(frozen=True, slots=True)
+class Sweeper:
+    """What every point needs.
 
     Parameters
     ----------
     source : Source
     request_of : callable
         Returns the candidates for a tier set.
-    axis : Axis
     options : PlanOptions
+        As far as the axis does not say otherwise.
+    rounding : RoundingOptions
     scoring : Place
         The scoring contexts.
     bench : Bench
         The evaluation contexts.
+    results : Results
+        Where measured responses are kept.
+    """
+
+    source: Source
+    request_of: Callable[[TierSet], Request]
+    options: PlanOptions
+    rounding: RoundingOptions
+    scoring: Place
+    bench: Bench
+    results: Results
+
+
+def trace(sweeper: Sweeper, axis: Axis, out: Path, say: Callable[[str], None]) -> Pareto:
+    """Plan, write and measure every target; write plans, files, `pareto.json` and `pareto.csv` into `out`.
+
+    Parameters
+    ----------
+    sweeper : Sweeper
+    axis : Axis
     out : Path
         Existing folder.
     say : callable
         Called with one line a point.
     """
-    nominal = roll_file(source.path, bench, keep_other=False)
-    joint = Joint(scoring)
+    source = sweeper.source
+    nominal = roll_file(source.path, sweeper.bench, keep_other=False)
+    joint = Joint(sweeper.scoring)
+    requests: dict[TierSet, Request] = {}
     points: list[Point] = []
-    for tiers in axis.tier_sets:
-        request = request_of(tiers)
-        for share in axis.p_fp32:
-            for compression in axis.compressions:
-                name = _name(source.path.stem, compression, tiers, share, axis)
-                chosen = replace(options, p_fp32=share)
-                start = time.perf_counter()
-                try:
-                    plan = plan_within(request, int(request.size.source_bytes / compression), chosen)
-                except InfeasibleError as error:
-                    say(f"{name}: {error}")
-                    points.append(_missing(name, compression, tiers, share, time.perf_counter() - start))
-                    continue
-                spent_s = time.perf_counter() - start
-                file = out / f"{name}.onnx"
-                emit(source.lifted, plan, file)
-                write_text(out / f"{name}.plan.json", plan.to_json())
-                ours = roll_file(file, bench, keep_other=False)
-                drift = measure_drift(
-                    nominal.outputs, ours.outputs, bench.spec, bench.contexts, bench.sigma, nominal.time_after
-                ).total
-                truth = measure_truth(
-                    nominal.outputs, ours.outputs, bench.spec, bench.contexts, nominal.time_after
+    for tiers, options, suffix in axis.series(sweeper.options):
+        request = requests.get(tiers) or sweeper.request_of(tiers)
+        for compression in axis.compressions:
+            blank = Point(
+                name=f"{source.path.stem}.C{compression:g}{suffix}",
+                compression_asked=compression,
+                tiers=",".join(tiers.tiers),
+                p_fp32=options.protected_share,
+                gamma_min=options.gamma_min,
+                objective=options.objective.value,
+                solver=options.solver,
+                allocate_s=0.0,
+            )
+            start = time.perf_counter()
+            try:
+                plan, request = planned(
+                    request,
+                    int(request.size.source_bytes / compression),
+                    options,
+                    sweeper.scoring,
+                    sweeper.rounding,
+                    sweeper.results,
+                    say,
                 )
-                n_bytes = file_facts(file).n_bytes
-                points.append(
-                    Point(
-                        name=name,
-                        compression_asked=compression,
-                        compression=source.facts.n_bytes / n_bytes,
-                        n_bytes=n_bytes,
-                        tiers=",".join(tiers),
-                        p_fp32=share,
-                        drift_predicted=plan.predicted_drift,
-                        drift_joint=joint.drift(plan.assignments),
-                        drift_measured=drift,
-                        degradation=max((e.degradation for e in truth.values()), default=None),
-                        allocate_s=spent_s,
-                        saturated=all(
-                            a.tier is m.candidates[0].assignment.tier
-                            for a, m in zip(plan.assignments, request.menus, strict=True)
-                        ),
-                    )
-                )
-                say(f"{name}: {n_bytes} bytes, drift {drift:.4g}, allocated in {spent_s:.2f} s")
-    pareto = _summary(source.sha256, points)
+            except InfeasibleError as error:
+                say(f"{blank.name}: {error}")
+                points.append(blank.model_copy(update={"allocate_s": time.perf_counter() - start}))
+                continue
+            spent_s = time.perf_counter() - start
+            rounded, codes, together = _rounded(sweeper, plan, request, options, joint, say)
+            point = _written(sweeper, rounded, codes, nominal, out / f"{blank.name}.onnx", blank)
+            found = {"drift_predicted": plan.predicted_drift, "drift_joint": together, "allocate_s": spent_s}
+            points.append(point.model_copy(update=found))
+            drift = _text(point.drift_measured)
+            say(f"{point.name}: {point.n_bytes} bytes, drift {drift}, allocated in {spent_s:.2f} s")
+        requests[tiers] = request
+    pareto = pareto_of(source.sha256, points)
     write_text(out / "pareto.json", pareto.model_dump_json(indent=2) + "\n")
-    write_text(out / "pareto.csv", _csv(points))
+    write_text(out / "pareto.csv", pareto.to_csv())
     return pareto
 
 
-def _name(stem: str, compression: float, tiers: tuple[Tier, ...], share: float, axis: Axis) -> str:
-    parts = [stem, f"C{compression:g}"]
-    if len(axis.tier_sets) > 1:
-        parts.append(f"{tiers[-1].value.lower()}")
-    if len(axis.p_fp32) > 1:
-        parts.append(f"p{share:g}")
-    return ".".join(parts)
+def _rounded(
+    sweeper: Sweeper,
+    plan: Plan,
+    request: Request,
+    options: PlanOptions,
+    joint: Joint,
+    say: Callable[[str], None],
+) -> tuple[Plan, dict[str, Codes], float | None]:
+    """Return the plan with its integers chosen, their codes, and the joint drift on the scoring contexts."""
+    if sweeper.rounding.method not in DATA_AWARE:
+        return plan, {}, joint.drift(plan.assignments)
+    refining = RefineOptions(repair_rounds=0, rounding=sweeper.rounding)
+    refined = refine(plan, request, sweeper.scoring, options, refining, say)
+    return refined.plan, refined.codes, refined.plan.joint_drift
 
 
-def _missing(name: str, compression: float, tiers: tuple[Tier, ...], share: float, spent_s: float) -> Point:
-    return Point(
-        name=name,
-        compression_asked=compression,
-        compression=None,
-        n_bytes=None,
-        tiers=",".join(tiers),
-        p_fp32=share,
-        drift_predicted=None,
-        drift_joint=None,
-        drift_measured=None,
-        degradation=None,
-        allocate_s=spent_s,
-        saturated=False,
-    )
+def _written(
+    sweeper: Sweeper, plan: Plan, codes: dict[str, Codes], nominal: Trajectory, file: Path, blank: Point
+) -> Point:
+    """Write the file of a plan, roll it out, and return its point."""
+    bench = sweeper.bench
+    emit(sweeper.source.lifted, plan, file, codes)
+    plan_file = file.with_name(f"{blank.name}.plan.json")
+    write_text(plan_file, plan.to_json())
+    if codes:
+        write_codes(codes_path(plan_file), codes)
+    n_bytes = file_facts(file).n_bytes
+    facts = plan.solver
+    update: dict[str, object] = {
+        "compression": sweeper.source.facts.n_bytes / n_bytes,
+        "n_bytes": n_bytes,
+        "unspent_bytes": None if facts is None else facts.budget_bytes - n_bytes,
+        "found_by": None if facts is None else facts.solver,
+        "saturated": facts is not None and facts.saturated,
+    }
+    try:
+        ours = roll_file(file, bench, keep_other=False)
+    except NonFiniteError:
+        return blank.model_copy(update=update)
+    compared = (nominal.outputs, ours.outputs, bench.spec, bench.contexts)
+    truth = measure_truth(*compared, nominal.time_after)
+    update["drift_measured"] = measure_drift(*compared, bench.sigma, nominal.time_after).total
+    update["degradation"] = max((e.degradation for e in truth.values()), default=None)
+    return blank.model_copy(update=update)
 
 
-def _summary(sha256: str, points: Sequence[Point]) -> Pareto:
-    added = [(p.drift_predicted, p.drift_measured) for p in points if p.drift_predicted and p.drift_measured]
-    jointly = [(p.drift_joint, p.drift_measured) for p in points if p.drift_joint and p.drift_measured]
-    rank = None
-    if len(added) >= 3:
-        rank = float(spearmanr([a for a, _ in added], [b for _, b in added]).statistic)
-    return Pareto(
-        source_sha256=sha256,
-        points=tuple(points),
-        spearman=rank,
-        worst_ratio=max((max(a / b, b / a) for a, b in added), default=None),
-        worst_joint_ratio=max((max(a / b, b / a) for a, b in jointly), default=None),
-    )
-
-
-def _csv(points: Sequence[Point]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(Point.model_fields), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(p.model_dump() for p in points)
-    return stream.getvalue()
+def _text(drift: float | None) -> str:
+    return "not finite" if drift is None else f"{drift:.4g}"

@@ -17,6 +17,7 @@ from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
+from tqs_onnx.rounding.tune import Where
 from tqs_onnx.score.engine import ExposedWeights
 from tqs_onnx.verify.evaluate import measure_drift
 from tqs_passes.encode.weight import Form
@@ -42,6 +43,8 @@ class Place:
     provider : str
     batch : int or None
     threads : int
+    calibration : Contexts or None
+        What data-aware rounding is calibrated on; None: the contexts.
     """
 
     model: Model
@@ -52,6 +55,21 @@ class Place:
     provider: Provider = "cpu"
     batch: int | None = None
     threads: int = 0
+    calibration: Contexts | None = None
+
+
+def where_of(place: Place) -> Where:
+    """Return what data-aware rounding needs to know of a place."""
+    return Where(
+        place.model,
+        tuple(w for w in place.survey.weights if w.outputs),
+        place.spec,
+        place.contexts if place.calibration is None else place.calibration,
+        place.sigma,
+        place.provider,
+        place.batch,
+        place.threads,
+    )
 
 
 class Joint:

@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.allocate.costing import PlanOptions, Request, offers_before_scoring
+from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.file_size import require_feasible
-from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.allocate.offers import offers_before_scoring
+from tqs_onnx.allocate.tier_set import TierSet
 from tqs_onnx.data import Data, DataFiles, read_data
 from tqs_onnx.emit import emit, stayed
 from tqs_onnx.joint import Place
+from tqs_onnx.measured import planned
 from tqs_onnx.refine import RefineOptions, refine
 from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
 from tqs_onnx.request import budget_bytes, menus_of, prepared_source, size_of
 from tqs_onnx.rounding.codes_file import CODES_NAME, write_codes
 from tqs_onnx.run_directory import emitted_name, removed_on_failure, run_directory
-from tqs_onnx.score.results import RESULTS_NAME
+from tqs_onnx.score.results import RESULTS_NAME, Results
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import Progress, SweepOptions, on_trajectory, sweep
 from tqs_onnx.source import Source, open_source, require_scorable
@@ -31,7 +33,6 @@ from tqs_passes.forms import Profile
 from tqs_passes.model_io import write_text
 from tqs_passes.plan import Plan
 from tqs_passes.targets import Serving
-from tqs_passes.tier import DEFAULT_TIERS, Tier
 
 Say = Callable[[str], None]
 
@@ -54,7 +55,7 @@ class Job:
     plan : PlanOptions
     profile : {"fast", "exact"}
     serving : Serving
-    tiers : tuple of Tier
+    tiers : TierSet
     gates : tuple of Gate
     refine : RefineOptions
     force : bool
@@ -70,7 +71,7 @@ class Job:
     plan: PlanOptions = field(default_factory=PlanOptions)
     profile: Profile = "fast"
     serving: Serving = field(default_factory=Serving)
-    tiers: tuple[Tier, ...] = DEFAULT_TIERS
+    tiers: TierSet = field(default_factory=TierSet)
     gates: tuple[Gate, ...] = ()
     refine: RefineOptions = field(default_factory=RefineOptions)
     force: bool = False
@@ -175,9 +176,6 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
         request = Request(offered, scores, size, job.profile, job.serving)
-        plan = plan_within(request, budget, job.plan)
-        for warning in plan.warnings:
-            say(f"warning: {warning}")
         place = Place(
             source.lifted,
             source.survey,
@@ -187,7 +185,12 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
             job.sweep.provider,
             job.sweep.batch,
             job.sweep.threads,
+            data.calibration,
         )
+        with Results(job.out / RESULTS_NAME) as kept:
+            plan, request = planned(request, budget, job.plan, place, job.refine.rounding, kept, say)
+        for warning in plan.warnings:
+            say(f"warning: {warning}")
         refined = refine(plan, request, place, job.plan, job.refine, say)
         plan = refined.plan
         if refined.codes:
@@ -235,7 +238,12 @@ def settings_of(job: Job) -> dict[str, Any]:
         "objective": job.plan.objective.value,
         "solver": job.plan.solver,
         "p_fp32": job.plan.protected_share,
-        "tiers": [t.value for t in job.tiers],
+        "tiers": [t.value for t in job.tiers.tiers],
+        "pins": [f"{r.pattern}={','.join(r.tiers)}" for r in job.tiers.pins],
+        "bans": [f"{r.pattern}={','.join(r.tiers)}" for r in job.tiers.bans],
+        "max_fp32": job.plan.max_fp32,
+        "ties": list(job.plan.ties),
+        "untie": job.plan.untie,
         "target": job.serving.target.value,
         "encoding": job.serving.encoding.value,
         "constants": job.serving.constants,

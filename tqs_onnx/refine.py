@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.joint import Joint, Place
+from tqs_onnx.joint import Joint, Place, where_of
 from tqs_onnx.repair import repair
 from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan
 from tqs_onnx.rounding.codes_file import codes_digest
-from tqs_onnx.rounding.tune import Tuner, Where
+from tqs_onnx.rounding.tune import Tuner
 from tqs_passes.grid import Codes
 from tqs_passes.plan import Plan
 
@@ -75,17 +75,7 @@ def refine(
         plan = repair(plan, request, place, options.repair_rounds, say).plan
     codes: dict[str, Codes] = {}
     if options.rounding.method in DATA_AWARE:
-        weights = tuple(w for w in place.survey.weights if w.outputs)
-        where = Where(
-            place.model,
-            weights,
-            place.spec,
-            place.contexts,
-            place.sigma,
-            place.provider,
-            place.batch,
-            place.threads,
-        )
+        where = where_of(place)
         rounding = options.rounding
         if rounding.method == "qep":
             rounding, _ = Tuner(where).tuned(plan, rounding, say)

@@ -93,9 +93,8 @@ def repair(plan: Plan, request: Request, place: Place, rounds: int, say: Callabl
     say : callable
         Called with one line a round.
     """
-    if not rounds or any(
-        a.same_as for a in plan.assignments
-    ):  # a trial could part weights that are stored once
+    # A trial could part weights that are stored once, or tied.
+    if not rounds or any(a.same_as or a.block for a in plan.assignments):
         drift = Joint(place).drift(plan.assignments)
         return Repair(plan, drift, drift, 0, 0)
     search, acceptance = split_contexts(place.contexts)

@@ -10,6 +10,7 @@ from onnx.external_data_helper import uses_external_data
 
 from tqs_onnx.allocate.costing import Request
 from tqs_onnx.allocate.file_size import FileSize
+from tqs_onnx.allocate.tier_set import TierSet, refuse
 from tqs_onnx.emit import Prepared, placeholder_metadata, prepared
 from tqs_onnx.score.store import Scores
 from tqs_onnx.source import Source
@@ -28,7 +29,7 @@ def request_for(
     source: Source,
     scores: Scores,
     profile: Profile,
-    tiers: tuple[Tier, ...],
+    tiers: TierSet | tuple[Tier, ...],
     serving: Serving | None = None,
 ) -> Request:
     """Return everything allocation needs: candidates with exact bytes and errors, scores and sizes.
@@ -66,11 +67,21 @@ def prepared_source(source: Source, serving: Serving) -> Prepared:
 
 
 def menus_of(
-    source: Source, ready: Prepared, profile: Profile, tiers: tuple[Tier, ...], serving: Serving
+    source: Source, ready: Prepared, profile: Profile, tiers: TierSet | tuple[Tier, ...], serving: Serving
 ) -> tuple[Menu, ...]:
-    """Return every way to store each weight of a source; `ready` is its prepared model."""
+    """Return every way to store each weight of a source; `ready` is its prepared model.
+
+    Raises
+    ------
+    InputError
+        A rule of the tier set matches nothing, or leaves a weight no way to be stored; the weights are named.
+    """
+    tier_set = tiers if isinstance(tiers, TierSet) else TierSet(tiers)
     weights = tuple(replace(w, dtype=ready.computed.get(w.name, w.dtype)) for w in source.survey.weights)
-    return menus(kitchen_of(ready.model, profile, serving), weights, tiers)
+    exceptions = tier_set.exceptions(weights)
+    found = menus(kitchen_of(ready.model, profile, serving), weights, tier_set.tiers, exceptions)
+    refuse([m.weight for m in found if not m.candidates], "no tier that the rules leave can be stored")
+    return found
 
 
 def size_of(source: Source, ready: Prepared) -> FileSize:

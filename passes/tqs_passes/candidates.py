@@ -7,6 +7,7 @@ less error than another) removed.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,7 +58,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """The candidates of one weight, finest first; the first keeps the weight as it is stored."""
+    """The candidates of one weight, finest first; the first keeps it as it is stored, unless that is ruled out."""
 
     weight: Weight
     candidates: tuple[Candidate, ...]
@@ -94,16 +95,38 @@ def kitchen_of(model: Model, profile: Profile, serving: Serving | None = None) -
     return Kitchen(model, profile, opset, names_of(model.proto), plain_gemms(graph), serving or Serving())
 
 
-def menus(kitchen: Kitchen, weights: tuple[Weight, ...], tiers: tuple[Tier, ...]) -> tuple[Menu, ...]:
-    """Return the candidates of every weight, in order; the cost is one rounding per tier, grid and axis."""
+def menus(
+    kitchen: Kitchen,
+    weights: tuple[Weight, ...],
+    tiers: tuple[Tier, ...],
+    exceptions: Mapping[str, frozenset[Tier]] | None = None,
+) -> tuple[Menu, ...]:
+    """Return the candidates of every weight, in order; the cost is one rounding per tier, grid and axis.
+
+    Parameters
+    ----------
+    kitchen : Kitchen
+    weights : tuple of Weight
+    tiers : tuple of Tier
+        Offered beside keeping a weight as it is.
+    exceptions : mapping of str to frozenset of Tier, optional
+        Weights that are offered these tiers and no other: their menus may lack the stored form, and be empty.
+    """
     stored = {t.name: t for t in kitchen.model.proto.graph.initializer}
+    only = exceptions or {}
     return tuple(
-        _menu(kitchen, weight, stored[weight.name], index, tiers) for index, weight in enumerate(weights)
+        _menu(kitchen, weight, stored[weight.name], index, tiers, only.get(weight.name))
+        for index, weight in enumerate(weights)
     )
 
 
 def _menu(
-    kitchen: Kitchen, weight: Weight, tensor: onnx.TensorProto, index: int, tiers: tuple[Tier, ...]
+    kitchen: Kitchen,
+    weight: Weight,
+    tensor: onnx.TensorProto,
+    index: int,
+    tiers: tuple[Tier, ...],
+    only: frozenset[Tier] | None,
 ) -> Menu:
     values = tensor_array(tensor, kitchen.model.folder)
     exact = np.asarray(values).astype(np.float64)
@@ -124,12 +147,15 @@ def _menu(
     with np.errstate(over="ignore"):
         single = exact.astype(np.float32)
     in_range = bool(np.isfinite(single).all())
-    for tier in offered(tiers, weight.dtype)[1:]:
+    wanted = tiers if only is None else tuple(t for t in Tier if t in only)
+    for tier in offered(wanted, weight.dtype)[1:]:
         target = target_of(keep, index, kitchen.opset, kitchen.names)
         if tier.is_integer and in_range and kitchen.opset >= MIN_OPSET:
             found.extend(_integer(kitchen, weight, keep, target, tier, exact, single))
         elif not tier.is_integer and kitchen.opset >= (BF16_OPSET if tier is Tier.BF16 else CAST_OPSET):
             found.extend(_half(keep, target, tier, exact, values))
+    if only is not None and keep.tier not in only:
+        found = found[1:]
     return Menu(weight, _undominated(found))
 
 
@@ -222,12 +248,12 @@ _HALF_SCALE_OVERHEAD_BYTES = 48
 
 
 def _undominated(found: list[Candidate]) -> tuple[Candidate, ...]:
-    """Drop every candidate that another beats in bytes and error; keep the stored form first."""
+    """Drop every candidate that another beats in bytes and error; keep the stored form, where there is one, first."""
     kept: list[Candidate] = []
     for candidate in sorted(found, key=lambda c: (c.assignment.n_bytes, c.assignment.error_energy)):
         if not kept or candidate.assignment.error_energy < kept[-1].assignment.error_energy:
             kept.append(candidate)
     kept.reverse()
-    if kept[0].assignment.form is not Form.KEEP:
+    if found and found[0].assignment.form is Form.KEEP and kept[0].assignment.form is not Form.KEEP:
         kept.insert(0, found[0])
     return tuple(kept)

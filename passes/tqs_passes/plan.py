@@ -82,6 +82,8 @@ class Assignment(_Frozen):
     cost : float
         Predicted ‖ΔY‖² of one context due to this weight.
     dead : bool
+    block : str
+        Tie group whose members share a tier; empty for a weight by itself.
     """
 
     weight: str
@@ -102,6 +104,7 @@ class Assignment(_Frozen):
     amplification: float = 0.0
     cost: float = 0.0
     dead: bool = False
+    block: str = ""
 
     def stored_like(self, other: Assignment) -> bool:
         """Whether two weights of equal content would decode to equal values from equal bytes."""
@@ -148,6 +151,8 @@ class SolverFacts(_Frozen):
         Fraction of the FP32 bytes protected, as applied.
     budget_bytes : int
         Bytes the file was allowed.
+    saturated : bool
+        More bytes would buy nothing: every weight left to the solver has its cheapest tier.
     """
 
     solver: str
@@ -158,6 +163,7 @@ class SolverFacts(_Frozen):
     optimal: bool
     p_fp32: float
     budget_bytes: int
+    saturated: bool = False
 
 
 class Plan(_Frozen):

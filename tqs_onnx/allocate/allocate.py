@@ -117,6 +117,8 @@ class Allocation:
         Bytes spent, ≤ budget_bytes.
     smallest_bytes : int
         Bytes of the smallest allocation: nothing protected, everything at its smallest.
+    saturated : bool
+        The budget does not bind (the paper's saturation): every item left to the solver has its cheapest choice.
     """
 
     choices: dict[str, int]
@@ -129,6 +131,7 @@ class Allocation:
     budget_bytes: int
     used_bytes: int
     smallest_bytes: int
+    saturated: bool
 
 
 def allocate(
@@ -213,6 +216,7 @@ def allocate(
         budget_bytes=budget_bytes,
         used_bytes=_bytes(every, choices),
         smallest_bytes=smallest_bytes,
+        saturated=_is_saturated(problem, solution),
     )
 
 
@@ -278,10 +282,13 @@ def _solver_warnings(problem: Problem, solution: Solution, solver: Solver) -> tu
     warnings: list[str] = []
     if solver == "mckp" and not solution.optimal:
         warnings.append(f"not proven to be the cheapest: gap {solution.gap:.2g}, {solution.solver}")
-    pairs = zip(problem.costs, solution.choice, strict=True)
-    if problem.costs and all(cost[k] == cost.min() for cost, k in pairs):
+    if problem.costs and _is_saturated(problem, solution):
         spare = problem.budget - solution.size
         warnings.append(
             f"the budget does not bind: every weight has its cheapest tier, {spare} bytes are left"
         )
     return tuple(warnings)
+
+
+def _is_saturated(problem: Problem, solution: Solution) -> bool:
+    return all(cost[k] == cost.min() for cost, k in zip(problem.costs, solution.choice, strict=True))

@@ -8,23 +8,20 @@ sqrt(Σ cost / N), as if their errors were uncorrelated.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tqs_onnx.allocate.allocate import Item, Solver
+from tqs_onnx.allocate.allocate import Solver
 from tqs_onnx.allocate.file_size import FileSize
-from tqs_onnx.allocate.objective import Objective, costs
+from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.score.store import Scores, Status, WeightScore
 from tqs_passes.candidates import Candidate, Menu
 from tqs_passes.forms import Profile
 from tqs_passes.plan import Assignment
 from tqs_passes.targets import Serving
 
-#: Off-trajectory weights keep at least this many bits: nothing measured says they may have fewer.
-OFF_TRAJECTORY_BITS = 8
 _UNKNOWN = (Status.UNPROBED, Status.UNSTABLE)
 
 
@@ -42,6 +39,12 @@ class PlanOptions:
         Weights scoring at or below it get the bottom tier; None: only dead ones do.
     drop_outputs : bool
         Outputs outside the trajectory do not matter: off-trajectory weights go to the bottom tier.
+    max_fp32 : int or None
+        Most weights that keep FP32, one of a block; the others get 16 bits (the paper's cap on Pangu).
+    ties : tuple of str
+        Patterns; the weights whose name or label one of them matches get one tier.
+    untie : bool
+        Weights that were scored as a block may get different tiers.
     """
 
     objective: Objective = Objective.ENERGY
@@ -49,6 +52,9 @@ class PlanOptions:
     p_fp32: float | None = None
     gamma_min: float | None = None
     drop_outputs: bool = False
+    max_fp32: int | None = None
+    ties: tuple[str, ...] = ()
+    untie: bool = False
 
     @property
     def protected_share(self) -> float:
@@ -69,6 +75,8 @@ class Request:
     size : FileSize
     profile : {"fast", "exact"}
     serving : Serving
+    responses : mapping of str to float
+        Measured ‖ΔY‖² of one context, by `Bundle.key`; infinite where the rollout was not finite.
     """
 
     menus: tuple[Menu, ...]
@@ -76,88 +84,7 @@ class Request:
     size: FileSize
     profile: Profile
     serving: Serving = field(default_factory=Serving)
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A weight, the candidates it is offered, and the knapsack item they make."""
-
-    menu: Menu
-    candidates: tuple[Candidate, ...]
-    item: Item
-
-
-def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
-    """Return what every weight is offered and what each candidate costs, in menu order."""
-    by_name = {s.weight: s for s in request.scores.weights}
-    known = [by_name[m.weight.name] for m in request.menus]
-    picked = [offered(menu, score.status, options) for menu, score in zip(request.menus, known, strict=True)]
-    table = costs(
-        options.objective,
-        amplification=[
-            np.array([amplification(s, c.assignment.error_energy, request.scores) for c in cs])
-            for s, cs in zip(known, picked, strict=True)
-        ],
-        gamma=np.array([gamma_of(s, request.scores) for s in known]),
-        error_energy=[np.array([c.assignment.error_energy for c in cs]) for cs in picked],
-        bits=[np.array([float(c.assignment.tier.bits) for c in cs]) for cs in picked],
-    )
-    return [
-        Entry(menu, candidates, _item(menu, candidates, score, row, gamma_of(score, request.scores), options))
-        for menu, candidates, score, row in zip(request.menus, picked, known, table, strict=True)
-    ]
-
-
-def offers_before_scoring(
-    menus: Sequence[Menu], off_trajectory: frozenset[str], options: PlanOptions
-) -> list[tuple[Candidate, ...]]:
-    """Return what each weight may be stored as, as far as that is known without scores.
-
-    A budget that is too small for these is too small whatever the scores say.
-    """
-    off, alive = Status.OFF_TRAJECTORY, Status.ALIVE
-    return [offered(m, off if m.weight.name in off_trajectory else alive, options) for m in menus]
-
-
-def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate, ...]:
-    """Return the candidates a weight of this status may have."""
-    candidates = menu.candidates
-    if status is Status.UNSTABLE:
-        return candidates[:1]
-    if status is Status.OFF_TRAJECTORY and not options.drop_outputs:
-        candidates = tuple(c for c in candidates if c.assignment.tier.bits >= OFF_TRAJECTORY_BITS)
-    if options.objective in (Objective.PAPER, Objective.PAPER_LITERAL):
-        # These objectives see a tier's bits only: give each tier its best grid, or the worst would be chosen.
-        best: dict[str, Candidate] = {}
-        for c in candidates:
-            held = best.get(c.assignment.tier)
-            if held is None or c.assignment.error_energy < held.assignment.error_energy:
-                best[c.assignment.tier] = c
-        candidates = tuple(best.values())
-    return candidates
-
-
-def _item(
-    menu: Menu,
-    candidates: tuple[Candidate, ...],
-    score: WeightScore,
-    row: NDArray[np.float64],
-    gamma: float,
-    options: PlanOptions,
-) -> Item:
-    idle = score.status is Status.DEAD or score.status is Status.OFF_TRAJECTORY
-    idle = idle or (options.gamma_min is not None and gamma <= options.gamma_min)
-    return Item(
-        name=menu.weight.name,
-        sizes=tuple(c.assignment.n_bytes for c in candidates),
-        tiers=tuple(c.assignment.tier.value for c in candidates),
-        costs=tuple(0.0 if idle else float(v) for v in row),
-        gamma=gamma,
-        n_values=menu.weight.n_values,
-        dead=idle,
-        fp32_choice=0,
-        floor_choice=None,
-    )
+    responses: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def amplification(score: WeightScore, error_energy: float, scores: Scores) -> float:
@@ -185,11 +112,11 @@ def gamma_of(score: WeightScore, scores: Scores) -> float:
     return -math.inf if score.gamma_task is None else score.gamma_task
 
 
-def scored(candidate: Candidate, score: WeightScore, scores: Scores) -> Assignment:
-    """Return a candidate's assignment with its score, amplification and predicted cost."""
-    a = amplification(score, candidate.assignment.error_energy, scores)
+def scored(candidate: Candidate, score: WeightScore, a: float, *, block: str = "") -> Assignment:
+    """Return a candidate's assignment with its score, its amplification `a`, its predicted cost and its tie group."""
     return candidate.assignment.model_copy(
         update={
+            "block": block,
             "gamma": score.gamma_task,
             "amplification": a,
             "cost": a * candidate.assignment.error_energy,

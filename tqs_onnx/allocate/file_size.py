@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tqs_onnx.allocate.bundle import Bundle, flat
 from tqs_passes.candidates import Candidate
 from tqs_passes.encode.fragment import field_size
 from tqs_passes.errors import InfeasibleError
@@ -50,14 +51,14 @@ def smallest(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda c: c.assignment.n_bytes)
 
 
-def require_feasible(size: FileSize, offers: Sequence[Sequence[Candidate]], max_bytes: int) -> None:
+def require_feasible(size: FileSize, offers: Sequence[Sequence[Bundle]], max_bytes: int) -> None:
     """Refuse a budget below the smallest file.
 
     Parameters
     ----------
     size : FileSize
-    offers : sequence of sequence of Candidate
-        What each weight may be stored as.
+    offers : sequence of sequence of Bundle
+        What each weight or tie group may be stored as.
     max_bytes : int
 
     Raises
@@ -75,16 +76,16 @@ def require_feasible(size: FileSize, offers: Sequence[Sequence[Candidate]], max_
         )
 
 
-def smallest_file(size: FileSize, offers: Sequence[Sequence[Candidate]]) -> tuple[int, frozenset[str]]:
+def smallest_file(size: FileSize, offers: Sequence[Sequence[Bundle]]) -> tuple[int, frozenset[str]]:
     """Return the bytes of the smallest file found, and the kinds of codes it uses.
 
     The smallest choice of each weight is not the smallest file where tables outweigh what they save, so kinds are
     dropped and added one at a time while that helps.
     """
-    every = frozenset(kind_of(c) for offer in offers for c in offer if c.shared)
+    every = frozenset(kind for offer in offers for b in offer for kind in kinds_of(b))
 
     def n_bytes(kinds: frozenset[str]) -> int:
-        return file_bytes(size, [smallest([c for c in offer if is_of_kinds(c, kinds)]) for offer in offers])
+        return file_bytes(size, flat(least_of(of_kinds(offer, kinds)) for offer in offers))
 
     best = min(kind_starts(every), key=n_bytes)
     while True:
@@ -99,11 +100,16 @@ def kind_starts(every: frozenset[str]) -> list[frozenset[str]]:
     return [every, frozenset[str](), *(frozenset({kind}) for kind in sorted(every))]
 
 
-def is_of_kinds(candidate: Candidate, kinds: frozenset[str]) -> bool:
-    """Whether a candidate shares no table, or those of these kinds only."""
-    return not candidate.shared or kind_of(candidate) in kinds
+def of_kinds(offer: Sequence[Bundle], kinds: frozenset[str]) -> list[Bundle]:
+    """Return what shares no table, or those of these kinds only; all of `offer` where it has no such choice."""
+    return [b for b in offer if kinds.issuperset(kinds_of(b))] or list(offer)
 
 
-def kind_of(candidate: Candidate) -> str:
-    """Return the kind of a candidate's codes: tier and grid decide which tables it shares."""
-    return f"{candidate.assignment.tier} {candidate.assignment.grid}"
+def least_of(offer: Sequence[Bundle]) -> Bundle:
+    """Return the choice of fewest bytes."""
+    return min(offer, key=lambda b: b.n_bytes)
+
+
+def kinds_of(bundle: Bundle) -> frozenset[str]:
+    """Return the kinds of a choice's codes that share tables: tier and grid decide which."""
+    return frozenset(f"{c.assignment.tier} {c.assignment.grid}" for c in bundle.candidates if c.shared)

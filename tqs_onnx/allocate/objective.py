@@ -1,6 +1,7 @@
 """What it costs to store a weight in a tier: the number the knapsack adds up.
 
     energy          A_ℓ · ‖Q_k(θ_ℓ) − θ_ℓ‖²     predicted squared divergence of the trajectory (the default)
+    measured        ‖ΔY‖² of the rollout        its own response to the weight in that tier, rounded as it will be
     paper           (γ_ℓ − γ_min) · 2^−b_k      A.1.2 with the shift of A.9
     paper-literal   γ_ℓ · 2^−b_k                A.1.2 as printed
     local           ‖Q_k(θ_ℓ) − θ_ℓ‖²           a control: rounding error without the rollout
@@ -26,6 +27,7 @@ class Objective(StrEnum):
     """How a tier's cost is computed (see the module's docstring)."""
 
     ENERGY = "energy"
+    MEASURED = "measured"
     PAPER = "paper"
     PAPER_LITERAL = "paper-literal"
     LOCAL = "local"
@@ -85,7 +87,7 @@ def costs(
         )
 
     match objective:
-        case Objective.ENERGY:
+        case Objective.ENERGY | Objective.MEASURED:
             for i, a in enumerate(amps):
                 valid = bool(np.all(np.isfinite(a) & (a >= 0)))
                 _require(valid and np.shape(a) in ((), bits_of[i].shape), "the amplification is unusable", i)

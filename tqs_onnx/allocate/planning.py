@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tqs_onnx.allocate.allocate import Allocation
-from tqs_onnx.allocate.costing import Entry, PlanOptions, Request, added_drift, entries_of, scored
+from tqs_onnx.allocate.cap import capped
+from tqs_onnx.allocate.costing import PlanOptions, Request, added_drift, scored
 from tqs_onnx.allocate.file_size import require_feasible
+from tqs_onnx.allocate.offers import Entry, entries_of
 from tqs_onnx.allocate.spend import Found, searched
 from tqs_onnx.allocate.twins import store_once
-from tqs_onnx.score.store import WeightScore
 from tqs_passes.plan import Plan, SolverFacts
 
 _MOST_TWIN_ROUNDS = 3
@@ -24,7 +23,12 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
         No file that small can be written; it carries the smallest size.
     """
     entries = entries_of(request, options)
-    require_feasible(request.size, [e.candidates for e in entries], max_bytes)
+    require_feasible(request.size, [e.bundles for e in entries], max_bytes)
+    if options.max_fp32 is not None:
+        blocks = {s.weight: s.block for s in request.scores.weights if s.block}
+        free = searched(request, entries, options, max_bytes)
+        entries = capped(entries, free.chosen, options.max_fp32, blocks)
+        require_feasible(request.size, [e.bundles for e in entries], max_bytes)
     plan = _with_twins(
         request, _plan(request, searched(request, entries, options, max_bytes), options, max_bytes)
     )
@@ -51,12 +55,14 @@ def _with_twins(request: Request, plan: Plan) -> Plan:
 
 
 def _plan(request: Request, found: Found, options: PlanOptions, max_bytes: int) -> Plan:
-    by_name: Mapping[str, WeightScore] = {s.weight: s for s in request.scores.weights}
+    by_name = {s.weight: s for s in request.scores.weights}
     allocation = found.allocation
-    assignments = tuple(
-        scored(c, by_name[e.menu.weight.name], request.scores)
-        for e, c in zip(found.entries, found.chosen, strict=True)
-    )
+    made = {
+        m.weight.name: scored(c, by_name[m.weight.name], a, block=e.block)
+        for e, k in zip(found.entries, found.choices, strict=True)
+        for m, c, a in zip(e.menus, e.bundles[k].candidates, e.amplifications[k], strict=True)
+    }
+    assignments = tuple(made[m.weight.name] for m in request.menus)
     solution = allocation.solution
     return Plan(
         source_sha256=request.scores.source_sha256,
@@ -78,6 +84,7 @@ def _plan(request: Request, found: Found, options: PlanOptions, max_bytes: int) 
             optimal=solution.optimal,
             p_fp32=_protected_share(found.entries, allocation),
             budget_bytes=max_bytes,
+            saturated=allocation.saturated,
         ),
         warnings=allocation.warnings,
     )
@@ -85,5 +92,5 @@ def _plan(request: Request, found: Found, options: PlanOptions, max_bytes: int) 
 
 def _protected_share(entries: list[Entry], allocation: Allocation) -> float:
     kept = set(allocation.fp32_protected)
-    total = sum(e.menu.weight.n_values for e in entries)
-    return sum(e.menu.weight.n_values for e in entries if e.menu.weight.name in kept) / total
+    total = sum(e.item.n_values for e in entries)
+    return sum(e.item.n_values for e in entries if e.item.name in kept) / total

@@ -6,21 +6,21 @@ the kinds of codes a file may use are searched.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tqs_onnx.allocate.allocate import Allocation, allocate
-from tqs_onnx.allocate.costing import Entry, PlanOptions, Request
+from tqs_onnx.allocate.bundle import Bundle, flat
+from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.file_size import (
     file_bytes,
-    is_of_kinds,
-    kind_of,
     kind_starts,
+    kinds_of,
+    least_of,
+    of_kinds,
     shared_bytes,
-    smallest,
     smallest_file,
 )
-from tqs_passes.candidates import Candidate
+from tqs_onnx.allocate.offers import Entry, limited
 
 #: Above this size tables are a few percent of the file at most, and the search would take seconds (0.1 s a solve).
 _TABLES_MATTER_BYTES = 1 << 16
@@ -28,12 +28,17 @@ _TABLES_MATTER_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One allocation, and the bytes of its file."""
+    """One allocation, what was chosen for each entry, and the bytes of its file."""
 
     entries: list[Entry]
     allocation: Allocation
-    chosen: list[Candidate]
+    choices: list[int]
     file_bytes: int
+
+    @property
+    def chosen(self) -> list[Bundle]:
+        """The choice of each entry."""
+        return [e.bundles[k] for e, k in zip(self.entries, self.choices, strict=True)]
 
 
 def searched(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found:
@@ -42,8 +47,8 @@ def searched(request: Request, entries: list[Entry], options: PlanOptions, max_b
     The knapsack does not see that choices share tables. They take a few hundred bytes a kind: they decide in small
     models, whose knapsacks are quick, so there kinds are dropped and added one at a time while that helps.
     """
-    every = frozenset(kind_of(c) for e in entries for c in e.candidates if c.shared)
-    _, least = smallest_file(request.size, [e.candidates for e in entries])
+    every = frozenset(kind for e in entries for b in e.bundles for kind in kinds_of(b))
+    _, least = smallest_file(request.size, [e.bundles for e in entries])
     search = options.solver == "mckp" and max_bytes <= _TABLES_MATTER_BYTES
     queue = [every, least, *kind_starts(every)] if search else [every, least]
     tried: set[frozenset[str]] = set()
@@ -53,10 +58,10 @@ def searched(request: Request, entries: list[Entry], options: PlanOptions, max_b
         if kinds in tried or (found is not None and not search):
             continue
         tried.add(kinds)
-        again = _spent(request, [_of_kinds(e, kinds) for e in entries], options, max_bytes)
+        again = _spent(request, [limited(e, of_kinds(e.bundles, kinds)) for e in entries], options, max_bytes)
         if again is not None and (found is None or again.allocation.cost < found.allocation.cost):
             found = again
-            used = frozenset(kind_of(c) for c in found.chosen if c.shared)
+            used = frozenset(kind for b in found.chosen for kind in kinds_of(b))
             queue = [used, *(used ^ {kind} for kind in sorted(every)), *queue] if search else []
     if found is None:
         raise AssertionError("unreachable: the smallest file fits")
@@ -71,20 +76,17 @@ def _try(request: Request, entries: list[Entry], budget: int, options: PlanOptio
         gamma_min=options.gamma_min,
         solver=options.solver,
     )
-    chosen = [entry.candidates[allocation.choices[entry.menu.weight.name]] for entry in entries]
-    return Found(entries, allocation, chosen, file_bytes(request.size, chosen))
-
-
-def _of_kinds(entry: Entry, kinds: frozenset[str]) -> Entry:
-    return _limited(entry, lambda c: is_of_kinds(c, kinds))
+    choices = [allocation.choices[entry.item.name] for entry in entries]
+    chosen = flat(e.bundles[k] for e, k in zip(entries, choices, strict=True))
+    return Found(entries, allocation, choices, file_bytes(request.size, chosen))
 
 
 def _spent(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found | None:
     """Return an allocation whose file fits, None where there is none."""
-    if file_bytes(request.size, [smallest(e.candidates) for e in entries]) > max_bytes:
+    if file_bytes(request.size, flat(least_of(e.bundles) for e in entries)) > max_bytes:
         return None
     net = max_bytes - request.size.of(0)
-    most = net - sum(smallest(e.candidates).assignment.n_bytes for e in entries)
+    most = net - sum(least_of(e.bundles).n_bytes for e in entries)
     reserved = 0
     while True:
         # The tables that the choices share are known only when they are made: reserve their bytes, choose again.
@@ -93,19 +95,8 @@ def _spent(request: Request, entries: list[Entry], options: PlanOptions, max_byt
         if found.file_bytes <= max_bytes or reserved == most:
             break
         reserved = min(reserved + found.file_bytes - max_bytes, most)
-    tables = frozenset(key for c in found.chosen for key in c.shared)
-    paid = [_limited(entry, lambda c: tables.issuperset(c.shared)) for entry in entries]
-    again = _try(request, paid, max_bytes - request.size.of(shared_bytes(found.chosen)), options)
+    tables = frozenset(key for b in found.chosen for key in b.shared)
+    paid = [limited(e, [b for b in e.bundles if tables.issuperset(b.shared)]) for e in entries]
+    again = _try(request, paid, max_bytes - request.size.of(shared_bytes(flat(found.chosen))), options)
     better = again.file_bytes <= max_bytes and again.allocation.cost < found.allocation.cost
     return again if better else found
-
-
-def _limited(entry: Entry, offered: Callable[[Candidate], bool]) -> Entry:
-    kept = [i for i, c in enumerate(entry.candidates) if offered(c)]
-    item = replace(
-        entry.item,
-        sizes=tuple(entry.item.sizes[i] for i in kept),
-        tiers=tuple(entry.item.tiers[i] for i in kept),
-        costs=tuple(entry.item.costs[i] for i in kept),
-    )
-    return Entry(entry.menu, tuple(entry.candidates[i] for i in kept), item)

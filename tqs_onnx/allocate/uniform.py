@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tqs_onnx.allocate.costing import Request, added_drift, scored
+from tqs_onnx.allocate.costing import Request, added_drift, amplification, scored
 from tqs_onnx.allocate.file_size import file_bytes, smallest
 from tqs_passes.candidates import Candidate, Menu
 from tqs_passes.encode.weight import Form
@@ -34,7 +34,11 @@ def uniform_plan(request: Request, bits: int) -> Plan:
     chosen = uniform_choices(request.menus, bits)
     n_bytes = file_bytes(request.size, chosen)
     by_name = {s.weight: s for s in request.scores.weights}
-    assignments = tuple(scored(c, by_name[c.assignment.weight], request.scores) for c in chosen)
+    known = [by_name[c.assignment.weight] for c in chosen]
+    assignments = tuple(
+        scored(c, score, amplification(score, c.assignment.error_energy, request.scores))
+        for c, score in zip(chosen, known, strict=True)
+    )
     return Plan(
         source_sha256=request.scores.source_sha256,
         profile=request.profile,

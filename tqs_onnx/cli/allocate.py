@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.cli.options import (
     FILE,
@@ -70,7 +71,10 @@ def command(
         budget = bytes_for_weights(request, weight_compression)
     else:
         raise InputError("give one of --compression, --weight-compression and --max-bytes")
-    plan = plan_within(request, budget, planning(options))
+    chosen = planning(options)
+    if chosen.objective is Objective.MEASURED:
+        raise InputError("the objective measured needs rollouts", todo="Use tqs quantize or tqs sweep")
+    plan = plan_within(request, budget, chosen)
     for warning in plan.warnings:
         say(f"warning: {warning}")
     write_text(out, plan.to_json())
@@ -82,6 +86,7 @@ def command(
                 "compression": plan.source_bytes / plan.n_bytes,
                 "weight_compression": source_weight_bytes(request) / max(plan.weight_bytes, 1),
                 "predicted_drift": plan.predicted_drift,
+                "unspent_bytes": plan.solver.budget_bytes - plan.n_bytes if plan.solver else None,
                 "solver": plan.solver.model_dump() if plan.solver else None,
             }
         )
@@ -108,6 +113,11 @@ def show_plan(plan: Plan) -> None:
         for t in sorted(counts, key=list(type(plan.assignments[0].tier)).index)
     ]
     print_table(["tier", "weights", "values", "bytes"], rows)
+    groups = {a.block for a in plan.assignments if a.block}
+    if groups:
+        click.echo(
+            f"{len(groups)} blocks of {sum(bool(a.block) for a in plan.assignments)} weights share their tiers"
+        )
     line = f"file {plan.n_bytes:,} bytes, {plan.source_bytes / plan.n_bytes:.3f} times smaller"
     if plan.predicted_drift is not None:
         how = "all weights together on the scoring contexts" if plan.codes_sha256 else _ADDED
@@ -118,3 +128,6 @@ def show_plan(plan: Plan) -> None:
     if plan.solver is not None:
         proven = "proven optimal" if plan.solver.optimal else f"within {plan.solver.gap:.2%} of the bound"
         click.echo(f"{plan.solver.objective} by {plan.solver.solver}: {proven}")
+        unspent = plan.solver.budget_bytes - plan.n_bytes
+        why = ": more would buy nothing" if plan.solver.saturated else ""
+        click.echo(f"{unspent:,} of {plan.solver.budget_bytes:,} bytes are left unspent{why}")

@@ -11,17 +11,18 @@ import click
 
 from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.tier_set import TierSet, parse_rule
 from tqs_onnx.data import DataFiles
 from tqs_onnx.refine import RefineOptions
 from tqs_onnx.rollout.session import resolve_provider
-from tqs_onnx.rounding.assign import RoundingOptions
+from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions
 from tqs_onnx.score.probe import Probe, ProbeKind
 from tqs_onnx.score.sweep import SweepOptions
 from tqs_passes.encode.weight import Encoding
 from tqs_passes.errors import InputError
 from tqs_passes.plan import Compute, ServingTarget
 from tqs_passes.targets import Serving
-from tqs_passes.tier import DEFAULT_TIERS, Tier, parse_tiers
+from tqs_passes.tier import DEFAULT_TIERS, parse_tiers
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -144,9 +145,7 @@ plan_options = _all(
     click.option(
         "--objective",
         type=click.Choice([o.value for o in Objective]),
-        default=Objective.ENERGY.value,
-        show_default=True,
-        help="What the knapsack minimises.",
+        help="What the knapsack minimises [default: measured where --rounding looks at data, else energy].",
     ),
     click.option(
         "--solver",
@@ -162,6 +161,33 @@ plan_options = _all(
     ),
     click.option("--gamma-min", type=float, help="Weights with γ_task at or below it get the bottom tier."),
     click.option("--tiers", help="Tiers allowed, e.g. FP32,BF16,INT8,INT4,INT2 [default: all but BF16]."),
+    click.option(
+        "--pin",
+        "pins",
+        multiple=True,
+        metavar="PATTERN=TIERS",
+        help="Weights by name that get these tiers only, e.g. 'head.*=INT8'. Repeatable.",
+    ),
+    click.option(
+        "--forbid",
+        "bans",
+        multiple=True,
+        metavar="PATTERN=TIERS",
+        help="Weights by name that do not get these tiers, e.g. '*.norm.*=INT2,INT1'. Repeatable.",
+    ),
+    click.option(
+        "--max-fp32",
+        type=click.IntRange(min=0),
+        help="Most weights in FP32, one of a block; others get 16 bits or fewer (the paper's cap on Pangu).",
+    ),
+    click.option(
+        "--tie",
+        "ties",
+        multiple=True,
+        metavar="PATTERN",
+        help="Weights by name that get one tier together, e.g. 'layers.0.*'. Repeatable.",
+    ),
+    click.option("--untie", is_flag=True, help="Weights scored as a block may get different tiers."),
     click.option("--drop-outputs", is_flag=True, help="Outputs outside the trajectory do not matter."),
     click.option(
         "--profile",
@@ -204,6 +230,21 @@ budget_options = _all(
     click.option("--max-bytes", type=int, help="Most bytes of the output file."),
 )
 
+rounding_options = _all(
+    click.option(
+        "--rounding",
+        type=click.Choice(["mse", "gptq", "gptaq", "qep"]),
+        default="mse",
+        show_default=True,
+        help="How integers are chosen: from the weights alone (mse), or from what the contexts feed them.",
+    ),
+    click.option(
+        "--calibration",
+        type=FILE,
+        help="Contexts for rounding by data, of a table its training rows [default: the scoring contexts].",
+    ),
+)
+
 refine_options = _all(
     click.option(
         "--repair",
@@ -212,13 +253,7 @@ refine_options = _all(
         show_default=True,
         help="Rounds of joint repair: trial promotions and demotions, judged on scoring contexts set aside.",
     ),
-    click.option(
-        "--rounding",
-        type=click.Choice(["mse", "gptq", "gptaq", "qep"]),
-        default="mse",
-        show_default=True,
-        help="How integers are chosen: from the weights alone (mse), or from what the scoring contexts feed them.",
-    ),
+    rounding_options,
 )
 
 gate_options = _all(
@@ -245,6 +280,7 @@ def data_files(options: dict[str, Any]) -> DataFiles:
         steps=options["steps"],
         max_contexts=options["max_contexts"],
         max_eval_contexts=options.get("max_eval_contexts"),
+        calibration=options.get("calibration"),
     )
 
 
@@ -305,12 +341,17 @@ def _horizons(text: str | None) -> tuple[int, ...]:
 
 def planning(options: dict[str, Any]) -> PlanOptions:
     """Return how bytes are spent."""
+    by_data = options.get("rounding") in DATA_AWARE
+    usual = Objective.MEASURED if by_data else Objective.ENERGY
     return PlanOptions(
-        objective=Objective(options["objective"]),
+        objective=Objective(options["objective"] or usual),
         solver=options["solver"],
         p_fp32=options["p_fp32"],
         gamma_min=options["gamma_min"],
         drop_outputs=options["drop_outputs"],
+        max_fp32=options["max_fp32"],
+        ties=tuple(options["ties"]),
+        untie=options["untie"],
     )
 
 
@@ -339,9 +380,14 @@ def _compute(dtype: str | None, blocks: str | None) -> Compute | None:
     return Compute(dtype="float16" if dtype == "fp16" else "bfloat16", blocks=blocks)
 
 
-def tiers(options: dict[str, Any]) -> tuple[Tier, ...]:
-    """Return the tiers allowed."""
-    return parse_tiers(options["tiers"]) if options["tiers"] else DEFAULT_TIERS
+def tiers(options: dict[str, Any], text: str | None = None) -> TierSet:
+    """Return the tiers allowed, those of `text` where given."""
+    named = text or options["tiers"]
+    return TierSet(
+        parse_tiers(named) if named else DEFAULT_TIERS,
+        tuple(parse_rule(rule, "--pin") for rule in options["pins"]),
+        tuple(parse_rule(rule, "--forbid") for rule in options["bans"]),
+    )
 
 
 def gate_texts(options: dict[str, Any]) -> list[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import click
 
+from tqs_onnx.allocate.allocate import Solver
+from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.cli.options import (
     FILE,
     data_files,
@@ -16,22 +19,26 @@ from tqs_onnx.cli.options import (
     json_option,
     plan_options,
     planning,
+    rounding_options,
     run_options,
     serving,
 )
 from tqs_onnx.cli.options import tiers as tiers_of
 from tqs_onnx.cli.show import print_json, print_table, say
 from tqs_onnx.data import read_data
-from tqs_onnx.frontier import Axis, trace
+from tqs_onnx.frontier import Axis, Sweeper, trace
 from tqs_onnx.joint import Place
 from tqs_onnx.request import request_for
 from tqs_onnx.rollout.session import resolve_provider
+from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.run_directory import run_directory
+from tqs_onnx.score.results import RESULTS_NAME, Results
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_onnx.verify.verify import Bench
 from tqs_passes.errors import InputError
-from tqs_passes.tier import Tier, parse_tiers
+
+T = TypeVar("T", bound=str)
 
 
 @click.command("sweep")
@@ -48,9 +55,13 @@ from tqs_passes.tier import Tier, parse_tiers
     help="Several tier sets, separated by ';', e.g. 'FP32,BF16,INT8,INT4,INT2;FP32,BF16,INT8,INT4' (A.15).",
 )
 @click.option("--p-fp32-values", help="Several FP32 fractions, e.g. 0.02,0.10 (Table 3).")
+@click.option("--gamma-min-values", help="Several thresholds of γ_task, e.g. none,-0.5,0.")
+@click.option("--solvers", help="Several allocators, e.g. mckp,greedy,greedy-top (Table 3).")
+@click.option("--objectives", help="Several objectives, e.g. energy,paper,local.")
 @data_options
 @evaluation_options
 @plan_options
+@rounding_options
 @run_options
 @click.option("--out", type=FILE, required=True, help="Run directory.")
 @force_option
@@ -61,12 +72,19 @@ def command(
     compressions: str,
     tier_sets: str | None,
     p_fp32_values: str | None,
+    gamma_min_values: str | None,
+    solvers: str | None,
+    objectives: str | None,
     out: Path,
     force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
     r"""Write and measure MODEL at many compressions, reusing one sweep of scores.
+
+    Lists of tier sets, FP32 fractions, thresholds, allocators or objectives are combined: every combination is written
+    and measured at every compression, in one table. With the objective measured, responses are kept in the store beside
+    the scores, and measured once.
 
     \b
     Example:
@@ -76,10 +94,15 @@ def command(
     chosen = planning(options)
     axis = Axis(
         compressions=_numbers(compressions, "--compressions", 0.0),
-        tier_sets=_tier_sets(tier_sets, options),
-        p_fp32=_numbers(p_fp32_values, "--p-fp32-values", -1.0)
-        if p_fp32_values
-        else (chosen.protected_share,),
+        tier_sets=tuple(tiers_of(options, part) for part in tier_sets.split(";") if part.strip())
+        if tier_sets
+        else (tiers_of(options),),
+        p_fp32=_numbers(p_fp32_values, "--p-fp32-values", -1.0) if p_fp32_values else (chosen.p_fp32,),
+        gamma_min=_thresholds(gamma_min_values) if gamma_min_values else (chosen.gamma_min,),
+        solvers=_named(solvers, get_args(Solver), "--solvers") if solvers else (chosen.solver,),
+        objectives=_named(objectives, tuple(Objective), "--objectives")
+        if objectives
+        else (chosen.objective,),
     )
     source = open_source(model)
     known = read_scores(scores)
@@ -87,43 +110,66 @@ def command(
     provider, batch, threads = resolve_provider(options["providers"]), options["batch"], options["threads"]
     bench = Bench(data.spec, data.evaluation, known.sigma, provider, batch, threads)
     place = Place(
-        source.lifted, source.survey, data.spec, data.scoring, known.sigma, provider, batch, threads
+        source.lifted,
+        source.survey,
+        data.spec,
+        data.scoring,
+        known.sigma,
+        provider,
+        batch,
+        threads,
+        data.calibration,
     )
-    with run_directory(out, ["pareto.json", "pareto.csv"], force=force):
-        pareto = trace(
+    store = scores.with_name(RESULTS_NAME)
+    with (
+        run_directory(out, ["pareto.json", "pareto.csv"], force=force),
+        Results(store if store.exists() else out / RESULTS_NAME) as results,
+    ):
+        sweeper = Sweeper(
             source,
             lambda tiers: request_for(source, known, options["profile"], tiers, serving(options)),
-            axis,
             chosen,
+            RoundingOptions(method=options["rounding"]),
             place,
             bench,
-            out,
-            say,
+            results,
         )
+        pareto = trace(sweeper, axis, out, say)
     if as_json:
         print_json({"out": str(out), **pareto.model_dump()})
         return
     print_table(
-        ["file", "asked", "compression", "bytes", "predicted", "joint", "measured", "degradation %"],
+        ["file", "asked", "compression", "bytes", "unspent", *_DRIFTS, "degradation %"],
         [
             [
                 p.name,
                 p.compression_asked,
                 p.compression,
                 p.n_bytes,
+                "saturated" if p.saturated else p.unspent_bytes,
                 p.drift_predicted,
+                p.drift_calibrated,
                 p.drift_joint,
                 p.drift_measured,
                 p.degradation,
             ]
             for p in pareto.points
         ],
-        title="drift: predicted (single weights added), joint (scoring contexts), measured (the file)",
+        title="drift: predicted (single weights added), calibrated (by one joint rollout), joint (scoring contexts), "
+        "measured (the file)",
     )
     if pareto.spearman is not None:
         click.echo(f"Spearman of predicted and measured drift {pareto.spearman:.3f}")
-    if pareto.worst_ratio is not None:
-        click.echo(f"worst ratio of predicted and measured drift {pareto.worst_ratio:.2f}")
+    for what, ratio in (
+        ("predicted", pareto.worst_ratio),
+        ("calibrated", pareto.worst_calibrated_ratio),
+        ("joint", pareto.worst_joint_ratio),
+    ):
+        if ratio is not None:
+            click.echo(f"worst ratio of {what} and measured drift {ratio:.2f}")
+
+
+_DRIFTS = ("predicted", "calibrated", "joint", "measured")
 
 
 def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:
@@ -136,7 +182,15 @@ def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:
     return values
 
 
-def _tier_sets(text: str | None, options: dict[str, Any]) -> tuple[tuple[Tier, ...], ...]:
-    if not text:
-        return (tiers_of(options),)
-    return tuple(parse_tiers(part) for part in text.split(";") if part.strip())
+def _thresholds(text: str) -> tuple[float | None, ...]:
+    parts = [part.strip().lower() for part in text.split(",")]
+    return tuple(None if part == "none" else _numbers(part, "--gamma-min-values", -inf)[0] for part in parts)
+
+
+def _named(text: str, known: tuple[T, ...], option: str) -> tuple[T, ...]:
+    by_name = {str(value): value for value in known}
+    names = [part.strip() for part in text.split(",")]
+    for name in names:
+        if name not in by_name:
+            raise InputError(f"{option} {name!r} is unknown", todo=f"Choose from {', '.join(by_name)}")
+    return tuple(by_name[name] for name in names)

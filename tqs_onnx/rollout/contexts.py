@@ -30,7 +30,7 @@ def load_contexts(
     spec: RolloutSpec,
     signature: ModelSignature,
     *,
-    split: Literal["validation", "test"] | None = None,
+    split: Literal["train", "validation", "test"] | None = None,
     limit: int | None = None,
 ) -> Contexts:
     """Load the contexts of a model.
@@ -67,24 +67,24 @@ def load_contexts(
     )
 
 
-def check_disjoint(scoring: Contexts, evaluation: Contexts) -> None:
+def check_disjoint(scoring: Contexts, evaluation: Contexts, role: str = "scoring") -> None:
     """Refuse an overlap between what a plan is made from and what it is judged by.
 
     Contexts of one table overlap when they share a row (context or truth, of any series); others when one
-    context has the same content in both.
+    context has the same content in both. `role` says what the first ones are for.
 
     Raises
     ------
     InputError
         They overlap; the first pair is named.
     """
-    todo = "Evaluate on rows that scoring does not use: --eval-contexts, or other [windows] splits"
+    todo = f"Evaluate on rows that {role} does not use: --eval-contexts, or other [windows] splits"
     if scoring.table is not None and scoring.table == evaluation.table:
         pair = _shared_rows(scoring.rows, evaluation.rows)
         if pair is not None:
             one, other = pair
             raise InputError(
-                f"scoring rows {one[0]}–{one[1] - 1} and evaluation rows {other[0]}–{other[1] - 1} overlap",
+                f"{role} rows {one[0]}–{one[1] - 1} and evaluation rows {other[0]}–{other[1] - 1} overlap",
                 where=evaluation.source,
                 todo=todo,
             )
@@ -93,7 +93,7 @@ def check_disjoint(scoring: Contexts, evaluation: Contexts) -> None:
     for index, digest in enumerate(_digests(evaluation, scoring)):
         if digest in known:
             raise InputError(
-                f"context {index} is also scoring context {known[digest]} of {scoring.source}",
+                f"context {index} is also {role} context {known[digest]} of {scoring.source}",
                 where=evaluation.source,
                 todo=todo,
             )

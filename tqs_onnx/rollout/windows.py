@@ -3,8 +3,8 @@
     rows        a ─────────────────────────────── b          the split [a, b)
     window      [start, start + context)[… + horizon)        start = a, a + stride, …
 
-Test windows lie in the split with their horizon. Validation windows need only their context there: they are
-for scoring, which compares the model with itself; their truth is attached when each of them has it inside.
+Test windows lie in the split with their horizon. Others need only their context there: they are for scoring,
+which compares the model with itself; their truth is attached when each of them has it inside.
 
 layout `series`: each column is a series of its own, [batch, context]; `table`: [batch, context, column].
 Never imports onnxruntime.
@@ -41,8 +41,8 @@ def cut_windows(
             where=str(path),
             todo="Add one, or give an .npz",
         )
-    if split not in {"validation", "test"}:
-        raise InputError(f"unknown split {split!r}", where=str(path), todo="Use validation or test")
+    if split not in {"train", "validation", "test"}:
+        raise InputError(f"unknown split {split!r}", where=str(path), todo="Use train, validation or test")
     _check_sources(spec, signature, windows, path)
     table = read_table(path, windows.columns, windows.missing)
     special = next((t for t in windows.table if fnmatch.fnmatch(path.name, t.match)), None)

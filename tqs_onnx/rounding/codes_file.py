@@ -39,7 +39,9 @@ def codes_digest(codes: Mapping[str, Codes]) -> str:
 
 
 def codes_beside(plan_file: Path, plan: Plan) -> dict[str, Codes]:
-    """Return the codes a plan needs, from `codes.npz` beside it; none where the weights alone decide.
+    """Return the codes a plan needs, from beside it; none where the weights alone decide.
+
+    They are in `codes.npz`, and for a plan named `<name>.plan.json` in `<name>.codes.npz`.
 
     Raises
     ------
@@ -48,11 +50,17 @@ def codes_beside(plan_file: Path, plan: Plan) -> dict[str, Codes]:
     """
     if plan.codes_sha256 is None:
         return {}
-    path = plan_file.with_name(CODES_NAME)
+    path = codes_path(plan_file)
     codes = read_codes(path)
     if codes_digest(codes) != plan.codes_sha256:
         raise InputError("the codes are not those of the plan", where=str(path), todo="Round again")
     return codes
+
+
+def codes_path(plan_file: Path) -> Path:
+    """Return where the codes of a plan are kept (see `codes_beside`)."""
+    stem = plan_file.name.removesuffix(".plan.json")
+    return plan_file.with_name(CODES_NAME if stem == plan_file.name else f"{stem}.{CODES_NAME}")
 
 
 def write_codes(path: Path, codes: Mapping[str, Codes]) -> None:

@@ -1,0 +1,64 @@
+"""Tie groups: weights that get one tier together, for they were scored as a block or a pattern ties them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from tqs_passes.candidates import Menu
+from tqs_passes.errors import InputError
+from tqs_passes.weights import Weight
+
+
+def matches(weight: Weight, pattern: str) -> bool:
+    """Whether a shell pattern (``*``, ``?``, ``[…]``) matches a weight's name or label."""
+    return fnmatchcase(weight.name, pattern) or fnmatchcase(weight.label, pattern)
+
+
+def require_match(weights: Sequence[Weight], pattern: str) -> None:
+    """Refuse a pattern that matches no weight.
+
+    Raises
+    ------
+    InputError
+        It matches none.
+    """
+    if not any(matches(w, pattern) for w in weights):
+        raise InputError(f"pattern {pattern!r} matches no weight", todo="See tqs inspect for their names")
+
+
+def tie_groups(
+    menus: Sequence[Menu], blocks: Mapping[str, str], patterns: Sequence[str]
+) -> Iterator[tuple[str, tuple[Menu, ...]]]:
+    """Yield (name, members) of every group, by first member; the name is empty for a weight by itself.
+
+    Parameters
+    ----------
+    menus : sequence of Menu
+    blocks : mapping of str to str
+        Weight to the block it was scored with.
+    patterns : sequence of str
+        Each ties the weights it matches; it takes them out of their blocks.
+
+    Raises
+    ------
+    InputError
+        A pattern matches nothing, or a weight is matched by two.
+    """
+    group_of = dict(blocks)
+    taken: dict[str, str] = {}
+    for pattern in patterns:
+        require_match([m.weight for m in menus], pattern)
+        for weight in (m.weight for m in menus if matches(m.weight, pattern)):
+            if weight.name in taken:
+                raise InputError(
+                    f"weight {weight.label!r} is tied by {taken[weight.name]!r} and by {pattern!r}",
+                    todo="Tie it once",
+                )
+            taken[weight.name] = group_of[weight.name] = pattern
+    members: dict[tuple[str, str], list[Menu]] = {}
+    for menu in menus:
+        name = menu.weight.name
+        members.setdefault((group_of.get(name, ""), "" if name in group_of else name), []).append(menu)
+    for (group, _), found in members.items():
+        yield (group if len(found) > 1 else "", tuple(found))

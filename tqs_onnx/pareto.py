@@ -1,0 +1,150 @@
+"""The points of a frontier, and how well what was predicted ranks and sizes what was measured.
+
+Adding the errors of single weights underrates what they do together. One joint rollout tells by how much: the ratio
+joint / added at the point of median added drift of a series (same tiers, solver, objective …) multiplies the added
+drift of all its points. That is the calibrated prediction: it needs no rollout of its own at another target.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from scipy.stats import spearmanr
+
+_FEWEST_RANKED = 3
+
+
+class Point(BaseModel):
+    """One target of the frontier.
+
+    Attributes
+    ----------
+    name : str
+        Stem of its files.
+    compression_asked : float
+    compression : float or None
+        Of the file written; None where no file that small can be written.
+    n_bytes : int or None
+    unspent_bytes : int or None
+        Bytes of the budget that the file does not use.
+    tiers : str
+        Tier set, e.g. ``FP32,FP16,INT8,INT4,INT2``.
+    p_fp32 : float
+    gamma_min : float or None
+    objective, solver : str
+    found_by : str or None
+        What the solver says it did, a failure included.
+    drift_predicted, drift_calibrated, drift_joint, drift_measured : float or None
+        Errors of single weights added; the same calibrated by one joint rollout of the series; all weights together
+        on the scoring contexts; the file on the evaluation contexts.
+    degradation : float or None
+        Of the worst variable, percent; None without truth.
+    allocate_s : float
+        Seconds the allocation took, with what it measured.
+    saturated : bool
+        More bytes would buy nothing: every weight has the tier that costs least.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    compression_asked: float
+    compression: float | None = None
+    n_bytes: int | None = None
+    unspent_bytes: int | None = None
+    tiers: str
+    p_fp32: float
+    gamma_min: float | None
+    objective: str
+    solver: str
+    found_by: str | None = None
+    drift_predicted: float | None = None
+    drift_calibrated: float | None = None
+    drift_joint: float | None = None
+    drift_measured: float | None = None
+    degradation: float | None = None
+    allocate_s: float
+    saturated: bool = False
+
+    @property
+    def series(self) -> tuple[object, ...]:
+        """What its neighbours on the frontier share with it."""
+        return (self.tiers, self.p_fp32, self.gamma_min, self.objective, self.solver)
+
+
+class Pareto(BaseModel):
+    """The file `pareto.json`: the points, and how well prediction ranks and sizes them.
+
+    Attributes
+    ----------
+    version : int
+    source_sha256 : str
+    points : tuple of Point
+    spearman : float or None
+        Between additive prediction and measured drift; None with fewer than three points.
+    worst_ratio, worst_calibrated_ratio, worst_joint_ratio : float or None
+        Largest of measured/predicted and its inverse over the points: by the additive prediction, the calibrated one,
+        and the joint drift.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    source_sha256: str
+    points: tuple[Point, ...]
+    spearman: float | None
+    worst_ratio: float | None
+    worst_calibrated_ratio: float | None
+    worst_joint_ratio: float | None
+
+    def to_csv(self) -> str:
+        """Return one row per point."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, list(Point.model_fields), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(p.model_dump() for p in self.points)
+        return stream.getvalue()
+
+
+def pareto_of(source_sha256: str, points: Sequence[Point]) -> Pareto:
+    """Return points with their calibrated predictions, and how well they were predicted."""
+    factors = {
+        series: _factor([p for p in points if p.series == series]) for series in {p.series for p in points}
+    }
+    calibrated = tuple(
+        p if p.drift_predicted is None
+        else p.model_copy(update={"drift_calibrated": p.drift_predicted * factors[p.series]})
+        for p in points
+    )  # fmt: skip
+    added = [
+        (p.drift_predicted, p.drift_measured) for p in calibrated if p.drift_predicted and p.drift_measured
+    ]
+    rank = None
+    if len(added) >= _FEWEST_RANKED:
+        rank = float(spearmanr([a for a, _ in added], [b for _, b in added]).statistic)
+    return Pareto(
+        source_sha256=source_sha256,
+        points=calibrated,
+        spearman=rank,
+        worst_ratio=_worst((p.drift_predicted, p.drift_measured) for p in calibrated),
+        worst_calibrated_ratio=_worst((p.drift_calibrated, p.drift_measured) for p in calibrated),
+        worst_joint_ratio=_worst((p.drift_joint, p.drift_measured) for p in calibrated),
+    )
+
+
+def _factor(series: Sequence[Point]) -> float:
+    """Return joint / added drift at the point of median added drift; 1 where there is none."""
+    ratios = sorted(
+        (p.drift_predicted, p.drift_joint / p.drift_predicted)
+        for p in series
+        if p.drift_predicted and p.drift_joint and p.drift_joint < float("inf")
+    )
+    return ratios[len(ratios) // 2][1] if ratios else 1.0
+
+
+def _worst(pairs: Iterable[tuple[float | None, float | None]]) -> float | None:
+    return max((max(a / b, b / a) for a, b in pairs if a and b), default=None)
