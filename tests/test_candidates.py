@@ -10,7 +10,7 @@ from tests.models import block, draws, info, model_of, tensor
 from tqs_passes.candidates import Menu, kitchen_of, menus
 from tqs_passes.encode.weight import Form
 from tqs_passes.find import find_weights
-from tqs_passes.forms import Profile, plain_gemms
+from tqs_passes.forms import Profile
 from tqs_passes.grid import rtn
 from tqs_passes.model_io import Model, tensor_array
 from tqs_passes.rewrite import reference_weight
@@ -101,14 +101,6 @@ def test_a_fused_reader_gets_dequantize_linear_and_others_cast_and_multiply() ->
 def test_nothing_is_dequantized_under_the_exact_profile_or_an_old_opset(opset: int, profile: Profile) -> None:
     forms = {c.assignment.form for c in menus_of(matmul(draws(0, 64, 96), opset), profile)["w"].candidates}
     assert forms == {Form.KEEP, Form.CAST, Form.CAST_MUL}
-
-
-@pytest.mark.parametrize("change", [{"transB": 1}, {"transA": 1}, {"alpha": 0.5}, {"beta": 2.0}])
-def test_a_gemm_that_transposes_or_scales_is_not_plain(change: dict[str, float]) -> None:
-    plain = helper.make_node("Gemm", ["x", "w"], ["y"], name="plain")
-    other = helper.make_node("Gemm", ["x", "w"], ["z"], name="other", **change)
-    graph = helper.make_graph([plain, other], "g", [], [])
-    assert plain_gemms(graph) == {"plain"}
 
 
 def test_bfloat16_needs_opset_13() -> None:

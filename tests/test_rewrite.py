@@ -59,8 +59,8 @@ def chosen_for(model: Model, *tiers: Tier, profile: Profile = "fast") -> tuple[M
         tier, weight = tiers[index % len(tiers)], menu.weight
         update: dict[str, object] = {"tier": tier, "form": Form.CAST, "rounding": "cast"}
         if tier.is_integer:
-            form = integer_form(weight, profile, kitchen.opset, kitchen.gemms)
-            axis, grid = scale_axes(weight, tier, form)[-1 if index % 2 else 0], grids_for(tier.bits)[-1]
+            axis, grid = scale_axes(weight, tier)[-1 if index % 2 else 0], grids_for(tier.bits)[-1]
+            form = integer_form(kitchen.setting, weight, tier, grid, axis)
             update |= {"form": form, "rounding": "mse", "axis": axis, "grid": grid}
         chosen.append(Candidate(menu.candidates[0].assignment.model_copy(update=update), {}))
     return lifted, chosen

@@ -53,7 +53,7 @@ class BaselineJob:
     rounding : RoundingOptions
     tune : bool
         Choose QEP's damping and strength on held-out scoring contexts.
-    profile : {"fast", "exact"}
+    profile : {"fast", "exact", "small"}
     serving : Serving
     gates : tuple of Gate
     provider : str

@@ -53,7 +53,7 @@ class Job:
         Byte budget; one of the two is given.
     sweep : SweepOptions
     plan : PlanOptions
-    profile : {"fast", "exact"}
+    profile : {"fast", "exact", "small"}
     serving : Serving
     tiers : TierSet
     gates : tuple of Gate

@@ -28,10 +28,11 @@ from tqs_passes.encode.weight import (
     np_dtype,
     tensor_type,
 )
-from tqs_passes.forms import Profile, integer_form, plain_gemms, scale_axes
+from tqs_passes.forms import Profile, Setting, integer_form, scale_axes
 from tqs_passes.grid import grids_for, quantize
 from tqs_passes.model_io import Model, tensor_array
 from tqs_passes.plan import Assignment, ServingTarget
+from tqs_passes.readers import sole_readers
 from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, reference_weight, target_of
 from tqs_passes.targets import Serving, refusal
 from tqs_passes.tier import KEEP_TIER, Tier, offered
@@ -72,27 +73,27 @@ class Kitchen:
     ----------
     model : Model
         Lifted model.
-    profile : {"fast", "exact"}
     opset : int
     names : Names
         Which names the model leaves free.
-    gemms : frozenset of str
+    setting : Setting
+        What decides the forms.
     serving : Serving
         Candidates that its target cannot serve are left out.
     """
 
     model: Model
-    profile: Profile
     opset: int
     names: Names
-    gemms: frozenset[str]
+    setting: Setting
     serving: Serving = field(default_factory=Serving)
 
 
 def kitchen_of(model: Model, profile: Profile, serving: Serving | None = None) -> Kitchen:
     """Collect what candidates of a lifted model depend on."""
-    graph, opset = model.proto.graph, opset_of(model.proto)
-    return Kitchen(model, profile, opset, names_of(model.proto), plain_gemms(graph), serving or Serving())
+    opset, serving = opset_of(model.proto), serving or Serving()
+    setting = Setting(profile, opset, sole_readers(model.proto.graph), serving)
+    return Kitchen(model, opset, names_of(model.proto), setting, serving)
 
 
 def menus(
@@ -148,8 +149,9 @@ def _menu(
         single = exact.astype(np.float32)
     in_range = bool(np.isfinite(single).all())
     wanted = tiers if only is None else tuple(t for t in Tier if t in only)
+    reader = kitchen.setting.readers.get(weight.name)
     for tier in offered(wanted, weight.dtype)[1:]:
-        target = target_of(keep, index, kitchen.opset, kitchen.names)
+        target = target_of(keep, index, kitchen.opset, kitchen.names, reader)
         if tier.is_integer and in_range and kitchen.opset >= MIN_OPSET:
             found.extend(_integer(kitchen, weight, keep, target, tier, exact, single))
         elif not tier.is_integer and kitchen.opset >= (BF16_OPSET if tier is Tier.BF16 else CAST_OPSET):
@@ -198,9 +200,8 @@ def _integer(
     exact: NDArray[np.float64],
     single: NDArray[np.float32],
 ) -> list[Candidate]:
-    form = integer_form(weight, kitchen.profile, kitchen.opset, kitchen.gemms, kitchen.serving.target)
     found: list[Candidate] = []
-    for axis in scale_axes(weight, tier, form):
+    for axis in scale_axes(weight, tier):
         n_scales = 1 if axis is None else weight.shape[axis]
         if axis is not None and n_scales > _MAX_SCALE_SHARE * weight.n_values:
             continue
@@ -211,7 +212,7 @@ def _integer(
                     "grid": grid,
                     "axis": axis,
                     "half_scales": _wants_half(weight.shape, axis, kitchen.serving),
-                    "form": form,
+                    "form": integer_form(kitchen.setting, weight, tier, grid, axis),
                     "encoding": kitchen.serving.stored_as,
                     "rounding": "mse",
                 }

@@ -29,8 +29,10 @@ def checker_complaint(proto: onnx.ModelProto) -> str | None:
     return None
 
 
-def decoding(model: Model, names: Iterable[str]) -> onnx.ModelProto:
+def decoding(model: Model, names: Iterable[str], fed: onnx.ValueInfoProto | None = None) -> onnx.ModelProto:
     """Return the model that computes only the named tensors, which must depend on stored tensors alone.
+
+    Where a tensor is `fed`, it becomes the model's one input, whatever produces it in the file.
 
     Raises
     ------
@@ -46,6 +48,8 @@ def decoding(model: Model, names: Iterable[str]) -> onnx.ModelProto:
     queue = list(wanted)
     while queue:
         name = queue.pop()
+        if fed is not None and name == fed.name:
+            continue
         if name in stored:
             used.setdefault(name, stored[name])
         elif name in producers:
@@ -60,6 +64,8 @@ def decoding(model: Model, names: Iterable[str]) -> onnx.ModelProto:
     out.graph.name = "decoding"
     out.graph.node.extend(keep[i] for i in sorted(keep))
     out.graph.initializer.extend(used[n] for n in sorted(used))
+    if fed is not None:
+        out.graph.input.append(fed)
     out.graph.output.extend(onnx.ValueInfoProto(name=n) for n in wanted)
     return onnx.shape_inference.infer_shapes(out) if out.graph.node else out
 

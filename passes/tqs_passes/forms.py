@@ -1,80 +1,106 @@
-"""Which form a weight is decoded by: a table over reader, tier and serving profile.
+"""Which form a weight is decoded by: one table over how it is read and the serving profile.
 
-Measured with onnxruntime 1.31.1 on a CPU with AVX512-VNNI, as a multiple of FP32 latency: DequantizeLinear before a
-two-dimensional MatMul B, or a Gemm with neither operand transposed and alpha = beta = 1, is fused and runs at 0.2–0.4
-(with 8-bit activations inside: relative error 5e-3 a MatMul). Before any other reader, behind a Transpose, with two
-readers or inside a body it is decoded at every call, at 1.2–9. Cast → Mul folds at load and runs at 1.0 everywhere,
-bit-exact.
+The first form of a row that the weight, its codes and the target can take is written. What stands in the table was
+measured by ``tools/measure_forms.py``; its figures, with the runtime's version and the CPU, are in ``tools/forms.md``.
+In short: DequantizeLinear before a MatMul or plain Gemm is fused (8-bit activations inside); anywhere else it is run at
+every call. Cast → Mul folds at load and costs what FP32 costs, in time and in memory. MatMulNBits at level 0 is exact,
+faster than FP32 for large matrices, and holds half a byte a weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import onnx
 
-from tqs_passes.encode.weight import DQ_OPSET, Form
+from tqs_passes.encode.gathered import row_fits
+from tqs_passes.encode.nbits import block_of, fits
+from tqs_passes.encode.weight import DQ_OPSET, Encoding, Form
+from tqs_passes.grid import Grid
 from tqs_passes.plan import ServingTarget
+from tqs_passes.readers import Way, way_of
+from tqs_passes.targets import Serving, serves
 from tqs_passes.tier import Tier
-from tqs_passes.weights import Reader, Weight
+from tqs_passes.weights import Weight
 
-Profile = Literal["fast", "exact"]
+Profile = Literal["fast", "exact", "small"]
+PROFILES: tuple[Profile, ...] = ("fast", "exact", "small")
+
+_DQ, _CM, _NBITS, _ROWS = Form.DEQUANTIZE, Form.CAST_MUL, Form.NBITS, Form.GATHERED
+#: Forms in order of preference; Cast → Mul stands behind every row.
+TABLE: dict[Profile, dict[Way, tuple[Form, ...]]] = {
+    "fast": {Way.MATRIX: (_DQ,), Way.TRANSPOSE: (_DQ,)},
+    "exact": {Way.MATRIX: (_NBITS,), Way.TURNED: (_NBITS,)},
+    "small": {
+        Way.MATRIX: (_NBITS, _DQ),
+        Way.TURNED: (_NBITS, _DQ),
+        Way.TRANSPOSE: (_DQ,),
+        Way.TABLE: (_ROWS, _DQ),
+        Way.OTHER: (_DQ,),
+    },
+}
+#: Fewest values for which a form pays, by profile: below, Cast → Mul is as fast, and memory is no matter.
+LEAST_VALUES: dict[tuple[Profile, Form], int] = {
+    ("exact", Form.NBITS): 1 << 20,
+    ("small", Form.NBITS): 1 << 12,
+    ("small", Form.GATHERED): 1 << 12,
+    ("small", Form.DEQUANTIZE): 1 << 12,
+}
 
 
-def integer_form(
-    weight: Weight,
-    profile: Profile,
-    opset: int,
-    gemm_plain: frozenset[str],
-    target: ServingTarget = ServingTarget.ORT_CPU,
-) -> Form:
-    """Return the form of an integer tier for this weight.
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the form of a weight depends on besides the weight.
 
     Parameters
     ----------
-    weight : Weight
-    profile : {"fast", "exact"}
+    profile : {"fast", "exact", "small"}
     opset : int
-    gemm_plain : frozenset of str
-        Names of the Gemm nodes with alpha = beta = 1 and no transposed operand (see `plain_gemms`).
-    target : ServingTarget
-        TensorRT takes DequantizeLinear only; a portable file holds none.
+    readers : mapping of str to onnx.NodeProto
+        See `sole_readers`.
+    serving : Serving
     """
-    if target is ServingTarget.TENSORRT:
-        return Form.DEQUANTIZE
-    if target is ServingTarget.PORTABLE:
-        return Form.CAST_MUL
-    if profile == "exact" or opset < DQ_OPSET or weight.dtype != "float32":
-        return Form.CAST_MUL
-    if len(weight.readers) != 1 or len(weight.shape) != 2:
-        return Form.CAST_MUL
-    return Form.DEQUANTIZE if _is_fused(weight.readers[0], gemm_plain) else Form.CAST_MUL
+
+    profile: Profile
+    opset: int
+    readers: Mapping[str, onnx.NodeProto]
+    serving: Serving = field(default_factory=Serving)
 
 
-def _is_fused(reader: Reader, gemm_plain: frozenset[str]) -> bool:
-    if reader.domain not in ("", "ai.onnx") or reader.through or reader.in_body or reader.input_index != 1:
+def integer_form(setting: Setting, weight: Weight, tier: Tier, grid: Grid, axis: int | None) -> Form:
+    """Return the form of a weight at an integer tier, with levels on a grid and scales along an axis."""
+    if setting.serving.target is ServingTarget.TENSORRT:
+        return _DQ
+    way = way_of(weight, setting.readers)
+    for form in TABLE[setting.profile].get(way, ()):
+        enough = weight.n_values >= LEAST_VALUES.get((setting.profile, form), 0)
+        served = serves(setting.serving, form)
+        if enough and served and _takes(setting, form, way, weight, (tier, grid, axis)):
+            return form
+    return _CM
+
+
+def _takes(
+    setting: Setting, form: Form, way: Way, weight: Weight, code: tuple[Tier, Grid, int | None]
+) -> bool:
+    tier, grid, axis = code
+    if form is Form.DEQUANTIZE:
+        if way is Way.TRANSPOSE and setting.profile == "fast":
+            return setting.opset >= DQ_OPSET and (
+                setting.serving.stored_as is Encoding.PLANES or tier is Tier.INT8
+            )  # behind a Transpose the runtime fuses int8 only, which planes become
+        return setting.opset >= DQ_OPSET and weight.dtype == "float32"
+    if setting.serving.stored_as is not Encoding.PLANES:
         return False
-    return reader.op_type == "MatMul" or (reader.op_type == "Gemm" and reader.node in gemm_plain)
+    if form is Form.GATHERED:
+        return row_fits(weight.shape[1])
+    columns, rows = (0, 1) if way is Way.TURNED else (1, 0)
+    return fits(tier.bits, grid) and axis in (None, columns) and block_of(weight.shape[rows]) is not None
 
 
-def plain_gemms(graph: onnx.GraphProto) -> frozenset[str]:
-    """Return the names of the Gemm nodes that onnxruntime fuses with DequantizeLinear."""
-    plain: set[str] = set()
-    for node in graph.node:
-        if node.op_type != "Gemm" or not node.name:
-            continue
-        values = {a.name: a.i if a.type == onnx.AttributeProto.INT else a.f for a in node.attribute}
-        if (
-            not values.get("transA", 0)
-            and not values.get("transB", 0)
-            and values.get("alpha", 1.0) == 1.0
-            and values.get("beta", 1.0) == 1.0
-        ):
-            plain.add(node.name)
-    return frozenset(plain)
-
-
-def scale_axes(weight: Weight, tier: Tier, form: Form) -> tuple[int | None, ...]:
+def scale_axes(weight: Weight, tier: Tier) -> tuple[int | None, ...]:
     """Return the channel axes worth trying for the scales of an integer tier; None is one scale per tensor.
 
     A matrix has its reader's channel axis. A table read by Add or Mul has none: every axis is tried, and the
@@ -82,6 +108,6 @@ def scale_axes(weight: Weight, tier: Tier, form: Form) -> tuple[int | None, ...]
     """
     if not tier.is_integer or len(weight.shape) < 2:
         return (None,)
-    if form is Form.DEQUANTIZE or weight.channel_axis is not None:
-        return (weight.channel_axis, None) if weight.channel_axis is not None else (None,)
+    if weight.channel_axis is not None:
+        return (weight.channel_axis, None)
     return (None, *(i for i, d in enumerate(weight.shape) if 1 < d < weight.n_values))

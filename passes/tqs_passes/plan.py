@@ -13,6 +13,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tqs_passes.encode.nbits import fits
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Grid, grids_for
@@ -120,7 +121,9 @@ class Assignment(_Frozen):
         if self.dtype not in KEEP_TIER:
             raise ValueError(f"no weight has the data type {self.dtype!r}")
         if self.tier.is_integer:
-            if self.form not in (Form.CAST_MUL, Form.DEQUANTIZE):
+            if self.form in (Form.KEEP, Form.CAST) or (
+                self.form is Form.NBITS and not fits(self.tier.bits, self.grid or Grid.SIGNED)
+            ):
                 raise ValueError(f"form {self.form} does not decode {self.tier}")
             if self.grid not in grids_for(self.tier.bits):
                 raise ValueError(f"{self.tier} has no grid {self.grid}")
@@ -176,7 +179,7 @@ class Plan(_Frozen):
     source_sha256 : str
         Digest of the `.onnx` file the plan is for.
     profile : str
-        Serving profile, `fast` or `exact`.
+        Serving profile: `fast`, `exact` or `small`.
     assignments : tuple of Assignment
         In graph order.
     n_bytes : int
@@ -204,7 +207,7 @@ class Plan(_Frozen):
 
     version: Literal[1] = 1
     source_sha256: str
-    profile: Literal["fast", "exact"]
+    profile: Literal["fast", "exact", "small"]
     assignments: tuple[Assignment, ...]
     n_bytes: int
     source_bytes: int

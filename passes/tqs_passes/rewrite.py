@@ -4,9 +4,10 @@ Before → after, for a weight `w` at INT3 ::
 
     w (float initializer) ─▶ MatMul          w_quantized, w_quantized_1, w_scale ─▶ planes ─▶ … ─▶ w ─▶ MatMul
 
-Readers, outputs and other nodes are untouched, whichever graph they are in; the float original is gone. Stored
-tensors and nodes are written straight as protobuf (not through onnx-graphsurgeon, which drops node metadata and
-cannot say how many bytes it will write), so the bytes a plan predicts are the bytes of the file.
+Readers, outputs and other nodes are untouched, whichever graph they are in, but for the readers that the forms `nbits`
+and `gathered` replace; the float original is gone. Stored tensors and nodes are written straight as protobuf (not
+through onnx-graphsurgeon, which drops node metadata and cannot say how many bytes it will write), so the bytes a plan
+predicts are the bytes of the file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.base import PassResult, Skip
 from tqs_passes.content import digest
+from tqs_passes.debug_notes import DEBUG_PREFIXES, drop_debug_notes
 from tqs_passes.encode.fragment import Fragment, field_size
 from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import (
@@ -44,12 +46,10 @@ from tqs_passes.errors import InputError
 from tqs_passes.grid import Codes, quantize
 from tqs_passes.model_io import Model, iter_graphs, tensor_array, tensor_n_bytes, without_initializers
 from tqs_passes.plan import Assignment, Plan
+from tqs_passes.readers import sole_readers
 from tqs_passes.scope import defined_names
 from tqs_passes.spill import Spill
 from tqs_passes.tier import Tier
-
-#: Debug notes exporters leave on every node; they may outweigh a small model and no runtime reads them.
-_DEBUG_PREFIXES = ("pkg.torch.", "pkg.onnxscript.", "namespace")
 
 
 def opset_of(proto: onnx.ModelProto) -> int:
@@ -88,14 +88,16 @@ def names_of(proto: onnx.ModelProto) -> Names:
     return Names(frozenset(taken), space)
 
 
-def target_of(assignment: Assignment, index: int, opset: int, names: Names) -> Target:
-    """Return where the fragment of an assignment goes; `index` is its place in the plan.
+def target_of(
+    assignment: Assignment, index: int, opset: int, names: Names, reader: onnx.NodeProto | None = None
+) -> Target:
+    """Return where the fragment of an assignment goes; `index` is its place in the plan, `reader` its one reader.
 
     Its names stem from the weight's, or from ``<namespace>.<index>`` where the model has such names already.
     """
     weight, prefix = assignment.weight, f"{names.namespace}.{index}"
     stem = weight if names.taken.isdisjoint(stem_names(weight)) else prefix
-    return Target(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem)
+    return Target(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem, reader)
 
 
 def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
@@ -164,38 +166,24 @@ def _set_metadata(proto: onnx.ModelProto, key: str, value: str) -> None:
     proto.metadata_props.add(key=key, value=value)
 
 
-def drop_debug_notes(proto: onnx.ModelProto) -> None:
-    """Remove exporters' per-node stack traces and scopes; the model's own metadata stay."""
-    for graph in iter_graphs(proto.graph):
-        for holder in (
-            *graph.node,
-            *graph.value_info,
-            *graph.initializer,
-            *graph.input,
-            *graph.output,
-            graph,
-        ):
-            kept = [e for e in holder.metadata_props if not e.key.startswith(_DEBUG_PREFIXES)]
-            if len(kept) != len(holder.metadata_props):
-                del holder.metadata_props[:]
-                holder.metadata_props.extend(kept)
-        for node in graph.node:
-            node.ClearField("doc_string")
-
-
 def kept_size(tensor: onnx.TensorProto) -> int:
     """Return the serialized bytes of a tensor that stays as it is, once `drop_debug_notes` and `save_model` ran."""
     if uses_external_data(tensor):
         bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         header: int = bare.ByteSize()
         return header + field_size(tensor_n_bytes(tensor))
-    notes = [e for e in tensor.metadata_props if e.key.startswith(_DEBUG_PREFIXES)]
+    notes = [e for e in tensor.metadata_props if e.key.startswith(DEBUG_PREFIXES)]
     size: int = tensor.ByteSize()
     return size - sum(1 + field_size(e.ByteSize()) for e in notes)
 
 
 def _require(
-    a: Assignment, tensor: onnx.TensorProto | None, codes: Codes | None, opset: int, computed: str | None
+    a: Assignment,
+    tensor: onnx.TensorProto | None,
+    codes: Codes | None,
+    opset: int,
+    computed: str | None,
+    reader: onnx.NodeProto | None,
 ) -> None:
     todo = "Allocate again for this model"
     what = f"the plan's weight {a.label!r} of shape {list(a.shape)}"
@@ -205,6 +193,9 @@ def _require(
         raise InputError(f"{what} is not {a.dtype} in the model", todo=todo)
     if codes is not None and codes.levels.shape != a.shape:
         raise InputError(f"{what} has codes of shape {list(codes.levels.shape)}", todo=todo)
+    reads = {Form.NBITS: ("MatMul", "Gemm"), Form.GATHERED: ("Gather",)}.get(a.form)
+    if reads is not None and (reader is None or reader.op_type not in reads):
+        raise InputError(f"{what} is not read by one {' or '.join(reads)} alone ({a.form})", todo=todo)
     needs_dq = a.form is Form.DEQUANTIZE and a.axis is not None
     needs = 0 if a.form is Form.KEEP else CAST_OPSET if a.form is Form.CAST else MIN_OPSET
     if needs_dq or (a.tier is Tier.BF16 and a.form is Form.CAST):
@@ -231,6 +222,30 @@ def _twin(a: Assignment, stored: Mapping[str, onnx.TensorProto], model: Model) -
             todo="Allocate again for this model",
         )
     return twin_fragment(a.weight, a.same_as)
+
+
+def _with_readings(
+    proto: onnx.ModelProto, fragments: list[Fragment], shared: Mapping[str, Fragment]
+) -> list[onnx.NodeProto]:
+    """Return the model's nodes with the readers that fragments replace replaced; import what those need.
+
+    The names of weights that such a reader reads mean packed bytes now: no note of their type may remain.
+    """
+    instead = {f.reader.output[0]: f.reading for f in fragments if f.reader is not None}
+    read = {name for f in fragments if f.reader is not None for name in f.reader.input}
+    made = {t.name for f in fragments for t in f.tensors} | {
+        o for f in fragments for n in f.nodes for o in n.output
+    }
+    notes = [v for v in proto.graph.value_info if v.name not in read or v.name not in made]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(notes)
+    imported = {o.domain for o in proto.opset_import}
+    domains = {piece.domain for piece in shared.values() if piece.domain} - imported
+    proto.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(domains))
+    nodes: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        nodes += instead.get(node.output[0], [node]) if node.output else [node]
+    return nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,9 +293,10 @@ class Rewrite:
             for a in self.plan.assignments
             if a.form is not Form.KEEP or a.same_as is not None or a.weight in self.computed
         )
-        opset = opset_of(model.proto)
+        opset, readers = opset_of(model.proto), sole_readers(model.proto.graph)
         for a in self.plan.assignments:
-            _require(a, stored.get(a.weight), self.codes.get(a.weight), opset, self.computed.get(a.weight))
+            computed, reader = self.computed.get(a.weight), readers.get(a.weight)
+            _require(a, stored.get(a.weight), self.codes.get(a.weight), opset, computed, reader)
         proto = skeleton(model, planned, self.metadata, self.version)
         names = names_of(model.proto)
         shared: dict[str, Fragment] = {}
@@ -294,14 +310,15 @@ class Rewrite:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue
             values = tensor_array(stored[a.weight], model.folder)
-            fragment = fragment_of(a, target_of(a, index, opset, names), values, self.codes.get(a.weight))
+            target = target_of(a, index, opset, names, readers.get(a.weight))
+            fragment = fragment_of(a, target, values, self.codes.get(a.weight))
             for key, piece in fragment.shared.items():
                 shared.setdefault(key, piece)
             if self.spill is not None:
                 self.spill.take(fragment.tensors)
             fragments.append(fragment)
             changed.append(a.weight)
-        nodes = list(proto.graph.node)
+        nodes = _with_readings(proto, fragments, shared)
         del proto.graph.node[:]
         for piece in (*shared.values(), *fragments):
             proto.graph.initializer.extend(piece.tensors)

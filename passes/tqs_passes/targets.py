@@ -32,6 +32,16 @@ from tqs_passes.plan import Assignment, Compute, Plan, ServingTarget
 from tqs_passes.tier import Tier
 from tqs_passes.weights import Weight
 
+#: Forms of integer tiers that each target runs. MatMulNBits is a kernel of onnxruntime's CPU provider; its CUDA kernel
+#: has not been measured yet. TensorRT's own limits are in `refusal`.
+FORMS: dict[ServingTarget, frozenset[Form]] = {
+    ServingTarget.ORT_CPU: frozenset({Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED, Form.NBITS}),
+    ServingTarget.ORT_CUDA: frozenset({Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED}),
+    ServingTarget.TENSORRT: frozenset({Form.DEQUANTIZE}),
+    ServingTarget.PORTABLE: frozenset({Form.CAST_MUL, Form.GATHERED}),
+}
+#: Forms of operators that ONNX does not define.
+_FOREIGN = frozenset({Form.NBITS})
 #: Native type of an integer tier, and the lowest opset that has it with Cast.
 NATIVE_OPSETS = {Tier.INT8: 9, Tier.INT4: INT4_OPSET}
 
@@ -49,6 +59,8 @@ class Serving:
         Whether tensors that are not weights are stored small (`tqs_passes.shrink_constants`).
     opset : int or None
         Convert the model to this opset first; None: its own.
+    standard_ops : bool
+        ONNX's own operators only, none of the runtime's (`com.microsoft`).
     compute : Compute or None
         Blocks that compute with 16-bit floats.
 
@@ -63,6 +75,7 @@ class Serving:
     constants: Literal["small", "keep"] = "small"
     opset: int | None = None
     compute: Compute | None = None
+    standard_ops: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a compute precision that the target does not have."""
@@ -97,6 +110,11 @@ def require_computes(compute: Compute | None, target: ServingTarget) -> None:
         )
 
 
+def serves(serving: Serving, form: Form) -> bool:
+    """Whether what a file is made for runs a form of integer tiers."""
+    return form in FORMS[serving.target] and not (serving.standard_ops and form in _FOREIGN)
+
+
 class _Readers(StrEnum):
     PRODUCT = "MatMul or Gemm"
     CONVOLUTION = "MatMul, Gemm, Conv or ConvTranspose"
@@ -114,6 +132,8 @@ def refusal(a: Assignment, weight: Weight, target: ServingTarget, opset: int) ->
         if target is ServingTarget.TENSORRT and a.dtype == "float64":
             return "TensorRT has no float64"
         return None
+    if a.form is Form.NBITS and a.form not in FORMS[target]:
+        return f"MatMulNBits is an operator of onnxruntime's own, for its CPU provider: {target.value} may lack it"
     native = a.encoding is Encoding.NATIVE
     if native and a.tier not in NATIVE_OPSETS:
         return f"{a.tier} has no native type that runtimes compute with soundly"
@@ -122,7 +142,7 @@ def refusal(a: Assignment, weight: Weight, target: ServingTarget, opset: int) ->
     if native and a.grid is not Grid.SIGNED:
         return f"native {a.tier} has no {a.grid} levels"
     if target is ServingTarget.PORTABLE:
-        if a.form is not Form.CAST_MUL:
+        if a.form not in FORMS[target]:
             return (
                 "DequantizeLinear computes with 8-bit activations in some runtimes: a portable file has none"
             )

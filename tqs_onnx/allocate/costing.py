@@ -73,7 +73,7 @@ class Request:
     menus : tuple of Menu
     scores : Scores
     size : FileSize
-    profile : {"fast", "exact"}
+    profile : {"fast", "exact", "small"}
     serving : Serving
     responses : mapping of str to float
         Measured ‖ΔY‖² of one context, by `Bundle.key`; infinite where the rollout was not finite.

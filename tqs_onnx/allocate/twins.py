@@ -1,6 +1,7 @@
 """Weights of equal content that got the same way of storing are stored once: the others become its Identity.
 
-Not where a DequantizeLinear decodes them: read twice it is no longer fused, and is run at every call instead.
+Not where a DequantizeLinear decodes them: read twice it is no longer fused, and is run at every call instead. Nor
+where they are stored for their own reader and never decoded under their own name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from tqs_passes.rewrite import twin_fragment
 
 #: Roundings that depend on the weight alone.
 _OWN = ("keep", "cast", "mse")
+_NOT_SHARED = (Form.DEQUANTIZE, Form.NBITS, Form.GATHERED)
 
 
 def store_once(plan: Plan, file_bytes: Callable[[int], int], firsts: Mapping[str, str]) -> Plan:
@@ -38,7 +40,7 @@ def store_once(plan: Plan, file_bytes: Callable[[int], int], firsts: Mapping[str
 
 
 def _merged(a: Assignment, first: Assignment | None) -> Assignment:
-    if first is None or a.form is Form.DEQUANTIZE or a.rounding not in _OWN or not a.stored_like(first):
+    if first is None or a.form in _NOT_SHARED or a.rounding not in _OWN or not a.stored_like(first):
         return a
     n_bytes = twin_fragment(a.weight, first.weight).n_bytes()
     return a.model_copy(update={"same_as": first.weight, "n_bytes": n_bytes}) if n_bytes < a.n_bytes else a

@@ -24,6 +24,7 @@ from tqs_onnx.cli.show import print_json, say
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import Method, RoundingOptions
 from tqs_onnx.verify.gates import parse_gate
+from tqs_passes.forms import PROFILES
 
 
 @click.command("baseline")
@@ -43,7 +44,7 @@ from tqs_onnx.verify.gates import parse_gate
 @click.option("--act-order/--no-act-order", default=True, show_default=True, help="Most active inputs first.")
 @click.option(
     "--profile",
-    type=click.Choice(["fast", "exact"]),
+    type=click.Choice(PROFILES),
     default="fast",
     show_default=True,
     help="Serving profile written into the file.",

@@ -20,6 +20,7 @@ from tqs_onnx.score.probe import Probe, ProbeKind
 from tqs_onnx.score.sweep import SweepOptions
 from tqs_passes.encode.weight import Encoding
 from tqs_passes.errors import InputError
+from tqs_passes.forms import PROFILES
 from tqs_passes.plan import Compute, ServingTarget
 from tqs_passes.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS, parse_tiers
@@ -191,10 +192,10 @@ plan_options = _all(
     click.option("--drop-outputs", is_flag=True, help="Outputs outside the trajectory do not matter."),
     click.option(
         "--profile",
-        type=click.Choice(["fast", "exact"]),
+        type=click.Choice(PROFILES),
         default="fast",
         show_default=True,
-        help="Serving profile written into the file.",
+        help="Serving profile written into the file: fast, exact, or small (least memory).",
     ),
     click.option(
         "--target",
@@ -221,6 +222,11 @@ plan_options = _all(
     click.option(
         "--compute-blocks",
         help=r"Which blocks: a regular expression over labels and nodes, e.g. 'layers\.\d+' [default: all].",
+    ),
+    click.option(
+        "--standard-ops",
+        is_flag=True,
+        help="ONNX's own operators only: none of onnxruntime's, such as MatMulNBits.",
     ),
     click.option("--keep-constants", is_flag=True, help="Store masks, maps and index tables as they are."),
 )
@@ -369,6 +375,7 @@ def serving(options: dict[str, Any]) -> Serving:
         constants="keep" if options["keep_constants"] else "small",
         opset=options["opset"],
         compute=_compute(options["compute"], options["compute_blocks"]),
+        standard_ops=options["standard_ops"],
     )
 
 

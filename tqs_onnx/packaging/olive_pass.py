@@ -38,7 +38,7 @@ class TqsQuantization(Pass):  # type: ignore[misc]
             "compression": PassConfigParam(
                 type_=float, default_value=4.0, description="Input file over output file."
             ),
-            "profile": PassConfigParam(type_=str, default_value="fast", description="fast or exact"),
+            "profile": PassConfigParam(type_=str, default_value="fast", description="fast, exact or small"),
             "target": PassConfigParam(
                 type_=str,
                 default_value="ort-cpu",

@@ -12,35 +12,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.run import Engine, Trajectory
-from tqs_onnx.rollout.session import Provider, SessionOptions, open_session
-from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.score.engine import ExposedWeights
+from tqs_onnx.verify.decode import check_decoding
 from tqs_onnx.verify.evaluate import Drift, TruthError, measure_drift, measure_truth
-from tqs_passes.check import checker_complaint, decoding
+from tqs_onnx.verify.subject import Bench, Subject
+from tqs_passes.check import checker_complaint
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError, InputError
-from tqs_passes.grid import Codes
-from tqs_passes.model_io import Model, file_facts, load_model, serialize, tensor_array
-from tqs_passes.plan import Compute, Plan
-from tqs_passes.rewrite import fed_weight, reference_weight
-from tqs_passes.weights import Survey
+from tqs_passes.model_io import Model, file_facts, load_model
+from tqs_passes.plan import Compute
+from tqs_passes.rewrite import fed_weight
 
-#: Most bytes of weights decoded at once.
-_DECODE_CHUNK_BYTES = 256 << 20
 #: Drift between the file and the simulated file that a sound runtime may add, per profile, absolute and as a share
-#: of the file's own drift: `fast` computes with 8-bit activations, 5e-3 a MatMul, and the rollout amplifies that.
-_RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5)}
+#: of the file's own drift: `fast` and `small` compute with 8-bit activations, 5e-3 a MatMul, and the
+#: rollout amplifies that.
+_RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5), "small": (0.1, 0.5)}
 #: The same for blocks that compute with 16-bit floats: each value is rounded to 11 or 8 bits (2^-11 and 2^-8 relative,
 #: at most), once an operator, and the rollout amplifies that. A wrong cast shows as a gap of the order of 1.
 _HALF_GAP = {"float16": (0.02, 0.5), "bfloat16": (0.1, 0.5)}
@@ -90,52 +83,6 @@ class Verification(BaseModel):
     truth: dict[str, TruthError]
     n_contexts: int
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is verified against what.
-
-    Parameters
-    ----------
-    source, emitted : Path
-        The FP32 file and the file made from it.
-    lifted : Model
-        The source, lifted.
-    survey : Survey
-    plan : Plan
-    codes : mapping of str to Codes
-    """
-
-    source: Path
-    emitted: Path
-    lifted: Model
-    survey: Survey
-    plan: Plan
-    codes: Mapping[str, Codes]
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """Where rollouts for verification happen.
-
-    Parameters
-    ----------
-    spec : RolloutSpec
-    contexts : Contexts
-        Evaluation contexts.
-    sigma : dict of str to float
-    provider : str
-    batch : int or None
-    threads : int
-    """
-
-    spec: RolloutSpec
-    contexts: Contexts
-    sigma: dict[str, float]
-    provider: Provider = "cpu"
-    batch: int | None = None
-    threads: int = 0
 
 
 def roll_file(path: Path, bench: Bench, *, keep_other: bool = True) -> Trajectory:
@@ -222,71 +169,6 @@ def _require_plan_of(subject: Subject) -> None:
                 where=str(subject.source),
                 todo="Give the plan that the file was made by",
             )
-
-
-def _check_kept(subject: Subject, emitted: Model) -> None:
-    theirs = {t.name: t for t in emitted.proto.graph.initializer}
-    ours = {t.name: t for t in subject.lifted.proto.graph.initializer}
-    for a in subject.plan.assignments:
-        if a.form is not Form.KEEP or a.same_as is not None:
-            continue
-        same = a.weight in theirs and _same_bits(
-            tensor_array(theirs[a.weight], emitted.folder),
-            reference_weight(a, tensor_array(ours[a.weight], subject.lifted.folder)),
-        )
-        if not same:
-            raise GateError(
-                f"weight {a.label!r} is not what the source holds, though the plan keeps it",
-                where=str(subject.emitted),
-            )
-
-
-def check_decoding(subject: Subject, emitted: Model, bench: Bench) -> int:
-    """Decode every rewritten weight through the runtime; return how many equal the reference bit for bit.
-
-    Raises
-    ------
-    GateError
-        One does not.
-    """
-    _check_kept(subject, emitted)
-    stored = {t.name: t for t in subject.lifted.proto.graph.initializer}
-    produced = {out for node in emitted.proto.graph.node for out in node.output}
-    planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP or a.same_as is not None]
-    chunk: list[str] = []
-    size = 0
-    for index, a in enumerate(planned):
-        if a.weight not in produced:
-            raise GateError(
-                f"weight {a.label!r} is not decoded in the file: another plan made it",
-                where=str(subject.emitted),
-            )
-        chunk.append(a.weight)
-        size += int(np.prod(a.shape)) * 4
-        if size < _DECODE_CHUNK_BYTES and index < len(planned) - 1:
-            continue
-        session = open_session(
-            serialize(decoding(emitted, chunk)),
-            provider=bench.provider,
-            options=SessionOptions(threads=bench.threads),
-        )
-        decoded = {name: value.numpy() for name, value in session.run({}).items()}
-        for b in planned:
-            if b.weight in decoded:
-                values = tensor_array(stored[b.weight], subject.lifted.folder)
-                reference = reference_weight(b, values, subject.codes.get(b.weight))
-                if not _same_bits(decoded[b.weight], reference):
-                    raise GateError(
-                        f"weight {b.label!r} does not decode to what the plan says",
-                        where=str(subject.emitted),
-                    )
-        chunk, size = [], 0
-    return len(planned)
-
-
-def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
-    left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
-    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
 def _simulate(subject: Subject, bench: Bench, ours: Trajectory) -> tuple[float, float | None]:

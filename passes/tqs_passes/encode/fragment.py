@@ -30,6 +30,12 @@ class Fragment:
     nodes : list of onnx.NodeProto
     shared : dict of str to Fragment
         Fragments other weights may use as well, keyed by content; written once a file.
+    reader : onnx.NodeProto or None
+        The node of the model that goes, where a weight is not decoded for its reader but read in another way.
+    reading : list of onnx.NodeProto
+        What stands in that node's place.
+    domain : str
+        An operator set that the file must import, at version 1, besides its own.
     """
 
     prefix: str
@@ -37,6 +43,9 @@ class Fragment:
     tensors: list[onnx.TensorProto] = field(default_factory=list[onnx.TensorProto])
     nodes: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     shared: dict[str, Fragment] = field(default_factory=dict[str, "Fragment"])
+    reader: onnx.NodeProto | None = None
+    reading: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
+    domain: str = ""
     _count: int = 0
 
     def store(self, array: NDArray[np.generic], name: str, data_type: int | None = None) -> str:
@@ -69,13 +78,17 @@ class Fragment:
         """Register a shared fragment (and all it shares) once."""
         for inner_key, inner in piece.shared.items():
             self.shared.setdefault(inner_key, inner)
-        self.shared.setdefault(key, Fragment(piece.prefix, piece.namespace, piece.tensors, piece.nodes))
+        own = Fragment(piece.prefix, piece.namespace, piece.tensors, piece.nodes, domain=piece.domain)
+        self.shared.setdefault(key, own)
 
     def n_bytes(self) -> int:
-        """Bytes this fragment adds to a serialized graph, shared pieces not counted."""
-        return sum(field_size(t.ByteSize()) for t in self.tensors) + sum(
-            field_size(n.ByteSize()) for n in self.nodes
-        )
+        """Bytes this fragment adds to a serialized model, shared pieces not counted."""
+        sizes = [t.ByteSize() for t in self.tensors]
+        sizes += [n.ByteSize() for n in (*self.nodes, *self.reading)]
+        if self.domain:
+            sizes.append(helper.make_opsetid(self.domain, 1).ByteSize())
+        gone = 0 if self.reader is None else field_size(self.reader.ByteSize())
+        return sum(field_size(n) for n in sizes) - gone
 
 
 def field_size(n: int) -> int:

@@ -26,13 +26,20 @@ from tqs_passes.grid import Codes, Grid
 #: Lowest opset at which the planes encoding runs.
 MIN_OPSET = 9
 TABLE_OPS_OPSET = 10  # Mod
-_INT8_ADD_OPSET = 14
+INT8_ADD_OPSET = 14
 _SLICE_INPUT_OPSET = 10
 
 
 def plane_widths(bits: int) -> tuple[int, ...]:
     """Return the field widths of a b-bit code, low bits first."""
     return tuple(width for width in (1, 2, 4) if bits & width)
+
+
+def affine(bits: int, grid: Grid) -> tuple[int, int]:
+    """Return (gain, lowest): a code stands for the level gain · code + lowest."""
+    if grid is Grid.MIDRISE:
+        return 2, -((1 << bits) - 1)
+    return 1, -(1 << (bits - 1))
 
 
 def pack(codes: NDArray[np.uint8], shift: int, width: int) -> NDArray[np.uint8]:
@@ -89,16 +96,15 @@ def decode_levels(codes: Codes, fragment: Fragment, stored: str, opset: int) -> 
     if codes.bits == 8:
         return fragment.store(codes.levels, stored), True
     widths = plane_widths(codes.bits)
-    use_int8 = opset >= _INT8_ADD_OPSET or len(widths) == 1
+    use_int8 = opset >= INT8_ADD_OPSET or len(widths) == 1
     unsigned = codes.unsigned()
-    gain = 2 if codes.grid is Grid.MIDRISE else 1
-    offset = -((1 << codes.bits) - 1) if codes.grid is Grid.MIDRISE else -(1 << (codes.bits - 1))
+    gain, offset = affine(codes.bits, codes.grid)
     total, shift = "", 0
     for index, width in enumerate(widths):
         packed = pack(unsigned, shift, width)
         name = fragment.store(packed, stored if index == 0 else f"{stored}_{index}")
         top = index == len(widths) - 1
-        table = _table(fragment, width, gain << shift, offset if top else 0, opset, int8=use_int8)
+        table = lookup_table(fragment, width, gain << shift, offset if top else 0, opset, int8=use_int8)
         rows = fragment.op("Cast", [name], to=int(onnx.TensorProto.INT32))
         fields = fragment.op("Gather", [table, rows])
         plane = shaped(fragment, fields, packed.size * (8 // width), codes.levels.shape, opset)
@@ -137,8 +143,8 @@ def table_values(width: int, gain: int, offset: int) -> NDArray[np.int32]:
     return values
 
 
-def _table(fragment: Fragment, width: int, gain: int, offset: int, opset: int, *, int8: bool) -> str:
-    """Share the look-up table of one plane; return its name."""
+def lookup_table(fragment: Fragment, width: int, gain: int, offset: int, opset: int, *, int8: bool) -> str:
+    """Share the look-up table of one plane ``[256, 8/width]``, int8 or float32; return its name."""
     name = f"{fragment.namespace}.t{width}_{gain}_{-offset}{'' if int8 else 'f'}"
     piece = Fragment(name + ".")
     if opset < TABLE_OPS_OPSET:

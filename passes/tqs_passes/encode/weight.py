@@ -6,6 +6,8 @@ Readers keep reading the name they always read; only its producer changes ::
     FP16, BF16   initializer (half) → Cast(float)
     INTb, cm     planes → levels → Cast(float) → Mul(scale)              folds at load into a plain float weight
     INTb, dq     planes → levels → DequantizeLinear(scale, axis)         fused into MatMul by onnxruntime
+    INTb, nbits  its reader becomes MatMulNBits                          see `tqs_passes.encode.nbits`
+    INTb, gathered   its reader gathers codes and decodes these          see `tqs_passes.encode.gathered`
 
 Names follow onnxruntime's: `<w>_quantized`, `<w>_scale`, node `<w>_DequantizeLinear`; where the model has one of
 them already, another stem stands for `<w>`.
@@ -23,7 +25,9 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from tqs_passes.encode.fragment import Fragment
+from tqs_passes.encode.gathered import encode_gathered
 from tqs_passes.encode.native import native_levels
+from tqs_passes.encode.nbits import encode_nbits
 from tqs_passes.encode.planes import decode_levels
 from tqs_passes.grid import Codes
 from tqs_passes.tier import Tier
@@ -51,6 +55,8 @@ class Form(StrEnum):
     CAST = "cast"
     CAST_MUL = "cm"
     DEQUANTIZE = "dq"
+    NBITS = "nbits"
+    GATHERED = "gathered"
 
 
 class Encoding(StrEnum):
@@ -76,6 +82,8 @@ class Target:
         Prefixes of intermediate names and of shared pieces (see `Fragment`).
     stem : str
         What the names of stored tensors and of the last node start with (see `stem_names`); default `name`.
+    reader : onnx.NodeProto or None
+        The node that alone reads the weight, for the forms that replace it.
     """
 
     name: str
@@ -84,6 +92,7 @@ class Target:
     prefix: str
     namespace: str = "tqs"
     stem: str = ""
+    reader: onnx.NodeProto | None = None
 
     def __post_init__(self) -> None:
         """Let the weight's own name be the stem unless told otherwise."""
@@ -127,9 +136,16 @@ def decoded_cast(values: NDArray[np.generic], tier: Tier, dtype: str) -> NDArray
 
 
 def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = Encoding.PLANES) -> Fragment:
-    """Return the fragment that stores integer codes and decodes them; `form` is `CAST_MUL` or `DEQUANTIZE`."""
+    """Return the fragment that stores integer codes and decodes them, in any form of an integer tier."""
     fragment = Fragment(target.prefix, target.namespace)
     name, stem = target.name, target.stem
+    if target.reader is not None and form is Form.NBITS:
+        turned = target.reader.op_type == "Gemm" and any(
+            a.name == "transB" and a.i for a in target.reader.attribute
+        )
+        return encode_nbits(fragment, codes, target.reader, name, stem, turned=turned)
+    if target.reader is not None and form is Form.GATHERED:
+        return encode_gathered(fragment, codes, target.reader, name, stem, target.opset)
     if encoding is Encoding.NATIVE:
         levels, is_int8 = native_levels(codes, fragment, f"{stem}_quantized"), True
     else:
