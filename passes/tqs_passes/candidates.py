@@ -28,8 +28,8 @@ from tqs_passes.encode.weight import (
     np_dtype,
     tensor_type,
 )
-from tqs_passes.forms import Profile, Setting, integer_form, scale_axes
-from tqs_passes.grid import grids_for, quantize
+from tqs_passes.forms import Profile, Setting, offered_forms, scale_axes
+from tqs_passes.grid import quantize
 from tqs_passes.model_io import Model, tensor_array
 from tqs_passes.plan import Assignment, ServingTarget
 from tqs_passes.readers import sole_readers
@@ -205,14 +205,14 @@ def _integer(
         n_scales = 1 if axis is None else weight.shape[axis]
         if axis is not None and n_scales > _MAX_SCALE_SHARE * weight.n_values:
             continue
-        for grid in grids_for(tier.bits):
+        for grid, form in offered_forms(kitchen.setting, weight, tier, axis):
             draft = keep.model_copy(
                 update={
                     "tier": tier,
                     "grid": grid,
                     "axis": axis,
                     "half_scales": _wants_half(weight.shape, axis, kitchen.serving),
-                    "form": integer_form(kitchen.setting, weight, tier, grid, axis),
+                    "form": form,
                     "encoding": kitchen.serving.stored_as,
                     "rounding": "mse",
                 }

@@ -96,7 +96,7 @@ class Judge:
             (0, t.name): t.data_type for t in wiring.graphs[0].initializer if t.data_type in _INTEGERS
         }
         self._made: dict[Value, tuple[Value | None, ...]] = {
-            (site.scope, name): site.inputs for site in wiring.sites for name in site.node.output if name
+            (site.scope, name): self._data(site) for site in wiring.sites for name in site.node.output if name
         }
         self._with_data = DataConstants(wiring, flow)
 
@@ -116,15 +116,27 @@ class Judge:
             return f"argument of {ends[0][0].op}: a shape, a bound or a factor, not data"
         return None
 
+    def _data(self, site: Site) -> tuple[Value | None, ...]:
+        """Return the inputs whose values a node hands on: not a shape, nor indices that are fed."""
+        picks = site.op == "Reshape" or (site.op == "Gather" and site.inputs[1] in self._flow.dynamic)
+        return site.inputs[:1] if picks else site.inputs
+
     def _scales_levels(self, reading: Reading) -> bool:
-        """Whether a reader multiplies by it what is made of stored integers alone, bytes among them.
+        """Whether a reader multiplies by it, or by rows of it, what is made of stored integers alone, bytes among them.
 
         Those are the levels of a quantised weight.
         """
-        site = reading.site
-        if site.op != "Mul" or site.scope:
+        return self._multiplies_levels(reading.site, reading.reader.input_index)
+
+    def _multiplies_levels(self, site: Site, position: int) -> bool:
+        if site.scope:
             return False
-        waiting = [v for i, v in enumerate(site.inputs) if i != reading.reader.input_index]
+        if site.op in ("Gather", "Cast") and position == 0:
+            uses = self._wiring.consumers.get((0, site.node.output[0]), [])
+            return bool(uses) and all(self._multiplies_levels(self._wiring.sites[i], at) for i, at in uses)
+        if site.op != "Mul":
+            return False
+        waiting = [v for i, v in enumerate(site.inputs) if i != position]
         seen, has_bytes = set(waiting), False
         while waiting:
             value = waiting.pop()

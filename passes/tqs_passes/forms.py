@@ -18,7 +18,7 @@ import onnx
 from tqs_passes.encode.gathered import row_fits
 from tqs_passes.encode.nbits import block_of, fits
 from tqs_passes.encode.weight import DQ_OPSET, Encoding, Form
-from tqs_passes.grid import Grid
+from tqs_passes.grid import Grid, grids_for
 from tqs_passes.plan import ServingTarget
 from tqs_passes.readers import Way, way_of
 from tqs_passes.targets import Serving, serves
@@ -80,6 +80,20 @@ def integer_form(setting: Setting, weight: Weight, tier: Tier, grid: Grid, axis:
         if enough and served and _takes(setting, form, way, weight, (tier, grid, axis)):
             return form
     return _CM
+
+
+def offered_forms(
+    setting: Setting, weight: Weight, tier: Tier, axis: int | None
+) -> tuple[tuple[Grid, Form], ...]:
+    """Return the grids worth trying at a width, each with its form: those whose form the profile likes best.
+
+    The mid-rise grid of 4 bits, a little better than the signed one, is no operand of MatMulNBits: where that is
+    written, it is not offered, or it would take away what the profile is for.
+    """
+    found = [(g, integer_form(setting, weight, tier, g, axis)) for g in grids_for(tier.bits)]
+    order = (*TABLE[setting.profile].get(way_of(weight, setting.readers), ()), _CM)
+    best = min((form for _, form in found), key=order.index)
+    return tuple((g, form) for g, form in found if form is best)
 
 
 def _takes(

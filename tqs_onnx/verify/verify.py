@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tqs_onnx.rollout.run import Engine, Trajectory
-from tqs_onnx.rollout.session import SessionOptions, open_session
+from tqs_onnx.rollout.session import Provider, SessionOptions, open_session
 from tqs_onnx.score.engine import ExposedWeights
 from tqs_onnx.verify.decode import check_decoding
 from tqs_onnx.verify.evaluate import Drift, TruthError, measure_drift, measure_truth

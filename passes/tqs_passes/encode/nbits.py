@@ -40,7 +40,7 @@ def block_of(k: int) -> int | None:
 
 def fits(bits: int, grid: Grid) -> bool:
     """Whether every level plus 8 is a 4-bit code: not for the mid-rise grid of 4 bits, whose levels reach ±15."""
-    return bits < BITS or (bits == BITS and grid is Grid.SIGNED)
+    return (grid is Grid.SIGNED and bits <= BITS) or (grid is Grid.MIDRISE and bits < BITS)
 
 
 def encode_nbits(
