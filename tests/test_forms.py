@@ -174,7 +174,7 @@ def test_levels_beyond_a_nibble_are_not_offered_where_packing_is() -> None:
 
 
 def test_small_matrices_are_multiplied_under_exact() -> None:
-    menus = menus_of(source(), source().lifted, "exact", (Tier.INT3,), Serving())
+    menus = menus_of(source(), prepared_source(source(), Serving()), "exact", (Tier.INT3,), Serving())
     assert {c.assignment.form for m in menus for c in m.candidates} == {Form.KEEP, Form.CAST_MUL}
 
 

@@ -118,7 +118,9 @@ class Judge:
 
     def _data(self, site: Site) -> tuple[Value | None, ...]:
         """Return the inputs whose values a node hands on: not a shape, nor indices that are fed."""
-        picks = site.op == "Reshape" or (site.op == "Gather" and site.inputs[1] in self._flow.dynamic)
+        picks = site.op == "Reshape" or (
+            site.op == "Gather" and any(value in self._flow.dynamic for value in site.inputs[1:])
+        )
         return site.inputs[:1] if picks else site.inputs
 
     def _scales_levels(self, reading: Reading) -> bool:
@@ -131,7 +133,7 @@ class Judge:
     def _multiplies_levels(self, site: Site, position: int) -> bool:
         if site.scope:
             return False
-        if site.op in ("Gather", "Cast") and position == 0:
+        if site.op in ("Gather", "Cast") and position == 0 and site.node.output:
             uses = self._wiring.consumers.get((0, site.node.output[0]), [])
             return bool(uses) and all(self._multiplies_levels(self._wiring.sites[i], at) for i, at in uses)
         if site.op != "Mul":

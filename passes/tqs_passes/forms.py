@@ -91,7 +91,7 @@ def offered_forms(
     written, it is not offered, or it would take away what the profile is for.
     """
     found = [(g, integer_form(setting, weight, tier, g, axis)) for g in grids_for(tier.bits)]
-    order = (*TABLE[setting.profile].get(way_of(weight, setting.readers), ()), _CM)
+    order = (*TABLE[setting.profile].get(way_of(weight, setting.readers), ()), _CM, _DQ)
     best = min((form for _, form in found), key=order.index)
     return tuple((g, form) for g, form in found if form is best)
 

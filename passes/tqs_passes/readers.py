@@ -36,7 +36,8 @@ class Way(StrEnum):
 def sole_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     """Return for each stored tensor that one node input alone reads that node, as it will be written.
 
-    Tensors read inside bodies, or that are graph outputs, have no such node. The cost is linear in the graph.
+    The node has one output. Tensors read inside bodies, or that are graph outputs, have no such node. The cost is
+    linear in the graph.
     """
     stored = {t.name for t in graph.initializer}
     uses = Counter(name for g in iter_graphs(graph) for node in g.node for name in node.input)
@@ -44,7 +45,7 @@ def sole_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     found: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
         for name in node.input:
-            if name in stored and uses[name] == 1:
+            if name in stored and uses[name] == 1 and len(node.output) == 1:
                 found[name] = bare(node)
     return found
 
@@ -66,7 +67,7 @@ def way_of(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> Way:
         return Way.MATRIX
     if node.op_type == "Gemm" and at == 1 and _plain(node):
         return Way.TURNED if _value(node, "transB", 0) else Way.MATRIX
-    if node.op_type == "Gather" and at == 0 and _value(node, "axis", 0) in (0, -2):
+    if node.op_type == "Gather" and at == 0 and len(node.input) == 2 and _value(node, "axis", 0) in (0, -2):
         return Way.TABLE
     return Way.OTHER
 
