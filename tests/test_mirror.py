@@ -123,3 +123,10 @@ def test_both_options_equal_the_packages_own_forecast(tmp_path: Path) -> None:
     assert (expected == 0).any()
     # The package decodes with a cache of keys and values, the graph without: float32 rounding.
     assert np.abs(made - expected).max() <= 1e-5 * max(expected.std(), 1.0)
+
+
+def test_other_contexts_are_flipped_as_well() -> None:
+    engine = Engine(session(), spec(flip_invariant=True), Contexts({"context": series()}, {}))
+    engine.run()
+    other = engine.over(Contexts({"context": 2 * series()}, {})).run().outputs["forecast"]
+    np.testing.assert_array_equal(other, rolled(2 * series(), flip_invariant=True))

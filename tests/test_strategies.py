@@ -17,7 +17,7 @@ from tqs_onnx.score.target import Target
 from tqs_passes.grid import rtn
 from tqs_passes.weights import Origin, Reader, Weight
 
-SHAPE = Shape(n_rollouts=1, calls=1, chunk=1, nodes=100, provider="cpu")
+SHAPE = Shape(n_rollouts=1, steps=1, chunks=1, chunk=1, nodes=100, provider="cpu")
 
 
 def _matrix(name: str, n_values: int) -> Weight:
@@ -49,7 +49,7 @@ def test_a_rebuilt_session_sees_the_weight_that_was_replaced(tmp_path: Path) -> 
 
 def test_short_rollouts_share_sessions_and_long_ones_are_rebuilt() -> None:
     assert choose(MATRICES, SHAPE).how == "expose"
-    assert choose(MATRICES, replace(SHAPE, calls=32)) == Strategy("rebuild", 1)
+    assert choose(MATRICES, replace(SHAPE, steps=32)) == Strategy("rebuild", 1)
 
 
 def test_more_sessions_pay_as_rollouts_get_more() -> None:
@@ -58,12 +58,12 @@ def test_more_sessions_pay_as_rollouts_get_more() -> None:
 
 
 def test_on_a_gpu_everything_is_exposed_in_one_session() -> None:
-    assert choose(MATRICES, replace(SHAPE, calls=32, provider="cuda")) == Strategy("expose", 1)
+    assert choose(MATRICES, replace(SHAPE, steps=32, provider="cuda")) == Strategy("expose", 1)
 
 
 def test_a_big_model_is_never_held_twice() -> None:
     big = tuple(Target(f"w{i}", (_matrix(f"w{i}", 20_000_000),)) for i in range(10))
-    assert choose(big, replace(SHAPE, calls=32)) == Strategy("expose", 1)
+    assert choose(big, replace(SHAPE, steps=32)) == Strategy("expose", 1)
 
 
 def test_a_weight_of_many_blocks_is_rounded_as_a_whole() -> None:
@@ -84,3 +84,8 @@ def test_groups_hold_about_equal_bytes_in_the_order_given() -> None:
 def test_no_target_is_lost_where_one_is_bigger_than_a_share() -> None:
     uneven = (Target("big", (_matrix("big", 10_000_000),)), *MATRICES[:5])
     assert sorted(t.name for g in grouped(uneven, 3) for t in g) == sorted(t.name for t in uneven)
+
+
+def test_what_lies_before_is_kept_for_short_rollouts_only() -> None:
+    assert choose(MATRICES, replace(SHAPE, chunk=16)).prefix
+    assert not choose(MATRICES, replace(SHAPE, chunk=16, steps=5)).prefix

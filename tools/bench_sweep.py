@@ -102,7 +102,7 @@ class Row:
         cpu = self.sweep_cpu_s / ((self.n_rollouts + self.sessions) * self.bare_cpu_s)
         naive = self.naive_s / self.bare_s
         return (
-            f"{self.name:32} {self.how:>7} {self.sessions:8} {self.n_rollouts:8} "
+            f"{self.name:32} {self.how:>10} {self.sessions:8} {self.n_rollouts:8} "
             f"{1e3 * self.bare_s:9.1f} {self.sweep_s:8.2f} "
             f"{self.sweep_s / counted:7.2f} {self.sweep_s / floors:9.2f} {cpu:7.2f} {naive:8.2f}"
         )
@@ -156,7 +156,7 @@ def measure(
             naive_s,
             bare_cpu_s,
             sweep_cpu_s,
-            plan.how,
+            plan.how + (" cut" if plan.prefix else ""),
         )
     )
 
@@ -189,7 +189,7 @@ def main() -> None:
     forced = Strategy("rebuild", 1) if given.rebuild else None
     forced = Strategy("expose", given.groups) if given.groups else forced
     print(
-        f"{'configuration':32} {'how':>7} {'sessions':>8} {'rollouts':>8} {'bare (ms)':>9} {'sweep(s)':>8} "
+        f"{'configuration':32} {'how':>10} {'sessions':>8} {'rollouts':>8} {'bare (ms)':>9} {'sweep(s)':>8} "
         f"{'ratio':>7} {'+ floors':>9} {'cpu':>7} {'naive':>8}"
     )
     with tempfile.TemporaryDirectory(prefix="tqs-bench-") as folder:

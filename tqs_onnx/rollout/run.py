@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout import mirror
 from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.halves import SplitSession
 from tqs_onnx.rollout.session import Session, SessionOptions, Value, open_session
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_time, join
@@ -28,6 +29,8 @@ from tqs_passes.errors import InputError
 
 #: Contexts a call when the user names no number: enough to amortise reading the weights.
 DEFAULT_BATCH = 32
+#: What may be kept of the first step, in all chunks; beyond that it is computed again, with the same result.
+_MOST_KEPT_BYTES = 256 << 20
 
 #: Called after every step of the first chunk with the step, from 1, and each trajectory output's values of that step,
 #: float32 ``[context, time, *rest]``; True stops the rollout there.
@@ -38,11 +41,12 @@ __all__ = ["DEFAULT_BATCH", "Engine", "NonFiniteError", "Trajectory", "Watch"]
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Contexts that run together: their values on the device, made once."""
+    """Contexts that run together: their values on the device, made once; `kept`: see `SplitSession.run`."""
 
     contexts: range
     inputs: dict[str, Value]
     forcing: tuple[dict[str, Value], ...]
+    kept: dict[str, Value] = field(default_factory=dict[str, Value])
 
 
 class Engine:
@@ -50,8 +54,9 @@ class Engine:
 
     Parameters
     ----------
-    session : Session
-        The model, possibly with weights exposed as further inputs.
+    session : Session or SplitSession
+        The model, possibly with weights exposed as further inputs. Of one in two halves, what the head gives for
+        the first step is kept from one rollout to the next.
     spec : RolloutSpec
         Checked against the model by `check_spec`.
     contexts : Contexts
@@ -66,7 +71,12 @@ class Engine:
     """
 
     def __init__(
-        self, session: Session, spec: RolloutSpec, contexts: Contexts, *, batch: int | None = None
+        self,
+        session: Session | SplitSession,
+        spec: RolloutSpec,
+        contexts: Contexts,
+        *,
+        batch: int | None = None,
     ) -> None:
         self.session = session
         self.spec = spec
@@ -99,7 +109,7 @@ class Engine:
     def over(self, contexts: Contexts) -> Engine:
         """Return an engine of the same session over other contexts of the same shapes."""
         other = copy.copy(self)
-        other.contexts, other._chunks = contexts, {}
+        other.contexts, other._chunks, other._mirror = contexts, {}, None
         return other
 
     def run(
@@ -267,9 +277,11 @@ class Engine:
         for step in range(1, steps + 1):
             wanted = {*trajectory, *extra, *(fed if step < steps else ())}
             where = f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"
-            outputs = self.session.run(
-                {**inputs, **overrides}, [n for n in names if n in wanted], where=where
-            )
+            asked = [n for n in names if n in wanted]
+            if step == 1 and isinstance(self.session, SplitSession):
+                outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
+            else:
+                outputs = self.session.run({**inputs, **overrides}, asked, where=where)
             for name in trajectory:
                 kept[name].append(self._collected(outputs[name], name, step, chunk, check_finite))
             for name in extra:
@@ -287,6 +299,20 @@ class Engine:
             },
             {n: [self._plain(v, chunk) for v in vs] for n, vs in other.items()},
         )
+
+    def _first(
+        self,
+        session: SplitSession,
+        chunk: _Chunk,
+        inputs: Mapping[str, Value],
+        names: Sequence[str],
+        where: str,
+    ) -> dict[str, Value]:
+        """Call the model for the first time of a rollout, which is all that overrides make different."""
+        outputs = session.run(inputs, names, where=where, kept=chunk.kept)
+        if sum(v.n_bytes for c in self._chunks.values() for v in c.kept.values()) > _MOST_KEPT_BYTES:
+            chunk.kept.clear()
+        return outputs
 
     def _next(
         self,

@@ -46,6 +46,7 @@ __all__ = [
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FATAL = 4
+#: A value that is let go of as soon as a run is over.
 _BIG_BYTES = 1 << 20
 _STATE = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # its error classes
 _CPU = "CPUExecutionProvider"
@@ -102,9 +103,9 @@ class Value:
         self.shape: tuple[int, ...] = tuple(raw.shape())
 
     @property
-    def is_big(self) -> bool:
-        """Whether it is worth letting go of early."""
-        return math.prod(self.shape) * self.dtype.itemsize > _BIG_BYTES
+    def n_bytes(self) -> int:
+        """Bytes of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def numpy(self) -> NDArray[Any]:
         """Return the values on the host: on the CPU a view that keeps the memory alive, else a copy."""
@@ -197,7 +198,7 @@ class Session:
             binding.clear_binding_outputs()  # else the next run would write into these results
         except _ERRORS as error:
             raise InputError(f"the model failed: {_text(error)}", where=where) from error
-        if any(value.is_big for value in bound.values()):
+        if any(value.n_bytes > _BIG_BYTES for value in bound.values()):
             binding.clear_binding_inputs()  # memory matters more than the time to bind again
         else:
             self._bindings.append((binding, bound))

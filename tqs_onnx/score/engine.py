@@ -6,7 +6,9 @@ per rollout, with the perturbed weights as its constants ::
     all in one group        every weight is an input; nothing is ever rebuilt. Kernels lose what they prepare from
                             constant weights (prepacking): the more, the shorter the batch.
     g weights a group       the others stay constants, shared with the session rather than copied, and prepacked;
-                            a session is built per group, and each has a nominal rollout of its own.
+                            a session is built per group, and each has a nominal rollout of its own. It can be in two
+                            halves, cut where the group first matters: at the first step, what lies before is nominal
+                            in every rollout and computed once.
     rebuilt                 nothing is lost at a call, one nominal rollout serves all; a session per rollout, which is
                             built while the rollout before runs.
 
@@ -16,7 +18,7 @@ Nominal and perturbed trajectories always come from the same compiled graph. Whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,11 +26,13 @@ import onnx
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.halves import SplitSession
 from tqs_onnx.rollout.run import Engine, Trajectory, Watch
-from tqs_onnx.rollout.session import Provider, SessionOptions, Value, host_value, open_session
+from tqs_onnx.rollout.session import Provider, Session, SessionOptions, Value, host_value, open_session
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_passes.model_io import Model, serialize
 from tqs_passes.perturb import Perturb, weight_values
+from tqs_passes.split import Halves, split, value_types
 from tqs_passes.weights import Weight
 
 #: Any location will do: the values are given to the session, the file is never opened.
@@ -94,6 +98,14 @@ class Exposable:
 
     def opened_for(self, group: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
         """Return the serialized model with `group` exposed, and the names of the weights it wants given instead."""
+        proto, names = self._with_constants(group)
+        return serialize(proto), names
+
+    def split_for(self, group: frozenset[str]) -> Halves | None:
+        """Return the model with `group` exposed, in two where the group first matters; None where that is at once."""
+        return split(self._with_constants(group)[0], group, value_types(self.proto))
+
+    def _with_constants(self, group: frozenset[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         proto = onnx.ModelProto()
         proto.CopyFrom(self.proto)
         constant = [i for i in proto.graph.input if i.name in self.arrays and i.name not in group]
@@ -107,7 +119,7 @@ class Exposable:
         names = tuple(i.name for i in constant)
         for info in constant:
             proto.graph.input.remove(info)
-        return serialize(proto), names
+        return proto, names
 
 
 def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
@@ -134,6 +146,8 @@ class GroupSession:
         Most contexts a chunk.
     threads : int
         0: the runtime's choice.
+    prefix : bool
+        Compute what lies before the group once for the first step, where there is something.
     """
 
     builds = False
@@ -148,16 +162,32 @@ class GroupSession:
         provider: Provider = "cpu",
         batch: int | None = None,
         threads: int = 0,
+        prefix: bool = False,
     ) -> None:
         names = [w.name for w in group if w.name in source.arrays]
-        serialized, constants = source.opened_for(frozenset(names))
         self._arrays = source.arrays
-        self._constants = {name: host_value(source.arrays[name]) for name in constants}
-        self.session = open_session(
-            serialized, provider=provider, options=SessionOptions(threads=threads), stored=self._constants
-        )
+        self._constants = {n: host_value(a) for n, a in source.arrays.items() if n not in names}
+        self._provider: Provider = provider
+        self._threads = threads
+        halves = source.split_for(frozenset(names)) if prefix else None
+        self.session: Session | SplitSession
+        if halves is None:
+            self.session = self._opened(source.opened_for(frozenset(names))[0], self._constants)
+        else:
+            head, tail = (
+                self._opened(serialize(part), {t.name for t in part.graph.initializer})
+                for part in (halves.head, halves.tail)
+            )
+            self.session = SplitSession(
+                head, tail, halves.cut, tuple(o.name for o in source.proto.graph.output)
+            )
         self._engine = Engine(self.session, spec, contexts, batch=batch)
         self._nominal = {name: self.session.value(source.arrays[name]) for name in names}
+
+    def _opened(self, serialized: bytes, present: Collection[str]) -> Session:
+        stored = {name: value for name, value in self._constants.items() if name in present}
+        options = SessionOptions(threads=self._threads)
+        return open_session(serialized, provider=self._provider, options=options, stored=stored)
 
     def values(self, weight: Weight) -> NDArray[Any]:
         """Return the nominal values of a weight, in its dtype."""

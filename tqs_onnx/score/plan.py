@@ -39,6 +39,8 @@ class Plan:
         Most contexts a chunk.
     how : {"expose", "rebuild"}
         How weights are injected.
+    prefix : bool
+        What lies before a session's weights is computed once for the first step.
     groups : tuple of tuple of Target
         The targets, session by session.
     block_of : dict of str to str
@@ -56,6 +58,7 @@ class Plan:
     horizons: tuple[int, ...]
     batch: int
     how: How
+    prefix: bool
     groups: tuple[tuple[Target, ...], ...]
     block_of: dict[str, str]
     facts: str
@@ -118,7 +121,8 @@ def plan_sweep(
     n_chunks = -(-contexts.n_contexts // chunk)
     shape = Shape(
         options.probe.n_draws + len(options.response_bits),
-        spec.rollout.steps * n_chunks,
+        spec.rollout.steps,
+        n_chunks,
         chunk,
         len(model.proto.graph.node),
         options.provider,
@@ -135,6 +139,7 @@ def plan_sweep(
         units=options.units,
         chunk=chunk,
         injection=strategy.how,
+        prefix=strategy.prefix,
         groups=[[t.name for t in group] for group in groups],
         early_stop=None if options.early_stop is None else asdict(options.early_stop),
         group_test=options.group_test,
@@ -142,5 +147,5 @@ def plan_sweep(
     text = json.dumps(facts, sort_keys=True)
     return Plan(
         *(model, spec, contexts, options, horizons, chunk),
-        *(strategy.how, groups, block_of, text, job_id(json.loads(text))),
+        *(strategy.how, strategy.prefix, groups, block_of, text, job_id(json.loads(text))),
     )

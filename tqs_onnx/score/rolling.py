@@ -80,6 +80,7 @@ def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None 
             provider=options.provider,
             batch=plan.batch,
             threads=options.threads,
+            prefix=plan.prefix,
         )
     nominal = injection.run({})
     if frame is None:

@@ -1,24 +1,26 @@
 """How weights are injected and which of them share a session: a cost model over the job, never over the clock.
 
-With G sessions, n rollouts, c calls a rollout (steps × chunks), B bytes of matrices and b(·) the time to build a
-session, in seconds ::
+With G sessions, n rollouts of T steps over k chunks, B bytes of matrices and b(·) the time to build a session, in
+seconds ::
 
-    expose(G) = G · (b + 3 · c · call · B)  +  (n + 3 · G) · c · lost · B / G
-    rebuild   = n · b
+    expose(G) = G · b  +  (n + 3 · G) · (k · (T − s) · call · B + k · T · (lost · B / G + m))
+    rebuild   = n · b  +  (n + 3) · k · T · call · B
 
 `expose` pays for its sessions, for three rollouts in each (the nominal one and those of its floors), and at every
-call for the exposed share of the matrices, which is not prepacked; its minimum is at G = sqrt(n · c · lost · B / (b +
-3 · c · call · B)). `rebuild` pays a session per rollout and nothing else: best for long rollouts. The rates were
-measured on a 76 MB transformer (`tools/bench_sweep.py`); they depend on the machine, but a choice that is somewhat
-off costs little near a minimum, and the same job gets the same answer everywhere. The choice is part of the job and
-kept with it.
+call for the exposed share of the matrices, which is not prepacked. `rebuild` pays a session per rollout and nothing
+else: best for long rollouts. With `prefix`, sessions are cut in two where their weights first matter: the first step
+spares the share s of a call that lies before, (1 − 1/G)/2 on average, and a step then takes two calls, m being the
+price of the second; without, both are 0. It is looked at for short rollouts only.
+
+The rates were measured on a 76 MB transformer and on the zoo model (`tools/bench_sweep.py`); they depend on the
+machine, but a choice that is somewhat off costs little near a minimum, and the same job gets the same answer
+everywhere. The choice is part of the job and kept with it.
 
 On a GPU nothing is prepacked, and big models must not be held twice: expose everything.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +38,10 @@ BUILD_S = 0.5e-9
 CALL_S = 0.05e-9
 CALL_PER_CONTEXT_S = 0.075e-9
 LOST_S = 0.12e-9
+#: Seconds that a call takes longer when it is made in two.
+SECOND_CALL_S = 50e-6
+#: Above, what a prefix spares is too little to look at.
+MOST_PREFIX_STEPS = 4
 #: Above, one session with everything exposed: constants are held prepacked as well, by `rebuild` for two sessions.
 MOST_CONSTANT_BYTES = 256 << 20
 #: Rollouts of a session besides the perturbed ones: the nominal one, and the two of its floors.
@@ -51,8 +57,10 @@ class Shape:
     ----------
     n_rollouts : int
         Perturbed rollouts a target.
-    calls : int
-        Calls of the model a rollout.
+    steps : int
+        Steps of a rollout.
+    chunks : int
+        Calls of the model a step.
     chunk : int
         Contexts a call.
     nodes : int
@@ -61,7 +69,8 @@ class Shape:
     """
 
     n_rollouts: int
-    calls: int
+    steps: int
+    chunks: int
     chunk: int
     nodes: int
     provider: Provider
@@ -76,10 +85,13 @@ class Strategy:
     how : {"expose", "rebuild"}
     groups : int
         Sessions of `expose`; 1 for `rebuild`.
+    prefix : bool
+        Sessions of `expose` are cut in two where their weights first matter.
     """
 
     how: How
     groups: int
+    prefix: bool = False
 
 
 def prepacked_bytes(weight: Weight) -> int:
@@ -94,16 +106,23 @@ def choose(targets: Sequence[Target], shape: Shape) -> Strategy:
     n_bytes = sum(prepacked_bytes(w) for t in targets for w in t.weights)
     if shape.provider != "cpu" or n_bytes == 0 or n_bytes > MOST_CONSTANT_BYTES:
         return Strategy("expose", 1)
-    n = shape.n_rollouts * len(targets)
     build = shape.nodes * BUILD_NODE_S + n_bytes * BUILD_S
-    nominal = NOMINAL_ROLLOUTS * shape.calls * n_bytes * (CALL_S + CALL_PER_CONTEXT_S * shape.chunk)
-    lost = shape.calls * n_bytes * LOST_S
-    groups = max(1, min(len(targets), round(math.sqrt(n * lost / (build + nominal)))))
-    exposed = groups * (build + nominal) + (n + NOMINAL_ROLLOUTS * groups) * lost / groups
-    rebuilt = n * build + nominal
-    if rebuilt < exposed:
-        return Strategy("rebuild", 1)
-    return Strategy("expose", groups)
+    n, calls = shape.n_rollouts * len(targets), shape.steps * shape.chunks
+    call = n_bytes * (CALL_S + CALL_PER_CONTEXT_S * shape.chunk)
+
+    def seconds(option: Strategy) -> float:
+        if option.how == "rebuild":
+            return n * build + (n + NOMINAL_ROLLOUTS) * calls * call
+        groups = option.groups
+        spared = shape.chunks * call * (1 - 1 / groups) / 2 if option.prefix else 0.0
+        more = n_bytes * LOST_S / groups + (SECOND_CALL_S if option.prefix else 0.0)
+        rollout = calls * (call + more) - spared
+        return groups * build + (n + NOMINAL_ROLLOUTS * groups) * rollout
+
+    options = [Strategy("expose", groups) for groups in range(1, len(targets) + 1)]
+    if shape.steps <= MOST_PREFIX_STEPS:
+        options += [Strategy("expose", groups, prefix=True) for groups in range(2, len(targets) + 1)]
+    return min([*options, Strategy("rebuild", 1)], key=seconds)
 
 
 def grouped(targets: Sequence[Target], groups: int) -> tuple[tuple[Target, ...], ...]:
