@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.rollouts import forecaster, opened, scored, spec_of, values
+from tqs_onnx.allocate import branch, core
 from tqs_onnx.allocate.bundle import tied
 from tqs_onnx.allocate.costing import PlanOptions, Request, amplification
 from tqs_onnx.allocate.planning import plan_within
@@ -117,3 +118,16 @@ def test_a_weight_tied_twice_is_refused(single: Request) -> None:
 def test_a_tie_that_matches_nothing_is_refused(single: Request) -> None:
     with pytest.raises(InputError, match="matches no weight"):
         plan_within(single, 3100, PlanOptions(ties=("V*",)))
+
+
+def test_when_the_solver_fails_the_plan_says_so_and_keeps_its_budget(
+    single: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> core.CoreResult:
+        raise core.SolverFailedError("out of order")
+
+    monkeypatch.setattr(branch, "solve_core", refuse)
+    plans = [plan_within(single, budget, PlanOptions()) for budget in BUDGETS]
+    labels = [p.solver.solver for p in plans if p.solver is not None]
+    assert any("(solver failed: out of order)" in label for label in labels)
+    assert all(p.n_bytes <= budget for p, budget in zip(plans, BUDGETS, strict=True))

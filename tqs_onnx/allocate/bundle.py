@@ -8,7 +8,6 @@ several ways in a tier (grids, channel axes), two choices are made of it: of the
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +22,7 @@ _FOUND = frozenset(
         *("error_energy", "gamma", "amplification", "cost", "dead"),
     }
 )
+_STORED = tuple(sorted(Assignment.model_fields.keys() - _FOUND))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,8 @@ class Bundle:
 
 def storage_key(assignments: Iterable[Assignment]) -> str:
     """Return the digest of how weights are stored together (see `Bundle.key`)."""
-    rows = [a.model_dump(mode="json", exclude=set(_FOUND)) for a in assignments]
-    rows.sort(key=lambda row: str(row["weight"]))
-    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+    rows = sorted(repr([(name, str(getattr(a, name))) for name in _STORED]) for a in assignments)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def singles(candidates: Iterable[Candidate]) -> tuple[Bundle, ...]:

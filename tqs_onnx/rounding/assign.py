@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rounding.calibrate import Calibration, Statistics
-from tqs_onnx.rounding.compensate import Matrix, compensate, drift_correction, factor
+from tqs_onnx.rounding.compensate import Factor, Matrix, compensate, drift_correction, factor
 from tqs_onnx.rounding.gptq import PUBLISHED_BLOCK, qep_correct
 from tqs_onnx.rounding.nearest import nearest_codes
 from tqs_onnx.rounding.view import View
@@ -130,6 +130,8 @@ class _Work:
         self.codes: dict[str, Codes] = {}
         self.notes: list[Skip] = []
         self._last: tuple[object, Statistics] | None = None
+        # Of the last statistics, by group: weights and candidates that share these share their factors.
+        self._factors: dict[int, tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]] = {}
 
     def round(self, a: Assignment) -> Assignment:
         """Round one weight and return its assignment."""
@@ -193,6 +195,7 @@ class _Work:
         key = (tuple((use.activation, use.view) for use in uses), shape if len(shape) > 2 else ())
         if self._last is None or self._last[0] != key:
             self._last = (key, self.calibration.statistics(weight, self.replaced))
+            self._factors.clear()
         return self._last[1]
 
     def _corrected(self, a: Assignment, exact: Matrix, statistics: Statistics) -> Matrix:
@@ -226,16 +229,25 @@ class _Work:
         corrected: Matrix = exact + strength * moved
         return corrected
 
+    def _factored(
+        self, statistics: Statistics, g: int
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]:
+        """Return the columns that are never fed, the order of columns, and the factor of H so ordered."""
+        if g not in self._factors:
+            H = statistics.H[g].copy()
+            dead = np.diag(H) == 0
+            H[dead, dead] = 1.0
+            order = np.argsort(-np.diag(H), kind="stable") if self.options.act_order else np.arange(len(H))
+            self._factors[g] = dead, order, factor(H[np.ix_(order, order)], self.options.damp)
+        return self._factors[g]
+
     def _levels(
         self, a: Assignment, target: Matrix, scales: Matrix, statistics: Statistics, g: int
     ) -> Matrix | None:
         """Return the levels of one group [out, in], None when H has no factor."""
-        H, w = statistics.H[g].copy(), target.copy()
-        dead = np.diag(H) == 0
-        H[dead, dead] = 1.0
+        dead, order, found = self._factored(statistics, g)
+        w = target.copy()
         w[:, dead] = 0.0
-        order = np.argsort(-np.diag(H), kind="stable") if self.options.act_order else np.arange(len(H))
-        found = factor(H[np.ix_(order, order)], self.options.damp)
         if found is None:
             return None
         if found.damp != self.options.damp:
