@@ -191,7 +191,8 @@ def _likeness(output: str, target: str) -> float:
 
 def _toml(text: str) -> str:
     """Return a TOML basic string: JSON's escapes are TOML's, but for the delete character."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    shown = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in shown)
 
 
 def render_rollout(model: Model, suggestions: tuple[Suggestion, ...], n_steps: int = 4) -> str:

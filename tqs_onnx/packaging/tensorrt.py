@@ -90,14 +90,33 @@ def command_line(signature: ModelSignature, limits: dict[str, tuple[int, int, in
     Raises
     ------
     InputError
-        An input's rank is not declared, or the sizes of a free dimension are not given.
+        An input's rank is not declared, its name cannot be written, or the sizes of a free dimension are not given.
     """
     words = ["trtexec", "--onnx=model.onnx", "--saveEngine=model.plan", "--skipInference", "--stronglyTyped"]
     free = [p for p in signature.inputs if p.shape is None or any(isinstance(d, str) for d in p.shape)]
     for flag, which in (("minShapes", 0), ("optShapes", 1), ("maxShapes", 2)):
         if free:
-            words.append(f"--{flag}=" + ",".join(f"{p.name}:{_sizes(p, limits, which)}" for p in free))
+            words.append(
+                f"--{flag}=" + ",".join(f"{_spelt(p.name)}:{_sizes(p, limits, which)}" for p in free)
+            )
     return " ".join(shlex.quote(w) for w in words)
+
+
+def _spelt(name: str) -> str:
+    """Return an input's name as `trtexec` reads it: between single quotes where it holds a colon.
+
+    Raises
+    ------
+    InputError
+        It holds a comma or a single quote, which `trtexec` cannot be told.
+    """
+    if "," in name or "'" in name:
+        raise InputError(
+            "trtexec takes no input whose name holds a comma or a quote",
+            where=name,
+            todo="Rename the input",
+        )
+    return f"'{name}'" if ":" in name else name
 
 
 def _sizes(port: Port, limits: dict[str, tuple[int, int, int]], which: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from tqs_passes.errors import InputError
+from tqs_passes.errors import InputError, one_line
 
 #: A dimension: its size, or the name of a symbolic one (`?` for one without a name).
 Dim = int | str
@@ -39,7 +39,7 @@ class Port:
     def __str__(self) -> str:
         """Return e.g. ``'context' float32 [batch, 512]``."""
         shape = "of unknown rank" if self.shape is None else shape_text(self.shape)
-        return f"{self.name!r} {self.dtype.name} {shape}"
+        return one_line(f"{one_line(repr(self.name), 120)} {self.dtype.name} {shape}")
 
 
 @dataclass(frozen=True, slots=True)

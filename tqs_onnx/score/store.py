@@ -201,8 +201,8 @@ class Scores(_Frozen):
     def to_csv(self) -> str:
         """Return one row per weight: name, role, status, γ per horizon, γ_task, A_max, ‖δθ‖, draws, readers."""
         stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(
+        _write_row(
+            stream,
             [
                 *("weight", "label", "role", "shape", "status"),
                 *(f"gamma_T{t}" for t in self.horizons),
@@ -218,12 +218,13 @@ class Scores(_Frozen):
                     "block",
                     "readers",
                 ),
-            ]
+            ],
         )
         for w in self.weights:
             gamma = w.gamma or (None,) * len(self.horizons)
             ratios = w.convergence or (None,) * len(self.horizons)
-            writer.writerow(
+            _write_row(
+                stream,
                 [
                     *(w.weight, w.label, w.role.value if w.role else ""),
                     *("x".join(map(str, w.shape)), w.status.value),
@@ -232,9 +233,17 @@ class Scores(_Frozen):
                     *(w.gamma_stderr, w.gamma_task, w.gamma_task_stderr, w.gamma_task_mean, w.a_max),
                     *(w.amplification, w.growth, w.nonlinearity, w.is_linear),
                     *(w.delta_norm, w.draws, w.block, " ".join(w.readers)),
-                ]
+                ],
             )
         return stream.getvalue()
+
+
+def _write_row(stream: io.StringIO, row: list[object]) -> None:
+    """Write a row; `csv` leaves a carriage return bare, which readers take for the end of the row."""
+    bare = any("\r" in cell for cell in row if isinstance(cell, str))
+    csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerow(
+        row
+    )
 
 
 def read_scores(path: Path) -> Scores:
