@@ -119,3 +119,15 @@ def test_an_earlier_run_is_not_replaced_unless_forced(
 ) -> None:
     assert main(given("rtn", 3, runs["rtn"])) == 2
     assert "already holds" in capsys.readouterr().err
+
+
+def test_a_calibration_set_of_its_own_changes_the_codes(tmp_path: Path) -> None:
+    found = files()
+    with np.load(found.contexts) as archive:
+        others = {name: archive[name][-4:] for name in archive.files}
+    np.savez(tmp_path / "calibration.npz", **others)
+    for out, more in (("scoring", []), ("own", ["--calibration", str(tmp_path / "calibration.npz")])):
+        assert main(given("gptq", 2, tmp_path / out, *more)) == 0
+    plans = [read_plan(tmp_path / out / "plan.json") for out in ("scoring", "own")]
+    assert plans[0].codes_sha256 != plans[1].codes_sha256
+    assert manifest(tmp_path / "own")["inputs"]["calibration"]

@@ -1,8 +1,8 @@
 """Uniform baselines as real files: every weight of two or more dimensions at one width, the rest FP16.
 
 The file is written by the emitter that writes mixed precision, on the same grids, and verified like any other, so that
-a comparison of methods is one of files. Data-aware methods are calibrated on the scoring contexts; the evaluation
-contexts are not touched before the file is there.
+a comparison of methods is one of files. Data-aware methods are calibrated on the scoring contexts, or on a set of their
+own; the evaluation contexts are not touched before the file is there.
 """
 
 from __future__ import annotations
@@ -174,9 +174,8 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
             threads=job.threads,
         ).run({})
         scale = sigma(data.spec, data.scoring, nominal.outputs).values
-        where = Where(
-            source.lifted, rolled, data.spec, data.scoring, scale, job.provider, job.batch, job.threads
-        )
+        fed = data.scoring if data.calibration is None else data.calibration
+        where = Where(source.lifted, rolled, data.spec, fed, scale, job.provider, job.batch, job.threads)
         rounding = job.rounding
         if rounding.method == "qep" and job.tune:
             rounding, _ = Tuner(where).tuned(plan, rounding, say)

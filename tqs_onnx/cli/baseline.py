@@ -10,6 +10,7 @@ import click
 from tqs_onnx.baseline import BaselineJob, baseline
 from tqs_onnx.cli.options import (
     FILE,
+    calibration_option,
     data_files,
     data_options,
     evaluation_options,
@@ -33,6 +34,7 @@ from tqs_passes.forms import PROFILES
 @click.option("--bits", type=click.IntRange(1, 8), required=True, help="Width of every matrix.")
 @data_options
 @evaluation_options
+@calibration_option
 @gate_options
 @run_options
 @click.option(
@@ -57,8 +59,8 @@ def command(
 ) -> int:
     r"""Round MODEL uniformly, as a file to compare with.
 
-    Data-aware methods (gptq, gptaq, qep) are calibrated on the scoring contexts. Without --qep-damp and
-    --qep-strength, qep gets the best of six settings, chosen on scoring contexts held out.
+    Data-aware methods (gptq, gptaq, qep) are calibrated on the scoring contexts, or on --calibration. Without
+    --qep-damp and --qep-strength, qep gets the best of six settings, chosen on contexts held out of these.
 
     \b
     Example:

@@ -236,6 +236,12 @@ budget_options = _all(
     click.option("--max-bytes", type=int, help="Most bytes of the output file."),
 )
 
+calibration_option = click.option(
+    "--calibration",
+    type=FILE,
+    help="Contexts for rounding by data, of a table its training rows [default: the scoring contexts].",
+)
+
 rounding_options = _all(
     click.option(
         "--rounding",
@@ -244,11 +250,7 @@ rounding_options = _all(
         show_default=True,
         help="How integers are chosen: from the weights alone (mse), or from what the contexts feed them.",
     ),
-    click.option(
-        "--calibration",
-        type=FILE,
-        help="Contexts for rounding by data, of a table its training rows [default: the scoring contexts].",
-    ),
+    calibration_option,
 )
 
 refine_options = _all(
