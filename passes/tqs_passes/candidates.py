@@ -1,4 +1,4 @@
-"""Every way a weight can be stored, each with its exact bytes and its exact rounding error.
+"""Every way a weight can be stored, each with its exact bytes and its rounding error (see `tqs_passes.pricing`).
 
 These are the choices of the knapsack: tier × grid × channel axis × scale type, dominated ones (no fewer bytes and no
 less error than another) removed.
@@ -29,9 +29,10 @@ from tqs_passes.encode.weight import (
     tensor_type,
 )
 from tqs_passes.forms import Profile, Setting, offered_forms, scale_axes
-from tqs_passes.grid import quantize
+from tqs_passes.grid import Codes, broadcast_shape
 from tqs_passes.model_io import Model, tensor_array
 from tqs_passes.plan import Assignment, ServingTarget
+from tqs_passes.pricing import Pricer
 from tqs_passes.readers import sole_readers
 from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, reference_weight, target_of
 from tqs_passes.targets import Serving, refusal
@@ -129,8 +130,8 @@ def _menu(
     tiers: tuple[Tier, ...],
     only: frozenset[Tier] | None,
 ) -> Menu:
-    values = tensor_array(tensor, kitchen.model.folder)
-    exact = np.asarray(values).astype(np.float64)
+    values = np.asarray(tensor_array(tensor, kitchen.model.folder))
+    pricer = Pricer(values, np_dtype(weight.dtype))
     keep = Assignment(
         weight=weight.name,
         label=weight.label,
@@ -143,28 +144,23 @@ def _menu(
         error_energy=0.0,
     )
     if tensor.data_type != tensor_type(weight.dtype):  # a block computes with it in another type
-        keep = _converted(keep, target_of(keep, index, kitchen.opset, kitchen.names), exact, values)
+        keep = _converted(keep, target_of(keep, index, kitchen.opset, kitchen.names), values)
     found = [Candidate(keep, {})]
-    with np.errstate(over="ignore"):
-        single = exact.astype(np.float32)
-    in_range = bool(np.isfinite(single).all())
     wanted = tiers if only is None else tuple(t for t in Tier if t in only)
     reader = kitchen.setting.readers.get(weight.name)
     for tier in offered(wanted, weight.dtype)[1:]:
         target = target_of(keep, index, kitchen.opset, kitchen.names, reader)
-        if tier.is_integer and in_range and kitchen.opset >= MIN_OPSET:
-            found.extend(_integer(kitchen, weight, keep, target, tier, exact, single))
+        if tier.is_integer and pricer.in_range and kitchen.opset >= MIN_OPSET:
+            found.extend(_integer(kitchen, weight, keep, target, tier, pricer))
         elif not tier.is_integer and kitchen.opset >= (BF16_OPSET if tier is Tier.BF16 else CAST_OPSET):
-            found.extend(_half(keep, target, tier, exact, values))
+            found.extend(_half(keep, target, tier, pricer))
     if only is not None and keep.tier not in only:
         found = found[1:]
     return Menu(weight, _undominated(found))
 
 
-def _converted(
-    keep: Assignment, target: Target, exact: NDArray[np.float64], values: NDArray[np.generic]
-) -> Assignment:
-    error = reference_weight(keep, values).astype(np.float64) - exact
+def _converted(keep: Assignment, target: Target, values: NDArray[np.generic]) -> Assignment:
+    error = reference_weight(keep, values).astype(np.float64) - values.astype(np.float64)
     update = {
         "n_bytes": encode_kept(target, values).n_bytes(),
         "error_energy": float(np.sum(error * error)),
@@ -172,15 +168,11 @@ def _converted(
     return keep.model_copy(update=update)
 
 
-def _half(
-    keep: Assignment, target: Target, tier: Tier, exact: NDArray[np.float64], values: NDArray[np.generic]
-) -> list[Candidate]:
-    with np.errstate(over="ignore"):
-        decoded = decoded_cast(values, tier, keep.dtype).astype(np.float64)
-    if not np.isfinite(decoded).all():
+def _half(keep: Assignment, target: Target, tier: Tier, pricer: Pricer) -> list[Candidate]:
+    error = pricer.error_of(lambda values: decoded_cast(values, tier, keep.dtype))
+    if not math.isfinite(error):
         return []  # out of this type's range
-    fragment = encode_cast(target, values, tier)
-    error = float(np.sum((decoded - exact) ** 2))
+    fragment = encode_cast(target, np.zeros(keep.shape, np.float16), tier)
     update = {
         "tier": tier,
         "form": Form.CAST,
@@ -197,8 +189,7 @@ def _integer(
     keep: Assignment,
     target: Target,
     tier: Tier,
-    exact: NDArray[np.float64],
-    single: NDArray[np.float32],
+    pricer: Pricer,
 ) -> list[Candidate]:
     found: list[Candidate] = []
     for axis in scale_axes(weight, tier):
@@ -219,7 +210,7 @@ def _integer(
             )
             if refusal(draft, weight, kitchen.serving.target, kitchen.opset) is not None:
                 continue
-            candidate = _rounded(draft, target, exact, single)
+            candidate = _rounded(draft, target, pricer)
             if math.isfinite(candidate.assignment.error_energy):
                 found.append(candidate)
     return found
@@ -232,15 +223,15 @@ def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> b
     return shape[axis] * 2 > _HALF_SCALE_OVERHEAD_BYTES
 
 
-def _rounded(
-    draft: Assignment, target: Target, exact: NDArray[np.float64], single: NDArray[np.float32]
-) -> Candidate:
+def _rounded(draft: Assignment, target: Target, pricer: Pricer) -> Candidate:
     assert draft.grid is not None
-    codes = quantize(single, draft.tier.bits, draft.axis, draft.grid, half_scales=draft.half_scales)
-    with np.errstate(over="ignore"):  # a level above the largest float16 decodes to infinity
-        residual = codes.decode().astype(np_dtype(draft.dtype)).astype(np.float64) - exact
+    rounded = pricer.rounded(draft.tier.bits, draft.axis, draft.grid, half_scales=draft.half_scales)
+    # Bytes do not depend on the levels: blank ones stand in for them.
+    blank = np.broadcast_to(np.int8(0), draft.shape)
+    scales = rounded.scales.reshape(broadcast_shape(draft.shape, draft.axis))
+    codes = Codes(blank, scales, draft.tier.bits, draft.grid, draft.axis)
     fragment = encode_codes(target, codes, draft.form, draft.encoding)
-    update = {"n_bytes": fragment.n_bytes(), "error_energy": float(np.sum(residual * residual))}
+    update = {"n_bytes": fragment.n_bytes(), "error_energy": float(np.sum(rounded.energies))}
     shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
     return Candidate(draft.model_copy(update=update), shared)
 

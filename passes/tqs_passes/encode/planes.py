@@ -15,6 +15,7 @@ int8 sums need opset 14; before that the tables, and so the levels, are float32.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -27,6 +28,7 @@ from tqs_passes.grid import Codes, Grid
 MIN_OPSET = 9
 TABLE_OPS_OPSET = 10  # Mod
 INT8_ADD_OPSET = 14
+_BLOCK_VALUES = 1 << 18
 _SLICE_INPUT_OPSET = 10
 
 
@@ -66,6 +68,23 @@ def pack(codes: NDArray[np.uint8], shift: int, width: int) -> NDArray[np.uint8]:
     return out
 
 
+def packed_planes(codes: Codes) -> list[NDArray[np.uint8]]:
+    """Return the planes of codes of fewer than 8 bits, low bits first; zeros where the levels are blank."""
+    widths, size = plane_widths(codes.bits), codes.levels.size
+    planes = [np.zeros(-(-size * width // 8), np.uint8) for width in widths]
+    if codes.is_blank:
+        return planes
+    flat = codes.levels.reshape(-1)
+    for start in range(0, size, _BLOCK_VALUES):  # a multiple of 8: a block is whole bytes of every plane
+        block = replace(codes, levels=flat[start : start + _BLOCK_VALUES]).unsigned()
+        shift = 0
+        for plane, width in zip(planes, widths, strict=True):
+            packed = pack(block, shift, width)
+            plane[start * width // 8 : start * width // 8 + packed.size] = packed
+            shift += width
+    return planes
+
+
 def unpack(packed: NDArray[np.uint8], width: int, n: int) -> NDArray[np.uint8]:
     """Return the first n fields of a packed plane: the inverse of `pack`."""
     per_byte = 8 // width
@@ -97,11 +116,11 @@ def decode_levels(codes: Codes, fragment: Fragment, stored: str, opset: int) -> 
         return fragment.store(codes.levels, stored), True
     widths = plane_widths(codes.bits)
     use_int8 = opset >= INT8_ADD_OPSET or len(widths) == 1
-    unsigned = codes.unsigned()
+    planes = packed_planes(codes)
     gain, offset = affine(codes.bits, codes.grid)
     total, shift = "", 0
     for index, width in enumerate(widths):
-        packed = pack(unsigned, shift, width)
+        packed = planes[index]
         name = fragment.store(packed, stored if index == 0 else f"{stored}_{index}")
         top = index == len(widths) - 1
         table = lookup_table(fragment, width, gain << shift, offset if top else 0, opset, int8=use_int8)
