@@ -100,6 +100,30 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     assert (out / "scores.json").read_bytes() == uninterrupted
 
 
+def test_a_disk_that_fills_up_is_one_line_and_the_sweep_goes_on_when_there_is_room(
+    case: Case, uninterrupted: bytes, tmp_path: Path
+) -> None:
+    """A limit on file sizes stands for the full disk."""
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+    limited += "from tqs_onnx.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    out = tmp_path / "run"
+    command = [sys.executable, "-c", limited, *_command(case, out)[3:]]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert str(out / "sweep.sqlite") in done.stderr
+    assert 0 < _count(out / "sweep.sqlite") < _N_ROLLOUTS
+    subprocess.run(_command(case, out), check=True, capture_output=True, timeout=300)
+    assert (out / "scores.json").read_bytes() == uninterrupted
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(case: Case) -> None:
+    done = subprocess.run(
+        _command(case, Path("/proc/run")), check=False, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "/proc/run: cannot be made" in done.stderr
+
+
 def test_quantize_resumes_too(case: Case, tmp_path: Path) -> None:
     def command(out: Path) -> list[str]:
         job = ["--compression", "2", "--probe", "gauss", "--draws", "30", "--out", str(out), "--json"]

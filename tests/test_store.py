@@ -14,6 +14,7 @@ import pytest
 from tests.rollouts import forecaster, opened, spec_of, values
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.score.measure import Measurement
+from tqs_onnx.score.mounts import network_filesystem
 from tqs_onnx.score.options import SweepOptions
 from tqs_onnx.score.results import Results
 from tqs_onnx.score.strategy import Strategy
@@ -47,7 +48,8 @@ def test_several_measurements_are_kept_all_or_none(tmp_path: Path) -> None:
         assert results.known(["first", "second"]) == {"first"}
 
 
-def test_the_store_uses_a_write_ahead_log(tmp_path: Path) -> None:
+def test_the_store_uses_a_write_ahead_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tqs_onnx.score.results.mounts", lambda: "1 0 0:1 / / rw - ext4 /dev/sda rw")
     with Results(tmp_path / "s.sqlite") as results:
         results.put("job", [("key", M)])
         assert results.note == ""
@@ -69,6 +71,54 @@ def test_where_no_write_ahead_log_can_be_kept_a_note_says_so(
         assert "rollback journal" in results.note
         results.put("job", [("key", M)])
         assert results.known(["key"]) == {"key"}
+
+
+def test_on_a_network_file_system_a_rollback_journal_is_used_and_a_note_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Results(tmp_path / "s.sqlite") as results:  # made elsewhere, with a log
+        results.put("job", [("key", M)])
+    monkeypatch.setattr("tqs_onnx.score.results.mounts", lambda: "1 0 0:1 / / rw - nfs4 server:/ rw")
+    with Results(tmp_path / "s.sqlite") as results:
+        assert results.note.startswith("nfs4, a network file system, holds no write-ahead log")
+        results.put("job", [("more", M)])
+        assert not (tmp_path / "s.sqlite-wal").exists()
+        assert results.known(["key", "more"]) == {"key", "more"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/data/run", "nfs4"),
+        ("/data/local/run", None),
+        ("/data sets", "fuse.sshfs"),
+        ("/database", None),
+        ("/over", "cifs"),
+    ],
+)
+def test_the_innermost_and_last_mount_tells_the_file_system(folder: str, kind: str | None) -> None:
+    table = """
+1 0 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+2 1 0:50 / /data rw - nfs4 server:/data rw
+3 2 8:2 / /data/local rw - xfs /dev/sdb1 rw
+4 1 0:51 / /data\\040sets rw - fuse.sshfs me@server: rw
+5 1 8:3 / /over rw - ext4 /dev/sdc1 rw
+6 5 0:52 / /over rw - cifs //server/share rw"""
+    assert network_filesystem(Path(folder), table) == kind
+
+
+def test_a_store_that_can_only_be_read_gives_one_line_and_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Results(tmp_path / "s.sqlite") as results:
+        results.put("job", [("key", M)])
+    before = (tmp_path / "s.sqlite").read_bytes()
+    connect = sqlite3.connect
+    read_only = f"file:{tmp_path / 's.sqlite'}?mode=ro"
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(read_only, uri=True, **k))
+    with pytest.raises(InputError, match="cannot be written"), Results(tmp_path / "s.sqlite") as results:
+        results.put("job", [("more", M)])
+    assert (tmp_path / "s.sqlite").read_bytes() == before
 
 
 def test_a_store_without_measurements_is_not_left_behind(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.score.floors import SessionFloors
 from tqs_onnx.score.measure import Measurement
+from tqs_onnx.score.mounts import mounts, network_filesystem
 from tqs_onnx.score.store import Floors
 from tqs_passes.errors import InputError, TqsError
 
@@ -81,20 +82,21 @@ class Results:
                     todo="Remove it, or choose another --out",
                 )
         if self.path is not None:
-            self._choose_journal()
+            self._choose_journal(network_filesystem(self.path.parent, mounts()))
         with self._explained():
             self._db.executescript(_TABLES)
             self._db.execute(f"PRAGMA user_version = {_FORMAT}")
 
-    def _choose_journal(self) -> None:
-        try:
-            mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        except sqlite3.OperationalError:
-            mode = "none"
+    def _choose_journal(self, network: str | None) -> None:
+        mode = "none"
+        if network is None:
+            with suppress(sqlite3.OperationalError):
+                mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode == "wal":
             self._db.execute("PRAGMA synchronous = NORMAL")
             return
-        self.note = "this file system holds no write-ahead log: results are kept with a rollback journal"
+        what = "this file system" if network is None else f"{network}, a network file system,"
+        self.note = f"{what} holds no write-ahead log: results are kept with a rollback journal"
         with self._explained():
             self._db.execute("PRAGMA journal_mode = DELETE")
 
