@@ -122,6 +122,13 @@ def test_ones_that_scale_a_norm_are_a_weight_only_under_a_given_name(name: str, 
     assert (name in names(found)) == is_weight
 
 
+@pytest.mark.parametrize(("name", "is_weight"), [("val_8", False), ("norm_bias", True)])
+def test_zeros_that_shift_a_norm_are_a_weight_only_under_a_given_name(name: str, is_weight: bool) -> None:
+    body = f"a = MatMul(x, w)  z = LayerNormalization(a, s, {name})"
+    found = survey_of(body, **{"w": dense(8, 8), "s": dense(8, seed=1), name: np.zeros(8, np.float32)})
+    assert (name in names(found)) == is_weight
+
+
 NORMALISED = "c = Sub(x, m)  a = Div(c, d)  b = MatMul(a, w)  e = Mul(b, d2)  z = Add(e, m2)"
 
 
@@ -138,3 +145,12 @@ def test_other_values_at_the_output_are_weights() -> None:
 
 def test_what_is_taken_off_an_input_that_is_not_divided_is_a_weight() -> None:
     assert names(survey_of("c = Sub(x, m)  z = MatMul(c, w)", m=dense(8), w=dense(8, 8))) == {"m", "w"}
+
+
+def test_a_mask_that_is_tiled_over_the_batch_is_a_mask() -> None:
+    """TorchScript repeats window masks by Expand and Tile."""
+    mask = np.where(np.eye(8) > 0, 0, -100).astype(np.float32)
+    found = survey_of(
+        "t = Tile(m, n)  a = MatMul(x, w)  z = Add(a, t)", w=dense(8, 8), m=mask, n=np.array([1, 1])
+    )
+    assert names(found) == {"w"}

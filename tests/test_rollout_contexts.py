@@ -498,3 +498,23 @@ def test_taking_contexts_takes_everything_along():
 
 def test_specs_with_windows_are_values():
     assert isinstance(parse_spec(SERIES), RolloutSpec)
+
+
+def test_standardised_columns_have_mean_zero_and_deviation_one_over_the_whole_column(tmp_path):
+    """The paper's A.11 takes both over the whole column, test rows included."""
+    contexts = windows(
+        table_file(tmp_path), spec=SERIES.replace("stride = 3", "stride = 3\nstandardise = true")
+    )
+    column = np.arange(40) + 0.5
+    expected = (column - column.mean()) / (column.std() + 1e-8)
+    assert contexts.rows is not None
+    np.testing.assert_allclose(contexts.arrays["x"][0], expected[contexts.rows[0, 0] :][:4], rtol=1e-6)
+    np.testing.assert_allclose(contexts.truth["y"][0], expected[contexts.rows[0, 0] + 4 :][:2], rtol=1e-12)
+
+
+def test_a_constant_column_is_standardised_to_zero(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n" + "".join(f"{i},7\n" for i in range(40)))
+    contexts = windows(path, spec=SERIES.replace("stride = 3", "stride = 3\nstandardise = true"))
+    assert contexts.series is not None
+    assert not contexts.arrays["x"][[s == "b" for s in contexts.series]].any()

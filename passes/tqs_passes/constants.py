@@ -247,10 +247,15 @@ def _sinusoid(candidate: Candidate) -> str | None:
 
 
 def _neutral(candidate: Candidate) -> str | None:
-    """Scales of one that an exporter adds where a norm has no parameters; a parameter would have a name."""
+    """Scales of one and shifts of zero that exporters add to norms without parameters; those would have names."""
     if not is_anonymous(candidate.name) or not candidate.readings:
         return None
-    scales = all(r.site.op in _NORMS and r.reader.input_index == 1 for r in candidate.readings)
-    if scales and content.few_values(candidate.array(), 1) == (1.0,):
-        return "scale of a norm without parameters: all ones"
-    return None
+    places = {r.reader.input_index for r in candidate.readings if r.site.op in _NORMS}
+    if len(places) != 1 or any(r.site.op not in _NORMS for r in candidate.readings):
+        return None
+    only = content.few_values(candidate.array(), 1)
+    found = {
+        (1, (1.0,)): "scale of a norm without parameters: all ones",
+        (2, (0.0,)): "shift of a norm without parameters: all zeros",
+    }
+    return found.get((places.pop(), only or ()))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.context_set import Contexts, cast, check_finite, context_shape, thin
+from tqs_onnx.rollout.dataset import is_dataset, read_named
 from tqs_onnx.rollout.signature import Dim, ModelSignature, Port, close_match, shape_text
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_passes.errors import InputError
@@ -54,6 +55,8 @@ def read_arrays(
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
+    if is_dataset(path):
+        return _not_empty(read_named(path), path)
     try:
         if path.is_dir():
             files = sorted(path.rglob("*.npy"))
@@ -76,6 +79,10 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
             where=str(path),
             todo="Write it with numpy.savez, one plain array per model input",
         ) from error
+    return _not_empty(named, path)
+
+
+def _not_empty(named: dict[str, NDArray[Any]], path: Path) -> dict[str, NDArray[Any]]:
     if not named:
         raise InputError("holds no arrays", where=str(path), todo="Add one array per model input")
     return named

@@ -1,6 +1,7 @@
 """Load contexts from a file, and refuse that scoring and evaluation share any.
 
-`.npz` or a folder of `.npy` files: one array per model input; `.csv` or `.txt`, also `.gz`: windows of it.
+`.npz`, a folder of `.npy` files, `.nc` or `.zarr`: one array per model input; `.csv` or `.txt`, also `.gz`: windows of
+it; `.nc` or `.zarr` with a `[fields]` in the spec: states of fields over time.
 Never imports onnxruntime.
 """
 
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.arrays import read_arrays
 from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.dataset import is_dataset
+from tqs_onnx.rollout.fields import cut_fields
 from tqs_onnx.rollout.signature import ModelSignature
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.windows import cut_windows
@@ -38,7 +41,7 @@ def load_contexts(
     Parameters
     ----------
     path : Path
-        `.npz`, a folder of `.npy` files, or a table (`.csv`, `.txt`, each also `.gz`).
+        `.npz`, a folder of `.npy` files, NetCDF (`.nc`), Zarr (`.zarr`), or a table (`.csv`, `.txt`, each also `.gz`).
     spec : RolloutSpec
         Checked against the model; a table needs its `[windows]`.
     signature : ModelSignature
@@ -56,14 +59,16 @@ def load_contexts(
     """
     if not path.exists():
         raise InputError("no such file", where=str(path), todo="Give an .npz, a folder of .npy, or a .csv")
-    if path.is_dir() or path.suffix == ".npz":
+    if is_dataset(path) and spec.fields is not None:
+        return cut_fields(path, spec, signature, split=split, limit=limit)
+    if is_dataset(path) or path.is_dir() or path.suffix == ".npz":
         return read_arrays(path, spec, signature, limit=limit)
     if path.name.lower().endswith(_TABLES):
         return cut_windows(path, spec, signature, split=split, limit=limit)
     raise InputError(
         "is no contexts file",
         where=str(path),
-        todo="Give an .npz, a folder of .npy, or a .csv or .txt (also .gz)",
+        todo="Give an .npz, a folder of .npy, .nc, .zarr, or a .csv or .txt (also .gz)",
     )
 
 

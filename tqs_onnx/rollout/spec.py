@@ -194,7 +194,10 @@ class TableWindows(_Table):
 
 
 class Windows(_Table):
-    """How contexts are cut from a table; see `windows`."""
+    """How contexts are cut from a table; see `windows`.
+
+    `standardise`: each column is (x − μ) / (σ + 1e-8), μ and σ over the whole column, test rows included (A.11).
+    """
 
     input: Name
     layout: Literal["series", "table"]
@@ -203,10 +206,41 @@ class Windows(_Table):
     stride: Annotated[int, Field(ge=1)]
     columns: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1)] | None = None
     missing: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = ()
+    standardise: bool = False
     train: Rows | None = None
     validation: Rows | None = None
     test: Rows | None = None
     table: Annotated[tuple[TableWindows, ...], BeforeValidator(_as_tuple)] = ()
+
+
+Days = Annotated[tuple[Name, Name], BeforeValidator(_as_tuple)]
+
+
+class FieldInput(_Table):
+    """One input made of fields: `variables` stacked, at `levels` (hPa) if given, in `units` (default: SI)."""
+
+    input: Name
+    variables: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    levels: Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_as_tuple)] | None = None
+    units: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] | None = None
+    history: Annotated[int, Field(ge=1)] = 1
+    static: bool = False
+
+    @model_validator(mode="after")
+    def _one_unit_each(self) -> FieldInput:
+        if self.units is not None and len(self.units) != len(self.variables):
+            raise ValueError("units and variables differ in number")
+        return self
+
+
+class FieldsTable(_Table):
+    """How contexts are cut from fields over time; see `fields`. Splits are [first day, day after the last]."""
+
+    step_hours: Annotated[int, Field(ge=1)]
+    every_hours: Annotated[int, Field(ge=1)]
+    validation: Days
+    test: Days
+    input: Annotated[tuple[FieldInput, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 
 
 class RolloutSpec(_Table):
@@ -221,6 +255,7 @@ class RolloutSpec(_Table):
     trajectory: TrajectoryTable
     variable: Annotated[tuple[Variable, ...], BeforeValidator(_as_tuple)] = ()
     windows: Windows | None = None
+    fields: FieldsTable | None = None
 
     @model_validator(mode="after")
     def _has_states(self) -> RolloutSpec:

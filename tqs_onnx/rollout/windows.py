@@ -15,6 +15,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def cut_windows(
         raise InputError(f"unknown split {split!r}", where=str(path), todo="Use train, validation or test")
     _check_sources(spec, signature, windows, path)
     table = read_table(path, windows.columns, windows.missing)
+    if windows.standardise:
+        table = replace(table, values=_standardised(table.values))
     special = next((t for t in windows.table if fnmatch.fnmatch(path.name, t.match)), None)
     n = len(table.values)
     start, stop = _bounds(split, _rows_of(split, windows, special), n, path)
@@ -88,6 +91,12 @@ def cut_windows(
         columns=None if windows.layout == "series" else table.columns,
         table=table.digest,
     )
+
+
+def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return each column with mean 0 and deviation 1, a constant one as 0 (paper, A.11)."""
+    result: NDArray[np.float64] = (values - values.mean(axis=0)) / (values.std(axis=0) + 1e-8)
+    return result
 
 
 def _check_sources(spec: RolloutSpec, signature: ModelSignature, windows: Windows, path: Path) -> None:
