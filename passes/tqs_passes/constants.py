@@ -69,7 +69,7 @@ _ARITHMETIC = frozenset(
     {"Add", "Sub", "Mul", "Div", "Floor", "Ceil", "Round", "Neg", "Abs", "Min", "Max", "Mod", "Pow", "Sqrt"}
 ) | {"ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin"}
 _PHASE = frozenset({"Mul", "Div", "Reciprocal", "Neg"})
-_MASKED_BY = frozenset({"Add", "Sub", "Where", "Mul", "Min", "Max"})
+_MASKED_BY = frozenset({"Add", "Sub", "Where", "Mul", "Min", "Max", "Tile"})
 _BINARY_MASKED_BY = frozenset({"Mul", "Where", "Sub"})
 _NORMS = frozenset({"LayerNormalization", "GroupNormalization", "InstanceNormalization", "RMSNormalization"})
 _MASKED = -100.0
@@ -254,7 +254,7 @@ def _neutral(candidate: Candidate) -> str | None:
     if len(places) != 1 or any(r.site.op not in _NORMS for r in candidate.readings):
         return None
     only = content.few_values(candidate.array(), 1)
-    found = {
+    found: dict[tuple[int, tuple[float, ...]], str] = {
         (1, (1.0,)): "scale of a norm without parameters: all ones",
         (2, (0.0,)): "shift of a norm without parameters: all zeros",
     }
