@@ -47,10 +47,12 @@ def test_the_first_candidate_keeps_the_weight(profile: Profile) -> None:
 def test_fewer_bytes_always_mean_more_error(profile: Profile) -> None:
     listed = menus_of(block(width=48), profile)
     for menu in listed.values():
-        by_size = [(c.assignment.n_bytes, c.assignment.error_energy) for c in menu.candidates[1:]]
-        assert by_size == sorted(by_size, key=lambda pair: -pair[0])
-        errors = [error for _, error in by_size]
-        assert errors == sorted(set(errors))
+        for by_rows in (False, True):
+            group = [c.assignment for c in menu.candidates[1:] if bool(c.assignment.rows) is by_rows]
+            by_size = [(a.n_bytes, a.error_energy) for a in group]
+            assert by_size == sorted(by_size, key=lambda pair: -pair[0])
+            errors = [error for _, error in by_size]
+            assert errors == sorted(set(errors))
     assert len(listed["up"].candidates) > 8
 
 
@@ -136,7 +138,7 @@ def test_a_double_beyond_float32_gets_no_integer_tier() -> None:
 
 def test_only_tiers_that_were_asked_for_are_offered() -> None:
     found = menus_of(matmul(draws(0, 64, 96)), tiers=(Tier.INT8, Tier.INT3))["w"].candidates
-    assert {c.assignment.tier for c in found} == {Tier.FP32, Tier.INT8, Tier.INT3}
+    assert {w for c in found for w in c.assignment.widths} == {8, 3}
 
 
 def test_scales_take_no_large_share_of_the_values() -> None:

@@ -20,6 +20,7 @@ from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.forms import LEAST_VALUES, Profile, integer_form, scale_axes
 from tqs_passes.grid import Grid, grids_for
 from tqs_passes.plan import Assignment, Compute, Plan
+from tqs_passes.row_grid import nearest_tier
 from tqs_passes.targets import Serving
 from tqs_passes.tier import KEEP_TIER, Tier
 from tqs_passes.weights import Weight
@@ -168,6 +169,29 @@ def test_blocks_in_float16_decode_bit_for_bit_and_add_their_rounding(way: Way) -
     assert len(halved) > len(plan.assignments) / 2
     assert verification.n_decoded == sum(a.form is not Form.KEEP for a in plan.assignments)
     assert 0 < verification.runtime_gap < 5e-3  # 2^-11 a value of order 1, a few operators deep, three steps
+
+
+@pytest.mark.parametrize("profile", ["fast", "exact"])
+def test_every_weight_can_have_row_tiers(profile: Profile) -> None:
+    plan = plan_at(Way(Tier.INT3, profile))
+    assignments = [by_rows(a) for a in plan.assignments]
+    plan = plan.model_copy(update={"assignments": tuple(assignments)})
+    assert sum(bool(a.rows) for a in assignments) > 8
+    path = source().path.with_name(f"rows.{profile}.onnx")
+    emit(source().lifted, plan, path)
+    subject = Subject(source().path, path, source().lifted, source().survey, plan, {})
+    found = verify(subject, Bench(kinds.spec(), kinds.contexts(), {"y": 1.0, "z": 1.0}, threads=1))
+    assert found.n_decoded == len([a for a in assignments if a.form is not Form.KEEP])
+    # the bounds of a single width, above
+    assert found.runtime_gap < (1e-6 if profile == "exact" else 1e-2)
+
+
+def by_rows(a: Assignment) -> Assignment:
+    """Return the assignment with 2, 4 and 3 bits for the channels in turn, where it has channels."""
+    if not a.tier.is_integer or a.axis is None or a.shape[a.axis] < 2:
+        return a
+    rows = ("243" * a.shape[a.axis])[: a.shape[a.axis]]
+    return Assignment.model_validate(a.model_dump() | {"rows": rows, "tier": nearest_tier(rows)})
 
 
 @pytest.mark.parametrize("profile", ["fast", "exact"])

@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import Scored
 from tests.rollouts import forecaster, motley, opened, scored, spec_of, values
-from tqs_onnx.allocate.costing import PlanOptions, Request, amplification
+from tqs_onnx.allocate import spend
+from tqs_onnx.allocate.costing import (
+    OFF_TRAJECTORY_BITS,
+    PlanOptions,
+    Request,
+    amplification,
+    entries_of,
+    offered,
+)
 from tqs_onnx.allocate.file_size import FileSize, shared_bytes
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.planning import plan_within
@@ -17,6 +26,7 @@ from tqs_onnx.score.store import ResponsePoint, Scores, Status, WeightScore
 from tqs_onnx.source import Source
 from tqs_passes.errors import InfeasibleError, InputError
 from tqs_passes.plan import Assignment, Plan
+from tqs_passes.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS, Tier
 
 
@@ -281,3 +291,42 @@ def test_a_weight_compression_asked_for_is_reached_and_not_overshot(request_: Re
 def test_a_weight_compression_that_is_not_positive_is_refused(request_: Request) -> None:
     with pytest.raises(InputError, match="must be positive"):
         bytes_for_weights(request_, 0.0)
+
+
+@pytest.mark.parametrize("compression", [4, 8, 12, 16, 24])
+@pytest.mark.parametrize("tables_matter", [0, 1 << 16])
+def test_row_tiers_never_predict_more_drift_at_the_same_bytes(
+    compression: int, tables_matter: int, lorenz: Scored, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spend, "_TABLES_MATTER_BYTES", tables_matter)
+    budget = lorenz.source.facts.n_bytes // compression
+    plans = {
+        rows: plan_within(
+            request_for(lorenz.source, lorenz.scores, "exact", DEFAULT_TIERS, Serving(rows=rows)),
+            budget,
+            PlanOptions(),
+        )
+        for rows in (False, True)
+    }
+    assert all(p.n_bytes <= budget for p in plans.values())
+    assert not any(a.rows for a in plans[False].assignments)
+    # both are proven optimal to 1e-9 of the cost
+    assert drift(plans[True]) <= drift(plans[False]) * (1 + 1e-9)
+
+
+def drift(plan: Plan) -> float:
+    assert plan.predicted_drift is not None
+    return plan.predicted_drift
+
+
+@pytest.mark.parametrize("objective", [Objective.PAPER, Objective.PAPER_LITERAL])
+def test_objectives_that_look_at_bits_are_offered_no_row_tiers(objective: Objective, lorenz: Scored) -> None:
+    entries = entries_of(lorenz.request, PlanOptions(objective=objective))
+    assert any(c.assignment.rows for m in lorenz.request.menus for c in m.candidates)
+    assert not any(c.assignment.rows for e in entries for c in e.candidates)
+
+
+def test_weights_off_the_trajectory_get_no_narrow_channels(lorenz: Scored) -> None:
+    for menu in lorenz.request.menus:
+        kept = offered(menu, Status.OFF_TRAJECTORY, PlanOptions())
+        assert all(w >= OFF_TRAJECTORY_BITS for c in kept for w in c.assignment.widths)

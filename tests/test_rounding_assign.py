@@ -12,14 +12,22 @@ from tqs_onnx.baseline import unscored_uniform_plan
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.spec import RolloutSpec, load_spec
 from tqs_onnx.rounding import calibrate
-from tqs_onnx.rounding.assign import GROWTH_LIMIT, Assigned, RoundingOptions, decoded_weights, round_plan
+from tqs_onnx.rounding.assign import (
+    GROWTH_LIMIT,
+    Assigned,
+    Method,
+    RoundingOptions,
+    decoded_weights,
+    round_plan,
+)
 from tqs_onnx.rounding.calibrate import Calibration
-from tqs_onnx.rounding.codes_file import read_codes, write_codes
+from tqs_onnx.rounding.codes_file import codes_digest, read_codes, write_codes
 from tqs_onnx.rounding.tune import DAMPS, STRENGTHS, Tuner, Where
 from tqs_onnx.source import Source, open_source
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
-from tqs_passes.plan import Plan
+from tqs_passes.plan import Assignment, Plan
+from tqs_passes.row_grid import nearest_tier
 from tqs_passes.targets import Serving
 from tqs_passes.tier import Tier
 
@@ -242,6 +250,68 @@ def test_the_same_codes_give_the_same_bytes(opened: tuple[Source, RolloutSpec], 
     for name in ("one.npz", "two.npz"):
         write_codes(tmp_path / name, codes)
     assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+def by_rows(plan: Plan) -> Plan:
+    """Return the plan with 2, 4 and 3 bits for the channels of every integer weight in turn."""
+
+    def rows_of(a: Assignment) -> Assignment:
+        if not a.tier.is_integer or a.axis is None:
+            return a
+        rows = ("243" * a.shape[a.axis])[: a.shape[a.axis]]
+        return Assignment.model_validate(a.model_dump() | {"rows": rows, "tier": nearest_tier(rows)})
+
+    return plan.model_copy(update={"assignments": tuple(rows_of(a) for a in plan.assignments)})
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptaq", "qep"])
+def test_data_lower_the_output_error_of_row_tiers(method: Method, opened: tuple[Source, RolloutSpec]) -> None:
+    plan, found = by_rows(plan_of(opened[0], 3)), calibration(*opened)
+    assert sum(bool(a.rows) for a in plan.assignments) >= 2
+    statistics = found.statistics("a", {})  # the first weight: nothing before it is rounded
+    error: dict[str, float] = {}
+    for name in ("mse", method):
+        assigned = round_plan(plan, found, RoundingOptions(name))
+        delta = decoded_weights(assigned, found.arrays)["a"].astype(np.float64) - arrays()["a"]
+        error[name] = float(np.sum((delta.T @ statistics.H[0]) * delta.T))
+    assert error[method] < 0.9 * error["mse"]
+
+
+def test_rows_of_one_width_are_rounded_by_data_as_that_width_is(opened: tuple[Source, RolloutSpec]) -> None:
+    mixed, found = by_rows(plan_of(opened[0], 3)), calibration(*opened)
+    rows = np.array(list(next(a.rows for a in mixed.assignments if a.weight == "a")))
+    codes = round_plan(mixed, found, RoundingOptions("gptq")).codes["a"]
+    for bits in (2, 3, 4):
+        grid = next(a.grid for a in mixed.assignments if a.weight == "a")
+        uniform = tuple(
+            a.model_copy(update={"tier": Tier(f"INT{bits}"), "grid": grid, "rows": ""}) if a.rows else a
+            for a in mixed.assignments
+        )
+        plan = mixed.model_copy(update={"assignments": uniform})
+        alone = round_plan(plan, found, RoundingOptions("gptq")).codes["a"]
+        here = rows == str(bits)
+        np.testing.assert_array_equal(codes.levels[:, here], alone.levels[:, here])
+
+
+def test_codes_of_row_tiers_are_read_as_they_were_written(
+    opened: tuple[Source, RolloutSpec], tmp_path: Path
+) -> None:
+    plan = by_rows(plan_of(opened[0], 3))
+    codes = round_plan(plan, calibration(*opened), RoundingOptions("gptq")).codes
+    write_codes(tmp_path / "codes.npz", codes)
+    again = read_codes(tmp_path / "codes.npz")
+    assert codes_digest(again) == codes_digest(codes)
+    assert again["a"].rows == codes["a"].rows == next(a.rows for a in plan.assignments if a.weight == "a")
+
+
+@pytest.mark.parametrize("rows", ["2" * HIDDEN, "24", "9" * HIDDEN])
+def test_row_tiers_that_the_levels_do_not_fit_are_refused(
+    rows: str, opened: tuple[Source, RolloutSpec], tmp_path: Path
+) -> None:
+    codes = round_plan(by_rows(plan_of(opened[0], 3)), calibration(*opened), RoundingOptions("gptq")).codes
+    write_codes(tmp_path / "codes.npz", {"a": replace(codes["a"], rows=rows)})
+    with pytest.raises(InputError, match="levels"):
+        read_codes(tmp_path / "codes.npz")
 
 
 def test_an_empty_set_of_codes_is_a_file_too(tmp_path: Path) -> None:

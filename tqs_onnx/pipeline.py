@@ -249,6 +249,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "constants": job.serving.constants,
         "opset": job.serving.opset,
         "compute": job.serving.compute.model_dump() if job.serving.compute else None,
+        "rows": job.serving.rows_as_served,
         "profile": job.profile,
         "repair_rounds": job.refine.repair_rounds,
         "rounding": job.refine.rounding.method,

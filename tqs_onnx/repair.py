@@ -20,6 +20,8 @@ from tqs_onnx.score.store import Status
 from tqs_passes.candidates import Candidate
 from tqs_passes.plan import Assignment, Plan
 
+#: A promotion leaves at most this share of the error energy: row tiers make menus finer than what a trial shows.
+_PROMOTED_ERROR = 0.7
 #: Promotions tried a round.
 _TRIALS = 12
 
@@ -145,7 +147,7 @@ def _match(a: Assignment, candidates: tuple[Candidate, ...]) -> Candidate:
 
 
 def _key(a: Assignment) -> tuple[object, ...]:
-    return (a.tier, a.grid, a.axis, a.half_scales, a.form)
+    return (a.tier, a.grid, a.axis, a.half_scales, a.rows, a.form)
 
 
 def _promising(held: dict[str, Candidate], bench: _Bench) -> list[str]:
@@ -177,5 +179,10 @@ def _trial(held: dict[str, Candidate], name: str, bench: _Bench, budget: int) ->
 
 
 def _step(held: Candidate, ladder: list[Candidate], by: int) -> Candidate | None:
-    index = next(i for i, c in enumerate(ladder) if _key(c.assignment) == _key(held.assignment)) + by
-    return ladder[index] if 0 <= index < len(ladder) else None
+    """Return the next candidate that is markedly finer (-1), or the next coarser one (1)."""
+    a = held.assignment
+    if by < 0:
+        finer = [c for c in ladder if c.assignment.error_energy < _PROMOTED_ERROR * a.error_energy]
+        return min(finer, key=lambda c: (c.assignment.n_bytes, c.assignment.error_energy), default=None)
+    coarser = [c for c in ladder if c.assignment.n_bytes < a.n_bytes]
+    return max(coarser, key=lambda c: (c.assignment.n_bytes, -c.assignment.error_energy), default=None)

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tqs_passes.encode.fragment import field_size
+from tqs_passes.encode.fragment import Fragment, field_size
 from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import (
     BF16_OPSET,
@@ -35,6 +35,7 @@ from tqs_passes.plan import Assignment, ServingTarget
 from tqs_passes.pricing import Pricer
 from tqs_passes.readers import sole_readers
 from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, reference_weight, target_of
+from tqs_passes.row_choices import Channels, row_tiers
 from tqs_passes.targets import Serving, refusal
 from tqs_passes.tier import KEEP_TIER, Tier, offered
 from tqs_passes.weights import Weight
@@ -60,7 +61,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """The candidates of one weight, finest first; the first keeps it as it is stored, unless that is ruled out."""
+    """The candidates of one weight, largest first; the first keeps it as it is stored, unless that is ruled out.
+
+    No candidate of one tier is beaten by another of one tier, nor one of row tiers by any.
+    """
 
     weight: Weight
     candidates: tuple[Candidate, ...]
@@ -146,17 +150,21 @@ def _menu(
     if tensor.data_type != tensor_type(weight.dtype):  # a block computes with it in another type
         keep = _converted(keep, target_of(keep, index, kitchen.opset, kitchen.names), values)
     found = [Candidate(keep, {})]
+    channels: list[Channels] = []
     wanted = tiers if only is None else tuple(t for t in Tier if t in only)
     reader = kitchen.setting.readers.get(weight.name)
     for tier in offered(wanted, weight.dtype)[1:]:
         target = target_of(keep, index, kitchen.opset, kitchen.names, reader)
         if tier.is_integer and pricer.in_range and kitchen.opset >= MIN_OPSET:
-            found.extend(_integer(kitchen, weight, keep, target, tier, pricer))
+            rounded = _integer(kitchen, weight, keep, target, tier, pricer)
+            found.extend(candidate for candidate, _ in rounded)
+            channels.extend(c for _, c in rounded if c is not None)
         elif not tier.is_integer and kitchen.opset >= (BF16_OPSET if tier is Tier.BF16 else CAST_OPSET):
             found.extend(_half(keep, target, tier, pricer))
     if only is not None and keep.tier not in only:
         found = found[1:]
-    return Menu(weight, _undominated(found))
+    plain = _undominated(found)
+    return Menu(weight, _with_rows(plain, channels, target_of(keep, index, kitchen.opset, kitchen.names)))
 
 
 def _converted(keep: Assignment, target: Target, values: NDArray[np.generic]) -> Assignment:
@@ -190,8 +198,8 @@ def _integer(
     target: Target,
     tier: Tier,
     pricer: Pricer,
-) -> list[Candidate]:
-    found: list[Candidate] = []
+) -> list[tuple[Candidate, Channels | None]]:
+    found: list[tuple[Candidate, Channels | None]] = []
     for axis in scale_axes(weight, tier):
         n_scales = 1 if axis is None else weight.shape[axis]
         if axis is not None and n_scales > _MAX_SCALE_SHARE * weight.n_values:
@@ -210,9 +218,9 @@ def _integer(
             )
             if refusal(draft, weight, kitchen.serving.target, kitchen.opset) is not None:
                 continue
-            candidate = _rounded(draft, target, pricer)
+            candidate, channels = _rounded(draft, target, pricer)
             if math.isfinite(candidate.assignment.error_energy):
-                found.append(candidate)
+                found.append((candidate, channels if kitchen.serving.rows_as_served else None))
     return found
 
 
@@ -223,7 +231,7 @@ def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> b
     return shape[axis] * 2 > _HALF_SCALE_OVERHEAD_BYTES
 
 
-def _rounded(draft: Assignment, target: Target, pricer: Pricer) -> Candidate:
+def _rounded(draft: Assignment, target: Target, pricer: Pricer) -> tuple[Candidate, Channels | None]:
     assert draft.grid is not None
     rounded = pricer.rounded(draft.tier.bits, draft.axis, draft.grid, half_scales=draft.half_scales)
     # Bytes do not depend on the levels: blank ones stand in for them.
@@ -233,10 +241,26 @@ def _rounded(draft: Assignment, target: Target, pricer: Pricer) -> Candidate:
     fragment = encode_codes(target, codes, draft.form, draft.encoding)
     update = {"n_bytes": fragment.n_bytes(), "error_energy": float(np.sum(rounded.energies))}
     shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
-    return Candidate(draft.model_copy(update=update), shared)
+    channels = None
+    if draft.axis is not None:
+        channels = Channels(draft, rounded.energies, rounded.scales.dtype == np.float16)
+    return Candidate(draft.model_copy(update=update), shared), channels
 
 
 _HALF_SCALE_OVERHEAD_BYTES = 48
+
+
+def _with_rows(
+    plain: tuple[Candidate, ...], channels: list[Channels], target: Target
+) -> tuple[Candidate, ...]:
+    """Add row tiers where they pay: beaten neither by a candidate of one tier nor by other row tiers."""
+    sizes = [(c.assignment.n_bytes, c.assignment.error_energy) for c in plain]
+    rows = [Candidate(a, shared) for a, shared in row_tiers(channels, target, sizes)]
+    paying = [c for c in _undominated([*plain, *rows]) if c.assignment.rows]
+    kept = [c for c in plain[:1] if c.assignment.form is Form.KEEP]
+    others = [*plain[len(kept) :], *paying]
+    others.sort(key=lambda c: (-c.assignment.n_bytes, c.assignment.error_energy))
+    return (*kept, *others)
 
 
 def _undominated(found: list[Candidate]) -> tuple[Candidate, ...]:

@@ -52,10 +52,12 @@ class Codes:
     scales : float16 or float32 array
         One scale per channel, shaped to broadcast against `levels` (all axes 1 but the channel axis).
     bits : int
-        Width b of a code, 1 to 8.
+        Width b of a code, 1 to 8; of the widest channel where they differ.
     grid : Grid
     axis : int or None
         Channel axis; None when one scale serves the whole tensor.
+    rows : str
+        Row tiers: the width of every channel, a digit each; empty when all have `bits` (see `tqs_passes.row_grid`).
     """
 
     levels: NDArray[np.int8]
@@ -63,6 +65,7 @@ class Codes:
     bits: int
     grid: Grid
     axis: int | None
+    rows: str = ""
 
     def decode(self) -> NDArray[np.float32]:
         """Return float32(levels) · float32(scales): what the emitted graph computes, bit for bit."""

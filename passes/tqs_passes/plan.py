@@ -17,7 +17,12 @@ from tqs_passes.encode.nbits import fits
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
 from tqs_passes.grid import Grid, grids_for
+from tqs_passes.row_grid import MOST_WIDTHS, distinct_widths, nearest_tier
 from tqs_passes.tier import KEEP_TIER, Tier
+
+
+#: Forms that decode row tiers.
+ROW_FORMS = (Form.CAST_MUL, Form.DEQUANTIZE)
 
 
 class ServingTarget(StrEnum):
@@ -64,6 +69,9 @@ class Assignment(_Frozen):
         Channel axis of the scales; None when one scale serves the tensor.
     half_scales : bool
         Scales are stored as float16.
+    rows : str
+        Row tiers: the width of every channel along `axis`, a digit each; empty when all have the tier's. `tier` is
+        then the one nearest to their mean.
     form : Form
         How it is decoded in the graph.
     encoding : Encoding
@@ -95,6 +103,7 @@ class Assignment(_Frozen):
     grid: Grid | None = None
     axis: int | None = Field(default=None, ge=0)
     half_scales: bool = False
+    rows: str = Field(default="", pattern=r"^[1-8]*$")
     form: Form
     encoding: Encoding = Encoding.PLANES
     rounding: Literal["keep", "cast", "rtn", "mse", "gptq", "gptaq", "qep"]
@@ -107,13 +116,25 @@ class Assignment(_Frozen):
     dead: bool = False
     block: str = ""
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of an integer tier's codes, ascending: one, but for row tiers."""
+        if not self.tier.is_integer:
+            return ()
+        return distinct_widths(self.rows) if self.rows else (self.tier.bits,)
+
+    @property
+    def least_bits(self) -> int:
+        """Bits of a stored value; of the narrowest channel for row tiers."""
+        return self.widths[0] if self.rows else self.tier.bits
+
     def stored_like(self, other: Assignment) -> bool:
         """Whether two weights of equal content would decode to equal values from equal bytes."""
         return self._storage() == other._storage()
 
     def _storage(self) -> tuple[object, ...]:
-        kind = (self.tier, self.grid, self.axis, self.half_scales, self.form, self.encoding, self.rounding)
-        return (self.shape, self.dtype, *kind)
+        kind = (self.tier, self.grid, self.axis, self.half_scales, self.rows)
+        return (self.shape, self.dtype, *kind, self.form, self.encoding, self.rounding)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -125,7 +146,7 @@ class Assignment(_Frozen):
                 self.form is Form.NBITS and not fits(self.tier.bits, self.grid or Grid.SIGNED)
             ):
                 raise ValueError(f"form {self.form} does not decode {self.tier}")
-            if self.grid not in grids_for(self.tier.bits):
+            if self.grid is None or not (self.rows or self.grid in grids_for(self.tier.bits)):
                 raise ValueError(f"{self.tier} has no grid {self.grid}")
             if self.encoding is Encoding.NATIVE and (
                 self.grid is not Grid.SIGNED or self.tier not in (Tier.INT8, Tier.INT4)
@@ -138,7 +159,21 @@ class Assignment(_Frozen):
                 raise ValueError(f"{self.dtype} kept as it is is not {self.tier}")
         elif self.form is not Form.CAST or self.tier is Tier.FP64:
             raise ValueError(f"form {self.form} does not decode {self.tier}")
+        if self.rows:
+            self._require_row_tiers()
         return self
+
+    def _require_row_tiers(self) -> None:
+        if not self.tier.is_integer or self.axis is None or self.encoding is not Encoding.PLANES:
+            raise ValueError("row tiers are of integer tiers with scales per channel, as bit planes")
+        if self.form not in ROW_FORMS:
+            raise ValueError(f"form {self.form} does not decode row tiers")
+        if len(self.rows) != self.shape[self.axis]:
+            raise ValueError(f"{len(self.rows)} row tiers for {self.shape[self.axis]} channels")
+        if not 2 <= len(self.widths) <= MOST_WIDTHS:
+            raise ValueError(f"row tiers have 2 to {MOST_WIDTHS} widths, not {len(self.widths)}")
+        if self.tier is not nearest_tier(self.rows):
+            raise ValueError(f"row tiers of this mean width are {nearest_tier(self.rows)}, not {self.tier}")
 
 
 class SolverFacts(_Frozen):
@@ -249,7 +284,18 @@ class Plan(_Frozen):
     def digest(self) -> str:
         """Return the SHA-256 of everything that decides the emitted bytes."""
         decisive = [
-            [a.weight, a.tier, a.grid, a.axis, a.half_scales, a.form, a.encoding, a.rounding, a.same_as]
+            [
+                a.weight,
+                a.tier,
+                a.grid,
+                a.axis,
+                a.half_scales,
+                a.form,
+                a.encoding,
+                a.rounding,
+                a.same_as,
+                a.rows,
+            ]
             for a in self.assignments
         ]
         compute = [] if self.compute is None else [[self.compute.dtype, self.compute.blocks]]

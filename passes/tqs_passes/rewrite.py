@@ -47,6 +47,7 @@ from tqs_passes.grid import Codes, quantize
 from tqs_passes.model_io import Model, iter_graphs, tensor_array, tensor_n_bytes, without_initializers
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.readers import sole_readers
+from tqs_passes.row_grid import quantize_rows
 from tqs_passes.scope import defined_names
 from tqs_passes.spill import Spill
 from tqs_passes.tier import Tier
@@ -104,6 +105,10 @@ def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
     """Return the integer codes of a weight by data-free ("mse") rounding."""
     assert assignment.grid is not None
     w = np.ascontiguousarray(values).astype(np.float32)
+    if assignment.rows and assignment.axis is not None:
+        return quantize_rows(
+            w, assignment.rows, assignment.axis, assignment.grid, half_scales=assignment.half_scales
+        )
     return quantize(
         w, assignment.tier.bits, assignment.axis, assignment.grid, half_scales=assignment.half_scales
     )
@@ -196,6 +201,8 @@ def _require(
     reads = {Form.NBITS: ("MatMul", "Gemm"), Form.GATHERED: ("Gather",)}.get(a.form)
     if reads is not None and (reader is None or reader.op_type not in reads):
         raise InputError(f"{what} is not read by one {' or '.join(reads)} alone ({a.form})", todo=todo)
+    if codes is not None and codes.rows != a.rows:
+        raise InputError(f"{what} has codes of other row tiers", todo=todo)
     needs_dq = a.form is Form.DEQUANTIZE and a.axis is not None
     needs = 0 if a.form is Form.KEEP else CAST_OPSET if a.form is Form.CAST else MIN_OPSET
     if needs_dq or (a.tier is Tier.BF16 and a.form is Form.CAST):

@@ -63,6 +63,8 @@ class Serving:
         ONNX's own operators only, none of the runtime's (`com.microsoft`).
     compute : Compute or None
         Blocks that compute with 16-bit floats.
+    rows : bool
+        Offer row tiers: channels of one weight at different widths.
 
     Raises
     ------
@@ -76,10 +78,16 @@ class Serving:
     opset: int | None = None
     compute: Compute | None = None
     standard_ops: bool = False
+    rows: bool = True
 
     def __post_init__(self) -> None:
         """Refuse a compute precision that the target does not have."""
         require_computes(self.compute, self.target)
+
+    @property
+    def rows_as_served(self) -> bool:
+        """`rows` as it applies: native types have one width a weight."""
+        return self.rows and self.stored_as is Encoding.PLANES
 
     @property
     def constants_as_stored(self) -> Literal["small", "keep"]:
@@ -151,6 +159,8 @@ def refusal(a: Assignment, weight: Weight, target: ServingTarget, opset: int) ->
 
 
 def _tensorrt(a: Assignment, weight: Weight, opset: int) -> str | None:
+    if a.rows:
+        return "TensorRT has one width a weight, no row tiers"
     if a.tier not in _KERNELS:
         return f"TensorRT has no {a.tier}: INT8 and INT4 only"
     if a.encoding is not Encoding.NATIVE or a.form is not Form.DEQUANTIZE or opset < DQ_OPSET:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,11 @@ from tqs_onnx.allocate.bundle import Bundle, flat
 from tqs_passes.candidates import Candidate
 from tqs_passes.encode.fragment import field_size
 from tqs_passes.errors import InfeasibleError
+from tqs_passes.grid import Grid
+from tqs_passes.row_grid import part_grid
+
+#: Kind of all row tiers.
+ROWS = "rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,5 +117,15 @@ def least_of(offer: Sequence[Bundle]) -> Bundle:
 
 
 def kinds_of(bundle: Bundle) -> frozenset[str]:
-    """Return the kinds of a choice's codes that share tables: tier and grid decide which."""
-    return frozenset(f"{c.assignment.tier} {c.assignment.grid}" for c in bundle.candidates if c.shared)
+    """Return the kinds of a choice's codes that share tables: width and grid decide which.
+
+    Row tiers are of the kinds of their parts, and of one more.
+    """
+    shared = (c.assignment for c in bundle.candidates if c.shared)
+    return frozenset(kind for a in shared if a.grid is not None for kind in _kinds(a.widths, a.grid))
+
+
+@functools.lru_cache
+def _kinds(widths: tuple[int, ...], grid: Grid) -> frozenset[str]:
+    each = {f"{bits} {part_grid(grid, bits)}" for bits in widths}
+    return frozenset(each | {ROWS} if len(widths) > 1 else each)

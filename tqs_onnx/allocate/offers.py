@@ -77,7 +77,7 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     for block, members in tie_groups(request.menus, blocks, options.ties):
         scores = tuple(by_name[m.weight.name] for m in members)
         offers = [offered(m, s.status, options) for m, s in zip(members, scores, strict=True)]
-        bundles = tied(offers) if block else singles(offers[0])
+        bundles = tied([_of_one_width(offer) for offer in offers]) if block else singles(offers[0])
         if options.objective is Objective.MEASURED:
             bundles = offered_finite(bundles, request.responses)
         units.append(_Unit(members, scores, block, bundles))
@@ -164,17 +164,23 @@ def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate
             )
         return candidates[:1]
     if status is Status.OFF_TRAJECTORY and not options.drop_outputs:
-        fine = tuple(c for c in candidates if c.assignment.tier.bits >= OFF_TRAJECTORY_BITS)
+        fine = tuple(c for c in candidates if c.assignment.least_bits >= OFF_TRAJECTORY_BITS)
         candidates = fine or candidates  # pinned lower
     if options.objective in (Objective.PAPER, Objective.PAPER_LITERAL):
-        # These objectives see a tier's bits only: give each tier its best grid, or the worst would be chosen.
+        # These objectives see a tier's bits only: give each tier its best grid, or the worst would be chosen; and no
+        # row tiers, whose bits are no tier's.
         best: dict[str, Candidate] = {}
-        for c in candidates:
+        for c in _of_one_width(candidates):
             held = best.get(c.assignment.tier)
             if held is None or c.assignment.error_energy < held.assignment.error_energy:
                 best[c.assignment.tier] = c
         candidates = tuple(best.values())
     return candidates
+
+
+def _of_one_width(offer: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return an offer without row tiers: a tier that is named, or shared, has one width."""
+    return tuple(c for c in offer if not c.assignment.rows)
 
 
 def _amplifications(unit: _Unit, bundle: Bundle, scores: Scores) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from tqs_onnx.allocate.allocate import Allocation, allocate
 from tqs_onnx.allocate.bundle import Bundle, flat
 from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.file_size import (
+    ROWS,
     file_bytes,
     kind_starts,
     kinds_of,
@@ -42,27 +43,29 @@ class Found:
 
 
 def searched(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found:
-    """Return the best allocation over which kinds of codes, (tier, grid), the file may use.
+    """Return the best allocation over which kinds of codes, (width, grid) and row tiers, the file may use.
 
     The knapsack does not see that choices share tables. They take a few hundred bytes a kind: they decide in small
-    models, whose knapsacks are quick, so there kinds are dropped and added one at a time while that helps.
+    models, whose knapsacks are quick, so there kinds are dropped and added one at a time while that helps. Without
+    row tiers is always tried as well: with them is never worse.
     """
     every = frozenset(kind for e in entries for b in e.bundles for kind in kinds_of(b))
     _, least = smallest_file(request.size, [e.bundles for e in entries])
     search = options.solver == "mckp" and max_bytes <= _TABLES_MATTER_BYTES
-    queue = [every, least, *kind_starts(every)] if search else [every, least]
+    whole = [every, every - {ROWS}]
+    queue = [*whole, least, *kind_starts(every)] if search else [*whole, least]
     tried: set[frozenset[str]] = set()
     found: Found | None = None
     while queue:
         kinds = queue.pop(0)
-        if kinds in tried or (found is not None and not search):
+        if kinds in tried or (found is not None and not search and kinds not in whole):
             continue
         tried.add(kinds)
         again = _spent(request, [limited(e, of_kinds(e.bundles, kinds)) for e in entries], options, max_bytes)
         if again is not None and (found is None or again.allocation.cost < found.allocation.cost):
             found = again
             used = frozenset(kind for b in found.chosen for kind in kinds_of(b))
-            queue = [used, *(used ^ {kind} for kind in sorted(every)), *queue] if search else []
+            queue = [used, *(used ^ {kind} for kind in sorted(every)), *queue] if search else queue
     if found is None:
         raise AssertionError("unreachable: the smallest file fits")
     return found

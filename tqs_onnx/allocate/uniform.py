@@ -17,11 +17,9 @@ def uniform_choices(menus: Sequence[Menu], bits: int) -> list[Candidate]:
     for menu in menus:
         wide = len(menu.weight.shape) > 1
         if wide:
-            match = [
-                c for c in menu.candidates if c.assignment.tier.is_integer and c.assignment.tier.bits == bits
-            ]
+            match = [c for c in menu.candidates if c.assignment.widths == (bits,)]
             # Where the menu lacks that width another choice is no larger and no worse: the next finer one.
-            finer = [c for c in menu.candidates if c.assignment.tier.bits >= bits]
+            finer = [c for c in menu.candidates if c.assignment.tier.bits >= bits and not c.assignment.rows]
         else:
             match = [c for c in menu.candidates if c.assignment.form is Form.CAST]
             finer = [menu.candidates[0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tqs_onnx.source import open_source
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import write_text
 from tqs_passes.plan import Plan
+from tqs_passes.tier import Tier
 
 
 @click.command("allocate")
@@ -99,19 +101,14 @@ _ADDED = "errors of single weights added as if uncorrelated, which underrates wh
 
 def show_plan(plan: Plan) -> None:
     """Print a plan's tiers and totals."""
-    counts = Counter(a.tier for a in plan.assignments)
-    values = Counter[str]()
-    stored = Counter[str]()
-    for a in plan.assignments:
-        n = 1
-        for d in a.shape:
-            n *= d
-        values[a.tier] += n
-        stored[a.tier] += a.n_bytes
-    rows = [
-        [t.value, counts[t], values[t], stored[t]]
-        for t in sorted(counts, key=list(type(plan.assignments[0].tier)).index)
-    ]
+    counts, values, stored = Counter[str](), Counter[str](), Counter[str]()
+    order = list(Tier)
+    for a in sorted(plan.assignments, key=lambda a: (order.index(a.tier), bool(a.rows))):
+        name = f"{a.tier.value} by rows" if a.rows else a.tier.value
+        counts[name] += 1
+        values[name] += math.prod(a.shape)
+        stored[name] += a.n_bytes
+    rows = [[name, counts[name], values[name], stored[name]] for name in counts]
     print_table(["tier", "weights", "values", "bytes"], rows)
     groups = {a.block for a in plan.assignments if a.block}
     if groups:

@@ -101,7 +101,7 @@ def _words(option: str, value: OptionValue, param: click.Option) -> list[str]:
     if param.is_flag:
         if not isinstance(value, bool):
             raise InputError(f"{option} is true or false", where="build file")
-        return [option] if value else []
+        return [option] if value else list(param.secondary_opts[:1])  # a flag such as --rows/--no-rows
     if isinstance(value, list):
         texts = [str(v) for v in value]
         return [w for t in texts for w in (option, t)] if param.multiple else [option, ",".join(texts)]

@@ -228,6 +228,12 @@ plan_options = _all(
         is_flag=True,
         help="ONNX's own operators only: none of onnxruntime's, such as MatMulNBits.",
     ),
+    click.option(
+        "--rows/--no-rows",
+        default=True,
+        show_default=True,
+        help="Offer row tiers: channels of one weight at different widths, where that pays.",
+    ),
     click.option("--keep-constants", is_flag=True, help="Store masks, maps and index tables as they are."),
 )
 
@@ -378,6 +384,7 @@ def serving(options: dict[str, Any]) -> Serving:
         opset=options["opset"],
         compute=_compute(options["compute"], options["compute_blocks"]),
         standard_ops=options["standard_ops"],
+        rows=options["rows"],
     )
 
 

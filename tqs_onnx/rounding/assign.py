@@ -10,8 +10,8 @@ QEP's correction is kept in bounds: while it would move a weight by more than it
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,9 +25,10 @@ from tqs_onnx.rounding.view import View
 from tqs_passes.base import Skip
 from tqs_passes.encode.weight import Form, np_dtype
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Codes, Grid, round_levels
+from tqs_passes.grid import Codes, Grid, broadcast_shape, round_levels
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.rewrite import fed_weight, round_weight
+from tqs_passes.row_grid import Limits, limits_of
 
 Method = Literal["rtn", "mse", "gptq", "gptaq", "qep"]
 METHODS: tuple[Method, ...] = ("rtn", "mse", "gptq", "gptaq", "qep")
@@ -174,8 +175,9 @@ class _Work:
         wide = np.broadcast_to(base.scales.astype(np.float64), a.shape)
         scales = view.matrices(np.ascontiguousarray(wide))
         levels = np.empty_like(target)
+        round_column = _column_rounder(a, view)
         for g in range(len(target)):
-            rounded = self._levels(a, target[g], scales[g], statistics, g)
+            rounded = self._levels(a, target[g], scales[g], statistics, g, round_column)
             if rounded is None:
                 self.notes.append(
                     Skip(a.label, "rounded without data: H has no Cholesky factor at any damping up to 1")
@@ -184,8 +186,7 @@ class _Work:
             levels[g] = rounded
         error = _output_energy(levels * scales - target, statistics.H)
         before = _output_energy(view.matrices(plain.decode()).astype(np.float64) - exact, statistics.H)
-        stored = view.weight(levels, a.shape).astype(np.int8)
-        codes = Codes(stored, base.scales, base.bits, base.grid, base.axis)
+        codes = replace(base, levels=view.weight(levels, a.shape).astype(np.int8))
         return codes, error / before if before > 0 else 1.0
 
     def _statistics(self, weight: str) -> Statistics:
@@ -242,7 +243,13 @@ class _Work:
         return self._factors[g]
 
     def _levels(
-        self, a: Assignment, target: Matrix, scales: Matrix, statistics: Statistics, g: int
+        self,
+        a: Assignment,
+        target: Matrix,
+        scales: Matrix,
+        statistics: Statistics,
+        g: int,
+        round_column: _ColumnRounder,
     ) -> Matrix | None:
         """Return the levels of one group [out, in], None when H has no factor."""
         dead, order, found = self._factored(statistics, g)
@@ -257,11 +264,10 @@ class _Work:
             D = statistics.D[g].copy()
             D[:, dead] = 0.0
             shift = drift_correction(D[np.ix_(order, order)], found.upper, self.options.alpha)
-        grid, bits = a.grid or Grid.SIGNED, a.tier.bits
 
         def column(j: int, values: Matrix, lazy: Matrix) -> tuple[Matrix, Matrix]:
             scale = scales[:, order[j]]
-            level = round_levels((values / scale).astype(np.float32), bits, grid).astype(np.float64)
+            level = round_column((values / scale).astype(np.float32), g, int(order[j])).astype(np.float64)
             return level, scale * level
 
         levels, _ = compensate(w[:, order], found.upper, shift, column, PUBLISHED_BLOCK)
@@ -294,6 +300,26 @@ def decoded_weights(assigned: Assigned, arrays: Mapping[str, NDArray[Any]]) -> d
         for a in assigned.plan.assignments
         if a.form is not Form.KEEP and a.weight in arrays
     }
+
+
+#: (values of a column already divided by their scales [out], group, column) → levels.
+_ColumnRounder = Callable[[NDArray[np.float32], int, int], NDArray[np.float32]]
+
+
+def _column_rounder(a: Assignment, view: View) -> _ColumnRounder:
+    """Return what rounds a column of a matrix: to levels of one width, or of each channel's own."""
+    grid, bits = a.grid or Grid.SIGNED, a.tier.bits
+    if not a.rows:
+        return lambda x, g, j: round_levels(x, bits, grid)
+    limits = limits_of(a.rows, grid)
+    shape = broadcast_shape(a.shape, a.axis)
+
+    def seen(values: NDArray[Any]) -> NDArray[Any]:
+        wide = np.broadcast_to(values.reshape(shape), a.shape)
+        return view.matrices(np.ascontiguousarray(wide))
+
+    low, high, midrise = seen(limits.low), seen(limits.high), seen(limits.midrise)
+    return lambda x, g, j: Limits(low[g][:, j], high[g][:, j], midrise[g][:, j]).round(x)
 
 
 def _unusable(statistics: Statistics) -> str:

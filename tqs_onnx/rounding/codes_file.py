@@ -5,6 +5,7 @@ Arrays, weights numbered in order ::
     weights      names, str [n]
     layout       int16 [n, 3]: bits, grid (0 signed, 1 mid-rise), channel axis (-1: one scale)
     <i>.levels   int8, shape of the weight          <i>.scales   float16 or float32
+    <i>.rows     uint8 [channels], widths of row tiers; not there for weights of one width
 
 Written deterministically: the archive holds no time.
 """
@@ -19,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Codes, Grid, grids_for, round_levels
+from tqs_passes.grid import Codes, Grid, broadcast_shape, grids_for, round_levels
 from tqs_passes.model_io import atomic_file
 from tqs_passes.plan import Plan
+from tqs_passes.row_grid import codes_of_part, parts_of, widths_of, written
 
 CODES_NAME = "codes.npz"
 _GRIDS = (Grid.SIGNED, Grid.MIDRISE)
@@ -32,7 +34,9 @@ def codes_digest(codes: Mapping[str, Codes]) -> str:
     digest = hashlib.sha256()
     for name in sorted(codes):
         c = codes[name]
-        digest.update(f"{name}\0{c.bits}\0{c.grid}\0{c.axis}\0{c.levels.shape}\0{c.scales.dtype}\0".encode())
+        digest.update(
+            f"{name}\0{c.bits}\0{c.grid}\0{c.axis}\0{c.levels.shape}\0{c.scales.dtype}\0{c.rows}\0".encode()
+        )
         digest.update(np.ascontiguousarray(c.levels).tobytes())
         digest.update(np.ascontiguousarray(c.scales).tobytes())
     return digest.hexdigest()
@@ -81,6 +85,8 @@ def write_codes(path: Path, codes: Mapping[str, Codes]) -> None:
     for index, c in enumerate(codes.values()):
         arrays[f"{index}.levels"] = c.levels
         arrays[f"{index}.scales"] = c.scales
+        if c.rows:
+            arrays[f"{index}.rows"] = widths_of(c.rows)
     with atomic_file(path) as tmp, tmp.open("wb") as stream:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
@@ -98,7 +104,14 @@ def read_codes(path: Path) -> dict[str, Codes]:
             names = [str(name) for name in archive["weights"]]
             layout = archive["layout"]
             return {
-                name: _codes(name, archive[f"{i}.levels"], archive[f"{i}.scales"], layout[i], path)
+                name: _codes(
+                    name,
+                    archive[f"{i}.levels"],
+                    archive[f"{i}.scales"],
+                    layout[i],
+                    archive.get(f"{i}.rows"),
+                    path,
+                )
                 for i, name in enumerate(names)
             }
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
@@ -112,21 +125,36 @@ def _codes(
     levels: np.ndarray[tuple[int, ...], np.dtype[np.int8]],
     scales: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
     layout: np.ndarray[tuple[int, ...], np.dtype[np.int16]],
+    rows: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None,
     path: Path,
 ) -> Codes:
     bits, grid, axis = int(layout[0]), _GRIDS[int(layout[1])], int(layout[2])
-    sound = 1 <= bits <= 8 and grid in grids_for(bits) and levels.dtype == np.int8
-    sound = (
-        sound
-        and scales.dtype.name in ("float16", "float32")
-        and bool(np.isfinite(scales.astype(np.float32)).all())
-    )
-    if not sound or not np.array_equal(round_levels(levels.astype(np.float32), bits, grid), levels):
+    half = scales.dtype == np.float16
+    channel = None if axis < 0 else axis
+    sound = 1 <= bits <= 8 and levels.dtype == np.int8 and scales.dtype.name in ("float16", "float32")
+    sound = sound and bool(np.isfinite(scales.astype(np.float32)).all())
+    stored = scales.astype(np.float16) if half else scales.astype(np.float32)
+    if rows is None:
+        codes = Codes(levels, stored, bits, grid, channel)
+        sound = sound and grid in grids_for(bits) and _are_levels(levels, bits, grid)
+    else:
+        widths = written(rows) if rows.dtype == np.uint8 and ((rows >= 1) & (rows <= 8)).all() else ""
+        codes = Codes(levels, stored, bits, grid, channel, widths)
+        sound = sound and channel is not None and channel < levels.ndim and bool(widths)
+        sound = sound and scales.shape == broadcast_shape(levels.shape, channel)
+        sound = sound and len(widths) == levels.shape[axis] and bits == max(rows)
+        sound = sound and all(
+            _are_levels(codes_of_part(codes, part).levels, part.bits, part.grid)
+            for part in parts_of(widths, grid)
+        )
+    if not sound:
         raise InputError(
             f"the codes of weight {name!r} are not {bits}-bit {grid} levels",
             where=str(path),
             todo="Round again with the same plan",
         )
-    half = scales.dtype == np.float16
-    stored = scales.astype(np.float16) if half else scales.astype(np.float32)
-    return Codes(levels, stored, bits, grid, None if axis < 0 else axis)
+    return codes
+
+
+def _are_levels(levels: np.ndarray[tuple[int, ...], np.dtype[np.int8]], bits: int, grid: Grid) -> bool:
+    return np.array_equal(round_levels(levels.astype(np.float32), bits, grid), levels)

@@ -92,7 +92,20 @@ def unpack(packed: NDArray[np.uint8], width: int, n: int) -> NDArray[np.uint8]:
     return ((packed[:, None] >> shifts) & ((1 << width) - 1)).reshape(-1)[:n].astype(np.uint8)
 
 
-def decode_levels(codes: Codes, fragment: Fragment, stored: str, opset: int) -> tuple[str, bool]:
+def plane_name(stored: str, index: int) -> str:
+    """Return the name of a stored plane: `stored`, then ``<stored>_1``, ``<stored>_2`` and so on."""
+    return stored if index == 0 else f"{stored}_{index}"
+
+
+def decode_levels(
+    codes: Codes,
+    fragment: Fragment,
+    stored: str,
+    opset: int,
+    *,
+    first: int = 0,
+    shape: tuple[int, ...] | None = None,
+) -> tuple[str, bool]:
     """Append stored planes and the nodes that turn them into levels.
 
     Parameters
@@ -101,9 +114,13 @@ def decode_levels(codes: Codes, fragment: Fragment, stored: str, opset: int) -> 
     fragment : Fragment
         Receives tensors and nodes.
     stored : str
-        Name of the stored codes; further planes get ``<stored>_1``, ``<stored>_2``.
+        Name of the stored codes (see `plane_name`).
     opset : int
         Opset of the file.
+    first : int
+        Number of the first plane.
+    shape : tuple of int, optional
+        Shape of the levels as written in the graph, one axis may be -1 [default: the codes'].
 
     Returns
     -------
@@ -113,7 +130,7 @@ def decode_levels(codes: Codes, fragment: Fragment, stored: str, opset: int) -> 
         Whether they are int8 (else float32).
     """
     if codes.bits == 8:
-        return fragment.store(codes.levels, stored), True
+        return fragment.store(codes.levels, plane_name(stored, first)), True
     widths = plane_widths(codes.bits)
     use_int8 = opset >= INT8_ADD_OPSET or len(widths) == 1
     planes = packed_planes(codes)
@@ -121,20 +138,33 @@ def decode_levels(codes: Codes, fragment: Fragment, stored: str, opset: int) -> 
     total, shift = "", 0
     for index, width in enumerate(widths):
         packed = planes[index]
-        name = fragment.store(packed, stored if index == 0 else f"{stored}_{index}")
+        name = fragment.store(packed, plane_name(stored, first + index))
         top = index == len(widths) - 1
         table = lookup_table(fragment, width, gain << shift, offset if top else 0, opset, int8=use_int8)
         rows = fragment.op("Cast", [name], to=int(onnx.TensorProto.INT32))
         fields = fragment.op("Gather", [table, rows])
-        plane = shaped(fragment, fields, packed.size * (8 // width), codes.levels.shape, opset)
+        plane = shaped(
+            fragment, fields, packed.size * (8 // width), shape or codes.levels.shape, opset, size=codes.levels.size
+        )
         total = fragment.op("Add", [total, plane]) if total else plane
         shift += width
     return total, use_int8
 
 
-def shaped(fragment: Fragment, values: str, n_padded: int, shape: tuple[int, ...], opset: int) -> str:
-    """Append the nodes that cut `n_padded` values to those of `shape`, and return the name of the result."""
-    size = math.prod(shape)
+def shaped(
+    fragment: Fragment,
+    values: str,
+    n_padded: int,
+    shape: tuple[int, ...],
+    opset: int,
+    *,
+    size: int | None = None,
+) -> str:
+    """Append the nodes that cut `n_padded` values to those of `shape`, and return the name of the result.
+
+    `size` is their number where one axis of `shape` is -1.
+    """
+    size = math.prod(shape) if size is None else size
     if n_padded != size:
         values = fragment.op("Reshape", [values, stored_shape(fragment, (-1,))])
         if opset >= _SLICE_INPUT_OPSET:

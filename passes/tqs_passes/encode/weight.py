@@ -9,6 +9,8 @@ Readers keep reading the name they always read; only its producer changes ::
     INTb, nbits  its reader becomes MatMulNBits                          see `tqs_passes.encode.nbits`
     INTb, gathered   its reader gathers codes and decodes these          see `tqs_passes.encode.gathered`
 
+The levels of row tiers are those of their parts, put together (`tqs_passes.encode.rows`).
+
 Names follow onnxruntime's: `<w>_quantized`, `<w>_scale`, node `<w>_DequantizeLinear`; where the model has one of
 them already, another stem stands for `<w>`.
 """
@@ -28,7 +30,8 @@ from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.gathered import encode_gathered
 from tqs_passes.encode.native import native_levels
 from tqs_passes.encode.nbits import encode_nbits
-from tqs_passes.encode.planes import decode_levels
+from tqs_passes.encode.planes import decode_levels, plane_name
+from tqs_passes.encode.rows import MOST_PLANES, decode_rows
 from tqs_passes.grid import Codes
 from tqs_passes.tier import Tier
 
@@ -102,8 +105,9 @@ class Target:
 
 def stem_names(stem: str) -> tuple[str, ...]:
     """Return every name of a tensor or node that a fragment may make from a stem."""
-    ends = ("quantized", "quantized_1", "quantized_2", "scale", "DequantizeLinear", "Cast")
-    return tuple(f"{stem}_{end}" for end in ends)
+    ends = ("scale", "order", "DequantizeLinear", "Cast")
+    planes = (plane_name(f"{stem}_quantized", i) for i in range(MOST_PLANES))
+    return (*planes, *(f"{stem}_{end}" for end in ends))
 
 
 def encode_kept(target: Target, values: NDArray[np.generic]) -> Fragment:
@@ -148,6 +152,8 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
         return encode_gathered(fragment, codes, target.reader, name, stem, target.opset)
     if encoding is Encoding.NATIVE:
         levels, is_int8 = native_levels(codes, fragment, f"{stem}_quantized"), True
+    elif codes.rows:
+        levels, is_int8 = decode_rows(codes, fragment, stem, target.opset), True
     else:
         levels, is_int8 = decode_levels(codes, fragment, f"{stem}_quantized", target.opset)
     direct = target.dtype == "float32"
