@@ -35,7 +35,8 @@ def nearest_codes(values: NDArray[Any], a: Assignment) -> Codes:
         return quantize(w, bits, a.axis, a.grid, half_scales=a.half_scales)
     shaped = _peak_scales(as_rows(w, a.axis), bits, a.grid).reshape(broadcast_shape(w.shape, a.axis))
     stored = shaped.astype(np.float16) if a.half_scales and scales_fit_half(shaped) else shaped
-    levels = round_levels(w / np.asarray(stored, np.float32), bits, a.grid).astype(np.int8)
+    x: NDArray[np.float32] = np.divide(w, stored.astype(np.float32))
+    levels = round_levels(x, bits, a.grid).astype(np.int8)
     return Codes(levels, stored, bits, a.grid, a.axis)
 
 
