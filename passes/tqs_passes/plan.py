@@ -20,7 +20,6 @@ from tqs_passes.grid import Grid, grids_for
 from tqs_passes.row_grid import MOST_WIDTHS, distinct_widths, nearest_tier
 from tqs_passes.tier import KEEP_TIER, Tier
 
-
 #: Forms that decode row tiers.
 ROW_FORMS = (Form.CAST_MUL, Form.DEQUANTIZE)
 
