@@ -39,6 +39,7 @@ class Way:
     encoding: Encoding = Encoding.PLANES
     opset: int | None = None
     compute: Compute | None = None
+    rows: bool = False
 
     @property
     def serving(self) -> Serving:
@@ -113,7 +114,7 @@ def verified(way: Way) -> tuple[Plan, Verification]:
     plan = Plan(
         source_sha256=source().sha256,
         profile=way.profile,
-        assignments=tuple(chosen),
+        assignments=tuple(by_rows(a) if way.rows else a for a in chosen),
         n_bytes=0,
         source_bytes=source().facts.n_bytes,
         opset=way.opset,
@@ -173,17 +174,11 @@ def test_blocks_in_float16_decode_bit_for_bit_and_add_their_rounding(way: Way) -
 
 @pytest.mark.parametrize("profile", ["fast", "exact"])
 def test_every_weight_can_have_row_tiers(profile: Profile) -> None:
-    plan = plan_at(Way(Tier.INT3, profile))
-    assignments = [by_rows(a) for a in plan.assignments]
-    plan = plan.model_copy(update={"assignments": tuple(assignments)})
-    assert sum(bool(a.rows) for a in assignments) > 8
-    path = source().path.with_name(f"rows.{profile}.onnx")
-    emit(source().lifted, plan, path)
-    subject = Subject(source().path, path, source().lifted, source().survey, plan, {})
-    found = verify(subject, Bench(kinds.spec(), kinds.contexts(), {"y": 1.0, "z": 1.0}, threads=1))
-    assert found.n_decoded == len([a for a in assignments if a.form is not Form.KEEP])
+    plan, verification = verified(Way(Tier.INT3, profile, rows=True))
+    assert sum(bool(a.rows) for a in plan.assignments) > 8
+    assert verification.n_decoded == len([a for a in plan.assignments if a.form is not Form.KEEP])
     # the bounds of a single width, above
-    assert found.runtime_gap < (1e-6 if profile == "exact" else 1e-2)
+    assert verification.runtime_gap < (1e-6 if profile == "exact" else 1e-2)
 
 
 def by_rows(a: Assignment) -> Assignment:
