@@ -8,16 +8,10 @@ import pytest
 from tests.conftest import Scored
 from tests.rollouts import forecaster, motley, opened, scored, spec_of, values
 from tqs_onnx.allocate import spend
-from tqs_onnx.allocate.costing import (
-    OFF_TRAJECTORY_BITS,
-    PlanOptions,
-    Request,
-    amplification,
-    entries_of,
-    offered,
-)
+from tqs_onnx.allocate.costing import PlanOptions, Request, amplification
 from tqs_onnx.allocate.file_size import FileSize, shared_bytes
 from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.offers import OFF_TRAJECTORY_BITS, entries_of, offered
 from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.allocate.uniform import uniform_plan
 from tqs_onnx.emit import emit
@@ -326,7 +320,7 @@ def drift(plan: Plan) -> float:
 def test_objectives_that_look_at_bits_are_offered_no_row_tiers(objective: Objective, lorenz: Scored) -> None:
     entries = entries_of(lorenz.request, PlanOptions(objective=objective))
     assert any(c.assignment.rows for m in lorenz.request.menus for c in m.candidates)
-    assert not any(c.assignment.rows for e in entries for c in e.candidates)
+    assert not any(c.assignment.rows for e in entries for b in e.bundles for c in b.candidates)
 
 
 def test_weights_off_the_trajectory_get_no_narrow_channels(lorenz: Scored) -> None:
