@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tqs_passes.encode.fragment import Fragment, field_size
+from tqs_passes.encode.fragment import field_size
 from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import (
     BF16_OPSET,

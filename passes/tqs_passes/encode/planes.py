@@ -144,7 +144,12 @@ def decode_levels(
         rows = fragment.op("Cast", [name], to=int(onnx.TensorProto.INT32))
         fields = fragment.op("Gather", [table, rows])
         plane = shaped(
-            fragment, fields, packed.size * (8 // width), shape or codes.levels.shape, opset, size=codes.levels.size
+            fragment,
+            fields,
+            packed.size * (8 // width),
+            shape or codes.levels.shape,
+            opset,
+            size=codes.levels.size,
         )
         total = fragment.op("Add", [total, plane]) if total else plane
         shift += width
