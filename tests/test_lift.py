@@ -331,6 +331,24 @@ def test_local_functions_are_inlined_and_compute_the_same(tmp_path: Path) -> Non
     assert_computes_the_same(model, lifted, tmp_path, x=X23, c=np.array(True))
 
 
+def test_functions_that_call_each_other_too_deeply_are_skipped_with_a_reason() -> None:
+    """The inliner gives up on such a chain; onnxruntime 1.31 dies of it."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("loc", 1)]
+
+    def function(i: int, n: int = 5000) -> onnx.FunctionProto:
+        node = helper.make_node("Tanh", ["x"], ["y"])
+        if i < n:
+            node = helper.make_node(f"F{i + 1}", ["x"], ["y"], domain="loc")
+        return helper.make_function("loc", f"F{i}", ["x"], ["y"], [node], opsets)
+
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("F0", ["x"], ["y"], domain="loc")], "g", [x], [y])
+    functions = [function(i) for i in range(5001)]
+    proto = helper.make_model(graph, opset_imports=opsets, functions=functions)
+    (skip,) = lift(Model(proto, Path())).skipped
+    assert "cannot be inlined (ValidationError)" in skip.why
+
+
 def test_a_function_of_another_opset_is_skipped_with_its_reason(tmp_path: Path) -> None:
     text = FUNCTIONS.replace(
         '<domain: "local", opset_import: ["" : 17]>\ngate', '<domain: "local", opset_import: ["" : 16]>\ngate'

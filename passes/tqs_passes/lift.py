@@ -21,6 +21,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx
+import onnx.checker
 import onnx.inliner
 from onnx import numpy_helper
 
@@ -181,7 +182,7 @@ def _inlined(proto: onnx.ModelProto, skipped: list[Skip]) -> onnx.ModelProto:
             node.metadata_props.add(key=_FUNCTION_MARK, value="1")
     try:
         marked = onnx.inliner.inline_local_functions(marked)
-    except (RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         why = f"they cannot be inlined ({type(error).__name__}); weights inside them are not seen"
         skipped.append(Skip("local functions", why))
         return marked
