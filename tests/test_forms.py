@@ -136,7 +136,7 @@ def test_the_way_of_every_reader_is_told() -> None:
     ways = {w.name: way_of(w, readers) for w in source().survey.weights}
     matrix, other = Way.MATRIX, Way.OTHER
     assert ways == {
-        "matrix": matrix, "gemm": matrix, "turned": Way.TURNED, "behind": Way.TRANSPOSE, "scaled": other, "odd": matrix,
+        "matrix": matrix, "gemm": matrix, "turned": Way.TURNED, "behind": Way.MOVED, "scaled": other, "odd": matrix,
         "back": matrix, "table": Way.TABLE, "rows": Way.TABLE, "bias": other,
     }  # fmt: skip
 
@@ -144,11 +144,11 @@ def test_the_way_of_every_reader_is_told() -> None:
 @pytest.mark.parametrize(
     ("profile", "expected"),
     [
-        ("fast", "matrix:dq gemm:dq turned:cm behind:dq scaled:cm odd:dq back:dq table:cm"),
+        ("fast", "matrix:dq gemm:dq turned:cm behind:cm scaled:cm odd:dq back:dq table:cm"),
         ("exact", "matrix:nbits gemm:nbits turned:nbits behind:cm scaled:cm odd:nbits back:cm table:cm"),
         (
             "small",
-            "matrix:nbits gemm:nbits turned:nbits behind:dq scaled:dq odd:nbits back:dq table:gathered",
+            "matrix:nbits gemm:nbits turned:nbits behind:cm scaled:dq odd:nbits back:dq table:gathered",
         ),
     ],
 )

@@ -1,78 +1,42 @@
-"""Load time, resident memory and latency a step of one model stored in several ways, side by side in one run.
+"""Load time, memory and latency a step of models stored in several ways, side by side in one run.
 
-A stack of layers that all have one kind of reader is stored as FP32, by onnxruntime.quantization (dynamic INT8, and
-MatMulNBits INT4 where it applies), and by this package at INT8, INT4 and INT3 under each profile. Each file is opened
-in a child process of its own with stock options; latency is the median of interleaved rounds, so that a busy machine
-slows all of them alike. What is printed are the ratios to FP32 of the same run.
+Each model is stored as FP32, by onnxruntime.quantization (dynamic INT8, and MatMulNBits INT4 where it applies), and by
+this package at INT8, INT4 and INT3 under every profile: every weight at that width where that saves bytes. Models:
+the zoo, the bundled Lorenz-96 surrogate and the 76 MB transformer of `bench_sweep.py`; ``--model`` takes any other
+file, and `measure_forms.py` has one model a kind of reader. Times are processor time of one call on one thread, the
+least of interleaved rounds (see `serving.py`), as multiples of FP32; memory is what the process holds beyond an empty
+one. Usage::
 
-    python tools/bench_serve.py --reader MatMul --width 2048 --layers 4 --threads 1
+    python tools/bench_serve.py [--only transformer] [--rounds 9] [--out served.md]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import numpy_helper, parser
+from bench_sweep import transformer
+from serving import measure, processor
 
+from tqs_onnx.baseline import unscored_uniform_plan
 from tqs_onnx.emit import emit
-from tqs_onnx.rollout.session import SessionOptions, open_session, runtime_version
-from tqs_passes.candidates import kitchen_of, menus
-from tqs_passes.encode.weight import Form
-from tqs_passes.find import find_weights
-from tqs_passes.forms import Profile
-from tqs_passes.model_io import Model
-from tqs_passes.plan import Assignment, Plan
-from tqs_passes.tier import Tier
-from tqs_passes.weights import Survey
+from tqs_onnx.rollout.session import runtime_version
+from tqs_onnx.source import open_source
+from tqs_passes.forms import PROFILES
+from tqs_passes.targets import Serving
 
+ROOT = Path(__file__).resolve().parents[1]
 BATCHES = (1, 32, 256)
-READERS = {
-    "MatMul": "h{j} = MatMul(h{i}, w{i})",
-    "GemmT": "h{j} = Gemm <transB = 1> (h{i}, w{i})",
-    "Transpose": "t{i} = Transpose(w{i})  h{j} = MatMul(h{i}, t{i})",
-    "Add": "a{i} = Add(h{i}, w{i})  h{j} = ReduceMean <axes = [0], keepdims = 0> (a{i})",
-    "Conv": "u{i} = Unsqueeze(h{i}, ends)  c{i} = Conv(u{i}, w{i})  h{j} = Squeeze(c{i}, ends)",
-    "Einsum": 'h{j} = Einsum <equation = "bi,ij->bj"> (h{i}, w{i})',
+#: Largest batch of each model: the grid models hold hundreds of megabytes of activations beyond it.
+MODELS = {
+    "timesfm_mini": (ROOT / "models/zoo/timesfm_mini/model.onnx", 256),
+    "pangu_mini": (ROOT / "models/zoo/pangu_mini/model.onnx", 32),
+    "aurora_mini": (ROOT / "models/zoo/aurora_mini/model.onnx", 32),
+    "lorenz96": (ROOT / "models/tqs_models/lorenz96/model.onnx", 256),
+    "transformer": (None, 256),
 }
-
-
-def model_of(reader: str, width: int, layers: int) -> onnx.ModelProto:
-    """Return a stack of `layers` weights of `width` squared values read by one kind of operator."""
-    lines = "  ".join(READERS[reader].format(i=i, j=i + 1) for i in range(layers))
-    text = f"""<ir_version: 8, opset_import: ["" : 17]>
-    g (float[b, {width}] x) => (float[b, {width}] y) {{ h0 = Identity(x) {lines} y = Identity(h{layers}) }}"""
-    proto = parser.parse_model(text)
-    rng = np.random.default_rng(0)
-    for i in range(layers):
-        w = rng.standard_normal((width, width), np.float32) * np.float32(width**-0.5)
-        if reader == "Conv":
-            w = w[:, :, None, None]
-        if reader == "Add":
-            w = w[:, None, :]
-        proto.graph.initializer.append(numpy_helper.from_array(w, f"w{i}"))
-    if reader == "Conv":
-        proto.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "ends"))
-    return proto
-
-
-def ours(lifted: Model, survey: Survey, tier: Tier, profile: Profile, out: Path) -> None:
-    """Emit every weight at one tier: the candidate with the least error."""
-    rows: list[Assignment] = []
-    for menu in menus(kitchen_of(lifted, profile), survey.weights, (tier,)):
-        fitting = [c.assignment for c in menu.candidates if c.assignment.form is not Form.KEEP]
-        rows.append(min(fitting, key=lambda a: a.error_energy))
-    plan = Plan(source_sha256="0", profile=profile, assignments=tuple(rows), n_bytes=0, source_bytes=0)
-    emit(lifted, plan, out)
 
 
 def theirs(source: Path, folder: Path) -> dict[str, Path]:
@@ -95,89 +59,61 @@ def theirs(source: Path, folder: Path) -> dict[str, Path]:
     return {"onnxruntime INT8 dynamic": int8, "onnxruntime INT4 NBits": int4}
 
 
-def child(path: Path, width: int, threads: int) -> None:
-    """Load a file, report, then answer each line on stdin, a batch size, with the seconds of one call."""
-    before = _resident_mb()
-    start = time.perf_counter()
-    session = open_session(path, options=SessionOptions(threads=threads))
-    load = time.perf_counter() - start
-    feeds = {n: session.value(np.ones((n, width), np.float32)) for n in BATCHES}
-    session.run({"x": feeds[1]})
-    print(json.dumps({"load_s": load, "ram_mb": _resident_mb() - before}), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        session.run({"x": feeds[int(line)]})
-        print(time.perf_counter() - start, flush=True)
+def ours(source: Path, folder: Path, widths: tuple[int, ...]) -> dict[str, Path]:
+    """Return the file at every width under every profile."""
+    opened = open_source(source)
+    files: dict[str, Path] = {}
+    for bits in widths:
+        for profile in PROFILES:
+            path = folder / f"int{bits}-{profile}.onnx"
+            emit(opened.lifted, unscored_uniform_plan(opened, bits, profile, Serving()), path)
+            files[f"tqs INT{bits} {profile}"] = path
+    return files
 
 
-def _resident_mb() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
-
-
-def measure(files: dict[str, Path], width: int, threads: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Return the figures of every file; rounds are interleaved."""
-    found: dict[str, dict[str, float]] = {}
-    children: dict[str, subprocess.Popen[str]] = {}
-    for name, path in files.items():
-        process = subprocess.Popen(
-            [sys.executable, __file__, "--child", str(path), "--width", str(width), "--threads", str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            print(f"{name}: does not load")
-            continue
-        found[name] = {"mb": path.stat().st_size / 1e6, **json.loads(line)}
-        children[name] = process
-    times: dict[tuple[str, int], list[float]] = {}
-    for _ in range(rounds):
-        for batch in BATCHES:
-            for name, process in children.items():
-                assert process.stdin is not None
-                assert process.stdout is not None
-                process.stdin.write(f"{batch}\n")
-                process.stdin.flush()
-                times.setdefault((name, batch), []).append(float(process.stdout.readline()))
-    for (name, batch), seconds in times.items():
-        found[name][f"ms@{batch}"] = 1000 * statistics.median(seconds)
-    for process in children.values():
-        process.communicate()
-    return found
+def table(name: str, source: Path, most: int, options: argparse.Namespace) -> str:
+    """Measure one model and return its rows."""
+    batches = tuple(b for b in BATCHES if b <= most)
+    with tempfile.TemporaryDirectory(prefix="tqs-serve-") as folder:
+        files = {"FP32": source, **theirs(source, Path(folder)), **ours(source, Path(folder), (8, 4, 3))}
+        found = measure(files, batches, threads=options.threads, rounds=options.rounds)
+    base = found["FP32"]
+    took = ", ".join(f"{base[f'ms@{b}']:.1f} ms at batch {b}" for b in batches)
+    rows = [
+        f"\n**{name}** (FP32: {took})\n",
+        "| stored | MB | load s | memory MB | peak MB |" + "".join(f" batch {b} |" for b in batches),
+        "|---|---:|---:|---:|---:|" + "---:|" * len(batches),
+    ]
+    for label, row in found.items():
+        ratios = "".join(f" {row[f'ms@{b}'] / base[f'ms@{b}']:.2f} |" for b in batches)
+        held = f"{row['mb']:.2f} | {row['load_s']:.2f} | {row['ram_mb']:.0f} | {row['peak_mb']:.0f}"
+        rows.append(f"| {label} | {held} |{ratios}")
+    return "\n".join(rows)
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    arguments.add_argument("--reader", choices=list(READERS), default="MatMul")
-    arguments.add_argument("--width", type=int, default=2048)
-    arguments.add_argument("--layers", type=int, default=4)
+    arguments.add_argument("--only", choices=list(MODELS), help="One of the models; default all.")
+    arguments.add_argument("--model", type=Path, help="Another file, at batch 1.")
     arguments.add_argument("--threads", type=int, default=1)
-    arguments.add_argument("--rounds", type=int, default=15)
-    arguments.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments.add_argument("--rounds", type=int, default=9)
+    arguments.add_argument("--out", type=Path, help="Write the tables here too.")
     options = arguments.parse_args()
-    if options.child:
-        child(options.child, options.width, options.threads)
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        proto = model_of(options.reader, options.width, options.layers)
-        onnx.save(proto, folder / "fp32.onnx")
-        files = {"FP32": folder / "fp32.onnx", **theirs(folder / "fp32.onnx", folder)}
-        lifted, survey = find_weights(Model(proto, folder))
-        for profile in ("fast", "exact"):
-            for tier in (Tier.INT8, Tier.INT4, Tier.INT3):
-                path = folder / f"{profile}{tier}.onnx"
-                ours(lifted, survey, tier, profile, path)
-                files[f"tqs {tier} {profile}"] = path
-        found = measure(files, options.width, options.threads, options.rounds)
-    print(f"onnxruntime {runtime_version()}, {platform.processor() or platform.machine()}, {options.reader}")
-    base = found["FP32"]
-    print(f"{'':26} {'MB':>7} {'load s':>7} {'RAM MB':>7}" + "".join(f" {'x@' + str(b):>7}" for b in BATCHES))
-    for label, row in found.items():
-        ratios = "".join(f" {row[f'ms@{b}'] / base[f'ms@{b}']:7.2f}" for b in BATCHES)
-        print(f"{label:26} {row['mb']:7.1f} {row['load_s']:7.2f} {row['ram_mb']:7.0f}{ratios}")
+    text = [f"onnxruntime {runtime_version()}, {processor()}, {options.threads} thread(s)"]
+    with tempfile.TemporaryDirectory(prefix="tqs-serve-") as folder:
+        chosen = {options.only: MODELS[options.only]} if options.only else dict(MODELS)
+        if options.model:
+            chosen = {options.model.name: (options.model, 1)}
+        for name, (path, most) in chosen.items():
+            if path is None:
+                path = Path(folder) / "transformer.onnx"
+                onnx.save(transformer(), path)
+            text.append(table(name, path, most, options))
+            print(text[-1], flush=True)
+    if options.out:
+        options.out.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

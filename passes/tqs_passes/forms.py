@@ -4,7 +4,8 @@ The first form of a row that the weight, its codes and the target can take is wr
 measured by ``tools/measure_forms.py``; its figures, with the runtime's version and the CPU, are in ``tools/forms.md``.
 In short: DequantizeLinear before a MatMul or plain Gemm is fused (8-bit activations inside); anywhere else it is run at
 every call. Cast → Mul folds at load and costs what FP32 costs, in time and in memory. MatMulNBits at level 0 is exact,
-faster than FP32 for large matrices, and holds half a byte a weight.
+faster than FP32 for large matrices and few rows at a time, and holds half a byte a weight. DequantizeLinear is never
+written where a Transpose follows: onnxruntime 1.17 to 1.23 abort while they load such a file (`tools/check_oldest.py`).
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ PROFILES: tuple[Profile, ...] = ("fast", "exact", "small")
 _DQ, _CM, _NBITS, _ROWS = Form.DEQUANTIZE, Form.CAST_MUL, Form.NBITS, Form.GATHERED
 #: Forms in order of preference; Cast → Mul stands behind every row.
 TABLE: dict[Profile, dict[Way, tuple[Form, ...]]] = {
-    "fast": {Way.MATRIX: (_DQ,), Way.TRANSPOSE: (_DQ,)},
+    "fast": {Way.MATRIX: (_DQ,)},
     "exact": {Way.MATRIX: (_NBITS,), Way.TURNED: (_NBITS,)},
     "small": {
         Way.MATRIX: (_NBITS, _DQ),
         Way.TURNED: (_NBITS, _DQ),
-        Way.TRANSPOSE: (_DQ,),
         Way.TABLE: (_ROWS, _DQ),
         Way.OTHER: (_DQ,),
     },
 }
-#: Fewest values for which a form pays, by profile: below, Cast → Mul is as fast, and memory is no matter.
+#: Fewest values for which a form pays, by profile. Below 16 M MatMulNBits at level 0 takes up to 1.3 times as long as
+#: FP32 for 4 to 32 rows at a time (and 0.5 to 0.7 of it for one), and `exact` promises FP32's speed at every batch.
 LEAST_VALUES: dict[tuple[Profile, Form], int] = {
-    ("exact", Form.NBITS): 1 << 20,
+    ("exact", Form.NBITS): 1 << 24,
     ("small", Form.NBITS): 1 << 12,
     ("small", Form.GATHERED): 1 << 12,
     ("small", Form.DEQUANTIZE): 1 << 12,
@@ -101,10 +102,6 @@ def _takes(
 ) -> bool:
     tier, grid, axis = code
     if form is Form.DEQUANTIZE:
-        if way is Way.TRANSPOSE and setting.profile == "fast":
-            return setting.opset >= DQ_OPSET and (
-                setting.serving.stored_as is Encoding.PLANES or tier is Tier.INT8
-            )  # behind a Transpose the runtime fuses int8 only, which planes become
         return setting.opset >= DQ_OPSET and weight.dtype == "float32"
     if setting.serving.stored_as is not Encoding.PLANES:
         return False

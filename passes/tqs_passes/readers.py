@@ -21,14 +21,14 @@ class Way(StrEnum):
     """How a weight is read, as far as it decides how fast a form runs.
 
     ``matrix``: B ``[K, N]`` of MatMul, or of a plain Gemm (alpha = beta = 1, A as it is) · ``turned``: B ``[N, K]``
-    of a Gemm that is plain but for transB = 1 · ``transpose``: B of MatMul behind one Transpose that turns it ·
-    ``table``: rows ``[V, D]`` gathered along axis 0 · ``body``: inside If, Loop or Scan · ``other``: any other.
+    of a Gemm that is plain but for transB = 1 · ``table``: rows ``[V, D]`` gathered along axis 0 · ``moved``: reached
+    through nodes that move its values (Transpose …) · ``body``: inside If, Loop or Scan · ``other``: any other.
     """
 
     MATRIX = "matrix"
     TURNED = "turned"
-    TRANSPOSE = "transpose"
     TABLE = "table"
+    MOVED = "moved"
     BODY = "body"
     OTHER = "other"
 
@@ -54,14 +54,14 @@ def way_of(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> Way:
     """Return how a weight is read; `readers` are those of `sole_readers`."""
     if any(r.in_body for r in weight.readers):
         return Way.BODY
+    if any(r.through for r in weight.readers):
+        return Way.MOVED
     node = readers.get(weight.name)
     if node is None or len(weight.readers) != 1 or len(weight.shape) != 2 or weight.dtype != "float32":
         return Way.OTHER
     reader = weight.readers[0]
     at = reader.input_index
-    if node.op_type == "Transpose" and reader.through == ("Transpose",):
-        return Way.TRANSPOSE if _turns(node) and (reader.op_type, at) == ("MatMul", 1) else Way.OTHER
-    if reader.through or node.domain not in ("", "ai.onnx"):
+    if node.domain not in ("", "ai.onnx"):
         return Way.OTHER
     if node.op_type == "MatMul" and at == 1:
         return Way.MATRIX
@@ -81,8 +81,3 @@ def _value(node: onnx.NodeProto, name: str, default: float) -> float:
 
 def _plain(node: onnx.NodeProto) -> bool:
     return not _value(node, "transA", 0) and _value(node, "alpha", 1) == 1 and _value(node, "beta", 1) == 1
-
-
-def _turns(node: onnx.NodeProto) -> bool:
-    order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [1, 0])
-    return order == [1, 0]
