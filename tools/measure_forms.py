@@ -54,7 +54,7 @@ KINDS = {
     "Conv 3x3": Kind(_IMAGE, "{j} = Conv<pads = [1, 1, 1, 1]>({h}, {w})", (128, 128, 3, 3)),
     "Conv 1x1": Kind(_IMAGE, "{j} = Conv({h}, {w})", (128, 128, 1, 1), 8),
     "Conv depthwise": Kind(_IMAGE, "{j} = Conv<group = 128, pads = [1, 1, 1, 1]>({h}, {w})", (128, 1, 3, 3), 8),
-    "Gather": Kind("int64[b, 64] x", "{j} = Gather({w}, {h})", (65536, 256), 1),
+    "Gather": Kind("int64[b, 64] x", "{j} = Gather({w}, {h})", (16384, 256), 1),
     "Add": Kind("float[b, 64, 1024] x", "{j} = Add({h}, {w})", (64, 1024), 8),
     "LSTM": Kind(
         "float[16, b, 256] x", "l{j} = LSTM<hidden_size = 256>({h}, {w}, {w}r)  {j} = Squeeze(l{j}, one)",
