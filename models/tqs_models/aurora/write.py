@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tqs_models.aurora import ATMOS, HOURS, LICENCE, STATIC, SURFACE, rollout, time_encoding
+from tqs_models.checkpoint import load_weights
 from tqs_models.lean import fold_all_but, merge_constants, name_by_content, strip
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import Model
@@ -62,7 +63,8 @@ def write_aurora(
     Raises
     ------
     InputError
-        torch or aurora is missing, the grid does not fit, a setting is unknown, or a weight lost its name.
+        torch or aurora is missing, the grid does not fit, a setting is unknown, the checkpoint does not fit, or a
+        weight lost its name.
     """
     rows, columns = grid
     if rows % 4 or columns % 4:
@@ -82,7 +84,7 @@ def write_aurora(
         ) from error
     network = random_network(seed, **sizes)
     if checkpoint is not None:
-        network.load_checkpoint_local(str(checkpoint))
+        load_weights(network.load_checkpoint_local, checkpoint, "aurora-0.25-small-pretrained.ckpt")
     latitude = torch.linspace(90, -90, rows + 1)[:rows]
     longitude = torch.linspace(0, 360, columns + 1)[:columns]
     step = Step(network.eval(), latitude, longitude, levels).eval()

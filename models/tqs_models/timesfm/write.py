@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tqs_models.checkpoint import load_weights
 from tqs_models.lean import fold_all_but, merge_constants, name_by_content, strip
 from tqs_models.timesfm import LICENCE, PATCH, rollout
 from tqs_passes.errors import InputError
@@ -53,7 +54,7 @@ def write_timesfm(
     Raises
     ------
     InputError
-        torch or timesfm is missing, a setting is unknown, or a weight lost its name.
+        torch or timesfm is missing, a setting is unknown, the checkpoint does not fit, or a weight lost its name.
     """
     unknown = sorted(set(settings) - {"layers"})
     if geometry is not None or unknown:
@@ -66,12 +67,10 @@ def write_timesfm(
     try:
         from tqs_models.timesfm.network import Forecast, random_network
     except ImportError as error:
-        raise InputError(
-            f"cannot import {error.name}", todo="pip install 'tqs-onnx[export]' timesfm"
-        ) from error
+        raise InputError(f"cannot import {error.name}", todo="pip install 'tqs-onnx[export]'") from error
     network = random_network(seed, layers)
     if checkpoint is not None:
-        network.load_checkpoint(str(checkpoint))
+        load_weights(network.load_checkpoint, checkpoint, "the model.safetensors of TimesFM-2.5 200M")
     model = exported(Forecast(network.cpu().eval()), seed)
     licence = LICENCE if checkpoint is not None else f"{LICENCE} (random weights)"
     model.metadata_props.add(key="license", value=licence)
