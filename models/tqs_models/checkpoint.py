@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false
+# mypy: disable-error-code="import-not-found"
 """Load a checkpoint file into a network of a package, with errors a user can act on.
 
 torch and safetensors are imported by the packages' own loaders; importing this module needs neither.
@@ -10,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tqs_passes.errors import InputError, one_line
+
+_LONGEST = 200
+_REFUSALS = (OSError, ValueError, KeyError, AssertionError, RuntimeError, EOFError, pickle.UnpicklingError)
 
 
 def load_weights(load: Callable[[str], object], path: Path, what: str) -> None:
@@ -32,26 +37,17 @@ def load_weights(load: Callable[[str], object], path: Path, what: str) -> None:
         raise InputError("no such file", where=str(path), todo=f"Give {what}")
     try:
         load(str(path))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        AssertionError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise _refused(error, path, what) from error
-    except Exception as error:
-        if (
-            type(error).__name__ != "SafetensorError"
-        ):  # a class of an optional package, derived from Exception
-            raise
-        raise _refused(error, path, what) from error
+    except (*_REFUSALS, *_damaged()) as error:
+        reason = one_line(str(error))[:_LONGEST] or type(error).__name__
+        raise InputError(
+            f"does not hold the weights of this network ({reason})", where=str(path), todo=f"Give {what}"
+        ) from error
 
 
-def _refused(error: Exception, path: Path, what: str) -> InputError:
-    reason = one_line(str(error))[:200] or type(error).__name__
-    return InputError(
-        f"does not hold the weights of this network ({reason})", where=str(path), todo=f"Give {what}"
-    )
+def _damaged() -> tuple[type[Exception], ...]:
+    """Return what safetensors raises for a file that is none, where it is installed."""
+    try:
+        from safetensors import SafetensorError
+    except ImportError:
+        return ()
+    return (SafetensorError,)
