@@ -35,9 +35,10 @@ def load_weights(load: Callable[[str], object], path: Path, what: str) -> None:
     """
     if not path.is_file():
         raise InputError("no such file", where=str(path), todo=f"Give {what}")
+    refusals: tuple[type[Exception], ...] = (*_REFUSALS, *_damaged())
     try:
         load(str(path))
-    except (*_REFUSALS, *_damaged()) as error:
+    except refusals as error:
         reason = one_line(str(error))[:_LONGEST] or type(error).__name__
         raise InputError(
             f"does not hold the weights of this network ({reason})", where=str(path), todo=f"Give {what}"
