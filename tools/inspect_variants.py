@@ -1,7 +1,7 @@
-"""What `tqs inspect` finds in each way to export the three architectures: one row a variant, as Markdown.
+"""What `tqs inspect` finds in each way to export the three architectures: one row a variant.
 
     network               exporters and opsets
-    timesfm (2 layers)    tqs export; dynamo 18, 21; TorchScript 11, 14, 17
+    timesfm (2 layers)    tqs export; dynamo 18, 21; TorchScript 14, 17
     aurora (width 64)     tqs export; dynamo 18; TorchScript 17
     pangu_mini            dynamo 18, 20, 21; TorchScript 11, 14, 16, 17 (both ways to store a bias table, with masks)
     Pangu-shaped          as the released file: TorchScript's names, expanded and gathered tables, opset 11 and 17
@@ -269,6 +269,12 @@ def rows(which: tuple[str, ...]) -> Iterator[Row]:
         )
 
 
+def _some(names: tuple[str, ...], most: int = 6) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"`{n}`" for n in names[:most]) + more
+
+
 def markdown(found: list[Row]) -> str:
     """Return the table, and below it what is folded and what else counts as a weight."""
     head = [
@@ -300,7 +306,7 @@ def markdown(found: list[Row]) -> str:
     parts.append("\n".join(f"| {line} |" for line in lines) + "\n")
     for r in found:
         notes = [("folded", r.folded), ("wrong axis", r.wrong_axis), ("other", r.other)]
-        shown = [f"{kind}: {', '.join(f'`{n}`' for n in names)}" for kind, names in notes if names]
+        shown = [f"{kind}: {_some(names)}" for kind, names in notes if names]
         if shown:
             parts.append(f"- {r.network}, {r.exporter}: {'; '.join(shown)}")
     return "\n".join(parts) + "\n"
