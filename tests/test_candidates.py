@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -10,7 +12,7 @@ from tests.models import block, draws, info, model_of, tensor
 from tqs_passes.candidates import Menu, kitchen_of, menus
 from tqs_passes.encode.weight import Form
 from tqs_passes.find import find_weights
-from tqs_passes.forms import Profile
+from tqs_passes.forms import LEAST_VALUES, Profile
 from tqs_passes.grid import rtn
 from tqs_passes.model_io import Model, tensor_array
 from tqs_passes.rewrite import reference_weight
@@ -93,7 +95,8 @@ def test_a_small_weight_is_only_kept() -> None:
 
 
 def test_a_fused_reader_gets_dequantize_linear_and_others_cast_and_multiply() -> None:
-    listed = menus_of(block(width=48))
+    with mock.patch.dict(LEAST_VALUES, clear=True):  # however small the weight
+        listed = menus_of(block(width=48))
     for name, form in (("up", Form.DEQUANTIZE), ("down", Form.DEQUANTIZE), ("kernel", Form.CAST_MUL)):
         forms = {c.assignment.form for c in listed[name].candidates if c.assignment.tier.is_integer}
         assert forms == {form}, name

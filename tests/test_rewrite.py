@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from tqs_passes.check import checker_complaint, decoding
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 from tqs_passes.find import find_weights
-from tqs_passes.forms import Profile, integer_form, scale_axes
+from tqs_passes.forms import LEAST_VALUES, Profile, integer_form, scale_axes
 from tqs_passes.grid import Grid, grids_for, quantize
 from tqs_passes.model_io import Model, file_facts, load_model, serialize, tensor_array
 from tqs_passes.plan import Assignment, Plan
@@ -60,7 +61,8 @@ def chosen_for(model: Model, *tiers: Tier, profile: Profile = "fast") -> tuple[M
         update: dict[str, object] = {"tier": tier, "form": Form.CAST, "rounding": "cast"}
         if tier.is_integer:
             axis, grid = scale_axes(weight, tier)[-1 if index % 2 else 0], grids_for(tier.bits)[-1]
-            form = integer_form(kitchen.setting, weight, tier, grid, axis)
+            with mock.patch.dict(LEAST_VALUES, clear=True):  # however small the weight
+                form = integer_form(kitchen.setting, weight, tier, grid, axis)
             update |= {"form": form, "rounding": "mse", "axis": axis, "grid": grid}
         chosen.append(Candidate(menu.candidates[0].assignment.model_copy(update=update), {}))
     return lifted, chosen

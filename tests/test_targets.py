@@ -22,6 +22,7 @@ from tqs_onnx.verify.verify import Bench, Subject, verify
 from tqs_passes.candidates import kitchen_of, menus
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
+from tqs_passes.forms import LEAST_VALUES
 from tqs_passes.grid import Grid
 from tqs_passes.model_io import file_facts
 from tqs_passes.plan import Assignment, Plan, ServingTarget
@@ -29,6 +30,12 @@ from tqs_passes.targets import Serving, refusal, refusals
 from tqs_passes.tier import DEFAULT_TIERS, Tier
 
 TENSORRT = Serving(target=ServingTarget.TENSORRT)
+
+
+@pytest.fixture(autouse=True)
+def fused_however_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `fast` write DequantizeLinear for the small matrices of these tests as well."""
+    monkeypatch.setitem(LEAST_VALUES, ("fast", Form.DEQUANTIZE), 0)
 
 
 @functools.cache

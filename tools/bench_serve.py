@@ -28,7 +28,6 @@ from tqs_passes.forms import PROFILES
 from tqs_passes.targets import Serving
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCHES = (1, 32, 256)
 #: Largest batch of each model: the grid models hold hundreds of megabytes of activations beyond it.
 MODELS = {
     "timesfm_mini": (ROOT / "models/zoo/timesfm_mini/model.onnx", 256),
@@ -73,9 +72,10 @@ def ours(source: Path, folder: Path, widths: tuple[int, ...]) -> dict[str, Path]
 
 def table(name: str, source: Path, most: int, options: argparse.Namespace) -> str:
     """Measure one model and return its rows."""
-    batches = tuple(b for b in BATCHES if b <= most)
+    batches = tuple(b for b in map(int, options.batches.split(",")) if b <= most)
+    widths = tuple(map(int, options.bits.split(",")))
     with tempfile.TemporaryDirectory(prefix="tqs-serve-") as folder:
-        files = {"FP32": source, **theirs(source, Path(folder)), **ours(source, Path(folder), (8, 4, 3))}
+        files = {"FP32": source, **theirs(source, Path(folder)), **ours(source, Path(folder), widths)}
         found = measure(files, batches, threads=options.threads, rounds=options.rounds)
     base = found["FP32"]
     took = ", ".join(f"{base[f'ms@{b}']:.1f} ms at batch {b}" for b in batches)
@@ -97,6 +97,8 @@ def main() -> None:
     )
     arguments.add_argument("--only", choices=list(MODELS), help="One of the models; default all.")
     arguments.add_argument("--model", type=Path, help="Another file, at batch 1.")
+    arguments.add_argument("--bits", default="8,4,3", help="Widths of this package's files.")
+    arguments.add_argument("--batches", default="1,32,256")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--out", type=Path, help="Write the tables here too.")

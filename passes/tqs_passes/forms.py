@@ -37,13 +37,16 @@ TABLE: dict[Profile, dict[Way, tuple[Form, ...]]] = {
     "small": {
         Way.MATRIX: (_NBITS, _DQ),
         Way.TURNED: (_NBITS, _DQ),
-        Way.TABLE: (_ROWS, _DQ),
+        Way.TABLE: (_ROWS,),
         Way.OTHER: (_DQ,),
     },
 }
-#: Fewest values for which a form pays, by profile. Below 16 M MatMulNBits at level 0 takes up to 1.3 times as long as
-#: FP32 for 4 to 32 rows at a time (and 0.5 to 0.7 of it for one), and `exact` promises FP32's speed at every batch.
+#: Fewest values for which a form pays, by profile; a matrix counts as the square of its shorter side. With 8-bit
+#: activations a side below 256 takes 1.1 to 1.7 times as long as FP32 for 16 rows at a time and more. Below 16 M
+#: MatMulNBits at level 0 takes up to 1.3 times as long as FP32 for 4 to 32 rows at a time (and 0.5 to 0.7 of it for
+#: one), and `exact` promises FP32's speed at every batch.
 LEAST_VALUES: dict[tuple[Profile, Form], int] = {
+    ("fast", Form.DEQUANTIZE): 1 << 16,
     ("exact", Form.NBITS): 1 << 24,
     ("small", Form.NBITS): 1 << 12,
     ("small", Form.GATHERED): 1 << 12,
@@ -75,8 +78,9 @@ def integer_form(setting: Setting, weight: Weight, tier: Tier, grid: Grid, axis:
     if setting.serving.target is ServingTarget.TENSORRT:
         return _DQ
     way = way_of(weight, setting.readers)
+    size = min(weight.shape) ** 2 if way in (Way.MATRIX, Way.TURNED) else weight.n_values
     for form in TABLE[setting.profile].get(way, ()):
-        enough = weight.n_values >= LEAST_VALUES.get((setting.profile, form), 0)
+        enough = size >= LEAST_VALUES.get((setting.profile, form), 0)
         served = serves(setting.serving, form)
         if enough and served and _takes(setting, form, way, weight, (tier, grid, axis)):
             return form
