@@ -16,7 +16,9 @@ from tqs_onnx.request import request_for
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.source import Source
 from tqs_onnx.verify.verify import Bench, Subject, verify
+from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
+from tqs_passes.forms import LEAST_VALUES
 from tqs_passes.model_io import file_facts
 from tqs_passes.plan import Plan
 from tqs_passes.tier import Tier
@@ -60,7 +62,8 @@ def test_what_twins_save_is_spent(tmp_path: Path) -> None:
     assert source.survey.weights[1].duplicate_of == "W1"
 
 
-def test_fused_weights_are_not_merged(tmp_path: Path) -> None:
+def test_fused_weights_are_not_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LEAST_VALUES, ("fast", Form.DEQUANTIZE), 0)  # fused, however small
     _, request = twins(tmp_path, "fast", (Tier.INT4,))
     smallest = sum(min(c.assignment.n_bytes for c in m.candidates) for m in request.menus)
     plan = plan_within(request, request.size.of(smallest) + 1500, PlanOptions())

@@ -7,7 +7,7 @@ file, and `measure_forms.py` has one model a kind of reader. Times are processor
 least of interleaved rounds (see `serving.py`), as multiples of FP32; memory is what the process holds beyond an empty
 one. Usage::
 
-    python tools/bench_serve.py [--only transformer] [--rounds 9] [--out served.md]
+    python tools/bench_serve.py [--only transformer] [--rounds 9] [--out tools/served.md]
 """
 
 from __future__ import annotations
@@ -103,7 +103,11 @@ def main() -> None:
     arguments.add_argument("--rounds", type=int, default=9)
     arguments.add_argument("--out", type=Path, help="Write the tables here too.")
     options = arguments.parse_args()
-    text = [f"onnxruntime {runtime_version()}, {processor()}, {options.threads} thread(s)"]
+    text = [
+        "# What the serving profiles cost on whole models",
+        f"\nMade by `python tools/bench_serve.py --out tools/served.md` with onnxruntime {runtime_version()} on\n"
+        f"{processor()}, {options.threads} thread: processor time, as multiples of FP32 of the same run.",
+    ]
     with tempfile.TemporaryDirectory(prefix="tqs-serve-") as folder:
         chosen = {options.only: MODELS[options.only]} if options.only else dict(MODELS)
         if options.model:

@@ -203,9 +203,7 @@ def markdown(document: dict[str, dict[str, object]]) -> str:
     lines = [
         "# What every form costs, by kind of reader",
         "",
-        "Made by `python tools/measure_forms.py --json tools/forms.json --out tools/forms.md --rounds 5`, one kind",
-        "after the other (`--only`), on two cores shared with other work: memory-bound kinds (Add, Einsum, left)",
-        "scatter by a fifth.",
+        "Made by `python tools/measure_forms.py --json tools/forms.json --out tools/forms.md`.",
         "Processor time of one call on one thread as a multiple of FP32 (least of interleaved rounds), error against",
         "the model fed the decoded weights, bytes of the file, resident memory and its peak as multiples of FP32's.",
         "",
