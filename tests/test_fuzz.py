@@ -23,10 +23,10 @@ from tqs_onnx.request import menus_of, prepared_source, size_of
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.source import Source, open_source, require_scorable
 from tqs_passes.check import checker_complaint, decoding
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import TqsError
 from tqs_passes.model_io import file_facts, load_model, serialize, tensor_array
-from tqs_passes.plan import Plan, read_plan
+from tqs_passes.plan import Compute, Plan, ServingTarget, read_plan
 from tqs_passes.rewrite import reference_weight
 from tqs_passes.targets import Serving
 from tqs_passes.tier import Tier
@@ -34,6 +34,18 @@ from tqs_passes.tier import Tier
 #: Cases run by default and under `slow`, for models and for plans each.
 DEFAULT, SLOW = 110, 500
 TIERS = (Tier.FP32, Tier.FP16, Tier.INT4, Tier.INT1)
+COMPUTED = [{"dtype": "float16", "blocks": b} for b in (None, "(", "W1")] + [{"dtype": "bfloat16"}]
+STOCK = Serving()
+#: What mutated models are emitted for.
+SERVINGS = (
+    STOCK,
+    STOCK,
+    Serving(compute=Compute(dtype="float16")),
+    Serving(compute=Compute(dtype="float16", blocks="W1|^a$")),
+    Serving(target=ServingTarget.ORT_CUDA, compute=Compute(dtype="bfloat16")),
+    Serving(encoding=Encoding.NATIVE, opset=21),
+    Serving(target=ServingTarget.TENSORRT),
+)
 HOSTILE = [
     "", "../../etc/passwd", "a/b\\c", "<script>alert(1)</script>", "x\ny", "x\0y", "n" * 10_000, "W1_quantized",
     "tqs.0.0", "tqs", "\u202egnp", "\U0001f4a5", "%s%n", "{0}", "W1_scale", "W1",
@@ -49,10 +61,10 @@ def base() -> onnx.ModelProto:
     return proto
 
 
-def options_of(source: Source) -> tuple[Plan, int]:
+def options_of(source: Source, serving: Serving = STOCK) -> tuple[Plan, int]:
     """Return a plan that stores every weight as small as it can, and the bytes it predicts."""
-    ready = prepared_source(source, Serving())
-    listed = menus_of(source, ready, "fast", TIERS, Serving())
+    ready = prepared_source(source, serving)
+    listed = menus_of(source, ready, "fast", TIERS, serving)
     chosen = [min(m.candidates, key=lambda c: c.assignment.n_bytes) for m in listed]
     n_bytes = file_bytes(size_of(source, ready), chosen)
     plan = Plan(
@@ -61,7 +73,10 @@ def options_of(source: Source) -> tuple[Plan, int]:
         assignments=tuple(c.assignment for c in chosen),
         n_bytes=n_bytes,
         source_bytes=source.facts.n_bytes,
-        constants="small",
+        target=serving.target,
+        constants=serving.constants_as_stored,
+        opset=serving.opset,
+        compute=serving.compute,
     )
     return plan, n_bytes
 
@@ -80,7 +95,7 @@ def require_clear(error: TqsError, out: Path) -> None:
     assert not out.exists()
 
 
-def emitted_or_refused(folder: Path) -> bool:
+def emitted_or_refused(folder: Path, serving: Serving = STOCK) -> bool:
     """Emit the model in a folder; return False when it is refused, and fail on anything but the two."""
     out = folder / "o.onnx"
     out.unlink(missing_ok=True)
@@ -88,7 +103,7 @@ def emitted_or_refused(folder: Path) -> bool:
     try:
         source = open_source(folder / "m.onnx")
         require_scorable(source)
-        plan, n_bytes = options_of(source)
+        plan, n_bytes = options_of(source, serving)
         emit(source.lifted, plan, out)
     except TqsError as error:
         require_clear(error, out)
@@ -226,7 +241,7 @@ def mutate_models(folder: Path, seeds: range) -> int:
             continue  # the mutation itself is no protobuf
         (folder / "m.onnx").write_bytes(mutated)
         try:
-            emitted += emitted_or_refused(folder)
+            emitted += emitted_or_refused(folder, rng.choice(SERVINGS))
         except Exception as error:
             error.add_note(f"seed {seed}")
             raise
@@ -284,7 +299,8 @@ def mutated_plan(rng: random.Random, text: str) -> str:
     else:
         place[key] = rng.choice(
             [None, -1, 0, 3, 10**30, 1.5, "", "INT3", "INT8", "FP16", "signed", "midrise", "dq", "cm", "keep", "cast",
-             "native", "W1", "W2", "tensorrt", [], [24, 32], {}, True, "NaN", 13, 21, "small", *HOSTILE[:6]]
+             "native", "float16", "bfloat16",
+             *COMPUTED, "W1", "W2", "tensorrt", [], [24, 32], {}, True, "NaN", 13, 21, "small", *HOSTILE[:6]]
         )  # fmt: skip
     return json.dumps(document)
 

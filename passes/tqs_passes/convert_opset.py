@@ -65,7 +65,13 @@ class ConvertOpset:
             source.graph.input.append(info)
         try:
             proto = onnx.version_converter.convert_version(source, self.opset)
-        except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        except (
+            onnx.version_converter.ConvertError,
+            onnx.checker.ValidationError,
+            onnx.shape_inference.InferenceError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             raise InputError(
                 f"cannot be converted to opset {self.opset}: {error}", where="--opset", todo="Leave it out"
             ) from error

@@ -33,7 +33,10 @@ def element_types(model: Model) -> dict[str, int]:
             stub.graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             )
-    inferred = onnx.shape_inference.infer_shapes(stub).graph
+    try:
+        inferred = onnx.shape_inference.infer_shapes(stub).graph
+    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+        return found  # a graph that contradicts itself: what it does not say stays unknown
     for info in (*inferred.input, *inferred.value_info, *inferred.output):
         if info.type.HasField("tensor_type") and info.type.tensor_type.elem_type:
             found.setdefault(info.name, int(info.type.tensor_type.elem_type))
