@@ -266,3 +266,23 @@ def test_a_spec_without_steps_is_refused(case: Case, capsys: pytest.CaptureFixtu
     case.rollout.write_text(REPLACE.format(steps=0))
     assert main(["quantize", str(case.model), *case.arguments("--out", "run", "--compression", "2")]) == 2
     assert "rollout.steps: Input should be greater than or equal to 1" in capsys.readouterr().err
+
+
+def test_a_mistyped_command_names_the_one_closest_to_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["qantize", "m.onnx"]) == 2
+    assert "No such command 'qantize'. Did you mean 'quantize'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("--plan", "is no plan of this version"), ("--scores", "holds no scores of this version")],
+)
+def test_a_file_of_another_kind_is_called_what_it_is_not(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, said: str
+) -> None:
+    (tmp_path / "f.json").write_text('{"version": 1}')
+    command = "emit" if option == "--plan" else "allocate"
+    arguments = [command, str(case.model), option, str(tmp_path / "f.json"), "--out", str(tmp_path / "o")]
+    assert main([*arguments, *([] if option == "--plan" else ["--compression", "2"])]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -152,7 +152,11 @@ def read_build(path: Path) -> BuildFile:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            where=str(path),
+            todo="Give a build file, like the example under Build step in the README",
+        ) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"is not TOML: {error}", where=str(path)) from error
     try:

@@ -134,6 +134,8 @@ def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None 
         The plan does not fit the model, or the file cannot be written.
     """
     if not out.parent.is_dir():
-        raise InputError("the folder does not exist", where=str(out.parent))
+        raise InputError(
+            "the folder does not exist", where=str(out.parent), todo="Make it, or choose another --out"
+        )
     with Spill(out.parent) as spill:
         save_model(rewritten(model, plan, codes, spill), out)

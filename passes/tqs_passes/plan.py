@@ -323,5 +323,7 @@ def read_plan(path: Path) -> Plan:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"
         raise InputError(
-            f"{key}: {first['msg']}", where=str(path), todo="Write the plan again with tqs allocate"
+            f"is no plan of this version ({key}: {first['msg']})",
+            where=str(path),
+            todo="Give the plan.json that tqs allocate wrote",
         ) from error

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 internal error, 2 usage or bad input, 3 a gate failed, 4 t
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import sys
@@ -52,6 +53,21 @@ class _Commands(click.Group):
         ):  # click's mark for a paragraph that keeps its lines; docstrings with backslashes are raw
             command.help = command.help.replace(r"\b", "\b")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command of a line; for one that does not exist, name the one closest to it.
+
+        Raises
+        ------
+        click.UsageError
+            There is no such command.
+        """
+        near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
+        if args[0] not in _COMMANDS and near:
+            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(

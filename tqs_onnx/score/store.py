@@ -264,5 +264,7 @@ def read_scores(path: Path) -> Scores:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"
         raise InputError(
-            f"{key}: {first['msg']}", where=str(path), todo="Score again with tqs score"
+            f"holds no scores of this version ({key}: {first['msg']})",
+            where=str(path),
+            todo="Give the scores.json that tqs score wrote, or score again",
         ) from error
