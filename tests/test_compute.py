@@ -142,6 +142,13 @@ def test_below_its_opset_bfloat16_is_refused_with_the_reason() -> None:
         halved(model(CHAIN, WEIGHTS, opset=11), "bfloat16")
 
 
+def test_below_the_opset_of_cast_float16_is_refused_with_the_reason() -> None:
+    proto = model(CHAIN, WEIGHTS)
+    proto.opset_import[0].version = 5
+    with pytest.raises(InputError, match="opset 5 has no Cast to float16"):
+        halved(proto)
+
+
 def test_a_second_time_there_is_nothing_left_to_do() -> None:
     once = halved(model(CHAIN, WEIGHTS)).model
     with pytest.raises(InputError, match="no block can compute"):

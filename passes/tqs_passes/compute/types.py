@@ -15,6 +15,8 @@ from typing import Literal
 import onnx
 from onnxconverter_common.float16 import DEFAULT_OP_BLOCK_LIST
 
+from tqs_passes.encode.weight import CAST_OPSET
+
 #: The 16-bit floats a node may compute with.
 Half = Literal["float16", "bfloat16"]
 
@@ -66,6 +68,8 @@ def ports_of(node: onnx.NodeProto, opset: int, dtype: Half) -> Ports | str:
     """
     if node.domain not in ("", "ai.onnx"):
         return f"{node.domain}.{node.op_type} is no operator of the standard domain"
+    if opset < CAST_OPSET:
+        return f"opset {opset} has no Cast to {dtype}: it starts at {CAST_OPSET}"
     if node.op_type not in _TAKES[dtype]:
         return f"{node.op_type} stays in float32"
     try:
