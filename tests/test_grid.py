@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tqs_passes.grid import Codes, Grid, grids_for, quantize, round_levels, rtn, scales_fit_half
+from tqs_passes.grid import Codes, Grid, grids_for, round_levels, rtn
+from tqs_passes.nearest import quantize
+from tqs_passes.scales import scales_fit_half
 
 WIDTHS = [(bits, grid) for bits in range(1, 9) for grid in grids_for(bits)]
 SIGNED = list(range(2, 9))

@@ -16,8 +16,9 @@ from tqs_passes.check import decoding
 from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.native import native_levels, pack_nibbles
 from tqs_passes.encode.weight import Encoding, Form, Target, encode_codes
-from tqs_passes.grid import Grid, quantize
+from tqs_passes.grid import Grid
 from tqs_passes.model_io import Model, serialize
+from tqs_passes.nearest import quantize
 
 
 @given(st.lists(st.integers(-8, 7), max_size=40))

@@ -23,7 +23,8 @@ from tqs_passes.encode.weight import (
     np_dtype,
     tensor_type,
 )
-from tqs_passes.grid import Codes, Grid, grids_for, quantize
+from tqs_passes.grid import Codes, Grid, grids_for
+from tqs_passes.nearest import quantize
 from tqs_passes.tier import Tier
 
 OPSETS = (9, 10, 11, 13, 14, 17, 18, 21)

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 
 from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.planes import decode_levels, packed_planes, unpack
-from tqs_passes.grid import Codes, Grid, grids_for, quantize
+from tqs_passes.grid import Codes, Grid, grids_for
+from tqs_passes.nearest import quantize
 from tqs_passes.pricing import SAMPLED_ABOVE, Pricer
 from tqs_passes.strata import sampled
 

@@ -22,8 +22,9 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 from tqs_passes.find import find_weights
 from tqs_passes.forms import LEAST_VALUES, Profile, integer_form, scale_axes
-from tqs_passes.grid import Grid, grids_for, quantize
+from tqs_passes.grid import Grid, grids_for
 from tqs_passes.model_io import Model, file_facts, load_model, serialize, tensor_array
+from tqs_passes.nearest import quantize
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.rewrite import Rewrite, names_of, reference_weight, skeleton, target_of
 from tqs_passes.tier import DEFAULT_TIERS, Tier

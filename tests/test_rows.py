@@ -20,8 +20,9 @@ from tqs_passes.encode.planes import plane_widths
 from tqs_passes.encode.rows import MOST_PLANES
 from tqs_passes.encode.weight import Form, Target, encode_codes, np_dtype, stem_names
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Grid, grids_for, quantize, round_levels
+from tqs_passes.grid import Grid, grids_for, round_levels
 from tqs_passes.model_io import Model
+from tqs_passes.nearest import quantize
 from tqs_passes.plan import Assignment, Plan, ServingTarget, read_plan
 from tqs_passes.rewrite import reference_weight, round_weight
 from tqs_passes.row_grid import (

@@ -26,8 +26,9 @@ from onnx import TensorProto, helper
 from tqs_onnx.emit import emit
 from tqs_passes.encode.weight import Form
 from tqs_passes.find import find_weights
-from tqs_passes.grid import Grid, quantize
+from tqs_passes.grid import Grid
 from tqs_passes.model_io import load_model, tensor_array
+from tqs_passes.nearest import quantize
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.tier import Tier
 

@@ -27,7 +27,8 @@ from tqs_onnx.rollout.session import SessionOptions, open_session, runtime_versi
 from tqs_onnx.source import Source, open_source
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Grid, quantize
+from tqs_passes.grid import Grid
+from tqs_passes.nearest import quantize
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.rewrite import reference_weight
 from tqs_passes.tier import Tier

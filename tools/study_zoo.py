@@ -24,7 +24,8 @@ from tqs_onnx.score.engine import ExposedWeights
 from tqs_onnx.score.store import Scores
 from tqs_onnx.source import open_source
 from tqs_onnx.verify.evaluate import measure_drift
-from tqs_passes.grid import grids_for, quantize
+from tqs_passes.grid import grids_for
+from tqs_passes.nearest import quantize
 
 MODELS = ("timesfm_mini", *GRIDS)
 PROBES = ("quant", "gauss")

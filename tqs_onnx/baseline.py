@@ -23,7 +23,7 @@ from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan
 from tqs_onnx.rounding.codes_file import CODES_NAME, codes_digest, write_codes
-from tqs_onnx.rounding.tune import Tuner, Where
+from tqs_onnx.rounding.tune import Tuner, Where, qep_settings
 from tqs_onnx.run_directory import emitted_name, removed_on_failure, run_directory
 from tqs_onnx.score.engine import ExposedWeights
 from tqs_onnx.source import Source, open_source, require_scorable
@@ -116,7 +116,7 @@ class BaselineOutcome:
 
 
 def unscored_uniform_plan(source: Source, bits: int, profile: Profile, serving: Serving) -> Plan:
-    """Return the uniform plan of a model that nobody has scored: it predicts no drift.
+    """Return the uniform plan of a model that nobody has scored, rounded by least squares: it predicts no drift.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def unscored_uniform_plan(source: Source, bits: int, profile: Profile, serving: 
         raise InputError(f"bits must be 1 to 8, not {bits}")
     ready = prepared_source(source, serving)
     tiers = (Tier(f"INT{bits}"), Tier.FP16)
-    chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving), bits)
+    chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits)
     return Plan(
         source_sha256=source.sha256,
         profile=profile,
@@ -178,7 +178,7 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
         where = Where(source.lifted, rolled, data.spec, fed, scale, job.provider, job.batch, job.threads)
         rounding = job.rounding
         if rounding.method == "qep" and job.tune:
-            rounding, _ = Tuner(where).tuned(plan, rounding, say)
+            rounding, _ = Tuner(where).best(plan, qep_settings(rounding), say)
         assigned = round_plan(plan, where.calibration(), rounding)
         for note in assigned.notes:
             say(f"note: {note.what}: {note.why}")

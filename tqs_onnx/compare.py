@@ -1,7 +1,7 @@
 """Objectives against uniform rounding, at equal file bytes: each plan is emitted, and the files are rolled out.
 
-For every width W the budget is the size of the uniform file (every matrix at W bits per channel with MSE clipping,
-the rest FP16); each objective may spend no more than that.
+For every width W the budget is the size of the uniform file (every matrix at W bits per channel, the rest FP16); each
+objective may spend no more than that. All files are rounded alike, without data.
 """
 
 from __future__ import annotations

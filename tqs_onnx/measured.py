@@ -98,7 +98,9 @@ class Responder:
             sigma=place.sigma,
             batch=place.batch,
             response=1,
-            rounding=[method, rounding.damp, rounding.act_order] if method == "gptq" else [method],
+            rounding=[method, rounding.scales, rounding.damp, rounding.act_order]
+            if method == "gptq"
+            else [method],
             calibration=None if calibration is None else contexts_hash(calibration),
         )
         text = json.dumps(facts, sort_keys=True)

@@ -152,7 +152,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
             f"{data.scoring.n_contexts} scoring and {data.evaluation.n_contexts} evaluation contexts"
         )
         ready = prepared_source(source, job.serving)
-        offered = menus_of(source, ready, job.profile, job.tiers, job.serving)
+        offered = menus_of(source, ready, job.profile, job.tiers, job.serving, job.refine.rounding.free)
         if ready.skipped:
             say(stayed(ready.skipped))
         size = size_of(source, ready)
@@ -253,6 +253,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "profile": job.profile,
         "repair_rounds": job.refine.repair_rounds,
         "rounding": job.refine.rounding.method,
+        "scales": job.refine.rounding.free,
         "gamma_min": job.plan.gamma_min,
         "drop_outputs": job.plan.drop_outputs,
         "probe": {"kind": probe.kind.value, "bits": probe.bits, "draws": probe.n_draws, "seed": probe.seed},

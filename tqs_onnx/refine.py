@@ -14,9 +14,10 @@ from tqs_onnx.joint import Joint, Place, where_of
 from tqs_onnx.repair import repair
 from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan
 from tqs_onnx.rounding.codes_file import codes_digest
-from tqs_onnx.rounding.tune import Tuner
+from tqs_onnx.rounding.tune import Tuner, qep_settings
 from tqs_passes.grid import Codes
 from tqs_passes.plan import Plan
+from tqs_passes.scales import DEFAULT_ROUNDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class RefineOptions:
     """
 
     repair_rounds: int = 3
-    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions(method="mse"))
+    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions(method=DEFAULT_ROUNDING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def refine(
         where = where_of(place)
         rounding = options.rounding
         if rounding.method == "qep":
-            rounding, _ = Tuner(where).tuned(plan, rounding, say)
+            rounding, _ = Tuner(where).best(plan, qep_settings(rounding), say)
         assigned = round_plan(plan, where.calibration(), rounding)
         for note in assigned.notes:
             say(f"note: {note.what}: {note.why}")

@@ -21,6 +21,7 @@ from tqs_passes.encode.weight import np_dtype
 from tqs_passes.errors import InputError
 from tqs_passes.forms import Profile
 from tqs_passes.rewrite import kept_size, skeleton
+from tqs_passes.scales import DEFAULT_ROUNDING, FreeRounding
 from tqs_passes.targets import Serving
 from tqs_passes.tier import Tier
 
@@ -31,6 +32,7 @@ def request_for(
     profile: Profile,
     tiers: TierSet | tuple[Tier, ...],
     serving: Serving | None = None,
+    rounding: FreeRounding = DEFAULT_ROUNDING,
 ) -> Request:
     """Return everything allocation needs: candidates with exact bytes and errors, scores and sizes.
 
@@ -43,7 +45,11 @@ def request_for(
     serving = serving or Serving()
     ready = prepared_source(source, serving)
     return Request(
-        menus_of(source, ready, profile, tiers, serving), scores, size_of(source, ready), profile, serving
+        menus_of(source, ready, profile, tiers, serving, rounding),
+        scores,
+        size_of(source, ready),
+        profile,
+        serving,
     )
 
 
@@ -67,9 +73,14 @@ def prepared_source(source: Source, serving: Serving) -> Prepared:
 
 
 def menus_of(
-    source: Source, ready: Prepared, profile: Profile, tiers: TierSet | tuple[Tier, ...], serving: Serving
+    source: Source,
+    ready: Prepared,
+    profile: Profile,
+    tiers: TierSet | tuple[Tier, ...],
+    serving: Serving,
+    rounding: FreeRounding = DEFAULT_ROUNDING,
 ) -> tuple[Menu, ...]:
-    """Return every way to store each weight of a source; `ready` is its prepared model.
+    """Return every way to store each weight of a source, errors by this rounding; `ready` is its prepared model.
 
     Raises
     ------
@@ -79,7 +90,7 @@ def menus_of(
     tier_set = tiers if isinstance(tiers, TierSet) else TierSet(tiers)
     weights = tuple(replace(w, dtype=ready.computed.get(w.name, w.dtype)) for w in source.survey.weights)
     exceptions = tier_set.exceptions(weights)
-    found = menus(kitchen_of(ready.model, profile, serving), weights, tier_set.tiers, exceptions)
+    found = menus(kitchen_of(ready.model, profile, serving, rounding), weights, tier_set.tiers, exceptions)
     refuse([m.weight for m in found if not m.candidates], "no tier that the rules leave can be stored")
     return found
 

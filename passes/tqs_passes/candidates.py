@@ -36,6 +36,7 @@ from tqs_passes.pricing import Pricer
 from tqs_passes.readers import sole_readers
 from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, reference_weight, target_of
 from tqs_passes.row_choices import Channels, row_tiers
+from tqs_passes.scales import DEFAULT_ROUNDING, FreeRounding
 from tqs_passes.targets import Serving, refusal
 from tqs_passes.tier import KEEP_TIER, Tier, offered
 from tqs_passes.weights import Weight
@@ -85,6 +86,8 @@ class Kitchen:
         What decides the forms.
     serving : Serving
         Candidates that its target cannot serve are left out.
+    rounding : {"rtn", "mse", "unbiased"}
+        How scales are chosen (see `tqs_passes.scales`).
     """
 
     model: Model
@@ -92,13 +95,19 @@ class Kitchen:
     names: Names
     setting: Setting
     serving: Serving = field(default_factory=Serving)
+    rounding: FreeRounding = DEFAULT_ROUNDING
 
 
-def kitchen_of(model: Model, profile: Profile, serving: Serving | None = None) -> Kitchen:
+def kitchen_of(
+    model: Model,
+    profile: Profile,
+    serving: Serving | None = None,
+    rounding: FreeRounding = DEFAULT_ROUNDING,
+) -> Kitchen:
     """Collect what candidates of a lifted model depend on."""
     opset, serving = opset_of(model.proto), serving or Serving()
     setting = Setting(profile, opset, sole_readers(model.proto.graph), serving)
-    return Kitchen(model, opset, names_of(model.proto), setting, serving)
+    return Kitchen(model, opset, names_of(model.proto), setting, serving, rounding)
 
 
 def menus(
@@ -135,7 +144,7 @@ def _menu(
     only: frozenset[Tier] | None,
 ) -> Menu:
     values = np.asarray(tensor_array(tensor, kitchen.model.folder))
-    pricer = Pricer(values, np_dtype(weight.dtype))
+    pricer = Pricer(values, np_dtype(weight.dtype), kitchen.rounding)
     keep = Assignment(
         weight=weight.name,
         label=weight.label,
@@ -213,7 +222,7 @@ def _integer(
                     "half_scales": _wants_half(weight.shape, axis, kitchen.serving),
                     "form": form,
                     "encoding": kitchen.serving.stored_as,
-                    "rounding": "mse",
+                    "rounding": kitchen.rounding,
                 }
             )
             if refusal(draft, weight, kitchen.serving.target, kitchen.opset) is not None:

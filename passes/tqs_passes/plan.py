@@ -76,7 +76,7 @@ class Assignment(_Frozen):
     encoding : Encoding
         How the levels of an integer tier are stored.
     rounding : str
-        How integers were chosen: `mse` needs the weight only; others read `codes.npz`.
+        How integers were chosen: `rtn`, `mse` and `unbiased` need the weight only; others read `codes.npz`.
     same_as : str or None
         An earlier weight of equal content, stored in the same way: this one is an Identity of it.
     n_bytes : int
@@ -105,7 +105,7 @@ class Assignment(_Frozen):
     rows: str = Field(default="", pattern=r"^[1-8]*$")
     form: Form
     encoding: Encoding = Encoding.PLANES
-    rounding: Literal["keep", "cast", "rtn", "mse", "gptq", "gptaq", "qep"]
+    rounding: Literal["keep", "cast", "rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
     same_as: str | None = None
     n_bytes: int = Field(ge=0)
     error_energy: float = Field(ge=0)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_passes.grid import F32, Grid, fit_scales, round_levels, stored_scales
+from tqs_passes.grid import F32, Grid, round_levels
+from tqs_passes.scales import FreeRounding, scales_of, stored_scales
 from tqs_passes.strata import sampled
 
 #: Larger weights are priced by a sample.
@@ -64,10 +65,13 @@ class Pricer:
         Of a float type.
     dtype : numpy dtype
         What readers expect: decoded values are rounded to it.
+    rounding : {"rtn", "mse", "unbiased"}
+        How scales are chosen.
     """
 
     values: NDArray[np.generic]
     dtype: np.dtype[np.generic]
+    rounding: FreeRounding = "mse"
     _channels: dict[int | None, _Channels] = field(default_factory=dict[int | None, _Channels])
     _rounded: dict[tuple[int, int | None, Grid, bool], Rounded] = field(
         default_factory=dict[tuple[int, "int | None", Grid, bool], Rounded]
@@ -90,7 +94,7 @@ class Pricer:
 
     def _round(self, bits: int, axis: int | None, grid: Grid, half_scales: bool) -> Rounded:
         channels = self._of(axis)
-        scales = fit_scales(channels.single, bits, grid, channels.weights)
+        scales = scales_of(channels.single, bits, grid, self.rounding, channels.weights)
         stored = stored_scales(channels.single, scales, half=half_scales)
         step = stored.astype(F32)[:, None]
         levels = round_levels(channels.single / step, bits, grid)

@@ -43,11 +43,13 @@ from tqs_passes.encode.weight import (
     tensor_type,
 )
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Codes, quantize
+from tqs_passes.grid import Codes
 from tqs_passes.model_io import Model, iter_graphs, tensor_array, tensor_n_bytes, without_initializers
+from tqs_passes.nearest import quantize
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.readers import sole_readers
 from tqs_passes.row_grid import quantize_rows
+from tqs_passes.scales import FREE_ROUNDINGS
 from tqs_passes.scope import defined_names
 from tqs_passes.spill import Spill
 from tqs_passes.tier import Tier
@@ -102,16 +104,24 @@ def target_of(
 
 
 def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
-    """Return the integer codes of a weight by data-free ("mse") rounding."""
-    assert assignment.grid is not None
-    w = np.ascontiguousarray(values).astype(np.float32)
-    if assignment.rows and assignment.axis is not None:
-        return quantize_rows(
-            w, assignment.rows, assignment.axis, assignment.grid, half_scales=assignment.half_scales
+    """Return the integer codes of a weight by a rounding that needs no data.
+
+    Raises
+    ------
+    InputError
+        The plan's rounding looked at data: its integers are in `codes.npz`.
+    """
+    a = assignment
+    rounding = next((r for r in FREE_ROUNDINGS if r == a.rounding), None)
+    if a.grid is None or rounding is None:
+        raise InputError(
+            f"the integers of {a.label!r} were chosen by {a.rounding}, and are not here",
+            todo="Keep codes.npz beside the plan, or give --codes",
         )
-    return quantize(
-        w, assignment.tier.bits, assignment.axis, assignment.grid, half_scales=assignment.half_scales
-    )
+    w = np.ascontiguousarray(values).astype(np.float32)
+    if a.rows and a.axis is not None:
+        return quantize_rows(w, a.rows, a.axis, a.grid, half_scales=a.half_scales, rounding=rounding)
+    return quantize(w, a.tier.bits, a.axis, a.grid, half_scales=a.half_scales, rounding=rounding)
 
 
 def fragment_of(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,19 +19,15 @@ from tqs_passes.grid import (
     Grid,
     as_rows,
     broadcast_shape,
-    fit_scales,
     from_rows,
     grids_for,
-    scaled_levels,
-    stored_scales,
 )
+from tqs_passes.nearest import scaled_levels
+from tqs_passes.scales import FreeRounding, scales_of, stored_scales
 from tqs_passes.tier import Tier
 
 #: A weight has at most so many parts.
 MOST_WIDTHS = 4
-
-#: (rows ``[channels, values]``, bits, grid) → float32 scales ``[channels]``.
-ScaleRule = Callable[[NDArray[np.float32], int, Grid], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,9 +112,9 @@ def quantize_rows(
     grid: Grid,
     *,
     half_scales: bool = False,
-    rule: ScaleRule = fit_scales,
+    rounding: FreeRounding = "mse",
 ) -> Codes:
-    """Round every channel to levels of its own width; the default scales are those of least squared error.
+    """Round every channel to the nearest levels of its own width.
 
     Parameters
     ----------
@@ -131,14 +126,14 @@ def quantize_rows(
     grid : Grid
     half_scales : bool
         Store scales as float16 (levels are chosen for the scale as stored).
-    rule : callable
-        Chooses the scales.
+    rounding : {"rtn", "mse", "unbiased"}
+        How scales are chosen (see `tqs_passes.scales`).
     """
     values = as_rows(w, axis)
     parts = parts_of(rows, grid)
     scales = np.empty(len(values), np.float32)
     for part in parts:
-        scales[part.channels] = rule(values[part.channels], part.bits, part.grid)
+        scales[part.channels] = scales_of(values[part.channels], part.bits, part.grid, rounding)
     stored = stored_scales(values, scales, half=half_scales)
     levels = np.empty(values.shape, np.int8)
     for part in parts:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from tqs_passes.encode.weight import Form
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.rewrite import twin_fragment
+from tqs_passes.scales import FREE_ROUNDINGS
 
 #: Roundings that depend on the weight alone.
-_OWN = ("keep", "cast", "mse")
+_OWN = ("keep", "cast", *FREE_ROUNDINGS)
 _NOT_SHARED = (Form.DEQUANTIZE, Form.NBITS, Form.GATHERED)
 
 

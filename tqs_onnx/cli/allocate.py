@@ -28,6 +28,7 @@ from tqs_onnx.source import open_source
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import write_text
 from tqs_passes.plan import Plan
+from tqs_passes.scales import DEFAULT_ROUNDING, FREE_ROUNDINGS
 from tqs_passes.tier import Tier
 
 
@@ -41,6 +42,13 @@ from tqs_passes.tier import Tier
     help="Bytes of the weights in MODEL over theirs in the file, tables included.",
 )
 @plan_options
+@click.option(
+    "--rounding",
+    type=click.Choice(FREE_ROUNDINGS),
+    default=DEFAULT_ROUNDING,
+    show_default=True,
+    help="How integers are chosen, from the weights alone; by data: tqs quantize.",
+)
 @click.option("--out", type=FILE, required=True, help="Where to write plan.json.")
 @force_option
 @json_option
@@ -66,7 +74,14 @@ def command(
     if out.exists() and not force:
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
     source = open_source(model)
-    request = request_for(source, read_scores(scores), options["profile"], tiers(options), serving(options))
+    request = request_for(
+        source,
+        read_scores(scores),
+        options["profile"],
+        tiers(options),
+        serving(options),
+        options["rounding"],
+    )
     if weight_compression is None:
         budget = budget_bytes(source.facts.n_bytes, compression, max_bytes)
     elif compression is None and max_bytes is None:

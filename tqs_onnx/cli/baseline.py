@@ -26,6 +26,7 @@ from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import Method, RoundingOptions
 from tqs_onnx.verify.gates import parse_gate
 from tqs_passes.forms import PROFILES
+from tqs_passes.scales import FREE_ROUNDINGS
 
 
 @click.command("baseline")
@@ -39,6 +40,13 @@ from tqs_passes.forms import PROFILES
 @run_options
 @click.option(
     "--damp", type=click.FloatRange(min=0), default=0.01, show_default=True, help="Damping of GPTQ and GPTAQ."
+)
+@click.option(
+    "--scales",
+    type=click.Choice(FREE_ROUNDINGS),
+    default="mse",
+    show_default=True,
+    help="Scales that GPTQ, GPTAQ and QEP round on.",
 )
 @click.option("--alpha", type=float, default=0.25, show_default=True, help="Strength of GPTAQ's correction.")
 @click.option("--qep-damp", type=click.FloatRange(min=0), help="Damping of QEP [default: tuned].")
@@ -74,6 +82,7 @@ def command(
         bits=bits,
         rounding=RoundingOptions(
             method=method,
+            scales=options["scales"],
             damp=options["damp"],
             act_order=options["act_order"],
             alpha=options["alpha"],

@@ -15,13 +15,14 @@ from tqs_onnx.allocate.tier_set import TierSet, parse_rule
 from tqs_onnx.data import DataFiles
 from tqs_onnx.refine import RefineOptions
 from tqs_onnx.rollout.session import resolve_provider
-from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions
+from tqs_onnx.rounding.assign import DATA_AWARE, METHODS, RoundingOptions
 from tqs_onnx.score.probe import Probe, ProbeKind
 from tqs_onnx.score.sweep import SweepOptions
 from tqs_passes.encode.weight import Encoding
 from tqs_passes.errors import InputError
 from tqs_passes.forms import PROFILES
 from tqs_passes.plan import Compute, ServingTarget
+from tqs_passes.scales import DEFAULT_ROUNDING
 from tqs_passes.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS, parse_tiers
 
@@ -251,10 +252,10 @@ calibration_option = click.option(
 rounding_options = _all(
     click.option(
         "--rounding",
-        type=click.Choice(["mse", "gptq", "gptaq", "qep"]),
-        default="mse",
+        type=click.Choice(METHODS),
+        default=DEFAULT_ROUNDING,
         show_default=True,
-        help="How integers are chosen: from the weights alone (mse), or from what the contexts feed them.",
+        help="How integers are chosen: rtn, mse, unbiased see the weights alone, the others the contexts too.",
     ),
     calibration_option,
 )

@@ -104,6 +104,7 @@ def command(
         if objectives
         else (chosen.objective,),
     )
+    rounding = RoundingOptions(method=options["rounding"])
     source = open_source(model)
     known = read_scores(scores)
     data = read_data(data_files(options), source)
@@ -127,9 +128,11 @@ def command(
     ):
         sweeper = Sweeper(
             source,
-            lambda tiers: request_for(source, known, options["profile"], tiers, serving(options)),
+            lambda tiers: request_for(
+                source, known, options["profile"], tiers, serving(options), rounding.free
+            ),
             chosen,
-            RoundingOptions(method=options["rounding"]),
+            rounding,
             place,
             bench,
             results,

@@ -1,8 +1,8 @@
 """Round the integer weights of a plan with data, on the grids of the files written here.
 
 Weights are taken in graph order, each with the inputs that the model gives it whose weights before are rounded
-already. Scales are those of least squared error (`tqs_passes.grid`), fitted to the weight, for QEP to the corrected
-weight, and levels are chosen by GPTQ or GPTAQ. A weight that no rule covers is rounded without data, with the reason.
+already. Scales come from the values alone (`tqs_passes.scales`): of the weight, for QEP of the corrected weight; levels
+are chosen by GPTQ or GPTAQ. A weight that no rule covers is rounded without data, with the reason.
 
 QEP's correction is kept in bounds: while it would move a weight by more than its own norm the strength is halved.
 """
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from tqs_onnx.rounding.calibrate import Calibration, Statistics
 from tqs_onnx.rounding.compensate import Factor, Matrix, compensate, drift_correction, factor
 from tqs_onnx.rounding.gptq import PUBLISHED_BLOCK, qep_correct
-from tqs_onnx.rounding.nearest import nearest_codes
 from tqs_onnx.rounding.view import View
 from tqs_passes.base import Skip
 from tqs_passes.encode.weight import Form, np_dtype
@@ -29,9 +28,10 @@ from tqs_passes.grid import Codes, Grid, broadcast_shape, round_levels
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.rewrite import fed_weight, round_weight
 from tqs_passes.row_grid import Limits, limits_of
+from tqs_passes.scales import DEFAULT_ROUNDING, FREE_ROUNDINGS, FreeRounding
 
-Method = Literal["rtn", "mse", "gptq", "gptaq", "qep"]
-METHODS: tuple[Method, ...] = ("rtn", "mse", "gptq", "gptaq", "qep")
+Method = Literal["rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
+METHODS: tuple[Method, ...] = ("rtn", "mse", "unbiased", "gptq", "gptaq", "qep")
 DATA_AWARE: tuple[Method, ...] = ("gptq", "gptaq", "qep")
 
 #: Most of its own norm by which QEP's correction may move a weight.
@@ -45,8 +45,10 @@ class RoundingOptions:
 
     Parameters
     ----------
-    method : {"rtn", "mse", "gptq", "gptaq", "qep"}
-        `rtn`: nearest, scale from the largest value; `mse`: nearest, scale of least squared error.
+    method : {"rtn", "mse", "unbiased", "gptq", "gptaq", "qep"}
+        The first three round to nearest and differ in their scales.
+    scales : {"rtn", "mse", "unbiased"}
+        Scales on which the methods that look at data choose their levels; they were published with `mse` or `rtn`.
     damp : float
         Damping of H in GPTQ, GPTAQ and the rounding after QEP's correction.
     act_order : bool
@@ -58,11 +60,32 @@ class RoundingOptions:
     """
 
     method: Method = "gptq"
+    scales: FreeRounding = DEFAULT_ROUNDING
     damp: float = 0.01
     act_order: bool = True
     alpha: float = 0.25
     qep_damp: float = 1.0
     qep_strength: float = 0.5
+
+    @property
+    def free(self) -> FreeRounding:
+        """How scales are chosen; weights that data do not help are rounded so."""
+        return next((r for r in FREE_ROUNDINGS if r == self.method), self.scales)
+
+    @property
+    def title(self) -> str:
+        """The method with the settings that are its own, for a person."""
+        match self.method:
+            case "gptq":
+                return f"gptq on {self.scales} scales"
+            case "gptaq":
+                return f"gptaq on {self.scales} scales, strength {self.alpha:g}"
+            case "qep":
+                return (
+                    f"qep on {self.scales} scales, damping {self.qep_damp:g}, strength {self.qep_strength:g}"
+                )
+            case _:
+                return self.method
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +97,7 @@ class Assigned:
     plan : Plan
         With `rounding`, error energies and, where there was a prediction, costs of what was really done.
     codes : dict of str to Codes
-        By weight; those without an entry are rounded by the emitter ("mse").
+        By weight; those without an entry are rounded by the emitter.
     notes : tuple of Skip
         Weights that were rounded without data, or with more damping or less strength than asked for, and why.
     """
@@ -137,21 +160,18 @@ class _Work:
     def round(self, a: Assignment) -> Assignment:
         """Round one weight and return its assignment."""
         values = self.calibration.arrays[a.weight]
-        method, uses = self.options.method, self.calibration.uses[a.weight]
+        method, free, uses = self.options.method, self.options.free, self.calibration.uses[a.weight]
         ratio = 1.0
-        plain = round_weight(values, a)
-        if method == "mse":
-            codes = plain
-        elif method == "rtn":
-            codes = nearest_codes(values, a)
-        elif uses.why_not:
+        a = a.model_copy(update={"rounding": free})
+        codes = plain = round_weight(values, a)
+        if method != free and uses.why_not:
             self.notes.append(Skip(a.label, f"rounded without data: {uses.why_not}"))
-            codes, method = plain, "mse"
-        else:
+            method = free
+        if method != free:
             found = self._with_data(a, values, plain)
             codes, ratio = (plain, 1.0) if found is None else found
-            method = "mse" if found is None else method
-        if method != "mse":
+            method = free if found is None else method
+        if method != free:
             self.codes[a.weight] = codes
         decoded = codes.decode().astype(np_dtype(a.dtype)).astype(values.dtype)
         self.replaced[a.weight] = decoded

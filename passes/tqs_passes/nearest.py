@@ -1,0 +1,78 @@
+"""Round a weight to nearest: scales from its values alone (`tqs_passes.scales`), then the nearest levels.
+
+NumPy only; deterministic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_passes.grid import F32, Codes, Grid, broadcast_shape, grids_for, round_levels
+from tqs_passes.scales import BLOCK_VALUES, FreeRounding, blocks, scales_of, stored_scales
+
+
+def quantize(
+    w: NDArray[np.float32],
+    bits: int,
+    axis: int | None,
+    grid: Grid,
+    *,
+    half_scales: bool = False,
+    rounding: FreeRounding = "mse",
+) -> Codes:
+    """Round a weight to the nearest b-bit levels, its scales chosen from its values alone.
+
+    Parameters
+    ----------
+    w : float32 array
+        Finite values.
+    bits : int
+        1 to 8.
+    axis : int or None
+        Channel axis, or None for one scale.
+    grid : Grid
+    half_scales : bool
+        Store scales as float16 (levels are chosen for the scale as stored).
+    rounding : {"rtn", "mse", "unbiased"}
+        How scales are chosen (see `tqs_passes.scales`).
+
+    Raises
+    ------
+    ValueError
+        `bits` is out of range, or the grid is mid-rise above 4 bits.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be 1 to 8, not {bits}")
+    if grid not in grids_for(bits):
+        raise ValueError(f"no {grid} grid at {bits} bits")
+    rows = w.reshape(1, -1) if axis is None else np.moveaxis(w, axis, 0)
+    stored = stored_scales(rows, scales_of(rows, bits, grid, rounding), half=half_scales)
+    levels = np.empty(w.shape, np.int8)
+    scaled_levels(
+        rows, stored, bits, grid, levels.reshape(1, -1) if axis is None else np.moveaxis(levels, axis, 0)
+    )
+    return Codes(levels, stored.reshape(broadcast_shape(w.shape, axis)), bits, grid, axis)
+
+
+def scaled_levels(
+    rows: NDArray[np.float32],
+    scales: NDArray[np.float16] | NDArray[np.float32],
+    bits: int,
+    grid: Grid,
+    out: NDArray[np.int8] | None = None,
+) -> NDArray[np.int8]:
+    """Return the levels nearest to rows ``[channels, ...]`` at these scales; `out` takes them where it is given."""
+    levels = np.empty(rows.shape, np.int8) if out is None else out
+    for block, values in blocks(rows):
+        step = scales[block].astype(F32)[:, None]
+        target = levels[block]
+        if len(values) > 1:
+            target[...] = round_levels(values / step, bits, grid).reshape(target.shape)
+            continue
+        found = np.empty(values.shape, np.int8)
+        for start in range(0, values.shape[1], BLOCK_VALUES):
+            part = slice(start, start + BLOCK_VALUES)
+            found[:, part] = round_levels(values[:, part] / step, bits, grid)
+        target[...] = found.reshape(target.shape)
+    return levels

@@ -1,0 +1,321 @@
+"""The measurements that the study of baselines reads: drift and error of files of equal bytes, one JSON file a cell.
+
+A cell is a set of data, a stage and a width W; its budget is the size of the uniform file, every matrix at W bits per
+channel. All methods round the same matrices and store the rest alike, as FP16; every figure is one of a written file,
+rolled out in a stock session. Two stages that share no row::
+
+    stage    scored, calibrated and tuned on    judged on
+    choose   training rows                      validation rows     what is fixed here …
+    final    validation rows                    test rows           … is judged here
+
+The Lorenz-96 demo has no rows: `choose` splits its scoring contexts in two, `final` scores on all of them.
+
+    python tools/baseline_runs.py choose --runs FOLDER [--set ETTh1] [--bits 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zoo_runs import ZOO, data_root
+
+from tqs_onnx.allocate.costing import PlanOptions, Request, added_drift, amplification, scored
+from tqs_onnx.allocate.file_size import file_bytes
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.allocate.uniform import uniform_choices, uniform_plan
+from tqs_onnx.data import DataFiles, read_spec
+from tqs_onnx.emit import emit
+from tqs_onnx.joint import Place, where_of
+from tqs_onnx.measured import Responder, plan_measured
+from tqs_onnx.request import request_for
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.contexts import check_disjoint, load_contexts
+from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rounding.assign import Assigned, RoundingOptions, round_plan
+from tqs_onnx.rounding.tune import Tuner, qep_settings
+from tqs_onnx.score.divergence import n_space, ruler_for
+from tqs_onnx.score.results import Results
+from tqs_onnx.score.sweep import SweepOptions, sweep
+from tqs_onnx.source import Source, open_source
+from tqs_onnx.verify.evaluate import measure_drift, measure_truth
+from tqs_onnx.verify.verify import Bench, roll_file
+from tqs_passes.candidates import Candidate
+from tqs_passes.plan import Plan
+from tqs_passes.scales import FREE_ROUNDINGS, FreeRounding
+from tqs_passes.tier import DEFAULT_TIERS
+from tqs_passes.weights import Role
+
+TABLES = {
+    "ETTh1": "ETT-small/ETTh1.csv.gz",
+    "ETTh2": "ETT-small/ETTh2.csv.gz",
+    "ETTm1": "ETT-small/ETTm1.csv.gz",
+    "ETTm2": "ETT-small/ETTm2.csv.gz",
+    "exchange_rate": "exchange_rate/exchange_rate.csv.gz",
+    "weather": "weather/weather.csv.gz",
+}
+LORENZ = "lorenz96"
+SETS = (*TABLES, LORENZ)
+WIDTHS = (2, 3, 4)
+STAGES = {"choose": ("train", "validation"), "final": ("validation", "test")}
+MOST_SCORING = 42
+"""Scoring contexts of a table, spread over its columns."""
+ENDS_BITS = 6
+"""Width of the first and last matrices in the control that protects them."""
+
+Say = Callable[[str], None]
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What a method may see, and what it is judged by."""
+
+    source: Source
+    spec: RolloutSpec
+    scoring: Contexts
+    judging: Contexts
+
+
+def split_of(name: str, stage: str) -> Split:
+    """Read a set; the two kinds of contexts share no row."""
+    if name == LORENZ:
+        folder = ZOO.parent / "tqs_models" / LORENZ
+        source = open_source(folder / "model.onnx")
+        spec = read_spec(DataFiles(folder / "rollout.toml", folder / "contexts.npz"), source)
+        every = load_contexts(folder / "contexts.npz", spec, source.signature)
+        if stage == "final":
+            return Split(source, spec, every, load_contexts(folder / "eval.npz", spec, source.signature))
+        half = every.n_contexts // 2
+        return Split(source, spec, every.take(range(half)), every.take(range(half, every.n_contexts)))
+    folder, table = ZOO / "timesfm_mini", data_root() / TABLES[name]
+    source = open_source(folder / "model.onnx")
+    spec = read_spec(DataFiles(folder / "rollout.toml", table), source)
+    seen, unseen = STAGES[stage]
+    scoring = load_contexts(table, spec, source.signature, split=seen, limit=MOST_SCORING)  # type: ignore[arg-type]
+    judging = load_contexts(table, spec, source.signature, split=unseen)  # type: ignore[arg-type]
+    check_disjoint(scoring, judging)
+    return Split(source, spec, scoring, judging)
+
+
+def alike(request: Request) -> Request:
+    """Return the request with what is no matrix stored as uniform files store it."""
+    first = uniform_choices(request.menus, WIDTHS[0])
+    menus = tuple(
+        m if len(m.weight.shape) > 1 else replace(m, candidates=(c,))
+        for m, c in zip(request.menus, first, strict=True)
+    )
+    return replace(request, menus=menus)
+
+
+class Table:
+    """One set of one stage, scored; what is expensive is made once."""
+
+    def __init__(self, split: Split, threads: int) -> None:
+        source, spec, scoring = split.source, split.spec, split.scoring
+        self.split = split
+        scores = sweep(
+            source.lifted, source.survey, spec, scoring, source.sha256, SweepOptions(threads=threads)
+        )
+        place = Place(source.lifted, source.survey, spec, scoring, scores.sigma, threads=threads)
+        self.requests = {
+            r: alike(request_for(source, scores, "exact", DEFAULT_TIERS, rounding=r)) for r in FREE_ROUNDINGS
+        }
+        self.request = self.requests["unbiased"]
+        self.bench = Bench(spec, split.judging, scores.sigma, threads=threads)
+        self.nominal = roll_file(source.path, self.bench, keep_other=False)
+        where = where_of(place)
+        self.calibration, self.tuner = where.calibration(), Tuner(where)
+        self.responders = {
+            method: Responder(place, RoundingOptions(method), source.sha256, Results(None))
+            for method in ("unbiased", "gptq")
+        }
+
+    def judged(self, assigned: Assigned) -> Cell:
+        """Write a file, roll it out on the judging contexts, and return what it did."""
+        spec, contexts, sigma = self.split.spec, self.split.judging, self.bench.sigma
+        with tempfile.TemporaryDirectory(prefix="tqs-study-") as folder:
+            file = Path(folder) / "candidate.onnx"
+            emit(self.split.source.lifted, assigned.plan, file, assigned.codes)
+            ours = roll_file(file, self.bench, keep_other=False)
+            n_bytes = file.stat().st_size
+        time_after = self.nominal.time_after
+        drift = measure_drift(self.nominal.outputs, ours.outputs, spec, contexts, sigma, time_after)
+        truth = measure_truth(self.nominal.outputs, ours.outputs, spec, contexts, time_after)
+        squares = ruler_for(self.nominal.outputs, spec, contexts, sigma).squares(
+            ours.outputs, self.nominal.outputs
+        )
+        spaces = n_space(self.nominal.outputs, spec, contexts)
+        return {
+            "bytes": n_bytes,
+            "predicted": assigned.plan.predicted_drift,
+            "drift": drift.total,
+            "per_variable": drift.per_variable,
+            "energies": {v: (s.mean(axis=1) / spaces[v]).tolist() for v, s in squares.items()},
+            "mae": {v: e.mae for v, e in truth.items()},
+            "mae_fp32": {v: e.mae_fp32 for v, e in truth.items()},
+        }
+
+
+def ends_plan(request: Request, bits: int, budget: int, roles: Mapping[str, Role]) -> Plan:
+    """Return the control: first and last matrices at 6 bits, the others at W, or W − 1 from the middle outwards."""
+    ends = {m.weight.name for m in request.menus if roles[m.weight.name] in (Role.INPUT, Role.OUTPUT)}
+    wide, plain, lean = (uniform_choices(request.menus, b) for b in (ENDS_BITS, bits, bits - 1))
+    body = [i for i, m in enumerate(request.menus) if m.weight.name not in ends and len(m.weight.shape) > 1]
+    order = sorted(body, key=lambda i: (abs(body.index(i) - (len(body) - 1) / 2), i))
+    chosen = [w if m.weight.name in ends else p for m, w, p in zip(request.menus, wide, plain, strict=True)]
+    for i in order:
+        if file_bytes(request.size, chosen) <= budget:
+            break
+        chosen[i] = lean[i]
+    return plan_of(request, chosen)
+
+
+def plan_of(request: Request, chosen: Sequence[Candidate]) -> Plan:
+    """Return the plan of these candidates."""
+    base = uniform_plan(request, WIDTHS[0])
+    scores = {s.weight: s for s in request.scores.weights}
+    assignments = tuple(
+        scored(c, s, amplification(s, c.assignment.error_energy, request.scores))
+        for c, s in ((c, scores[c.assignment.weight]) for c in chosen)
+    )
+    update = {
+        "assignments": assignments,
+        "n_bytes": file_bytes(request.size, list(chosen)),
+        "predicted_drift": added_drift(assignments, request.scores),
+    }
+    return base.model_copy(update=update)
+
+
+class Judge:
+    """Measures the methods of one cell; those whose figures are there already are not measured again."""
+
+    def __init__(self, table: Table, bits: int, file: Path, say: Say) -> None:
+        self.table, self.bits, self.file, self.say = table, bits, file, say
+        self.found: dict[str, Cell] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        self.budget = uniform_plan(table.request, bits).n_bytes
+
+    def lacks(self, *names: str) -> bool:
+        """Whether a method was not measured yet."""
+        return any(name not in self.found for name in names)
+
+    def one(self, name: str, plan: Plan, rounding: RoundingOptions) -> None:
+        """Measure a plan under one rounding."""
+        if not self.lacks(name):
+            return
+        start = time.perf_counter()
+        cell = self.table.judged(round_plan(plan, self.table.calibration, rounding))
+        if cell["bytes"] > self.budget:
+            raise SystemExit(f"{name} at W{self.bits} has {cell['bytes']} bytes, more than {self.budget}")
+        self.found[name] = {**cell, "rounding": rounding.title, "wall_s": time.perf_counter() - start}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
+        self.say(f"  W{self.bits} {name}: {cell['bytes']} bytes, drift {cell['drift']:.4g}")
+
+    def tuned(self, name: str, plan: Plan, scales: FreeRounding) -> None:
+        """Measure a plan under QEP, at the setting that is best on contexts held out of the calibration."""
+        if self.lacks(name):
+            settings = qep_settings(RoundingOptions("qep", scales))
+            best, _ = self.table.tuner.best(plan, settings, lambda line: None)
+            self.say(f"  {best.title}")
+            self.one(name, plan, best)
+
+
+def uniform_files(judge: Judge) -> None:
+    """Measure the four baselines, on scales as published and on unbiased ones."""
+    for scales in ("rtn", "mse", "unbiased"):
+        plan = uniform_plan(judge.table.requests["mse"], judge.bits)  # rtn: two bits may be worse than one
+        judge.one(f"uniform {scales}", plan, RoundingOptions(scales))
+    for scales in ("mse", "unbiased"):
+        plan = uniform_plan(judge.table.requests[scales], judge.bits)
+        judge.one(f"uniform gptq, {scales}", plan, RoundingOptions("gptq", scales))
+        judge.one(f"uniform gptaq, {scales}", plan, RoundingOptions("gptaq", scales))
+        judge.tuned(f"uniform qep, {scales}", plan, scales)
+
+
+def free_files(judge: Judge) -> None:
+    """Measure what needs no data for its integers: the objectives paper, energy and measured."""
+    table, budget = judge.table, judge.budget
+    for objective, scales in (
+        (Objective.PAPER, "rtn"),
+        (Objective.PAPER, "unbiased"),
+        (Objective.ENERGY, "mse"),
+        (Objective.ENERGY, "unbiased"),
+    ):
+        plan = plan_within(table.requests[scales], budget, PlanOptions(objective=objective))
+        judge.one(f"{objective.value}, {scales}", plan, RoundingOptions(scales))
+    if judge.lacks("measured, unbiased"):
+        options = PlanOptions(objective=Objective.MEASURED)
+        plan = plan_measured(table.request, budget, options, table.responders["unbiased"], judge.say).plan
+        judge.one("measured, unbiased", plan, RoundingOptions("unbiased"))
+
+
+def data_files_of(judge: Judge, methods: Sequence[str]) -> None:
+    """Measure data-aware rounding of what the rollout's own responses to GPTQ buy."""
+    table = judge.table
+    names = [f"measured + {m}" for m in methods]
+    if judge.lacks(*names):
+        options = PlanOptions(objective=Objective.MEASURED)
+        plan = plan_measured(table.request, judge.budget, options, table.responders["gptq"], judge.say).plan
+        if "gptq" in methods:
+            judge.one("measured + gptq", plan, RoundingOptions("gptq"))
+        if "gptaq" in methods:
+            judge.one("measured + gptaq", plan, RoundingOptions("gptaq"))
+        judge.tuned("measured + qep", plan, "unbiased")
+
+
+def controls(judge: Judge) -> None:
+    """Measure two ways to spend the same bytes without the rollout, rounded like the best of ours."""
+    table, budget = judge.table, judge.budget
+    roles = {w.name: w.role for w in table.split.source.survey.weights}
+    judge.tuned("ends at 6 bits + qep", ends_plan(table.request, judge.bits, budget, roles), "unbiased")
+    local = plan_within(table.request, budget, PlanOptions(objective=Objective.LOCAL))
+    judge.tuned("local + qep", local, "unbiased")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=sorted(STAGES))
+    parser.add_argument(
+        "--runs", type=Path, required=True, help="Folder of the figures; what is there stays."
+    )
+    parser.add_argument("--set", dest="sets", action="append", choices=SETS)
+    parser.add_argument("--bits", type=int, action="append", choices=WIDTHS)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    for name in given.sets or SETS:
+        table: Table | None = None
+        for bits in given.bits or WIDTHS:
+            file = given.runs / f"{given.stage}.{name}.W{bits}.json"
+            if table is None:
+                split = split_of(name, given.stage)
+                say(
+                    f"{name}: {split.scoring.n_contexts} scoring, {split.judging.n_contexts} judging contexts"
+                )
+                table = Table(split, given.threads)
+            judge = Judge(table, bits, file, say)
+            uniform_files(judge)
+            free_files(judge)
+            if given.stage == "choose":
+                data_files_of(judge, ("gptq", "gptaq", "qep"))
+            else:
+                data_files_of(judge, ("gptq", "qep"))
+                controls(judge)
+
+
+if __name__ == "__main__":
+    main()
