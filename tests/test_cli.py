@@ -9,6 +9,8 @@ import pytest
 
 from tests.rollouts import Case, forecaster, write_case
 from tqs_onnx.cli.main import cli, main
+from tqs_passes.model_io import load_model
+from tqs_passes.save import save_model
 
 COMMANDS = cli.list_commands(click.Context(cli))
 KEYS = [
@@ -192,15 +194,28 @@ def test_allocate_never_overwrites_what_it_reads(shell: Shell, capsys: Capture, 
     before = out.read_bytes()
     arguments = ["allocate", str(shell.case.model), "--scores", str(scores), "--compression", "2"]
     assert main([*arguments, "--out", str(out), "--force"]) == 2
-    assert "would overwrite the input" in capsys.readouterr().err
+    assert "would overwrite an input" in capsys.readouterr().err
     assert out.read_bytes() == before
 
 
 def test_emit_never_overwrites_the_model(shell: Shell, capsys: Capture) -> None:
     model, plan = str(shell.case.model), str(shell.run / "plan.json")
     assert main(["emit", model, "--plan", plan, "--out", model, "--force"]) == 2
-    assert "would overwrite the input" in capsys.readouterr().err
+    assert "would overwrite an input" in capsys.readouterr().err
     assert shell.case.model.read_bytes() == shell.before
+
+
+def test_emit_never_overwrites_the_external_data_of_the_model(
+    shell: Shell, tmp_path: Path, capsys: Capture
+) -> None:
+    model = tmp_path / "x.onnx"
+    save_model(load_model(shell.case.model), model, external=True)
+    data = tmp_path / "x.onnx.data"
+    before = data.read_bytes()
+    arguments = ["emit", str(model), "--plan", str(shell.run / "plan.json"), "--force"]
+    assert main([*arguments, "--out", str(data)]) == 2
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert data.read_bytes() == before
 
 
 def test_a_manifest_never_overwrites_an_input(shell: Shell, capsys: Capture) -> None:

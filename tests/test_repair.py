@@ -10,11 +10,13 @@ from tqs_onnx.allocate.planning import plan_within
 from tqs_onnx.emit import emit
 from tqs_onnx.joint import Joint
 from tqs_onnx.refine import RefineOptions, refine
-from tqs_onnx.repair import repair, split_contexts
+from tqs_onnx.repair import repair
+from tqs_onnx.rollout.holdout import held_out
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import codes_beside, codes_digest, write_codes
 from tqs_onnx.verify.evaluate import measure_drift
 from tqs_onnx.verify.verify import roll_file
+from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 
 
@@ -42,9 +44,9 @@ def test_the_joint_drift_is_that_of_the_file(lorenz, plan, tmp_path):
 
 
 def test_a_repair_never_raises_the_drift_on_the_acceptance_contexts(lorenz, plan):
-    mended = repair(plan, lorenz.request, lorenz.place, 2, lambda line: None)
+    mended = repair(plan, lorenz.request, lorenz.place, PlanOptions(), 2, lambda line: None)
     assert mended.after <= mended.before
-    _, acceptance = split_contexts(lorenz.scoring)
+    _, acceptance = held_out(lorenz.scoring, 0.5)
     place = lorenz.place.__class__(
         lorenz.place.model, lorenz.place.survey, lorenz.place.spec, acceptance, lorenz.place.sigma, threads=1
     )
@@ -52,21 +54,31 @@ def test_a_repair_never_raises_the_drift_on_the_acceptance_contexts(lorenz, plan
 
 
 def test_a_repaired_plan_keeps_the_budget_and_its_bytes_are_exact(lorenz, plan, tmp_path):
-    mended = repair(plan, lorenz.request, lorenz.place, 2, lambda line: None).plan
+    mended = repair(plan, lorenz.request, lorenz.place, PlanOptions(), 2, lambda line: None).plan
     file = tmp_path / "model.onnx"
     emit(lorenz.source.lifted, mended, file)
     assert file.stat().st_size == mended.n_bytes <= plan.solver.budget_bytes
 
 
-def test_search_and_acceptance_contexts_are_disjoint(lorenz):
-    one, other = split_contexts(lorenz.scoring)
-    assert one.n_contexts + other.n_contexts == lorenz.scoring.n_contexts
-    seen = {a.tobytes() for a in one.arrays["state"]}
-    assert not any(a.tobytes() in seen for a in other.arrays["state"])
+def test_repair_leaves_what_the_options_fix(lorenz):
+    budget = lorenz.source.facts.n_bytes // 8
+    scores = {s.weight: s for s in lorenz.request.scores.weights}
+    middle = sorted(s.gamma_task for s in scores.values() if s.gamma_task is not None)[3]
+    capped = PlanOptions(max_fp32=0)
+    plan = plan_within(lorenz.request, budget, capped)
+    mended = repair(plan, lorenz.request, lorenz.place, capped, 2, lambda line: None).plan
+    assert not any(a.form is Form.KEEP for a in mended.assignments)
+    floored = PlanOptions(gamma_min=middle)
+    plan = plan_within(lorenz.request, budget, floored)
+    mended = repair(plan, lorenz.request, lorenz.place, floored, 2, lambda line: None).plan
+    for before, after in zip(plan.assignments, mended.assignments, strict=True):
+        gamma = scores[before.weight].gamma_task
+        if gamma is not None and gamma <= middle:
+            assert after.tier is before.tier
 
 
 def test_no_round_returns_the_plan_itself(lorenz, plan):
-    assert repair(plan, lorenz.request, lorenz.place, 0, lambda line: None).plan == plan
+    assert repair(plan, lorenz.request, lorenz.place, PlanOptions(), 0, lambda line: None).plan == plan
 
 
 def test_drift_is_finite_for_every_tier_alone(lorenz):

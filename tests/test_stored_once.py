@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tests.rollouts import model, opened, scored, spec_of, values
+from tests.rollouts import model, opened, scored, spec_of, values, write_case
 from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.cli.main import main
 from tqs_onnx.emit import emit, rewritten
 from tqs_onnx.request import request_for
 from tqs_onnx.rollout.context_set import Contexts
@@ -20,7 +21,7 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 from tqs_passes.forms import LEAST_VALUES
 from tqs_passes.model_io import file_facts
-from tqs_passes.plan import Plan
+from tqs_passes.plan import Plan, read_plan
 from tqs_passes.tier import Tier
 
 GRAPH = """(float[b, 40] x) => (float[b, 40] y) {
@@ -85,3 +86,30 @@ def test_a_plan_that_merges_what_is_stored_apart_is_no_plan(tmp_path: Path) -> N
     text = plan.to_json().replace('"same_as": "W1"', '"same_as": "W3"')
     with pytest.raises(ValueError, match="is not stored like an earlier 'W3'"):
         Plan.model_validate_json(text)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_twin_has_the_integers_of_the_weight_it_is_stored_as(order: str, tmp_path: Path) -> None:
+    # One is read by MatMul, where data choose its integers, the other by an Einsum, where none do.
+    readers = {"a": "MatMul", "b": 'Einsum <equation: string = "bi,ij->bj">'}
+    first, second = (readers[k] for k in order)
+    graph = f"""(float[b, 40] x) => (float[b, 40] y) {{
+      p = {first} (x, W1)  q = Tanh(p)  r = {second} (q, W2)  y = Tanh(r) }}"""
+    w = values(40, 40, seed=1, scale=0.2)
+    case = write_case(tmp_path / "in", model(graph, {"W1": w, "W2": w.copy()}))
+    arguments = [
+        "--rounding",
+        "gptq",
+        "--objective",
+        "energy",
+        "--pin",
+        "W*=INT4",
+        "--repair",
+        "0",
+        "--no-rows",
+    ]
+    budget = ["--compression", "2", "--profile", "exact"]
+    out = tmp_path / "run"
+    assert main(["quantize", str(case.model), *case.arguments("--out", str(out), *arguments, *budget)]) == 0
+    a, b = read_plan(out / "plan.json").assignments
+    assert (b.same_as, a.rounding) == ("W1", b.rounding)

@@ -19,6 +19,7 @@ from tqs_onnx.verify.verify import Bench, Subject, Verification, check_decoding,
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.model_io import load_model
 from tqs_passes.plan import Plan
+from tqs_passes.save import save_model
 from tqs_passes.tier import DEFAULT_TIERS
 
 N = 16
@@ -210,3 +211,26 @@ def test_evaluation_contexts_of_a_variable_that_was_not_scored_are_refused(job: 
 
 def test_decoding_alone_can_be_asked_for(job: Job, found: Verification) -> None:
     assert check_decoding(job.subject, load_model(job.emitted), job.bench()) == found.n_decoded
+
+
+def test_a_file_with_external_data_is_verified_in_full(job: Job, tmp_path: Path) -> None:
+    save_model(load_model(job.emitted), tmp_path / "e.onnx", external=True)
+    proto = onnx.load(tmp_path / "e.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:  # all of them: the threshold leaves small ones inside
+        assert tensor.ByteSize() < 4096
+    moved = replace(job.subject, emitted=tmp_path / "e.onnx")
+    assert verify(moved, job.bench()).drift == verify(job.subject, job.bench()).drift
+
+
+def test_damage_in_external_data_is_found(tmp_path: Path) -> None:
+    wide = job_of(tmp_path, forecaster(48), 30_000, 48)
+    save_model(load_model(wide.emitted), tmp_path / "e.onnx", external=True)
+    data = tmp_path / "e.onnx.data"
+    damaged = bytearray(data.read_bytes())
+    damaged[-1] ^= 0x40
+    data.write_bytes(damaged)
+    with pytest.raises(GateError):
+        verify(
+            replace(wide.subject, emitted=tmp_path / "e.onnx"),
+            wide.bench(Contexts({"x": values(3, 48, seed=20)}, {})),
+        )

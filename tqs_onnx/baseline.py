@@ -24,7 +24,13 @@ from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan
 from tqs_onnx.rounding.codes_file import CODES_NAME, codes_digest, write_codes
 from tqs_onnx.rounding.tune import Tuner, Where, qep_settings
-from tqs_onnx.run_directory import emitted_name, removed_on_failure, run_directory
+from tqs_onnx.run_directory import (
+    emitted_name,
+    refuse_overwriting,
+    removed_on_failure,
+    run_directory,
+    with_data,
+)
 from tqs_onnx.score.engine import ExposedWeights
 from tqs_onnx.source import Source, open_source, require_scorable
 from tqs_onnx.verify.gates import Gate
@@ -156,14 +162,13 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
     require_evaluable(job.gates, data)
     name = emitted_name(job.model)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
-    if emitted.resolve() == job.model.resolve():
-        raise InputError(
-            "the output would overwrite the input", where=str(emitted), todo="Choose another --out"
-        )
+    files = [name, "plan.json", CODES_NAME, "manifest.json"]
+    outputs = [*(job.out / file for file in files), *with_data(emitted)]
+    refuse_overwriting(outputs, [*source.files, *data.files.values()])
     plan = unscored_uniform_plan(source, job.bits, job.profile, job.serving)
     run = {"provider": job.provider, "batch": job.batch, "threads": job.threads}
     rolled = tuple(w for w in source.survey.weights if w.outputs)
-    with run_directory(job.out, [name, "plan.json", CODES_NAME, "manifest.json"], force=job.force):
+    with run_directory(job.out, files, force=job.force):
         nominal = ExposedWeights(
             source.lifted,
             (),
@@ -182,7 +187,7 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
         assigned = round_plan(plan, where.calibration(), rounding)
         for note in assigned.notes:
             say(f"note: {note.what}: {note.why}")
-        for file in (name, "plan.json", CODES_NAME, "manifest.json"):
+        for file in files:
             (job.out / file).unlink(missing_ok=True)
         if assigned.codes:
             plan = assigned.plan.model_copy(update={"codes_sha256": codes_digest(assigned.codes)})

@@ -71,7 +71,7 @@ class BuildFile(_Table):
     version: Literal[1]
     model: str
     out: str = "run"
-    name: str | None = None
+    name: str | None = Field(default=None, pattern=r"^[^/\\\x00]+\.onnx$")
     data: Data
     score: Options = Field(default_factory=dict)
     plan: Options

@@ -20,7 +20,13 @@ from tqs_onnx.refine import RefineOptions, refine
 from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
 from tqs_onnx.request import budget_bytes, menus_of, prepared_source, size_of
 from tqs_onnx.rounding.codes_file import CODES_NAME, write_codes
-from tqs_onnx.run_directory import emitted_name, removed_on_failure, run_directory
+from tqs_onnx.run_directory import (
+    emitted_name,
+    refuse_overwriting,
+    removed_on_failure,
+    run_directory,
+    with_data,
+)
 from tqs_onnx.score.results import RESULTS_NAME, Results
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import Progress, SweepOptions, on_trajectory, sweep
@@ -28,7 +34,6 @@ from tqs_onnx.source import Source, open_source, require_scorable
 from tqs_onnx.verify.gates import Gate
 from tqs_onnx.verify.manifest import GateResult, licence_of
 from tqs_onnx.verify.verify import Bench, Subject, Verification, require_runs, verify
-from tqs_passes.errors import InputError
 from tqs_passes.forms import Profile
 from tqs_passes.model_io import write_text
 from tqs_passes.plan import Plan
@@ -140,12 +145,10 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
     require_runs(job.serving.compute, job.sweep.provider)
     name = emitted_name(job.model)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
-    if emitted.resolve() == job.model.resolve():
-        raise InputError(
-            "the output would overwrite the input", where=str(emitted), todo="Choose another --out"
-        )
     budget = budget_bytes(source.facts.n_bytes, job.compression, job.max_bytes)
     files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME]
+    outputs = [*(job.out / file for file in (*files, RESULTS_NAME)), *with_data(emitted)]
+    refuse_overwriting(outputs, [*source.files, *data.files.values()])
     with run_directory(job.out, files, force=job.force):
         say(
             f"{len(source.survey.weights)} weights, {sum(w.n_values for w in source.survey.weights)} values; "

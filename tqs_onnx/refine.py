@@ -12,11 +12,11 @@ from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.joint import Joint, Place, where_of
 from tqs_onnx.repair import repair
-from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan
+from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan
 from tqs_onnx.rounding.codes_file import codes_digest
 from tqs_onnx.rounding.tune import Tuner, qep_settings
 from tqs_passes.grid import Codes
-from tqs_passes.plan import Plan
+from tqs_passes.plan import Assignment, Plan
 from tqs_passes.scales import DEFAULT_ROUNDING
 
 
@@ -51,6 +51,22 @@ class Refined:
     codes: dict[str, Codes]
 
 
+def _stored_once(assigned: Assigned) -> tuple[Plan, dict[str, Codes]]:
+    """Return the plan and codes in which a weight that is stored as another has that one's integers."""
+    by_name = {a.weight: a for a in assigned.plan.assignments}
+    codes = dict(assigned.codes)
+    rows: list[Assignment] = []
+    for a in assigned.plan.assignments:
+        first = by_name.get(a.same_as or "")
+        if first is not None:
+            a = a.model_copy(update={"rounding": first.rounding, "error_energy": first.error_energy})
+            codes.pop(a.weight, None)
+            if first.weight in codes:
+                codes[a.weight] = codes[first.weight]
+        rows.append(a)
+    return assigned.plan.model_copy(update={"assignments": tuple(rows)}), codes
+
+
 def refine(
     plan: Plan,
     request: Request,
@@ -73,7 +89,7 @@ def refine(
         Called with one line a step.
     """
     if options.repair_rounds and planning.objective is Objective.ENERGY and planning.solver == "mckp":
-        plan = repair(plan, request, place, options.repair_rounds, say).plan
+        plan = repair(plan, request, place, planning, options.repair_rounds, say).plan
     codes: dict[str, Codes] = {}
     if options.rounding.method in DATA_AWARE:
         where = where_of(place)
@@ -83,9 +99,8 @@ def refine(
         assigned = round_plan(plan, where.calibration(), rounding)
         for note in assigned.notes:
             say(f"note: {note.what}: {note.why}")
-        twins = {a.weight: a.same_as for a in plan.assignments if a.same_as in assigned.codes}
-        codes = assigned.codes | {name: assigned.codes[first] for name, first in twins.items() if first}
-        plan = assigned.plan.model_copy(update={"codes_sha256": codes_digest(codes)})
+        plan, codes = _stored_once(assigned)
+        plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
     joint = Joint(place).drift(plan.assignments, codes)
     update = {"joint_drift": joint}
     if (

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tqs_onnx.allocate.costing import Request, amplification
+from tqs_onnx.allocate.costing import PlanOptions, Request, amplification, gamma_of
 from tqs_onnx.allocate.file_size import file_bytes
 from tqs_onnx.joint import Joint, Place
-from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.holdout import held_out
 from tqs_onnx.score.store import Status
 from tqs_passes.candidates import Candidate
+from tqs_passes.encode.weight import Form
 from tqs_passes.plan import Assignment, Plan
 
 #: A promotion leaves at most this share of the error energy: row tiers make menus finer than what a trial shows.
@@ -49,28 +50,30 @@ class Repair:
     accepted: int
 
 
-def split_contexts(contexts: Contexts) -> tuple[Contexts, Contexts]:
-    """Return (search, acceptance) contexts: every other window; windows of one position stay together."""
-    starts = contexts.rows[:, 0].tolist() if contexts.rows is not None else list(range(contexts.n_contexts))
-    order = {start: i for i, start in enumerate(sorted(set(starts)))}
-    even = [i for i, start in enumerate(starts) if order[start] % 2 == 0]
-    odd = [i for i, start in enumerate(starts) if order[start] % 2 == 1]
-    return contexts.take(even), contexts.take(odd or even)
-
-
 class _Bench:
-    """The candidates of every weight, finest first, each as the plan would hold it."""
+    """The candidates of every weight that may be moved, finest first, each as the plan would hold it.
 
-    def __init__(self, request: Request) -> None:
+    Weights below γ_min stay at the bottom and those that p_FP32 protects at the top; under a cap on FP32 none is
+    promoted to it.
+    """
+
+    def __init__(self, plan: Plan, request: Request, options: PlanOptions) -> None:
         self.request = request
         known = {s.weight: s for s in request.scores.weights}
+        kept = {a.weight for a in plan.assignments if a.form is Form.KEEP}
         self.ladders: dict[str, list[Candidate]] = {}
         for menu in request.menus:
             score = known[menu.weight.name]
             if score.status is not Status.ALIVE:
                 continue
+            if options.gamma_min is not None and gamma_of(score, request.scores) <= options.gamma_min:
+                continue
+            if options.protected_share > 0 and menu.weight.name in kept:
+                continue
             rungs: list[Candidate] = []
             for c in menu.candidates:
+                if options.max_fp32 is not None and c.assignment.form is Form.KEEP:
+                    continue
                 a = amplification(score, c.assignment.error_energy, request.scores)
                 update = {
                     "gamma": score.gamma_task,
@@ -81,7 +84,14 @@ class _Bench:
             self.ladders[menu.weight.name] = rungs
 
 
-def repair(plan: Plan, request: Request, place: Place, rounds: int, say: Callable[[str], None]) -> Repair:
+def repair(
+    plan: Plan,
+    request: Request,
+    place: Place,
+    options: PlanOptions,
+    rounds: int,
+    say: Callable[[str], None],
+) -> Repair:
     """Repair a plan at its own byte budget (see module docstring).
 
     Parameters
@@ -90,6 +100,8 @@ def repair(plan: Plan, request: Request, place: Place, rounds: int, say: Callabl
     request : Request
     place : Place
         With the scoring contexts, which are split in two.
+    options : PlanOptions
+        How the plan was made: what it fixed stays.
     rounds : int
         Most rounds; each costs a dozen joint rollouts.
     say : callable
@@ -97,11 +109,13 @@ def repair(plan: Plan, request: Request, place: Place, rounds: int, say: Callabl
     """
     # A trial could part weights that are stored once, or tied.
     if not rounds or any(a.same_as or a.block for a in plan.assignments):
+        if rounds:
+            say("no repair: a trial could part weights that are tied or stored once")
         drift = Joint(place).drift(plan.assignments)
         return Repair(plan, drift, drift, 0, 0)
-    search, acceptance = split_contexts(place.contexts)
+    search, acceptance = held_out(place.contexts, 0.5)
     searching, accepting = Joint(replace(place, contexts=search)), Joint(replace(place, contexts=acceptance))
-    bench = _Bench(request)
+    bench = _Bench(plan, request, options)
     budget = plan.solver.budget_bytes if plan.solver is not None else plan.n_bytes
     held = _held(plan, request)
     before = after = accepting.drift(plan.assignments)
@@ -133,6 +147,7 @@ def repair(plan: Plan, request: Request, place: Place, rounds: int, say: Callabl
             "predicted_drift": drift,
         }
     )
+    say(f"repair: drift {before:.4g} → {after:.4g} on the acceptance contexts, {accepted} trials kept")
     return Repair(mended if accepted else plan, before, after, tried, accepted)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -65,9 +65,30 @@ def removed_on_failure(emitted: Path) -> Generator[None]:
     try:
         yield
     except BaseException:
-        emitted.unlink(missing_ok=True)
-        emitted.with_name(emitted.name + ".data").unlink(missing_ok=True)
+        for file in with_data(emitted):
+            file.unlink(missing_ok=True)
         raise
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse outputs that are inputs too, whatever they are called.
+
+    Raises
+    ------
+    InputError
+        One is; it is named.
+    """
+    read = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise InputError(
+                "the output would overwrite an input", where=str(path), todo="Choose another --out"
+            )
+
+
+def with_data(model: Path) -> tuple[Path, Path]:
+    """Return a model file and the file that its external data goes to, where it has any."""
+    return model, model.with_name(model.name + ".data")
 
 
 def emitted_name(model: Path) -> str:

@@ -46,6 +46,11 @@ class Source:
     skipped: tuple[Skip, ...] = ()
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The `.onnx` file and, when there are any, its external-data files."""
+        return tuple(self.path.parent / name for name in self.facts.sha256)
+
+    @property
     def sha256(self) -> str:
         """Digest of the `.onnx` file and, when there are any, of its external-data files."""
         digests = self.facts.sha256

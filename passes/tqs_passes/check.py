@@ -7,6 +7,7 @@ weights a runtime really computes with.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import onnx
 
@@ -15,10 +16,10 @@ from tqs_passes.model_io import Model, serialize
 from tqs_passes.scope import bodies, defined_names
 
 
-def checker_complaint(proto: onnx.ModelProto) -> str | None:
-    """Return the first complaint of the full ONNX checker, or None; models past 2 GiB are not checked in memory."""
+def checker_complaint(model: onnx.ModelProto | Path) -> str | None:
+    """Return the first complaint of the full ONNX checker, or None; a model with external data is given by its path."""
     try:
-        onnx.checker.check_model(proto, full_check=True)
+        onnx.checker.check_model(str(model) if isinstance(model, Path) else model, full_check=True)
     except (
         onnx.checker.ValidationError,
         onnx.shape_inference.InferenceError,

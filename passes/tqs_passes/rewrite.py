@@ -116,7 +116,7 @@ def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
     if a.grid is None or rounding is None:
         raise InputError(
             f"the integers of {a.label!r} were chosen by {a.rounding}, and are not here",
-            todo="Keep codes.npz beside the plan, or give --codes",
+            todo="Put the codes.npz that was written with the plan beside it",
         )
     w = np.ascontiguousarray(values).astype(np.float32)
     if a.rows and a.axis is not None:

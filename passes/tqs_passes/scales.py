@@ -34,6 +34,7 @@ DEFAULT_ROUNDING: FreeRounding = "unbiased"
 _RATIOS = np.concatenate([np.linspace(1.0, 0.30, 15), np.linspace(0.26, 0.10, 5)]).astype(F32)
 _REFITS = 3
 _RAISES = 4
+_MOST_ERROR = 1.5
 _SAMPLE_VALUES = 4096
 BLOCK_VALUES = 1 << 17
 #: The scale of a longer channel is fitted to a sample.
@@ -131,15 +132,22 @@ def _peak_scale(rows: Rows, weights: Rows | None, bits: int, grid: Grid) -> Rows
 
 
 def _unbiased(rows: Rows, weights: Rows | None, bits: int, grid: Grid) -> Rows:
-    """Return the scales of least squares, raised until a row and its rounding have the row's own square as product."""
+    """Return the scales of least squares, raised until a row and its rounding have the row's own square as product.
+
+    A row whose error would rise beyond `_MOST_ERROR` times that of least squares keeps the scale before that: few
+    large values among many small ones would have these rounded to nothing.
+    """
     scales = _least_squares(rows, weights, bits, grid)
     square = _dot(rows, rows, weights)
+    most = _MOST_ERROR * _row_error(rows, scales, bits, grid, weights)
     for _ in range(_RAISES):
         q = round_levels(rows / scales[:, None], bits, grid) * scales[:, None]
         product = _dot(q, rows, weights)
-        scales = np.where(product > 0, scales * square / np.where(product > 0, product, 1), scales).astype(
+        raised = np.where(product > 0, scales * square / np.where(product > 0, product, 1), scales).astype(
             F32
         )
+        within = _row_error(rows, raised, bits, grid, weights) <= most
+        scales = np.where(within, raised, scales).astype(F32)
     return scales
 
 

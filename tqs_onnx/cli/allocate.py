@@ -23,6 +23,7 @@ from tqs_onnx.cli.options import (
 )
 from tqs_onnx.cli.show import print_json, print_table, say
 from tqs_onnx.request import budget_bytes, bytes_for_weights, request_for, source_weight_bytes
+from tqs_onnx.run_directory import refuse_overwriting
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_passes.errors import InputError
@@ -69,11 +70,10 @@ def command(
     Example:
       tqs allocate model.onnx --scores run/scores.json --compression 8 --out run/plan.json
     """
-    if out.resolve() in (model.resolve(), scores.resolve()):
-        raise InputError("the output would overwrite the input", where=str(out), todo="Choose another --out")
+    source = open_source(model)
+    refuse_overwriting([out], [*source.files, scores])
     if out.exists() and not force:
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
-    source = open_source(model)
     request = request_for(
         source,
         read_scores(scores),

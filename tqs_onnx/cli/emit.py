@@ -9,7 +9,8 @@ import click
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.emit import emit
-from tqs_onnx.rounding.codes_file import codes_beside
+from tqs_onnx.rounding.codes_file import codes_beside, codes_path
+from tqs_onnx.run_directory import refuse_overwriting, with_data
 from tqs_onnx.source import Source, open_source
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import file_facts
@@ -39,11 +40,10 @@ def command(model: Path, plan_file: Path, out: Path, target: str | None, force: 
     Example:
       tqs emit model.onnx --plan run/plan.json --out run/model.tqs.onnx
     """
-    if out.resolve() in (model.resolve(), plan_file.resolve()):
-        raise InputError("the output would overwrite the input", where=str(out), todo="Choose another --out")
+    source = open_source(model)
+    refuse_overwriting(with_data(out), [*source.files, plan_file, codes_path(plan_file)])
     if out.exists() and not force:
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
-    source = open_source(model)
     plan = read_plan(plan_file)
     if plan.source_sha256 != source.sha256:
         raise InputError(

@@ -25,7 +25,8 @@ from tqs_onnx.release import judge, manifest_of, require_evaluable
 from tqs_onnx.request import require_scores_of
 from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
-from tqs_onnx.rounding.codes_file import CODES_NAME, codes_beside
+from tqs_onnx.rounding.codes_file import codes_beside, codes_path
+from tqs_onnx.run_directory import refuse_overwriting, with_data
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_onnx.verify.gates import parse_gate
@@ -69,14 +70,13 @@ def command(
     """
     gates = tuple(parse_gate(text) for text in gate_texts(options))
     target = manifest or emitted.with_name("manifest.json")
-    read = (emitted, source_file, plan_file, scores_file, options["rollout"], options["contexts"])
-    if target.resolve() in [path.resolve() for path in read]:
-        raise InputError(
-            "the manifest would overwrite an input", where=str(target), todo="Choose another --manifest"
-        )
+    source = open_source(source_file)
+    read = [*source.files, *with_data(emitted), plan_file, scores_file]
+    refuse_overwriting(
+        [target], [*read, *(options[k] for k in ("rollout", "contexts", "eval_contexts") if options[k])]
+    )
     if target.exists() and not force:
         raise InputError("exists", where=str(target), todo="Choose another --manifest, or give --force")
-    source = open_source(source_file)
     for file in (source_file, emitted):
         require_loadable(file)
     plan = read_plan(plan_file)
@@ -101,7 +101,7 @@ def command(
     results = judge(gates, verification)
     made = {"plan": plan_file, "scores": scores_file}
     if plan.codes_sha256 is not None:
-        made["codes"] = plan_file.with_name(CODES_NAME)
+        made["codes"] = codes_path(plan_file)
     document = manifest_of(
         subject,
         data.files | made,

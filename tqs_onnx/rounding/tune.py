@@ -1,9 +1,9 @@
 """Choose how integers are chosen, on contexts held out of the calibration.
 
 QEP's correction with the published setting (damping 1, strength 0.5) is often far from the best, and a comparison with
-it would be unfair; nor is one method the best for every model and width. Every fourth context is held out; each setting
-is calibrated on the others, the held-out ones are rolled out with the weights it gives, and the least drift wins. The
-model is never written, the evaluation contexts never seen.
+it would be unfair; nor is one method the best for every model and width. The last quarter of the contexts is held out
+(see `rollout.holdout`); each setting is calibrated on the others, the held-out ones are rolled out with the weights it
+gives, and the least drift wins. The model is never written, the evaluation contexts never seen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.holdout import held_out
 from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError
@@ -25,7 +26,7 @@ from tqs_passes.weights import Weight
 
 DAMPS = (0.01, 0.1, 1.0)
 STRENGTHS = (0.5, 1.0)
-_HOLD_OUT = 4
+_HELD_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +92,12 @@ class Tuner:
     Parameters
     ----------
     where : Where
-        At least two contexts.
+        With a single context the settings are judged on what they were calibrated on.
     """
 
     def __init__(self, where: Where) -> None:
-        n = where.contexts.n_contexts
-        held = list(range(0, n, _HOLD_OUT))
-        rest = [i for i in range(n) if i % _HOLD_OUT] or held
-        self._calibration = where.calibration(where.contexts.take(rest))
-        self._held = where.contexts.take(held)
+        kept, self._held = held_out(where.contexts, _HELD_SHARE)
+        self._calibration = where.calibration(kept)
         self._where = where
         self._rollout = ExposedWeights(
             where.model,

@@ -144,7 +144,9 @@ class _Probe:
 
     def _session(self, proto: onnx.ModelProto) -> Session:
         options = SessionOptions(threads=self._bench.threads)
-        return open_session(serialize(proto), provider=self._bench.provider, options=options)
+        return open_session(
+            serialize(proto), provider=self._bench.provider, options=options, folder=self._emitted.folder
+        )
 
     def _require_equal(self, a: Assignment, got: NDArray[Any], wanted: NDArray[Any]) -> None:
         if not _same_bits(got, wanted):

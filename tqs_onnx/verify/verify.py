@@ -26,7 +26,7 @@ from tqs_onnx.verify.subject import Bench, Subject
 from tqs_passes.check import checker_complaint
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError, InputError
-from tqs_passes.model_io import Model, file_facts, load_model
+from tqs_passes.model_io import file_facts, load_model
 from tqs_passes.plan import Compute
 from tqs_passes.rewrite import fed_weight
 
@@ -105,7 +105,7 @@ def verify(subject: Subject, bench: Bench) -> Verification:
     require_runs(subject.plan.compute, bench.provider)
     emitted = load_model(subject.emitted)
     _require_plan_of(subject)
-    notes = _check(subject, emitted)
+    notes = _check(subject)
     n_decoded = check_decoding(subject, emitted, bench)
     nominal = roll_file(subject.source, bench)
     ours = roll_file(subject.emitted, bench)
@@ -151,11 +151,11 @@ def require_runs(compute: Compute | None, provider: Provider) -> None:
         )
 
 
-def _check(subject: Subject, emitted: Model) -> tuple[str, ...]:
-    complaint = checker_complaint(emitted.proto)
+def _check(subject: Subject) -> tuple[str, ...]:
+    complaint = checker_complaint(subject.emitted)
     if complaint is None:
         return ()
-    if checker_complaint(load_model(subject.source).proto) is None:
+    if checker_complaint(subject.source) is None:
         raise GateError(f"the ONNX checker refuses the emitted file: {complaint}", where=str(subject.emitted))
     return (f"the ONNX checker refuses the source and the emitted file: {complaint}",)
 
