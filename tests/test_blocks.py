@@ -45,6 +45,20 @@ def test_a_pattern_groups_what_it_matches_alike_and_leaves_the_rest_alone(tmp_pa
     }
 
 
+def test_an_empty_match_and_an_unmatched_weight_stay_alone(tmp_path: Path) -> None:
+    assert _members(tmp_path, "pattern:^(enc)?") == {
+        "enc": ["encA", "enca"],
+        "decB": ["decB"],
+        "decC": ["decC"],
+        "out": ["out"],
+    }
+
+
+def test_a_digit_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no rule"):
+        _members(tmp_path, "nodes:²")
+
+
 def test_node_ranges_take_weights_in_the_order_they_are_read(tmp_path: Path) -> None:
     assert _members(tmp_path, "nodes:2") == {
         "block000": ["encA", "enca"],

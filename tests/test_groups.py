@@ -9,12 +9,16 @@ import onnx
 import pytest
 
 from tests.rollouts import forecaster, linear, model, opened, scored, spec_of, values
+from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.run import Engine
 from tqs_onnx.score.families import families, settle
 from tqs_onnx.score.options import EarlyStop
-from tqs_onnx.score.probe import Probe, ProbeKind
+from tqs_onnx.score.probe import Probe, ProbeKind, perturbed
+from tqs_onnx.score.results import StoppedError
 from tqs_onnx.score.store import Scores, Status
+from tqs_onnx.score.sweep import SweepOptions, sweep
 from tqs_onnx.score.target import Target
+from tqs_passes.errors import InputError
 
 
 def modulated(n: int = 8, alive: tuple[int, ...] = ()) -> onnx.ModelProto:
@@ -123,11 +127,63 @@ def test_what_moves_less_than_rounding_is_below_the_floor_and_has_no_number(tmp_
         "faint": values(6, seed=2),
         "tiny": np.full(1, 3e-7, np.float32),
     }
-    scores = scored(opened(tmp_path, model(graph, weights)), spec_of(), values(2, 6), response_bits=())
-    row = next(w for w in scores.weights if w.weight == "faint")
-    assert scores.rounding_floor > scores.noise_floor
-    assert row.status is Status.BELOW_FLOOR
-    assert (row.gamma, row.gamma_task, row.amplification) == (None, None, None)
+    for response_bits in ((), (4, 2)):  # what a coarser probe moves lends the first no number
+        source = opened(tmp_path / str(len(response_bits)), model(graph, weights))
+        scores = scored(source, spec_of(), values(2, 6), response_bits=response_bits)
+        row = next(w for w in scores.weights if w.weight == "faint")
+        assert scores.rounding_floor > scores.noise_floor
+        assert row.status is Status.BELOW_FLOOR
+        assert (row.gamma, row.gamma_task, row.amplification) == (None, None, None)
+        assert all(p.amplification > 0 for p in row.response)
+
+
+def test_raw_units_are_the_plain_norm_over_all_values(tmp_path: Path) -> None:
+    graph = "(float[b, 4] x) => (float[b, 4] y, float[b, 1] z) { y = MatMul(x, A)  z = MatMul(x, B) }"
+    weights = {"A": values(4, 4, seed=1, scale=0.4), "B": values(4, 1, seed=2)}
+    source = opened(tmp_path, model(graph, weights))
+    spec = spec_of(1)
+    both = spec.model_copy(update={"trajectory": spec.trajectory.model_copy(update={"outputs": ("y", "z")})})
+    x = values(1, 4, seed=3)
+    row = scored(source, both, x, units="raw", response_bits=()).weights[0]
+    moved, delta_sq = perturbed(weights["A"], Probe(), "A", 0, 1)
+    change = x.astype(np.float64) @ (moved.astype(np.float64) - weights["A"])
+    assert row.amplification == pytest.approx(float(np.sum(change**2)) / delta_sq, rel=1e-4)
+
+
+def test_an_early_stop_does_not_come_before_a_quarter_of_the_steps(tmp_path: Path) -> None:
+    source = opened(tmp_path, linear((0.98 * np.eye(4)).astype(np.float32) + values(4, 4, scale=1e-3)))
+    early = scored(source, spec_of(40), values(3, 4), early_stop=EarlyStop(1e3, 1))
+    assert early.weights[0].steps == 10
+
+
+def test_what_is_averaged_as_a_whole_cannot_be_stopped_early(tmp_path: Path) -> None:
+    source = opened(tmp_path, forecaster())
+    spec = spec_of()
+    mirrored = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"flip_invariant": True})})
+    with pytest.raises(InputError, match="cannot be stopped early"):
+        scored(source, mirrored, values(2, 16), early_stop=EarlyStop(0.01))
+
+
+def test_a_resumed_group_test_scores_like_an_uninterrupted_one(tmp_path: Path) -> None:
+    source = opened(tmp_path, modulated(alive=(1, 4)))
+    options = SweepOptions(threads=1, response_bits=(), group_test=True)
+    contexts = Contexts({"x": values(2, 6)}, {})
+
+    def run(store: Path, stop_at: int | None) -> str:
+        def progress(done: int, total: int, label: str) -> None:
+            if done == stop_at:
+                raise KeyboardInterrupt
+
+        return sweep(
+            source.lifted, source.survey, spec_of(), contexts, "", options, progress, store=store
+        ).to_json()
+
+    whole = run(tmp_path / "whole.sqlite", None)
+    for stop_at in (1, 2, 3, 5):
+        store = tmp_path / f"{stop_at}.sqlite"
+        with pytest.raises(StoppedError):
+            run(store, stop_at)
+        assert run(store, None) == whole
 
 
 def test_scores_at_or_below_a_threshold_are_dead(tmp_path: Path) -> None:

@@ -77,6 +77,17 @@ def test_killed_five_times_and_resumed_the_scores_are_those_of_an_uninterrupted_
     assert (tmp_path / "run" / "scores.json").read_bytes() == uninterrupted
 
 
+def test_workers_end_with_the_process_that_started_them(
+    case: Case, uninterrupted: bytes, tmp_path: Path
+) -> None:
+    # They hold its stderr: that it comes to an end, within the time given, shows that they are gone.
+    out = tmp_path / "run"
+    code, _ = _stopped_at(_command(case, out, "--workers", "2"), out, 1, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    subprocess.run(_command(case, out, "--workers", "2"), check=True, capture_output=True, timeout=300)
+    assert (out / "scores.json").read_bytes() == uninterrupted
+
+
 @pytest.mark.slow
 def test_killed_twenty_times_and_resumed_the_scores_are_those_of_an_uninterrupted_run(
     case: Case, uninterrupted: bytes, tmp_path: Path

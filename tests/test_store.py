@@ -6,6 +6,7 @@ import resource
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from tests.rollouts import forecaster, opened, spec_of, values
 from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.score.job import contexts_hash
 from tqs_onnx.score.measure import Measurement
 from tqs_onnx.score.mounts import network_filesystem
 from tqs_onnx.score.options import SweepOptions
@@ -239,3 +241,8 @@ def test_further_draws_keep_those_that_were_made(tmp_path: Path) -> None:
     both, three = _swept(tmp_path, tmp_path / "s.sqlite", probe=gauss(3), response_bits=())
     assert (two, three) == (10, 15)
     assert both == _swept(tmp_path, tmp_path / "new.sqlite", probe=gauss(3), response_bits=())[0]
+
+
+def test_other_deviations_of_the_same_contexts_are_another_job() -> None:
+    contexts = Contexts({"x": values(2, 4)}, {}, series=("a", "a"), scales={"a": 1.0})
+    assert contexts_hash(contexts) != contexts_hash(replace(contexts, scales={"a": 10.0}))

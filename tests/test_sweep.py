@@ -110,7 +110,13 @@ def test_a_weight_that_acts_through_the_feedback_alone_is_alive(tmp_path: Path) 
     source = opened(tmp_path, model(graph, {"A": MATRIX, "C": values(5, 5, seed=8)}))
     spec = spec_of()
     shown = spec.model_copy(update={"trajectory": spec.trajectory.model_copy(update={"outputs": ("z",)})})
-    assert of(scored(source, shown, X), "A").status is Status.ALIVE
+    row = of(scored(source, shown, X), "A")
+    assert row.status is Status.ALIVE
+    # at the first step it moved nothing yet: there is no number, and growth is that of the steps after
+    assert row.gamma is not None
+    assert row.convergence is not None
+    assert (row.gamma[0], row.convergence[0]) == (None, None)
+    assert abs(row.growth or 0.0) < 5.0
 
 
 @pytest.mark.parametrize("probe", [Probe(), GAUSS])

@@ -13,10 +13,10 @@ from tests import kinds
 from tests.rollouts import forecaster, opened, scored, spec_of, values
 from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.planning import plan_within
-from tqs_onnx.cli.emit import require_served
 from tqs_onnx.cli.main import main
 from tqs_onnx.emit import emit, rewritten
 from tqs_onnx.request import prepared_source, request_for
+from tqs_onnx.served import require_served
 from tqs_onnx.source import Source, open_source
 from tqs_onnx.verify.verify import Bench, Subject, verify
 from tqs_passes.candidates import kitchen_of, menus

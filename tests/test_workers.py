@@ -66,7 +66,8 @@ def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) 
     memory = memory_of(exposable(source.lifted, weights), spec_of(), contexts)
     assert memory.weights == 4 * sum(w.n_values for w in weights)
     # the fullest moment holds two hidden vectors; the trajectory, four steps and one more, is held twice
-    assert 4 * 2 * 48 <= memory.per_context - 2 * 5 * 4 * 16 <= 4 * 3 * 48
+    assert 4 * 2 * 48 <= memory.per_context <= 4 * 3 * 48
+    assert memory.held == 6 * 5 * 4 * 16 * contexts.n_contexts  # 4 steps and the state they start from
 
 
 def test_contexts_are_chunked_to_the_memory_allowed(case: Case) -> None:

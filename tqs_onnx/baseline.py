@@ -32,6 +32,7 @@ from tqs_onnx.run_directory import (
     with_data,
 )
 from tqs_onnx.score.engine import ExposedWeights
+from tqs_onnx.served import require_served
 from tqs_onnx.source import Source, open_source, require_scorable
 from tqs_onnx.verify.gates import Gate
 from tqs_onnx.verify.manifest import GateResult, licence_of
@@ -166,6 +167,7 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
     outputs = [*(job.out / file for file in files), *with_data(emitted)]
     refuse_overwriting(outputs, [*source.files, *data.files.values()])
     plan = unscored_uniform_plan(source, job.bits, job.profile, job.serving)
+    require_served(plan, source, plan.target)
     run = {"provider": job.provider, "batch": job.batch, "threads": job.threads}
     rolled = tuple(w for w in source.survey.weights if w.outputs)
     with run_directory(job.out, files, force=job.force):

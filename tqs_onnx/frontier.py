@@ -26,6 +26,7 @@ from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
 from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions
 from tqs_onnx.rounding.codes_file import codes_path, write_codes
 from tqs_onnx.score.results import Results
+from tqs_onnx.served import require_served
 from tqs_onnx.source import Source
 from tqs_onnx.verify.evaluate import measure_drift, measure_truth
 from tqs_onnx.verify.verify import Bench, roll_file
@@ -157,6 +158,7 @@ def trace(sweeper: Sweeper, axis: Axis, out: Path, say: Callable[[str], None]) -
                 say(f"{blank.name}: {error}")
                 points.append(blank.model_copy(update={"allocate_s": time.perf_counter() - start}))
                 continue
+            require_served(plan, source, plan.target)
             spent_s = time.perf_counter() - start
             rounded, codes, together = _rounded(sweeper, plan, request, options, joint, say)
             point = _written(sweeper, rounded, codes, nominal, out / f"{blank.name}.onnx", blank)

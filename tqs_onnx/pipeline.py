@@ -30,6 +30,7 @@ from tqs_onnx.run_directory import (
 from tqs_onnx.score.results import RESULTS_NAME, Results
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import Progress, SweepOptions, on_trajectory, sweep
+from tqs_onnx.served import require_served
 from tqs_onnx.source import Source, open_source, require_scorable
 from tqs_onnx.verify.gates import Gate
 from tqs_onnx.verify.manifest import GateResult, licence_of
@@ -192,6 +193,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
         )
         with Results(job.out / RESULTS_NAME) as kept:
             plan, request = planned(request, budget, job.plan, place, job.refine.rounding, kept, say)
+        require_served(plan, source, plan.target)
         for warning in plan.warnings:
             say(f"warning: {warning}")
         refined = refine(plan, request, place, job.plan, job.refine, say)

@@ -25,6 +25,7 @@ from tqs_onnx.cli.show import print_json, print_table, say
 from tqs_onnx.request import budget_bytes, bytes_for_weights, request_for, source_weight_bytes
 from tqs_onnx.run_directory import refuse_overwriting
 from tqs_onnx.score.store import read_scores
+from tqs_onnx.served import require_served
 from tqs_onnx.source import open_source
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import write_text
@@ -92,6 +93,7 @@ def command(
     if chosen.objective is Objective.MEASURED:
         raise InputError("the objective measured needs rollouts", todo="Use tqs quantize or tqs sweep")
     plan = plan_within(request, budget, chosen)
+    require_served(plan, source, plan.target)
     for warning in plan.warnings:
         say(f"warning: {warning}")
     write_text(out, plan.to_json())

@@ -11,15 +11,11 @@ from tqs_onnx.cli.show import print_json
 from tqs_onnx.emit import emit
 from tqs_onnx.rounding.codes_file import codes_beside, codes_path
 from tqs_onnx.run_directory import refuse_overwriting, with_data
-from tqs_onnx.source import Source, open_source
+from tqs_onnx.served import require_served
+from tqs_onnx.source import open_source
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import file_facts
-from tqs_passes.plan import Plan, ServingTarget, read_plan
-from tqs_passes.rewrite import opset_of
-from tqs_passes.targets import refusals, require_computes
-
-#: Refused weights named in one line.
-MOST_SHOWN = 5
+from tqs_passes.plan import ServingTarget, read_plan
 
 
 @click.command("emit")
@@ -65,24 +61,3 @@ def command(model: Path, plan_file: Path, out: Path, target: str | None, force: 
     click.echo(
         f"{out}: {n_bytes:,} bytes (planned {plan.n_bytes:,}), {source.facts.n_bytes / n_bytes:.3f} times smaller"
     )
-
-
-def require_served(plan: Plan, source: Source, target: ServingTarget) -> None:
-    """Refuse a plan that a target cannot serve.
-
-    Raises
-    ------
-    InputError
-        It names every weight that cannot be served, and why.
-    """
-    require_computes(plan.compute, target)
-    opset = plan.opset or opset_of(source.lifted.proto)
-    found = refusals(plan, source.survey.weights, target, opset)
-    if found:
-        shown = "; ".join(f"{label}: {why}" for label, why in found[:MOST_SHOWN])
-        more = f"; and {len(found) - MOST_SHOWN} more" if len(found) > MOST_SHOWN else ""
-        raise InputError(
-            f"{target.value} cannot serve {len(found)} of {len(plan.assignments)} weights: {shown}{more}",
-            where="--target",
-            todo=f"Allocate again with --target {target.value}",
-        )

@@ -42,11 +42,11 @@ def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Tar
     kind, _, argument = rule.partition(":")
     if kind == "pattern" and argument:
         keys = _by_pattern(weights, argument)
-    elif kind == "nodes" and argument.isdigit() and int(argument) > 0:
+    elif kind == "nodes" and argument.isdecimal() and int(argument) > 0:
         keys = _by_nodes(model.proto.graph, weights, int(argument))
-    elif kind == "stored" and argument.isdigit() and int(argument) > 0:
+    elif kind == "stored" and argument.isdecimal() and int(argument) > 0:
         keys = {w.name: f"block{i // int(argument):03d}" for i, w in enumerate(weights)}
-    elif kind == "prefix" and argument.isdigit() and int(argument) > 0:
+    elif kind == "prefix" and argument.isdecimal() and int(argument) > 0:
         keys = {w.name: _prefix(w.label, int(argument)) for w in weights}
     elif rule == "auto":
         keys = _by_chain(model.proto.graph, weights)
@@ -57,7 +57,8 @@ def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Tar
         )
     members: dict[str, list[Weight]] = {}
     for weight in weights:
-        members.setdefault(keys.get(weight.name, weight.label), []).append(weight)
+        alone = weight.label if weight.label not in keys.values() else weight.name
+        members.setdefault(keys.get(weight.name, alone), []).append(weight)
     return tuple(Target(name, tuple(found)) for name, found in members.items())
 
 
@@ -70,7 +71,8 @@ def _by_pattern(weights: Iterable[Weight], pattern: str) -> dict[str, str]:
             todo="Write e.g. 'pattern:layers\\.\\d+'",
         ) from error
     found = {w.name: regex.search(w.label) for w in weights}
-    keys = {name: ".".join(m.groups("")) or m.group(0) for name, m in found.items() if m is not None}
+    labels = {name: ".".join(m.groups("")) or m.group(0) for name, m in found.items() if m is not None}
+    keys = {name: label for name, label in labels.items() if label}
     if not keys:
         raise InputError(f"--blocks pattern {pattern!r} matches no weight", todo="See tqs inspect")
     return keys

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -102,8 +103,17 @@ _desk: list[tuple[Desk, Frame]] = []
 
 
 def _start_worker(plan: Plan, frame: Frame) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
     _desk.append((Desk(plan, exposable_of(plan)), frame))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: nobody keeps what it would go on measuring."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(task: Task) -> list[Found]:

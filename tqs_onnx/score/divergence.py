@@ -39,6 +39,8 @@ class Ruler:
         Variable to the contexts it has.
     n_values : int
         N, values of one context's trajectory.
+    balanced : bool
+        Variables count alike, however many values they have; else every value does, as in the paper's plain norm.
     """
 
     spec: RolloutSpec
@@ -46,6 +48,7 @@ class Ruler:
     sigma: dict[str, float]
     rows: dict[str, NDArray[np.int64]]
     n_values: int
+    balanced: bool = True
 
     def squares(self, a: Arrays, b: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
         """Return Σ over space of ((a − b)/σ_v)², float64 ``[contexts of v, time]``, for each variable v.
@@ -75,8 +78,8 @@ class Ruler:
         total = np.zeros((n_contexts, given))
         for name, square in squares.items():
             n_v = n_space[name] * (n_time or given)
-            weight = n_contexts * self.n_values / (len(squares) * len(self.rows[name]) * n_v)
-            total[self.rows[name]] += weight * square
+            share = n_contexts * self.n_values / (len(squares) * len(self.rows[name]) * n_v)
+            total[self.rows[name]] += square * (share if self.balanced else 1.0)
         return total
 
 

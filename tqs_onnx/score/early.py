@@ -1,7 +1,8 @@
 """Stop a rollout once its score has converged (paper, A.11).
 
 After step t the running score is r(t) = ln( mean over contexts of e(t) / ‖δθ‖² ) / t. The rollout ends when r moved by
-no more than `tolerance` over the last `window` steps. It is watched on the first chunk of contexts.
+no more than `tolerance` over the last `window` steps, but not before a quarter of its steps: a score may stand still
+where errors turn from shrinking to growing. It is watched on the first chunk of contexts.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from tqs_onnx.score.gamma import EPSILON, RATIO_FLOOR
 from tqs_onnx.score.measure import Meter
 from tqs_onnx.score.options import EarlyStop
 
+_LEAST_SHARE = 0.25
+
 
 def watcher(meter: Meter, delta_sq: float, rule: EarlyStop) -> Watch:
     """Return a watch for one rollout with a probe of size `delta_sq`."""
     after = meter.nominal.time_after
     rates: list[float] = []
-    total = np.zeros(0)
+    total = 0.0
 
     def watch(step: int, values: Mapping[str, NDArray[Any]]) -> bool:
         nonlocal total
@@ -32,10 +35,11 @@ def watcher(meter: Meter, delta_sq: float, rule: EarlyStop) -> Watch:
         mine = {k: a[:, : stop - start] for k, a in values.items()}
         theirs = {k: meter.nominal.outputs[k][rows, start:stop] for k in values}
         squares = meter.ruler.squares(mine, theirs, rows)
-        energy = np.array([sum(float(s.sum()) for s in squares.values()) / n])
-        total = energy if total.size == 0 else total + energy
-        ratio = max(float(total[0]) / (delta_sq + EPSILON), RATIO_FLOOR)
+        total += sum(float(s.sum()) for s in squares.values()) / n
+        ratio = max(total / (delta_sq + EPSILON), RATIO_FLOOR)
         rates.append(float(np.log(ratio)) / step)
+        if step < _LEAST_SHARE * (len(after) - 1):
+            return False
         recent = rates[-rule.window - 1 :]
         return len(recent) > rule.window and max(recent) - min(recent) <= rule.tolerance
 

@@ -45,13 +45,17 @@ def floors_of(plan: Plan, station: Station, session: int) -> Floors:
     """
     meter, injection = station.meter, station.injection
     same = {w.name: injection.values(w) for w in plan.weights_of(session)[:1]}
-    noise = float(meter.measure(injection.run(same), 0.0).energy[:, -1].max())
+    noise = meter.measure(injection.run(same), 0.0).energy.max(axis=0)
     try:
         moved = injection.run_from(nudged(plan.contexts, plan.spec))
-        rounding = float(meter.measure(moved, 0.0).energy[:, -1].max())
+        rounding = np.maximum(noise, meter.measure(moved, 0.0).energy.max(axis=0))
     except NonFiniteError:
-        rounding = 0.0
-    return Floors(noise=noise, rounding=max(noise, rounding))
+        rounding = noise
+    return Floors(
+        noise=float(noise[-1]),
+        rounding=float(rounding[-1]),
+        rounding_at=tuple(float(v) for v in rounding),
+    )
 
 
 def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
@@ -65,4 +69,5 @@ def _nudged(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.name not in ("float32", "float64"):
         return array
     signs = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
+    # A zero stays: it may mean that nothing is there.
     return np.where(array == 0, array, np.nextafter(array, signs.astype(array.dtype)))

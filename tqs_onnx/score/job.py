@@ -36,17 +36,17 @@ _SETS = (
     "asimd",
 )
 #: Raised when the way something is measured changes.
-_MEASURING = 2
+_MEASURING = 3
 
 
 def contexts_hash(contexts: Contexts) -> str:
-    """Return the SHA-256 of the contexts' arrays and labels."""
+    """Return the SHA-256 of the contexts' arrays and labels, and of the deviations that come with them."""
     sha = hashlib.sha256()
     for name in sorted(contexts.arrays):
         array = np.ascontiguousarray(contexts.arrays[name])
         sha.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
         sha.update(array.tobytes())
-    sha.update("\0".join(contexts.series or ()).encode())
+    sha.update(json.dumps([contexts.series, contexts.columns, contexts.scales], sort_keys=True).encode())
     return sha.hexdigest()
 
 

@@ -1,7 +1,8 @@
 """What one perturbed rollout gave: energies against the nominal trajectory of the same session.
 
 A rollout that was stopped early after t steps is continued at the rate it had: per context
-e(T) = ‖δθ‖² · (e(t) / ‖δθ‖²)^(T/t), so that ln A(T)/T stays what it was when it had converged.
+e(T) = ‖δθ‖² · (e(t) / ‖δθ‖²)^(T/t), so that ln A(T)/T stays what it was when it had converged; its variables keep
+their shares.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class Meter:
         beyond = np.array(self.horizons) / steps
         if (beyond > 1).any() and delta_sq > 0:
             stretch = np.maximum(beyond, 1.0)
+            seen = float(energy[:, -1].mean())
             energy = delta_sq * (energy / delta_sq) ** stretch
+            variables *= float(energy[:, -1].mean()) / seen if seen > 0 else 1.0
         return Measurement(energy, variables, delta_sq, steps)
 
     @property

@@ -86,14 +86,16 @@ def _in_families(plan: Plan, station: Station, floors: Floors, task: Task) -> It
         if not is_worth_testing(family) or not missing:
             yield from _one_by_one(plan, station, missing, task.have)
             continue
-        head, rest = family[0], tuple(t for t in missing if t != family[0])
+        # The whole family is settled again, whatever is missing: what is found must not depend on where a run stopped.
+        head, rest = family[0], family[1:]
         yield from _one_by_one(plan, station, (head,) if head in missing else (), task.have)
         settled: tuple[Target, ...] = ()
-        if rest and _still(plan, station, floors, (head,)):
+        if _still(plan, station, floors, (head,)):
             settled, rest = settle(rest, lambda some: _still(plan, station, floors, some))
+        settled = tuple(t for t in settled if t in missing)
         if settled:
             yield _settled(plan, station, settled)
-        yield from _one_by_one(plan, station, rest, task.have)
+        yield from _one_by_one(plan, station, tuple(t for t in rest if t in missing), task.have)
 
 
 def _one_by_one(

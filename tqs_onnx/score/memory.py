@@ -20,6 +20,8 @@ from tqs_passes.errors import InputError
 
 #: Weights once in the model and, at worst, once more while they are perturbed or prepacked.
 _WEIGHTS_HELD = 1.5
+#: Both trajectories, and their difference and its square in float64.
+_TRAJECTORIES_HELD = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,18 @@ class Memory:
     weights : int
         All weights, once.
     per_context : int
-        Activations and trajectory of one context.
+        Activations of one context of a chunk.
+    held : int
+        Trajectories of all contexts: the nominal one, the perturbed one, and what is made to compare them.
     """
 
     weights: int
     per_context: int
+    held: int = 0
 
     def total(self, chunk: int) -> int:
         """Return the bytes held with so many contexts a chunk."""
-        return int(_WEIGHTS_HELD * self.weights) + chunk * self.per_context
+        return int(_WEIGHTS_HELD * self.weights) + self.held + chunk * self.per_context
 
     def most_contexts(self, max_bytes: int) -> int:
         """Return the largest chunk that fits.
@@ -49,7 +54,7 @@ class Memory:
         InputError
             Not even one context fits.
         """
-        room = max_bytes - int(_WEIGHTS_HELD * self.weights)
+        room = max_bytes - int(_WEIGHTS_HELD * self.weights) - self.held
         if room < self.per_context:
             raise InputError(
                 f"one context needs about {self.total(1) / 1e6:.0f} MB, more than --max-memory allows",
@@ -66,7 +71,8 @@ def memory_of(source: Exposable, spec: RolloutSpec, contexts: Contexts) -> Memor
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     sizes = {v.name: _bytes(v.type.tensor_type) for v in (*inferred.graph.value_info, *inferred.graph.output)}
     kept = sum(sizes.get(name, 0) for name in spec.trajectory.outputs) * (spec.rollout.steps + 1)
-    return Memory(sum(a.nbytes for a in source.arrays.values()), _fullest(proto.graph, sizes) + 2 * kept)
+    held = _TRAJECTORIES_HELD * kept * contexts.n_contexts
+    return Memory(sum(a.nbytes for a in source.arrays.values()), _fullest(proto.graph, sizes), held)
 
 
 def _fix_shapes(graph: onnx.GraphProto, spec: RolloutSpec, contexts: Contexts) -> None:

@@ -16,9 +16,10 @@ from tqs_onnx.score.engine import exposable
 from tqs_onnx.score.gamma import default_horizons
 from tqs_onnx.score.job import contexts_hash, job_facts, job_id
 from tqs_onnx.score.memory import memory_of
-from tqs_onnx.score.options import SweepOptions
+from tqs_onnx.score.options import SweepOptions, require_horizons
 from tqs_onnx.score.strategy import How, Shape, choose, grouped
 from tqs_onnx.score.target import Rollout, Target, rollouts_of
+from tqs_passes.errors import InputError
 from tqs_passes.model_io import Model
 from tqs_passes.weights import Survey, Weight
 
@@ -106,8 +107,16 @@ def plan_sweep(
     Raises
     ------
     InputError
-        The block rule is not one, or matches nothing.
+        The block rule is not one, or matches nothing; a horizon lies beyond the steps; or an early stop is asked for
+        where it cannot be.
     """
+    require_horizons(options.horizons, spec.rollout.steps)
+    if options.early_stop is not None and (spec.rollout.flip_invariant or spec.rollout.non_negative):
+        raise InputError(
+            "a rollout that is averaged or bounded as a whole cannot be stopped early",
+            where="--early-stop",
+            todo="Leave it out, or flip_invariant and non_negative in rollout.toml",
+        )
     rolled = tuple(w for w in survey.weights if on_trajectory(w, spec))
     blocks = () if options.blocks is None else blocks_of(model, rolled, options.blocks.rule)
     block_of = {w.name: b.name for b in blocks for w in b.weights}

@@ -26,14 +26,14 @@ from tqs_passes.errors import InputError, TqsError
 
 #: Name of the file in a run directory.
 RESULTS_NAME = "sweep.sqlite"
-_FORMAT = 1
+_FORMAT = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS job (id TEXT PRIMARY KEY, facts TEXT NOT NULL, frame TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS measurement (
   id TEXT PRIMARY KEY, job TEXT NOT NULL, contexts INTEGER NOT NULL, energy BLOB NOT NULL, variables BLOB NOT NULL,
   delta_sq REAL NOT NULL, steps INTEGER NOT NULL, finite INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS session (
-  job TEXT NOT NULL, session INTEGER NOT NULL, noise REAL NOT NULL, rounding REAL NOT NULL,
+  job TEXT NOT NULL, session INTEGER NOT NULL, noise REAL NOT NULL, rounding REAL NOT NULL, at BLOB NOT NULL,
   PRIMARY KEY (job, session)) WITHOUT ROWID;
 """
 
@@ -114,14 +114,18 @@ class Results:
     def floors(self, job: str) -> dict[int, Floors]:
         """Return the floors that are kept of a job's sessions."""
         with self._explained():
-            rows = self._db.execute("SELECT session, noise, rounding FROM session WHERE job = ?", (job,))
-            return {session: Floors(noise=noise, rounding=rounding) for session, noise, rounding in rows}
+            rows = self._db.execute("SELECT session, noise, rounding, at FROM session WHERE job = ?", (job,))
+            return {
+                session: Floors(noise=noise, rounding=rounding, rounding_at=tuple(_floats(at).tolist()))
+                for session, noise, rounding, at in rows
+            }
 
     def put_floors(self, job: str, found: SessionFloors) -> None:
         """Keep the floors of a session; those that are kept already stay."""
-        row = (job, found.session, found.floors.noise, found.floors.rounding)
+        f = found.floors
+        row = (job, found.session, f.noise, f.rounding, _bytes(np.array(f.rounding_at)))
         with self._explained():
-            self._db.execute("INSERT OR IGNORE INTO session VALUES (?, ?, ?, ?)", row)
+            self._db.execute("INSERT OR IGNORE INTO session VALUES (?, ?, ?, ?, ?)", row)
 
     def get(self, key: str) -> Measurement | None:
         """Return a measurement, or None."""

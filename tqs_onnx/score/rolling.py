@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -89,6 +89,7 @@ def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None 
     else:
         scale = frame.sigma
     ruler = ruler_for(nominal.outputs, plan.spec, plan.contexts, scale)
+    ruler = replace(ruler, balanced=options.units == "std")
     spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
     return Station(injection, Meter(ruler, spaces, nominal, plan.horizons))
 

@@ -6,7 +6,8 @@ unstable        a probe made the rollout NaN or infinite
 unprobed        the probe was zero
 dead            no probe moved any context beyond the noise floor; or γ_task is at or below `dead_below`; or it is
                 below the rounding floor and ties at the lowest γ_task (`dead_at_minimum`)
-below-floor     the probe moved the trajectory no more than one unit in the last place of the initial state does
+below-floor     the probe moved the trajectory no more than one unit in the last place of the initial state does; what
+                coarser probes do is kept as its response
 ==============  =====================================================================================================
 
 The floors are those of the session it was perturbed in. Only an alive weight has numbers.
@@ -28,6 +29,7 @@ from tqs_passes.weights import Weight
 
 #: Two γ_task that differ by less tie.
 _TIE = 1e-9
+_NUMBERS = ("gamma_stderr", "gamma_task", "gamma_task_stderr", "gamma_task_mean", "amplification", "growth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,14 @@ def judge(
     if not delta_sq.all():
         return Judged(Status.UNPROBED, response=response)
     norm, draws = float(np.sqrt(delta_sq.mean())), len(primary)
-    peak = max(float(m.energy[:, -1].max()) for m in everything)
-    g = gammas(energy, delta_sq, horizons)
-    if peak <= floors.noise or (options.dead_below is not None and g.gamma_task <= options.dead_below):
+    g = gammas(energy, delta_sq, horizons, np.array(floors.rounding_at) if floors.rounding_at else None)
+    still = all(_peak(m) <= floors.noise for m in everything)
+    if still or (options.dead_below is not None and g.gamma_task <= options.dead_below):
         return Judged(Status.DEAD, None, norm, draws)
-    if peak <= floors.rounding:
-        return Judged(Status.BELOW_FLOOR, g, norm, draws)
+    if max(_peak(m) for m in primary) <= floors.rounding:
+        # A coarser probe may well have moved something: the allocator must know.
+        seen = {m.delta_sq for m in further if _peak(m) > floors.rounding}
+        return Judged(Status.BELOW_FLOOR, g, norm, draws, tuple(p for p in response if p.delta_sq in seen))
     variables = np.mean([m.variables / (m.delta_sq + EPSILON) for m in primary], axis=0)
     steps = max(m.steps for m in everything)
     return Judged(Status.ALIVE, g, norm, draws, response, tuple(float(v) for v in variables), steps)
@@ -115,7 +119,7 @@ def scored(weight: Weight, judged: Judged, names: Sequence[str], block: str = ""
     base = blank(weight, judged.status).model_copy(
         update={"block": block, "delta_norm": judged.delta_norm, "draws": judged.draws}
     )
-    if judged.status is Status.UNPROBED:
+    if judged.status in (Status.UNPROBED, Status.BELOW_FLOOR):
         return base.model_copy(update={"response": judged.response})
     g = judged.gammas
     if judged.status is not Status.ALIVE or g is None:
@@ -156,13 +160,24 @@ def mean_of(scores: Sequence[WeightScore]) -> dict[str, object]:
     alive = [s for s in scores if s.status is Status.ALIVE]
     if not alive:
         return {}
-    found: dict[str, object] = {
-        name: float(np.mean([getattr(s, name) for s in alive]))
-        for name in ("gamma_stderr", "gamma_task", "gamma_task_stderr", "gamma_task_mean", "amplification")
-    }
-    found["gamma"] = tuple(float(v) for v in np.mean([s.gamma or () for s in alive], axis=0))
+    found: dict[str, object] = {name: _mean([getattr(s, name) for s in alive]) for name in _NUMBERS}
+    gamma = [_mean(at) for at in zip(*(s.gamma or () for s in alive), strict=True)]
+    last = gamma[-1]
+    found["gamma"] = tuple(gamma)
+    found["convergence"] = tuple(None if g is None else g / last for g in gamma) if last else None
+    found["variables"] = {v: _mean([s.variables[v] for s in alive]) for v in alive[0].variables}
     found["a_max"] = max(s.a_max or 0.0 for s in alive)
     return found
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean of the numbers among the values; None where there is none."""
+    numbers = [v for v in values if v is not None]
+    return float(np.mean(numbers)) if numbers else None
+
+
+def _peak(measurement: Measurement) -> float:
+    return float(measurement.energy[:, -1].max())
 
 
 def _amplification(energy: NDArray[np.float64], delta_sq: NDArray[np.float64]) -> float:

@@ -57,8 +57,8 @@ class WeightScore(_Frozen):
         Bucket of A.8; None in files of earlier versions.
     shape : tuple of int
     status : Status
-    gamma : tuple of float or None
-        γ(T) of Eq. 2 at each horizon, mean over contexts and draws.
+    gamma : tuple of float or None, or None
+        γ(T) of Eq. 2 at each horizon, mean over contexts and draws; None at horizons below the floor.
     block : str
         The block it was scored with; empty: by itself.
     gamma_stderr, gamma_task, gamma_task_stderr, gamma_task_mean, a_max, amplification, growth : float or None
@@ -86,12 +86,12 @@ class WeightScore(_Frozen):
     status: Status
     role: Role | None = None
     block: str = ""
-    gamma: tuple[float, ...] | None = None
+    gamma: tuple[float | None, ...] | None = None
     gamma_stderr: float | None = None
     gamma_task: float | None = None
     gamma_task_stderr: float | None = None
     gamma_task_mean: float | None = None
-    convergence: tuple[float, ...] | None = None
+    convergence: tuple[float | None, ...] | None = None
     a_max: float | None = None
     amplification: float | None = None
     variables: dict[str, float] = {}
@@ -137,10 +137,13 @@ class Floors(_Frozen):
         Largest energy of one context between two nominal rollouts.
     rounding : float
         Largest energy of one context when the initial state moves by one unit in the last place.
+    rounding_at : tuple of float
+        The same at every horizon; empty in files of earlier versions.
     """
 
     noise: float
     rounding: float
+    rounding_at: tuple[float, ...] = ()
 
 
 class Scores(_Frozen):

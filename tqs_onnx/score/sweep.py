@@ -17,7 +17,7 @@ from tqs_onnx.score.cluster import cluster_crew
 from tqs_onnx.score.crew import Crew, Here, Workers
 from tqs_onnx.score.floors import SessionFloors
 from tqs_onnx.score.job import contexts_hash
-from tqs_onnx.score.options import SweepOptions, require_horizons
+from tqs_onnx.score.options import SweepOptions
 from tqs_onnx.score.plan import Plan, on_trajectory, plan_sweep
 from tqs_onnx.score.results import Results, StoppedError
 from tqs_onnx.score.rolling import Frame
@@ -75,7 +75,6 @@ def sweep(
     StoppedError
         The user stopped it; what was measured is in the store.
     """
-    require_horizons(options.horizons, spec.rollout.steps)
     plan = plan_sweep(model, survey, spec, contexts, source_sha256, options)
     with Results(store) as results:
         if say is not None and results.note:
