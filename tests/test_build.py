@@ -12,6 +12,7 @@ import pytest
 
 from tests.rollouts import Case, forecaster, values, write_case
 from tqs_onnx.cli.main import main
+from tqs_passes.plan import read_plan
 
 BUILD = """version = 1
 model = "m.onnx"
@@ -83,6 +84,21 @@ def test_another_budget_keeps_the_scores(copied: Path, capsys: pytest.CaptureFix
     text = (copied / "tqs.toml").read_text()
     (copied / "tqs.toml").write_text(text.replace("compression = 3", "compression = 1.5"))
     assert build(copied, capsys)[1] == STEPS[1:]
+
+
+def test_a_build_may_round_by_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    project(tmp_path)
+    text = (tmp_path / "tqs.toml").read_text()
+    more = 'profile = "exact"\nrounding = "gptq"\nobjective = "energy"\nrepair = 1'
+    (tmp_path / "tqs.toml").write_text(text.replace('profile = "exact"', more))
+    code, ran, files = build(tmp_path, capsys)
+    assert (code, ran) == (0, STEPS)
+    plan = read_plan(tmp_path / "run" / "plan.json")
+    assert plan.codes_sha256 is not None
+    assert "codes.npz" in files
+    assert build(tmp_path, capsys)[1] == []
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert "codes" in json.dumps(manifest["inputs"])
 
 
 def test_other_evaluation_contexts_are_only_verified(

@@ -269,19 +269,25 @@ def test_the_demo_quarters_its_model(tmp_path: Path, capsys: Capture) -> None:
     assert found["drift_measured"] > 0
 
 
-def test_allocate_refuses_an_objective_that_needs_rollouts(
-    shell: Shell, tmp_path: Path, capsys: Capture
+@pytest.mark.parametrize("more", [["--objective", "measured"], ["--rounding", "qep"], ["--repair", "1"]])
+def test_allocate_asks_for_contexts_where_it_must_roll_out(
+    shell: Shell, tmp_path: Path, capsys: Capture, more: list[str]
 ) -> None:
-    arguments = [
-        "--scores",
-        str(shell.run / "scores.json"),
-        "--compression",
-        "2",
-        "--out",
-        str(tmp_path / "p.json"),
-    ]
-    assert main(["allocate", str(shell.case.model), *arguments, "--objective", "measured"]) == 2
-    assert "needs rollouts" in capsys.readouterr().err
+    scores = str(shell.run / "scores.json")
+    arguments = ["allocate", str(shell.case.model), "--scores", scores, "--compression", "2", *more]
+    assert main([*arguments, "--out", str(tmp_path / "p.json")]) == 2
+    assert "Give --rollout and --contexts" in capsys.readouterr().err
+
+
+def test_allocate_and_emit_round_by_data_as_quantize_does(shell: Shell, tmp_path: Path) -> None:
+    rounding = ["--rounding", "gptq", "--repair", "0", "--compression", "3", "--threads", "1"]
+    assert main(shell.quantize(tmp_path / "run", *rounding)) == 0
+    data = ["--rollout", str(shell.case.rollout), "--contexts", str(shell.case.contexts)]
+    plan, scores = tmp_path / "plan.json", tmp_path / "run" / "scores.json"
+    model = str(shell.case.model)
+    assert main(["allocate", model, "--scores", str(scores), *rounding, *data, "--out", str(plan)]) == 0
+    assert main(["emit", model, "--plan", str(plan), "--out", str(tmp_path / "o.onnx")]) == 0
+    assert (tmp_path / "o.onnx").read_bytes() == (tmp_path / "run" / "m.tqs.onnx").read_bytes()
 
 
 def test_rounding_by_data_plans_by_measured_responses(shell: Shell, tmp_path: Path, capsys: Capture) -> None:

@@ -31,6 +31,7 @@ FLOORS = {
     "bundled": 8,
     "data": 5,
     "request": 5,
+    "served": 5,
     "run_directory": 0,
     "release": 6,
     "pipeline": 9,

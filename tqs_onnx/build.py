@@ -14,6 +14,7 @@
     [plan]                              # options of `tqs allocate`
     compression = 8
     profile = "exact"
+    rounding = "qep"                    # its integers go to codes.npz
     [gates]                             # options of `tqs verify`
     max_drift = 0.1
     gate = ["drift:p95<=0.2"]
@@ -41,6 +42,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tqs_onnx.rounding.assign import DATA_AWARE
+from tqs_onnx.rounding.codes_file import CODES_NAME
 from tqs_passes.errors import InputError
 from tqs_passes.model_io import file_facts, sha256_of_file, write_text
 
@@ -174,6 +177,7 @@ def steps_of(build: BuildFile, folder: Path) -> tuple[Step, ...]:
     evaluation = folder / build.data.eval_contexts if build.data.eval_contexts else None
     scores, plan, manifest = out / "scores.json", out / "plan.json", out / "manifest.json"
     emitted = out / (build.name or f"{model.stem}.tqs.onnx")
+    codes = (out / CODES_NAME,) if build.plan.get("rounding") in DATA_AWARE else ()
     data: Options = {"rollout": str(rollout), "contexts": str(contexts)}
     limits = {"steps": build.data.steps, "max-contexts": build.data.max_contexts}
     data |= {key: value for key, value in limits.items() if value is not None}
@@ -188,15 +192,19 @@ def steps_of(build: BuildFile, folder: Path) -> tuple[Step, ...]:
             (model, *fed), (scores, out / "scores.csv"),
         ),
         Step(
-            "allocate", "allocate", (str(model),), build.plan | {"scores": str(scores), "out": str(plan)},
-            (model, scores), (plan,),
+            "allocate", "allocate", (str(model),),
+            build.plan | build.run | data | {"scores": str(scores), "out": str(plan)},
+            (model, scores, *fed), (plan, *codes),
         ),
-        Step("emit", "emit", (str(model),), {"plan": str(plan), "out": str(emitted)}, (model, plan), (emitted,)),
+        Step(
+            "emit", "emit", (str(model),), {"plan": str(plan), "out": str(emitted)}, (model, plan, *codes),
+            (emitted,),
+        ),
         Step(
             "verify", "verify", (str(emitted),),
             build.gates | build.run | judged
             | {"source": str(model), "plan": str(plan), "scores": str(scores), "manifest": str(manifest)},
-            (model, emitted, plan, scores, *seen), (manifest,),
+            (model, emitted, plan, *codes, scores, *seen), (manifest,),
         ),
     ]  # fmt: skip
     for index, options in enumerate(build.package):

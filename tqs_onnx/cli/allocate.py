@@ -16,21 +16,34 @@ from tqs_onnx.cli.options import (
     budget_options,
     force_option,
     json_option,
+    later_refine_options,
+    optional_data_options,
     plan_options,
     planning,
+    refining,
+    run_options,
     serving,
     tiers,
 )
 from tqs_onnx.cli.show import print_json, print_table, say
+from tqs_onnx.data import DataFiles, read_spec
+from tqs_onnx.joint import Place
+from tqs_onnx.measured import planned
+from tqs_onnx.refine import refine
 from tqs_onnx.request import budget_bytes, bytes_for_weights, request_for, source_weight_bytes
+from tqs_onnx.rollout.contexts import load_contexts
+from tqs_onnx.rollout.session import resolve_provider
+from tqs_onnx.rounding.assign import DATA_AWARE
+from tqs_onnx.rounding.codes_file import codes_path, write_codes
 from tqs_onnx.run_directory import refuse_overwriting
-from tqs_onnx.score.store import read_scores
+from tqs_onnx.score.results import RESULTS_NAME, Results
+from tqs_onnx.score.store import Scores, read_scores
 from tqs_onnx.served import require_served
-from tqs_onnx.source import open_source
+from tqs_onnx.source import Source, open_source
 from tqs_passes.errors import InputError
+from tqs_passes.grid import Codes
 from tqs_passes.model_io import write_text
 from tqs_passes.plan import Plan
-from tqs_passes.scales import DEFAULT_ROUNDING, FREE_ROUNDINGS
 from tqs_passes.tier import Tier
 
 
@@ -44,13 +57,9 @@ from tqs_passes.tier import Tier
     help="Bytes of the weights in MODEL over theirs in the file, tables included.",
 )
 @plan_options
-@click.option(
-    "--rounding",
-    type=click.Choice(FREE_ROUNDINGS),
-    default=DEFAULT_ROUNDING,
-    show_default=True,
-    help="How integers are chosen, from the weights alone; by data: tqs quantize.",
-)
+@later_refine_options
+@optional_data_options
+@run_options
 @click.option("--out", type=FILE, required=True, help="Where to write plan.json.")
 @force_option
 @json_option
@@ -67,6 +76,9 @@ def command(
 ) -> None:
     r"""Choose a tier for every weight of MODEL within a byte budget for the whole file.
 
+    The objective measured, a rounding by data and --repair roll out: they need --rollout and --contexts. Integers
+    chosen by data go to codes.npz beside the plan.
+
     \b
     Example:
       tqs allocate model.onnx --scores run/scores.json --compression 8 --out run/plan.json
@@ -75,14 +87,10 @@ def command(
     refuse_overwriting([out], [*source.files, scores])
     if out.exists() and not force:
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
-    request = request_for(
-        source,
-        read_scores(scores),
-        options["profile"],
-        tiers(options),
-        serving(options),
-        options["rounding"],
-    )
+    known = read_scores(scores)
+    refinement = refining(options)
+    rounding = refinement.rounding
+    request = request_for(source, known, options["profile"], tiers(options), serving(options), rounding.free)
     if weight_compression is None:
         budget = budget_bytes(source.facts.n_bytes, compression, max_bytes)
     elif compression is None and max_bytes is None:
@@ -90,12 +98,21 @@ def command(
     else:
         raise InputError("give one of --compression, --weight-compression and --max-bytes")
     chosen = planning(options)
-    if chosen.objective is Objective.MEASURED:
-        raise InputError("the objective measured needs rollouts", todo="Use tqs quantize or tqs sweep")
-    plan = plan_within(request, budget, chosen)
+    codes: dict[str, Codes] = {}
+    if chosen.objective is Objective.MEASURED or rounding.method in DATA_AWARE or refinement.repair_rounds:
+        place = _place(source, known, options)
+        store = scores.with_name(RESULTS_NAME)
+        with Results(store if store.exists() else None) as results:
+            plan, request = planned(request, budget, chosen, place, rounding, results, say)
+        refined = refine(plan, request, place, chosen, refinement, say)
+        plan, codes = refined.plan, refined.codes
+    else:
+        plan = plan_within(request, budget, chosen)
     require_served(plan, source, plan.target)
     for warning in plan.warnings:
         say(f"warning: {warning}")
+    if codes:
+        write_codes(codes_path(out), codes)
     write_text(out, plan.to_json())
     if as_json:
         print_json(
@@ -111,6 +128,44 @@ def command(
         )
         return
     show_plan(plan)
+
+
+def _place(source: Source, scores: Scores, options: dict[str, Any]) -> Place:
+    """Return where rollouts happen, with the scoring contexts.
+
+    Raises
+    ------
+    InputError
+        There are none, or they do not fit the model.
+    """
+    if options["rollout"] is None or options["contexts"] is None:
+        raise InputError(
+            "the objective measured, a rounding by data and --repair need rollouts",
+            todo="Give --rollout and --contexts",
+        )
+    files = DataFiles(
+        options["rollout"],
+        options["contexts"],
+        steps=options["steps"],
+        max_contexts=options["max_contexts"],
+        calibration=options["calibration"],
+    )
+    spec = read_spec(files, source)
+    return Place(
+        source.lifted,
+        source.survey,
+        spec,
+        load_contexts(files.contexts, spec, source.signature, split="validation", limit=files.max_contexts),
+        scores.sigma,
+        resolve_provider(options["providers"]),
+        options["batch"],
+        options["threads"],
+        None
+        if files.calibration is None
+        else load_contexts(
+            files.calibration, spec, source.signature, split="train", limit=files.max_contexts
+        ),
+    )
 
 
 _ADDED = "errors of single weights added as if uncorrelated, which underrates what they do together"

@@ -78,17 +78,27 @@ engine_options = _all(
     ),
 )
 
-data_options = _all(
-    click.option("--rollout", type=FILE, required=True, help="Rollout spec: how outputs re-enter as inputs."),
-    click.option(
-        "--contexts",
-        type=FILE,
-        required=True,
-        help="Scoring contexts: .npz, folder of .npy, or a table (.csv, .csv.gz).",
-    ),
-    click.option("--steps", type=click.IntRange(min=1), help="Model calls a rollout [default: the spec's]."),
-    click.option("--max-contexts", type=click.IntRange(min=1), help="At most so many scoring contexts."),
-)
+
+def _data_options(*, required: bool) -> Callable[[F], F]:
+    return _all(
+        click.option(
+            "--rollout", type=FILE, required=required, help="Rollout spec: how outputs re-enter as inputs."
+        ),
+        click.option(
+            "--contexts",
+            type=FILE,
+            required=required,
+            help="Scoring contexts: .npz, folder of .npy, or a table (.csv, .csv.gz).",
+        ),
+        click.option(
+            "--steps", type=click.IntRange(min=1), help="Model calls a rollout [default: the spec's]."
+        ),
+        click.option("--max-contexts", type=click.IntRange(min=1), help="At most so many scoring contexts."),
+    )
+
+
+data_options = _data_options(required=True)
+optional_data_options = _data_options(required=False)
 
 evaluation_options = _all(
     click.option(
@@ -260,16 +270,22 @@ rounding_options = _all(
     calibration_option,
 )
 
-refine_options = _all(
-    click.option(
-        "--repair",
-        type=click.IntRange(min=0),
-        default=3,
-        show_default=True,
-        help="Rounds of joint repair: trial promotions and demotions, judged on scoring contexts set aside.",
-    ),
-    rounding_options,
-)
+
+def _refine_options(rounds: int) -> Callable[[F], F]:
+    return _all(
+        click.option(
+            "--repair",
+            type=click.IntRange(min=0),
+            default=rounds,
+            show_default=True,
+            help="Rounds of joint repair: trial promotions and demotions, judged on scoring contexts set aside.",
+        ),
+        rounding_options,
+    )
+
+
+refine_options = _refine_options(3)
+later_refine_options = _refine_options(0)
 
 gate_options = _all(
     click.option("--max-drift", type=float, help="Fail (exit 3) when the drift is larger."),
