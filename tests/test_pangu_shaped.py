@@ -18,6 +18,7 @@ from tqs_models.pangu.shaped import TINY, PanguShape
 from tqs_onnx.cli.main import main
 from tqs_onnx.rollout.check import check_spec
 from tqs_onnx.rollout.contexts import load_contexts
+from tqs_onnx.rollout.era5 import FIELDS, find_name
 from tqs_onnx.rollout.run import Engine
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.rollout.spec import load_spec
@@ -203,6 +204,12 @@ def test_roles_follow_the_appendix() -> None:
 
 def test_the_rollout_names_the_nine_variables() -> None:
     spec = load_spec(pangu.rollout())
+    assert spec.fields is not None
+    upper, surface = spec.fields.input
+    assert (upper.input, surface.input) == ("input", "input_surface")
+    assert tuple(upper.levels) == pangu.LEVELS
+    known = [find_name(v, list(FIELDS[v].names)) for v in (*upper.variables, *surface.variables)]
+    assert len(known) == 9
     assert [v.name for v in spec.variable] == [*pangu.UPPER, *pangu.SURFACE]
     assert [v.unit for v in spec.variable] == [*pangu.UPPER.values(), *pangu.SURFACE.values()]
 

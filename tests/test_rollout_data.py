@@ -12,45 +12,9 @@ from onnx import parser
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.contexts import check_disjoint, load_contexts
 from tqs_onnx.rollout.signature import signature_of
-from tqs_onnx.rollout.spec import parse_spec
+from tqs_onnx.rollout.spec import load_spec
 
-SPEC = """
-version = 1
-[rollout]
-steps = 4
-length = 500
-batch_axis = 0
-[[feedback]]
-output = "forecast"
-input = "context"
-mode = "grow"
-axis = 1
-select = {axis = 2, index = 5}
-[[fill]]
-input = "mask"
-value = false
-axis = 1
-length = 128
-[trajectory]
-outputs = ["forecast"]
-time_axis = 1
-select = {axis = 2, index = 5}
-[windows]
-input = "context"
-layout = "series"
-context = 512
-horizon = 500
-stride = 96
-missing = [-9999.0]
-train = [0, 0.7]
-validation = [0.7, 0.8]
-test = [0.8, 1.0]
-[[windows.table]]
-match = "ETTh*"
-train = [0, 8640]
-validation = [8640, 11520]
-test = [11520, 14400]
-"""
+ROLLOUT = Path(__file__).parents[1] / "models" / "tqs_models" / "timesfm" / "rollout.toml"
 PORTS = "(float[b, n] context, bool[b, n] mask) => (float[b, 128, 10] forecast)"
 
 
@@ -63,7 +27,7 @@ def data(name: str) -> Path:
 
 def windows(path: Path, split: str, limit: int | None = None) -> Contexts:
     signature = signature_of(parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {PORTS} {{}}'))
-    return load_contexts(path, parse_spec(SPEC), signature, split=split, limit=limit)
+    return load_contexts(path, load_spec(ROLLOUT), signature, split=split, limit=limit)
 
 
 def column(path: Path, name: str) -> np.ndarray:
