@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 
 from tqs_models.lean import merge_constants, strip
-from tqs_passes.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "models" / "zoo" / "timesfm_mini"
 CONTEXT, OUTPUT = 512, 128
@@ -153,13 +153,15 @@ def test_stripping_removes_traces_and_shortens_only_inner_names() -> None:
 
 @pytest.mark.export
 @pytest.mark.filterwarnings("ignore")  # torch's exporter warns about itself
-def test_a_parameter_that_is_transposed_is_refused_by_the_export(tmp_path: Path) -> None:
+def test_a_parameter_that_is_transposed_keeps_its_name_and_its_values(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch", reason="needs the [export] extra")
     from tqs_models.lean import export_lean
 
     module = torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False)).eval()
-    with pytest.raises(InputError, match=r"lost their names, first 0\.weight"):
-        export_lean(module, torch.randn(2, 5, 4), tmp_path / "m.onnx", input_name="x", output_name="y")
+    export_lean(module, torch.randn(2, 5, 4), tmp_path / "m.onnx", input_name="x", output_name="y")
+    (stored,) = onnx.load(tmp_path / "m.onnx").graph.initializer
+    assert stored.name == "0.weight"
+    np.testing.assert_array_equal(numpy_helper.to_array(stored), module[0].weight.detach().numpy())
 
 
 def test_missing_cells_repeat_the_last_measured_one() -> None:
