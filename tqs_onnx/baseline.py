@@ -58,6 +58,8 @@ class BaselineJob:
     bits : int
         1 to 8.
     rounding : RoundingOptions
+    group : int
+        Values of a channel that share a scale; 0: all.
     tune : bool
         Choose QEP's damping and strength on held-out scoring contexts.
     profile : {"fast", "exact", "small"}
@@ -75,6 +77,7 @@ class BaselineJob:
     out: Path
     bits: int
     rounding: RoundingOptions
+    group: int = 0
     tune: bool = True
     profile: Profile = "fast"
     serving: Serving = field(default_factory=Serving)
@@ -122,7 +125,9 @@ class BaselineOutcome:
         }
 
 
-def unscored_uniform_plan(source: Source, bits: int, profile: Profile, serving: Serving) -> Plan:
+def unscored_uniform_plan(
+    source: Source, bits: int, profile: Profile, serving: Serving, group: int = 0
+) -> Plan:
     """Return the uniform plan of a model that nobody has scored, rounded by least squares: it predicts no drift.
 
     Raises
@@ -134,7 +139,7 @@ def unscored_uniform_plan(source: Source, bits: int, profile: Profile, serving: 
         raise InputError(f"bits must be 1 to 8, not {bits}")
     ready = prepared_source(source, serving)
     tiers = (Tier(f"INT{bits}"), Tier.FP16)
-    chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits)
+    chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits, group)
     return Plan(
         source_sha256=source.sha256,
         profile=profile,
@@ -166,7 +171,7 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
     files = [name, "plan.json", CODES_NAME, "manifest.json"]
     outputs = [*(job.out / file for file in files), *with_data(emitted)]
     refuse_overwriting(outputs, [*source.files, *data.files.values()])
-    plan = unscored_uniform_plan(source, job.bits, job.profile, job.serving)
+    plan = unscored_uniform_plan(source, job.bits, job.profile, job.serving, job.group)
     require_served(plan, source, plan.target)
     run = {"provider": job.provider, "batch": job.batch, "threads": job.threads}
     rolled = tuple(w for w in source.survey.weights if w.outputs)
@@ -206,6 +211,7 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
         settings = {
             "baseline": rounding.method,
             "bits": job.bits,
+            "group": job.group,
             "rounding": asdict(rounding),
             "data_aware": rounding.method in DATA_AWARE,
             "tuned": rounding.method == "qep" and job.tune,

@@ -104,7 +104,7 @@ class Joint:
             return float("inf")
 
     def _reference(self, a: Assignment, codes: Mapping[str, Codes]) -> NDArray[Any]:
-        key = (a.weight, a.dtype, a.tier, a.grid, a.axis, a.half_scales, a.rows, a.form, a.rounding)
+        key = (a.weight, a.dtype, a.tier, a.grid, a.axis, a.half_scales, a.rows, a.group, a.form, a.rounding)
         if a.weight in codes:
             return np.asarray(fed_weight(a, self._fed.values(self._weights[a.weight]), codes[a.weight]))
         if key not in self._decoded:

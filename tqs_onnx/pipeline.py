@@ -255,6 +255,7 @@ def settings_of(job: Job) -> dict[str, Any]:
         "opset": job.serving.opset,
         "compute": job.serving.compute.model_dump() if job.serving.compute else None,
         "rows": job.serving.rows_as_served,
+        "groups": list(job.serving.groups),
         "profile": job.profile,
         "repair_rounds": job.refine.repair_rounds,
         "rounding": job.refine.rounding.method,

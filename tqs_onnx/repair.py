@@ -162,7 +162,7 @@ def _match(a: Assignment, candidates: tuple[Candidate, ...]) -> Candidate:
 
 
 def _key(a: Assignment) -> tuple[object, ...]:
-    return (a.tier, a.grid, a.axis, a.half_scales, a.rows, a.form)
+    return (a.tier, a.grid, a.axis, a.half_scales, a.rows, a.group, a.form)
 
 
 def _promising(held: dict[str, Candidate], bench: _Bench) -> list[str]:

@@ -7,7 +7,7 @@ less error than another) removed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import (
     BF16_OPSET,
     CAST_OPSET,
+    Encoding,
     Form,
     Target,
     decoded_cast,
@@ -37,7 +38,7 @@ from tqs_passes.readers import sole_readers
 from tqs_passes.rewrite import Names, kept_size, names_of, opset_of, reference_weight, target_of
 from tqs_passes.row_choices import Channels, row_tiers
 from tqs_passes.scales import DEFAULT_ROUNDING, FreeRounding
-from tqs_passes.targets import Serving, refusal
+from tqs_passes.targets import Serving, refusal, serves
 from tqs_passes.tier import KEEP_TIER, Tier, offered
 from tqs_passes.weights import Weight
 
@@ -230,7 +231,23 @@ def _integer(
             candidate, channels = _rounded(draft, target, pricer)
             if math.isfinite(candidate.assignment.error_energy):
                 found.append((candidate, channels if kitchen.serving.rows_as_served else None))
+            for group in _groups(kitchen, weight, axis):
+                split = draft.model_copy(update={"group": group, "form": Form.CAST_MUL})
+                candidate, _ = _rounded(split, target, pricer)
+                if math.isfinite(candidate.assignment.error_energy):
+                    found.append((candidate, None))
     return found
+
+
+def _groups(kitchen: Kitchen, weight: Weight, axis: int | None) -> Iterator[int]:
+    """Yield the groups that a weight may have: those asked for that divide its channels."""
+    serving = kitchen.serving
+    if axis is None or len(weight.shape) != 2 or serving.stored_as is not Encoding.PLANES:
+        return
+    if not serves(serving, Form.CAST_MUL):
+        return
+    n = weight.shape[1 - axis]
+    yield from (g for g in serving.groups if g < n and n % g == 0)
 
 
 def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> bool:
@@ -242,16 +259,18 @@ def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> b
 
 def _rounded(draft: Assignment, target: Target, pricer: Pricer) -> tuple[Candidate, Channels | None]:
     assert draft.grid is not None
-    rounded = pricer.rounded(draft.tier.bits, draft.axis, draft.grid, half_scales=draft.half_scales)
+    rounded = pricer.rounded(
+        draft.tier.bits, draft.axis, draft.grid, half_scales=draft.half_scales, group=draft.group
+    )
     # Bytes do not depend on the levels: blank ones stand in for them.
     blank = np.broadcast_to(np.int8(0), draft.shape)
-    scales = rounded.scales.reshape(broadcast_shape(draft.shape, draft.axis))
-    codes = Codes(blank, scales, draft.tier.bits, draft.grid, draft.axis)
+    scales = rounded.scales.reshape(broadcast_shape(draft.shape, draft.axis, draft.group))
+    codes = Codes(blank, scales, draft.tier.bits, draft.grid, draft.axis, group=draft.group)
     fragment = encode_codes(target, codes, draft.form, draft.encoding)
     update = {"n_bytes": fragment.n_bytes(), "error_energy": float(np.sum(rounded.energies))}
     shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
     channels = None
-    if draft.axis is not None:
+    if draft.axis is not None and not draft.group:
         channels = Channels(draft, rounded.energies, rounded.scales.dtype == np.float16)
     return Candidate(draft.model_copy(update=update), shared), channels
 

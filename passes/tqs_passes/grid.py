@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 F32 = np.float32
+G = TypeVar("G", bound=np.generic)
 MIDRISE_MAX_BITS = 4
 
 
@@ -46,6 +48,9 @@ class Codes:
         Channel axis; None when one scale serves the whole tensor.
     rows : str
         Row tiers: the width of every channel, a digit each; empty when all have `bits` (see `tqs_passes.row_grid`).
+    group : int
+        Values of a channel of a matrix that share a scale; 0: all. Scales then have the shape that multiplies
+        `grouped_shape`.
     """
 
     levels: NDArray[np.int8]
@@ -54,10 +59,18 @@ class Codes:
     grid: Grid
     axis: int | None
     rows: str = ""
+    group: int = 0
 
     def decode(self) -> NDArray[np.float32]:
         """Return float32(levels) · float32(scales): what the emitted graph computes, bit for bit."""
-        return self.levels.astype(F32) * self.scales.astype(F32)
+        return self.levels.astype(F32) * self.wide_scales()
+
+    def wide_scales(self) -> NDArray[np.float32]:
+        """Return the scale of every value, float32, shape of the weight."""
+        scales, shape = self.scales.astype(F32), self.levels.shape
+        if self.group and self.axis is not None:
+            return np.broadcast_to(scales, grouped_shape(shape, self.axis, self.group)).reshape(shape)
+        return np.broadcast_to(scales, shape)
 
     @property
     def is_blank(self) -> bool:
@@ -101,10 +114,38 @@ def as_rows(w: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
     return np.ascontiguousarray(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))
 
 
-def broadcast_shape(shape: tuple[int, ...], axis: int | None) -> tuple[int, ...]:
-    """Return the shape that scales take to multiply a weight of `shape`."""
+def grouped_shape(shape: tuple[int, ...], axis: int, group: int) -> tuple[int, ...]:
+    """Return the shape of a matrix in which the groups of its channels have an axis of their own.
+
+    >>> grouped_shape((64, 10), 1, 32), grouped_shape((10, 64), 0, 32)
+    ((2, 32, 10), (10, 2, 32))
+    """
+    rows, columns = shape
+    return (rows, columns // group, group) if axis == 0 else (rows // group, group, columns)
+
+
+def as_groups(w: NDArray[G], axis: int, group: int) -> NDArray[G]:
+    """Return a matrix as ``[groups, values]``, one row per scale, in the order of the scales."""
+    seen = w.reshape(grouped_shape(w.shape, axis, group))
+    return np.ascontiguousarray(seen if axis == 0 else np.moveaxis(seen, 1, 2)).reshape(-1, group)
+
+
+def from_groups(levels: NDArray[np.int8], shape: tuple[int, ...], axis: int, group: int) -> NDArray[np.int8]:
+    """Return levels ``[groups, values]`` in the shape of the weight: the inverse of `as_groups`."""
+    split = grouped_shape(shape, axis, group)
+    seen = (
+        levels.reshape(split) if axis == 0 else np.moveaxis(levels.reshape(split[0], split[2], group), 2, 1)
+    )
+    return np.ascontiguousarray(seen).reshape(shape)
+
+
+def broadcast_shape(shape: tuple[int, ...], axis: int | None, group: int = 0) -> tuple[int, ...]:
+    """Return the shape that scales take to multiply a weight of `shape`, as `grouped_shape` where it has groups."""
     if axis is None:
         return ()
+    if group:
+        split = grouped_shape(shape, axis, group)
+        return (*split[:2], 1) if axis == 0 else (split[0], 1, split[2])
     return tuple(d if i == axis else 1 for i, d in enumerate(shape))
 
 

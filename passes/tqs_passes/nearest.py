@@ -8,7 +8,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_passes.grid import F32, Codes, Grid, broadcast_shape, grids_for, round_levels
+from tqs_passes.grid import (
+    F32,
+    Codes,
+    Grid,
+    as_groups,
+    broadcast_shape,
+    from_groups,
+    grids_for,
+    round_levels,
+)
 from tqs_passes.scales import BLOCK_VALUES, FreeRounding, blocks, scales_of, stored_scales
 
 
@@ -20,6 +29,7 @@ def quantize(
     *,
     half_scales: bool = False,
     rounding: FreeRounding = "mse",
+    group: int = 0,
 ) -> Codes:
     """Round a weight to the nearest b-bit levels, its scales chosen from its values alone.
 
@@ -36,6 +46,8 @@ def quantize(
         Store scales as float16 (levels are chosen for the scale as stored).
     rounding : {"rtn", "mse", "unbiased"}
         How scales are chosen (see `tqs_passes.scales`).
+    group : int
+        Values of a channel of a matrix that share a scale; 0: all.
 
     Raises
     ------
@@ -46,6 +58,12 @@ def quantize(
         raise ValueError(f"bits must be 1 to 8, not {bits}")
     if grid not in grids_for(bits):
         raise ValueError(f"no {grid} grid at {bits} bits")
+    if group and axis is not None:
+        parts = as_groups(w, axis, group)
+        held = stored_scales(parts, scales_of(parts, bits, grid, rounding), half=half_scales)
+        found = from_groups(scaled_levels(parts, held, bits, grid), w.shape, axis, group)
+        shaped = held.reshape(broadcast_shape(w.shape, axis, group))
+        return Codes(found, shaped, bits, grid, axis, group=group)
     rows = w.reshape(1, -1) if axis is None else np.moveaxis(w, axis, 0)
     stored = stored_scales(rows, scales_of(rows, bits, grid, rounding), half=half_scales)
     levels = np.empty(w.shape, np.int8)

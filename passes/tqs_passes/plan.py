@@ -71,6 +71,8 @@ class Assignment(_Frozen):
     rows : str
         Row tiers: the width of every channel along `axis`, a digit each; empty when all have the tier's. `tier` is
         then the one nearest to their mean.
+    group : int
+        Values of a channel of a matrix that share a scale; 0: all.
     form : Form
         How it is decoded in the graph.
     encoding : Encoding
@@ -103,6 +105,7 @@ class Assignment(_Frozen):
     axis: int | None = Field(default=None, ge=0)
     half_scales: bool = False
     rows: str = Field(default="", pattern=r"^[1-8]*$")
+    group: int = Field(default=0, ge=0)
     form: Form
     encoding: Encoding = Encoding.PLANES
     rounding: Literal["keep", "cast", "rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
@@ -132,7 +135,7 @@ class Assignment(_Frozen):
         return self._storage() == other._storage()
 
     def _storage(self) -> tuple[object, ...]:
-        kind = (self.tier, self.grid, self.axis, self.half_scales, self.rows)
+        kind = (self.tier, self.grid, self.axis, self.half_scales, self.rows, self.group)
         return (self.shape, self.dtype, *kind, self.form, self.encoding, self.rounding)
 
     @model_validator(mode="after")
@@ -160,7 +163,19 @@ class Assignment(_Frozen):
             raise ValueError(f"form {self.form} does not decode {self.tier}")
         if self.rows:
             self._require_row_tiers()
+        if self.group:
+            self._require_groups()
         return self
+
+    def _require_groups(self) -> None:
+        if self.axis is None or len(self.shape) != 2 or self.rows or self.form is not Form.CAST_MUL:
+            raise ValueError(
+                "groups are of matrices with scales per channel, of one width, cast and multiplied"
+            )
+        if self.encoding is not Encoding.PLANES or self.shape[1 - self.axis] % self.group:
+            raise ValueError(
+                f"groups of {self.group} do not divide channels of {self.shape[1 - self.axis]} as planes"
+            )
 
     def _require_row_tiers(self) -> None:
         if not self.tier.is_integer or self.axis is None or self.encoding is not Encoding.PLANES:
@@ -289,6 +304,7 @@ class Plan(_Frozen):
                 a.grid,
                 a.axis,
                 a.half_scales,
+                a.group,
                 a.form,
                 a.encoding,
                 a.rounding,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_passes.grid import F32, Grid, round_levels
+from tqs_passes.grid import F32, Grid, as_groups, round_levels
 from tqs_passes.scales import FreeRounding, scales_of, stored_scales
 from tqs_passes.strata import sampled
 
@@ -73,8 +73,8 @@ class Pricer:
     dtype: np.dtype[np.generic]
     rounding: FreeRounding = "mse"
     _channels: dict[int | None, _Channels] = field(default_factory=dict[int | None, _Channels])
-    _rounded: dict[tuple[int, int | None, Grid, bool], Rounded] = field(
-        default_factory=dict[tuple[int, "int | None", Grid, bool], Rounded]
+    _rounded: dict[tuple[int, int | None, Grid, bool, int], Rounded] = field(
+        default_factory=dict[tuple[int, "int | None", Grid, bool, int], Rounded]
     )
 
     @property
@@ -82,18 +82,21 @@ class Pricer:
         """Whether every value is finite as a float32."""
         return bool(np.isfinite(self._of(None).single).all())
 
-    def rounded(self, bits: int, axis: int | None, grid: Grid, *, half_scales: bool) -> Rounded:
+    def rounded(
+        self, bits: int, axis: int | None, grid: Grid, *, half_scales: bool, group: int = 0
+    ) -> Rounded:
         """Return what `quantize` with these arguments does to the values, decoded to `dtype`.
 
         An error may come out as infinite: a level above the largest float16. Asked again, the answer is remembered.
+        With a group its errors and scales are those of the groups, and never of a sample.
         """
-        key = (bits, axis, grid, half_scales)
+        key = (bits, axis, grid, half_scales, group)
         if key not in self._rounded:
             self._rounded[key] = self._round(*key)
         return self._rounded[key]
 
-    def _round(self, bits: int, axis: int | None, grid: Grid, half_scales: bool) -> Rounded:
-        channels = self._of(axis)
+    def _round(self, bits: int, axis: int | None, grid: Grid, half_scales: bool, group: int) -> Rounded:
+        channels = self._of(axis) if axis is None or not group else self._groups_of(axis, group)
         scales = scales_of(channels.single, bits, grid, self.rounding, channels.weights)
         stored = stored_scales(channels.single, scales, half=half_scales)
         step = stored.astype(F32)[:, None]
@@ -109,6 +112,11 @@ class Pricer:
             changed = change(channels.exact.astype(self.values.dtype))
             energy = float(np.sum(_energies(changed, channels)))
         return energy if np.isfinite(energy) else np.inf
+
+    def _groups_of(self, axis: int, group: int) -> _Channels:
+        exact = self.values.astype(np.float64)
+        single = as_groups(exact.astype(F32), axis, group)
+        return _Channels(as_groups(exact, axis, group), single, None)
 
     def _of(self, axis: int | None) -> _Channels:
         if axis not in self._channels:

@@ -121,7 +121,9 @@ def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
     w = np.ascontiguousarray(values).astype(np.float32)
     if a.rows and a.axis is not None:
         return quantize_rows(w, a.rows, a.axis, a.grid, half_scales=a.half_scales, rounding=rounding)
-    return quantize(w, a.tier.bits, a.axis, a.grid, half_scales=a.half_scales, rounding=rounding)
+    return quantize(
+        w, a.tier.bits, a.axis, a.grid, half_scales=a.half_scales, rounding=rounding, group=a.group
+    )
 
 
 def fragment_of(

@@ -65,6 +65,8 @@ class Serving:
         Blocks that compute with 16-bit floats.
     rows : bool
         Offer row tiers: channels of one weight at different widths.
+    groups : tuple of int
+        Offer matrices with a scale for so many values of a channel, too.
 
     Raises
     ------
@@ -79,6 +81,7 @@ class Serving:
     compute: Compute | None = None
     standard_ops: bool = False
     rows: bool = True
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a compute precision that the target does not have."""

@@ -11,13 +11,17 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.plan import Plan
 
 
-def uniform_choices(menus: Sequence[Menu], bits: int) -> list[Candidate]:
-    """Return the uniform choice: every weight of two or more dimensions at `bits` bits, per channel, the rest FP16."""
+def uniform_choices(menus: Sequence[Menu], bits: int, group: int = 0) -> list[Candidate]:
+    """Return the uniform choice: every weight of two or more dimensions at `bits` bits, the rest FP16.
+
+    Scales are per channel; with a group, per so many values of a channel wherever the menu offers that.
+    """
     chosen: list[Candidate] = []
     for menu in menus:
         wide = len(menu.weight.shape) > 1
         if wide:
             match = [c for c in menu.candidates if c.assignment.widths == (bits,)]
+            match = [c for c in match if c.assignment.group == group] or match
             # Where the menu lacks that width another choice is no larger and no worse: the next finer one.
             finer = [c for c in menu.candidates if c.assignment.tier.bits >= bits and not c.assignment.rows]
         else:

@@ -27,12 +27,20 @@ from tqs_onnx.rounding.assign import Method, RoundingOptions
 from tqs_onnx.verify.gates import parse_gate
 from tqs_passes.forms import PROFILES
 from tqs_passes.scales import FREE_ROUNDINGS
+from tqs_passes.targets import Serving
 
 
 @click.command("baseline")
 @click.argument("model", type=FILE)
 @click.option("--method", type=click.Choice(get_args(Method)), required=True, help="How integers are chosen.")
 @click.option("--bits", type=click.IntRange(1, 8), required=True, help="Width of every matrix.")
+@click.option(
+    "--group",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Values of a channel that share a scale; 0: all. Channels that it does not divide keep one.",
+)
 @data_options
 @evaluation_options
 @calibration_option
@@ -63,7 +71,14 @@ from tqs_passes.scales import FREE_ROUNDINGS
 @force_option
 @json_option
 def command(
-    model: Path, method: Method, bits: int, out: Path, force: bool, as_json: bool, **options: Any
+    model: Path,
+    method: Method,
+    bits: int,
+    group: int,
+    out: Path,
+    force: bool,
+    as_json: bool,
+    **options: Any,
 ) -> int:
     r"""Round MODEL uniformly, as a file to compare with.
 
@@ -80,6 +95,8 @@ def command(
         data=data_files(options),
         out=out,
         bits=bits,
+        group=group,
+        serving=Serving(groups=(group,) if group else ()),
         rounding=RoundingOptions(
             method=method,
             scales=options["scales"],

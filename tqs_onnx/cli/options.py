@@ -245,6 +245,7 @@ plan_options = _all(
         show_default=True,
         help="Offer row tiers: channels of one weight at different widths, where that pays.",
     ),
+    click.option("--groups", help="Offer matrices with a scale for so many values of a channel, e.g. 32,64."),
     click.option("--keep-constants", is_flag=True, help="Store masks, maps and index tables as they are."),
 )
 
@@ -402,7 +403,18 @@ def serving(options: dict[str, Any]) -> Serving:
         compute=_compute(options["compute"], options["compute_blocks"]),
         standard_ops=options["standard_ops"],
         rows=options["rows"],
+        groups=_sizes(options["groups"]),
     )
+
+
+def _sizes(text: str | None) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise InputError(f"--groups {text!r} is no list of numbers", todo="Write e.g. 32,64") from error
+    if any(size < 2 for size in sizes):
+        raise InputError(f"--groups {text!r}: a group has two values or more", todo="Write e.g. 32,64")
+    return sizes
 
 
 def _compute(dtype: str | None, blocks: str | None) -> Compute | None:

@@ -192,8 +192,7 @@ class _Work:
         if self.options.method == "qep":
             target = self._corrected(a, exact, statistics)
             base = round_weight(view.weight(target, a.shape), a)
-        wide = np.broadcast_to(base.scales.astype(np.float64), a.shape)
-        scales = view.matrices(np.ascontiguousarray(wide))
+        scales = view.matrices(np.ascontiguousarray(base.wide_scales().astype(np.float64)))
         levels = np.empty_like(target)
         round_column = _column_rounder(a, view)
         for g in range(len(target)):

@@ -3,7 +3,7 @@
 Arrays, weights numbered in order ::
 
     weights      names, str [n]
-    layout       int16 [n, 3]: bits, grid (0 signed, 1 mid-rise), channel axis (-1: one scale)
+    layout       int32 [n, 4]: bits, grid (0 signed, 1 mid-rise), channel axis (-1: one scale), group (0: none)
     <i>.levels   int8, shape of the weight          <i>.scales   float16 or float32
     <i>.rows     uint8 [channels], widths of row tiers; not there for weights of one width
 
@@ -35,7 +35,7 @@ def codes_digest(codes: Mapping[str, Codes]) -> str:
     for name in sorted(codes):
         c = codes[name]
         digest.update(
-            f"{name}\0{c.bits}\0{c.grid}\0{c.axis}\0{c.levels.shape}\0{c.scales.dtype}\0{c.rows}\0".encode()
+            f"{name}\0{c.bits}\0{c.grid}\0{c.axis}\0{c.levels.shape}\0{c.scales.dtype}\0{c.rows}\0{c.group}\0".encode()
         )
         digest.update(np.ascontiguousarray(c.levels).tobytes())
         digest.update(np.ascontiguousarray(c.scales).tobytes())
@@ -78,9 +78,12 @@ def write_codes(path: Path, codes: Mapping[str, Codes]) -> None:
     arrays: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]] = {
         "weights": np.array(list(codes), dtype=np.str_),
         "layout": np.array(
-            [[c.bits, _GRIDS.index(c.grid), -1 if c.axis is None else c.axis] for c in codes.values()],
-            np.int16,
-        ).reshape(-1, 3),
+            [
+                [c.bits, _GRIDS.index(c.grid), -1 if c.axis is None else c.axis, c.group]
+                for c in codes.values()
+            ],
+            np.int32,
+        ).reshape(-1, 4),
     }
     for index, c in enumerate(codes.values()):
         arrays[f"{index}.levels"] = c.levels
@@ -124,18 +127,20 @@ def _codes(
     name: str,
     levels: np.ndarray[tuple[int, ...], np.dtype[np.int8]],
     scales: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
-    layout: np.ndarray[tuple[int, ...], np.dtype[np.int16]],
+    layout: np.ndarray[tuple[int, ...], np.dtype[np.int32]],
     rows: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None,
     path: Path,
 ) -> Codes:
-    bits, grid, axis = int(layout[0]), _GRIDS[int(layout[1])], int(layout[2])
+    bits, grid, axis, group = int(layout[0]), _GRIDS[int(layout[1])], int(layout[2]), int(layout[3])
     half = scales.dtype == np.float16
     channel = None if axis < 0 else axis
     sound = 1 <= bits <= 8 and levels.dtype == np.int8 and scales.dtype.name in ("float16", "float32")
     sound = sound and bool(np.isfinite(scales.astype(np.float32)).all())
     stored = scales.astype(np.float16) if half else scales.astype(np.float32)
     if rows is None:
-        codes = Codes(levels, stored, bits, grid, channel)
+        codes = Codes(levels, stored, bits, grid, channel, group=group)
+        sound = sound and (not group or _is_split(levels.shape, channel, group))
+        sound = sound and scales.shape == broadcast_shape(levels.shape, channel, group)
         sound = sound and grid in grids_for(bits) and _are_levels(levels, bits, grid)
     else:
         widths = written(rows) if rows.dtype == np.uint8 and ((rows >= 1) & (rows <= 8)).all() else ""
@@ -154,6 +159,10 @@ def _codes(
             todo="Round again with the same plan",
         )
     return codes
+
+
+def _is_split(shape: tuple[int, ...], axis: int | None, group: int) -> bool:
+    return len(shape) == 2 and axis in (0, 1) and group > 0 and shape[1 - axis] % group == 0
 
 
 def _are_levels(levels: np.ndarray[tuple[int, ...], np.dtype[np.int8]], bits: int, grid: Grid) -> bool:

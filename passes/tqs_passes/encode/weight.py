@@ -5,6 +5,7 @@ Readers keep reading the name they always read; only its producer changes ::
     keep         initializer                                             (untouched)
     FP16, BF16   initializer (half) → Cast(float)
     INTb, cm     planes → levels → Cast(float) → Mul(scale)              folds at load into a plain float weight
+                 of groups: levels have an axis for them, and Reshape    folds too
     INTb, dq     planes → levels → DequantizeLinear(scale, axis)         fused into MatMul by onnxruntime
     INTb, nbits  its reader becomes MatMulNBits                          see `tqs_passes.encode.nbits`
     INTb, gathered   its reader gathers codes and decodes these          see `tqs_passes.encode.gathered`
@@ -17,7 +18,7 @@ them already, another stem stands for `<w>`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import ml_dtypes
@@ -30,9 +31,9 @@ from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.gathered import encode_gathered
 from tqs_passes.encode.native import native_levels
 from tqs_passes.encode.nbits import encode_nbits
-from tqs_passes.encode.planes import decode_levels, plane_name
+from tqs_passes.encode.planes import decode_levels, plane_name, stored_shape
 from tqs_passes.encode.rows import MOST_PLANES, decode_rows
-from tqs_passes.grid import Codes
+from tqs_passes.grid import Codes, grouped_shape
 from tqs_passes.tier import Tier
 
 #: Lowest opset with per-axis DequantizeLinear, and with bfloat16 Cast.
@@ -155,7 +156,7 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     elif codes.rows:
         levels, is_int8 = decode_rows(codes, fragment, stem, target.opset), True
     else:
-        levels, is_int8 = decode_levels(codes, fragment, f"{stem}_quantized", target.opset)
+        levels, is_int8 = decode_levels(_in_groups(codes), fragment, f"{stem}_quantized", target.opset)
     direct = target.dtype == "float32"
     last = name if direct else ""
     node = f"{stem}_DequantizeLinear"
@@ -171,10 +172,22 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
         scale = _stored_scale(fragment, stem, codes.scales)
         if is_int8:
             levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.FLOAT))
-        value = fragment.op("Mul", [levels, scale], output=last, name=node)
+        value = fragment.op("Mul", [levels, scale], output="" if codes.group else last, name=node)
+        if codes.group:
+            value = fragment.op("Reshape", [value, stored_shape(fragment, codes.levels.shape)], output=last)
     if not direct:
         fragment.op("Cast", [value], output=name, to=tensor_type(target.dtype))
     return fragment
+
+
+def _in_groups(codes: Codes) -> Codes:
+    """Return the codes with an axis for the groups, where there are any."""
+    if not codes.group or codes.axis is None:
+        return codes
+    shape = grouped_shape(codes.levels.shape, codes.axis, codes.group)
+    blank = codes.is_blank
+    levels = np.broadcast_to(np.int8(0), shape) if blank else codes.levels.reshape(shape)
+    return replace(codes, levels=levels)
 
 
 def _stored_scale(fragment: Fragment, stem: str, scales: NDArray[np.float16] | NDArray[np.float32]) -> str:
