@@ -85,3 +85,13 @@ def test_for_one_context_gamma_task_is_twice_gamma(energy: float, delta_sq: floa
 )
 def test_the_default_horizons_end_at_the_last_step(steps: int, horizons: tuple[int, ...]) -> None:
     assert default_horizons(steps) == horizons
+
+
+def test_a_horizon_below_its_floor_has_no_numbers() -> None:
+    energy = np.array([[[0.5, 4.0, 100.0]]])
+    found = gammas(energy, np.array([1.0]), (1, 2, 4), np.array([1.0, 1.0, 1.0]))
+    assert found.gamma[0] is None
+    assert found.convergence is not None
+    assert found.convergence[0] is None
+    assert found.growth == pytest.approx((math.log(100) - math.log(4)) / 2, rel=EXACT)
+    assert found.gamma_task_mean == pytest.approx((math.log(4) / 2 + math.log(100) / 4) / 2, rel=EXACT)

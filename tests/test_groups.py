@@ -11,10 +11,13 @@ import pytest
 from tests.rollouts import forecaster, linear, model, opened, scored, spec_of, values
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.run import Engine
+from tqs_onnx.score.agreement import spearman
 from tqs_onnx.score.families import families, settle
+from tqs_onnx.score.gamma import gammas
 from tqs_onnx.score.options import EarlyStop
 from tqs_onnx.score.probe import Probe, ProbeKind, perturbed
 from tqs_onnx.score.results import StoppedError
+from tqs_onnx.score.scoring import Judged, settle_minimum
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import SweepOptions, sweep
 from tqs_onnx.score.target import Target
@@ -225,3 +228,47 @@ def test_the_standard_error_falls_with_the_draws(tmp_path: Path) -> None:
     assert error(1) == 0.0
     # 1/sqrt(n): a sixteenfold sample has a quarter of the error, here within a factor of two
     assert error(4) / 8 < error(64) < error(4) / 2
+
+
+def test_a_linear_model_is_called_linear_and_a_saturated_one_is_not(tmp_path: Path) -> None:
+    matrix = values(6, 6, seed=3, scale=0.3)
+    straight = opened(tmp_path / "a", linear(matrix))
+    row = scored(straight, spec_of(1), values(4, 6)).weights[0]
+    assert row.nonlinearity == pytest.approx(1.0, abs=0.5)  # other widths round in other directions
+    assert row.is_linear is True
+    # y = sign-like of a product with large weights: a coarse error moves it no further than a fine one
+    graph = "(float[b, 6] x) => (float[b, 6] y) { p = MatMul(x, W)  y = Tanh(p) }"
+    steep = opened(tmp_path / "b", model(graph, {"W": values(6, 6, seed=3, scale=300.0)}))
+    assert scored(steep, spec_of(1), values(4, 6)).weights[0].is_linear is False
+
+
+def test_two_that_tie_at_the_minimum_below_the_floor_are_dead_one_alone_is_not() -> None:
+    def judged(rate: float, status: Status) -> Judged:
+        energy = np.exp(np.full((1, 1, 1), rate))
+        return Judged(status, gammas(energy, np.array([1.0]), (1,)))
+
+    low, high = judged(-9.0, Status.BELOW_FLOOR), judged(1.0, Status.ALIVE)
+    settled = settle_minimum({"a": low, "b": low, "c": high})
+    assert [settled[n].status for n in "abc"] == [Status.DEAD, Status.DEAD, Status.ALIVE]
+    alone = settle_minimum({"a": low, "c": high})
+    assert [alone[n].status for n in "ac"] == [Status.BELOW_FLOOR, Status.ALIVE]
+    alive = settle_minimum({"a": judged(-9.0, Status.ALIVE), "b": judged(-9.0, Status.ALIVE), "c": high})
+    assert all(j.status is Status.ALIVE for j in alive.values())
+
+
+def test_spearman_is_that_of_the_ranks(tmp_path: Path) -> None:
+    plain = scored(opened(tmp_path, forecaster()), spec_of(), values(2, 16))
+    rates = [w.gamma_task for w in plain.weights]
+    n = len(rates)
+
+    def with_rates(order: list[int]) -> Scores:
+        rows = tuple(
+            w.model_copy(update={"gamma_task": float(r)}) for w, r in zip(plain.weights, order, strict=True)
+        )
+        return plain.model_copy(update={"weights": rows})
+
+    one = with_rates(list(range(n)))
+    assert spearman(one, with_rates([10**i for i in range(n)])) == pytest.approx(1.0)
+    assert spearman(one, with_rates(list(range(n))[::-1])) == pytest.approx(-1.0)
+    swapped = [1, 0, *range(2, n)]
+    assert spearman(one, with_rates(swapped)) == pytest.approx(1 - 6 * 2 / (n * (n * n - 1)))
