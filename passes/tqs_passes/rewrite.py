@@ -49,7 +49,7 @@ from tqs_passes.nearest import quantize
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.readers import sole_readers
 from tqs_passes.row_grid import quantize_rows
-from tqs_passes.scales import FREE_ROUNDINGS
+from tqs_passes.scales import free_rounding
 from tqs_passes.scope import defined_names
 from tqs_passes.spill import Spill
 from tqs_passes.tier import Tier
@@ -112,7 +112,7 @@ def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
         The plan's rounding looked at data: its integers are in `codes.npz`.
     """
     a = assignment
-    rounding = next((r for r in FREE_ROUNDINGS if r == a.rounding), None)
+    rounding = free_rounding(a.rounding)
     if a.grid is None or rounding is None:
         raise InputError(
             f"the integers of {a.label!r} were chosen by {a.rounding}, and are not here",

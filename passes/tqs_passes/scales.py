@@ -30,6 +30,7 @@ from tqs_passes.strata import sampled
 FreeRounding = Literal["rtn", "mse", "unbiased"]
 FREE_ROUNDINGS: tuple[FreeRounding, ...] = ("rtn", "mse", "unbiased")
 DEFAULT_ROUNDING: FreeRounding = "unbiased"
+_NAMED: Mapping[str, FreeRounding] = MappingProxyType(dict(zip(FREE_ROUNDINGS, FREE_ROUNDINGS, strict=True)))
 
 _RATIOS = np.concatenate([np.linspace(1.0, 0.30, 15), np.linspace(0.26, 0.10, 5)]).astype(F32)
 _REFITS = 3
@@ -42,6 +43,15 @@ _LONG_VALUES = 1 << 18
 Rows = NDArray[np.float32]
 #: (rows ``[channels, values]``, column weights or None, bits, grid) → float32 scales ``[channels]``.
 _Fit = Callable[[Rows, "Rows | None", int, Grid], Rows]
+
+
+def free_rounding(name: str) -> FreeRounding | None:
+    """Return the rounding of this name, None where it looks at data or is none at all.
+
+    >>> free_rounding("mse"), free_rounding("gptq")
+    ('mse', None)
+    """
+    return _NAMED.get(name)
 
 
 def blocks(rows: Rows) -> Iterator[tuple[slice, Rows]]:

@@ -28,7 +28,7 @@ from tqs_passes.grid import Codes, Grid, broadcast_shape, round_levels
 from tqs_passes.plan import Assignment, Plan
 from tqs_passes.rewrite import fed_weight, round_weight
 from tqs_passes.row_grid import Limits, limits_of
-from tqs_passes.scales import DEFAULT_ROUNDING, FREE_ROUNDINGS, FreeRounding
+from tqs_passes.scales import DEFAULT_ROUNDING, FreeRounding, free_rounding
 
 Method = Literal["rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
 METHODS: tuple[Method, ...] = ("rtn", "mse", "unbiased", "gptq", "gptaq", "qep")
@@ -70,7 +70,7 @@ class RoundingOptions:
     @property
     def free(self) -> FreeRounding:
         """How scales are chosen; weights that data do not help are rounded so."""
-        return next((r for r in FREE_ROUNDINGS if r == self.method), self.scales)
+        return free_rounding(self.method) or self.scales
 
     @property
     def title(self) -> str:
