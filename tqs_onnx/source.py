@@ -72,7 +72,7 @@ def open_source(path: Path) -> Source:
     lifted = lift(model)
     return Source(
         path,
-        file_facts(path),
+        file_facts(path, model),
         lifted.model,
         survey(lifted.model, lifted.origins),
         signature_of(model.proto),

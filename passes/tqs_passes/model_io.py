@@ -310,9 +310,9 @@ def tensor_array(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
         ) from error
 
 
-def file_facts(path: Path) -> FileFacts:
-    """Return size and digests of a model file and of every external-data file it names."""
-    model = load_model(path)
+def file_facts(path: Path, model: Model | None = None) -> FileFacts:
+    """Return size and digests of a model file and of every external-data file it names; `model`: what it holds."""
+    model = model or load_model(path)
     files = {path.resolve()}
     for tensor in iter_tensors(model.proto):
         if uses_external_data(tensor):
