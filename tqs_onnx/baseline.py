@@ -21,7 +21,7 @@ from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
 from tqs_onnx.request import menus_of, prepared_source, size_of
 from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.variables import sigma
-from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan
+from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import CODES_NAME, codes_digest, write_codes
 from tqs_onnx.rounding.tune import Tuner, Where, qep_settings
 from tqs_onnx.run_directory import (
@@ -192,8 +192,8 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
         if rounding.method == "qep" and job.tune:
             rounding, _ = Tuner(where).best(plan, qep_settings(rounding), say)
         assigned = round_plan(plan, where.calibration(), rounding)
-        for note in assigned.notes:
-            say(f"note: {note.what}: {note.why}")
+        for line in told(assigned.notes):
+            say(f"note: {line}")
         for file in files:
             (job.out / file).unlink(missing_ok=True)
         if assigned.codes:

@@ -12,7 +12,7 @@ from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.joint import Joint, Place, where_of
 from tqs_onnx.repair import repair
-from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan
+from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import codes_digest
 from tqs_onnx.rounding.tune import Tuner, qep_settings
 from tqs_passes.grid import Codes
@@ -97,8 +97,8 @@ def refine(
         if rounding.method == "qep":
             rounding, _ = Tuner(where).best(plan, qep_settings(rounding), say)
         assigned = round_plan(plan, where.calibration(), rounding)
-        for note in assigned.notes:
-            say(f"note: {note.what}: {note.why}")
+        for line in told(assigned.notes):
+            say(f"note: {line}")
         plan, codes = _stored_once(assigned)
         plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
     joint = Joint(place).drift(plan.assignments, codes)

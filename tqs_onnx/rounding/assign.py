@@ -10,7 +10,7 @@ QEP's correction is kept in bounds: while it would move a weight by more than it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -37,6 +37,8 @@ DATA_AWARE: tuple[Method, ...] = ("gptq", "gptaq", "qep")
 #: Most of its own norm by which QEP's correction may move a weight.
 GROWTH_LIMIT = 1.0
 _HALVINGS = 8
+#: Weights named in one line.
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,22 @@ class Assigned:
     plan: Plan
     codes: dict[str, Codes]
     notes: tuple[Skip, ...]
+
+
+def told(notes: Sequence[Skip]) -> list[str]:
+    """Return one line a reason, with the weights it holds for.
+
+    >>> told([Skip("a", "no rule"), Skip("b", "no rule"), Skip("c", "damped")])
+    ['2 weights (a, b): no rule', 'c: damped']
+    """
+    by_reason: dict[str, list[str]] = {}
+    for note in notes:
+        by_reason.setdefault(note.why, []).append(note.what)
+    lines: list[str] = []
+    for why, names in by_reason.items():
+        shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+        lines.append(f"{names[0]}: {why}" if len(names) == 1 else f"{len(names)} weights ({shown}): {why}")
+    return lines
 
 
 def round_plan(plan: Plan, calibration: Calibration, options: RoundingOptions) -> Assigned:
