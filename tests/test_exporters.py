@@ -1,7 +1,7 @@
 """Exports of TimesFM-2.5 and Aurora-small: names, dead layers, and their rollouts against the packages' own.
 
-What needs the packages is marked `export`: run it with ``pytest -m export`` where torch, timesfm and
-microsoft-aurora are installed.
+What needs the packages is marked `export`: run it with ``pytest -m 'export and not slow'`` where torch, timesfm and
+microsoft-aurora are installed; at full size, some minutes and 4 GB: ``pytest -m 'export and slow'``.
 """
 
 import dataclasses
@@ -35,6 +35,8 @@ class Export:
 
     folder: Path
     network: Any
+    grid: tuple[int, int] = (0, 0)
+    levels: tuple[int, ...] = ()
 
     def rollout(self, steps: int) -> dict[str, np.ndarray]:
         spec = load_spec(self.folder / "rollout.toml").with_steps(steps)
@@ -48,29 +50,34 @@ class Export:
             return dict(stored)
 
 
-@pytest.fixture(scope="module")
-def forecaster(tmp_path_factory: pytest.TempPathFactory) -> Export:
+SMALL_AND_FULL = ["small", pytest.param("full", marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=SMALL_AND_FULL)
+def forecaster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
     pytest.importorskip("timesfm", reason="needs the package timesfm and torch")
-    folder = tmp_path_factory.mktemp("timesfm")
-    timesfm.export(folder, contexts=2, settings={"layers": "2"})
+    folder, layers = tmp_path_factory.mktemp("timesfm"), 2 if request.param == "small" else None
+    timesfm.export(folder, contexts=2, settings={} if layers is None else {"layers": str(layers)})
     from tqs_models.timesfm.network import random_network
 
-    return Export(folder, random_network(0, 2))
+    return Export(folder, random_network(0, layers))
 
 
-@pytest.fixture(scope="module")
-def weather(tmp_path_factory: pytest.TempPathFactory) -> Export:
+@pytest.fixture(scope="module", params=SMALL_AND_FULL)
+def weather(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
     pytest.importorskip("torch", reason="needs torch")
     from tqs_models.aurora.timm_names import stand_in_for_timm
 
     stand_in_for_timm()
     pytest.importorskip("aurora", reason="needs the package microsoft-aurora")
     folder = tmp_path_factory.mktemp("aurora")
-    aurora.export(folder, grid=GRID, levels=LEVELS, contexts=1, settings=SIZES)
+    small = request.param == "small"
+    grid, levels, sizes = (GRID, LEVELS, SIZES) if small else ((32, 64), aurora.LEVELS, {})
+    aurora.export(folder, grid=grid, levels=levels, contexts=1, settings=sizes)
     from tqs_models.aurora.network import random_network
     from tqs_models.aurora.write import _sizes
 
-    return Export(folder, random_network(0, **_sizes(SIZES)))
+    return Export(folder, random_network(0, **_sizes(sizes)), grid, levels)
 
 
 def named(export: Export) -> dict[str, np.ndarray]:
@@ -140,7 +147,7 @@ def test_the_aurora_rollout_equals_the_packages_own(weather: Export) -> None:
     from tqs_models.aurora.network import START
 
     arrays = {k: torch.from_numpy(v) for k, v in weather.contexts().items()}
-    (rows, columns), surf, atmos = GRID, arrays["surf"], arrays["atmos"]
+    (rows, columns), surf, atmos = weather.grid, arrays["surf"], arrays["atmos"]
     batch = package.Batch(
         {v: surf[:, :, i] for i, v in enumerate(aurora.SURFACE)},
         {v: arrays["static"][0, i] for i, v in enumerate(aurora.STATIC)},
@@ -149,7 +156,7 @@ def test_the_aurora_rollout_equals_the_packages_own(weather: Export) -> None:
             lat=torch.linspace(90, -90, rows + 1)[:rows],
             lon=torch.linspace(0, 360, columns + 1)[:columns],
             time=(START,),
-            atmos_levels=LEVELS,
+            atmos_levels=weather.levels,
         ),
     )
     made = weather.rollout(3)
@@ -160,7 +167,7 @@ def test_the_aurora_rollout_equals_the_packages_own(weather: Export) -> None:
                 # In deviations of each variable; ORT and torch sum in another order.
                 assert np.abs(error).max() <= 1e-5 * scales[v]
             for i, v in enumerate(aurora.ATMOS):
-                for j, level in enumerate(LEVELS):
+                for j, level in enumerate(weather.levels):
                     error = made["atmos_next"][0, step, i, j] - expected.atmos_vars[v][0, 0, j].numpy()
                     assert np.abs(error).max() <= 1e-5 * scales[f"{v}_{level}"]
 
