@@ -198,6 +198,17 @@ def test_allocate_never_overwrites_what_it_reads(shell: Shell, capsys: Capture, 
     assert out.read_bytes() == before
 
 
+def test_allocate_never_writes_codes_over_contexts(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    contexts = tmp_path / "codes.npz"
+    contexts.write_bytes(shell.case.contexts.read_bytes())
+    before = contexts.read_bytes()
+    data = ["--rollout", str(shell.case.rollout), "--contexts", str(contexts), "--rounding", "gptq"]
+    arguments = ["allocate", str(shell.case.model), "--scores", str(shell.run / "scores.json"), *data]
+    assert main([*arguments, "--compression", "2", "--out", str(tmp_path / "plan.json"), "--force"]) == 2
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert contexts.read_bytes() == before
+
+
 def test_emit_never_overwrites_the_model(shell: Shell, capsys: Capture) -> None:
     model, plan = str(shell.case.model), str(shell.run / "plan.json")
     assert main(["emit", model, "--plan", plan, "--out", model, "--force"]) == 2

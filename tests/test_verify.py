@@ -213,24 +213,31 @@ def test_decoding_alone_can_be_asked_for(job: Job, found: Verification) -> None:
     assert check_decoding(job.subject, load_model(job.emitted), job.bench()) == found.n_decoded
 
 
-def test_a_file_with_external_data_is_verified_in_full(job: Job, tmp_path: Path) -> None:
-    save_model(load_model(job.emitted), tmp_path / "e.onnx", external=True)
-    proto = onnx.load(tmp_path / "e.onnx", load_external_data=False)
-    for tensor in proto.graph.initializer:  # all of them: the threshold leaves small ones inside
-        assert tensor.ByteSize() < 4096
-    moved = replace(job.subject, emitted=tmp_path / "e.onnx")
-    assert verify(moved, job.bench()).drift == verify(job.subject, job.bench()).drift
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A job whose emitted file is large enough to have tensors outside it."""
+    folder = tmp_path_factory.mktemp("outside")
+    wide = job_of(folder, forecaster(48), 7_000, 48)
+    save_model(load_model(wide.emitted), folder / "e.onnx", external=True)
+    assert (folder / "e.onnx.data").stat().st_size > 1024
+    return replace(wide, emitted=folder / "e.onnx")
 
 
-def test_damage_in_external_data_is_found(tmp_path: Path) -> None:
-    wide = job_of(tmp_path, forecaster(48), 30_000, 48)
-    save_model(load_model(wide.emitted), tmp_path / "e.onnx", external=True)
-    data = tmp_path / "e.onnx.data"
-    damaged = bytearray(data.read_bytes())
+WIDE = Contexts({"x": values(3, 48, seed=20)}, {})
+
+
+def test_a_file_with_external_data_is_verified_in_full(outside: Job) -> None:
+    inside = replace(outside.subject, emitted=outside.emitted.with_name("out.onnx"))
+    found, expected = (verify(s, outside.bench(WIDE)) for s in (outside.subject, inside))
+    assert found.drift == expected.drift
+    assert found.n_decoded == expected.n_decoded > 0
+
+
+def test_damage_in_external_data_is_found(outside: Job, tmp_path: Path) -> None:
+    for name in ("e.onnx", "e.onnx.data"):
+        (tmp_path / name).write_bytes(outside.emitted.with_name(name).read_bytes())
+    damaged = bytearray((tmp_path / "e.onnx.data").read_bytes())
     damaged[-1] ^= 0x40
-    data.write_bytes(damaged)
-    with pytest.raises(GateError):
-        verify(
-            replace(wide.subject, emitted=tmp_path / "e.onnx"),
-            wide.bench(Contexts({"x": values(3, 48, seed=20)}, {})),
-        )
+    (tmp_path / "e.onnx.data").write_bytes(damaged)
+    with pytest.raises(GateError, match=r"does not decode|is not what the source holds"):
+        verify(replace(outside.subject, emitted=tmp_path / "e.onnx"), outside.bench(WIDE))

@@ -84,7 +84,8 @@ def command(
       tqs allocate model.onnx --scores run/scores.json --compression 8 --out run/plan.json
     """
     source = open_source(model)
-    refuse_overwriting([out], [*source.files, scores])
+    read = [options[name] for name in ("rollout", "contexts", "calibration") if options[name] is not None]
+    refuse_overwriting([out, codes_path(out)], [*source.files, scores, *read])
     if out.exists() and not force:
         raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
     known = read_scores(scores)
