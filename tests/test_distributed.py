@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +15,7 @@ import onnx
 import pytest
 
 from tests.rollouts import forecaster, opened, scored, spec_of, values, write_case
+from tests.test_groups import modulated
 from tqs_onnx.cli.main import main
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.score.actor import Actor, Refused
@@ -23,6 +24,7 @@ from tqs_onnx.score.floors import SessionFloors
 from tqs_onnx.score.measuring import Desk
 from tqs_onnx.score.options import SweepOptions
 from tqs_onnx.score.plan import Plan, plan_sweep
+from tqs_onnx.score.probe import Probe, ProbeKind
 from tqs_onnx.score.results import StoppedError
 from tqs_onnx.score.rolling import Frame, exposable_of
 from tqs_onnx.score.shipment import Bytes, Packed, Shipment, pack, unpack
@@ -38,11 +40,12 @@ TWO = Strategy("expose", 2)
 
 def planned(source: Source, **changes: object) -> Plan:
     options = SweepOptions(**({"threads": 1, "strategy": TWO} | changes))  # type: ignore[arg-type]
-    contexts = Contexts({"x": values(3, 16)}, {})
+    width = source.survey.weights[0].shape[0]
+    contexts = Contexts({"x": values(3, width)}, {})
     return plan_sweep(source.lifted, source.survey, spec_of(), contexts, source.sha256, options)
 
 
-def shuffled(plan: Plan, have: frozenset[str], floors: Mapping[int, Floors]) -> tuple[Task, ...]:
+def shuffled(plan: Plan, have: Collection[str], floors: Mapping[int, Floors]) -> tuple[Task, ...]:
     """Return the tasks of a plan cut as finely as can be, in a random order."""
     parts = list(parts_of(plan, tasks_of(plan, have, floors), workers=100))
     random.Random(len(have)).shuffle(parts)
@@ -75,25 +78,42 @@ def test_shuffled_stopped_and_resumed_a_sweep_scores_as_in_one_go(
     assert run(None, **changes).to_json() == whole.to_json()
 
 
-def test_parts_hold_every_target_once_and_each_sessions_floors_once(tmp_path: Path) -> None:
+def every_key(plan: Plan) -> list[str]:
+    return [r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t)]
+
+
+def test_parts_hold_every_rollout_once_and_each_sessions_floors_once(tmp_path: Path) -> None:
     plan = planned(opened(tmp_path, forecaster()))
-    parts = parts_of(plan, tasks_of(plan, frozenset(), {}), workers=2)
-    assert len(parts) == 5
-    targets = [t.name for p in parts for t in p.targets]
-    assert sorted(targets) == sorted(t.name for group in plan.groups for t in group)
+    parts = parts_of(plan, tasks_of(plan, frozenset(), {}), workers=1)
+    assert [len(p.todo) for p in parts] == [3, 3, 3, 3, 3]
+    assert [key for p in parts for key in p.todo] == every_key(plan)
     assert [p.session for p in parts if p.measures_floors] == [0, 1]
 
 
-def test_a_session_under_group_tests_is_one_part(tmp_path: Path) -> None:
-    plan = planned(opened(tmp_path, forecaster()), group_test=True)
-    assert len(parts_of(plan, tasks_of(plan, frozenset(), {}), 100)) == 2
+def test_draws_of_one_weight_are_shared_out_among_many_workers(tmp_path: Path) -> None:
+    plan = planned(opened(tmp_path, forecaster()), probe=Probe(kind=ProbeKind.GAUSS, draws=6))
+    parts = parts_of(plan, tasks_of(plan, frozenset(), {}), workers=100)
+    assert {len(p.todo) for p in parts} == {1}
+    assert [key for p in parts for key in p.todo] == every_key(plan)
+
+
+def test_few_rollouts_are_lost_with_a_worker(tmp_path: Path) -> None:
+    plan = planned(opened(tmp_path, forecaster()), probe=Probe(kind=ProbeKind.GAUSS, draws=50))
+    assert max(len(p.todo) for p in parts_of(plan, tasks_of(plan, frozenset(), {}), workers=1)) == 4
+
+
+def test_a_family_under_group_tests_is_one_part(tmp_path: Path) -> None:
+    plan = planned(opened(tmp_path, modulated()), group_test=True, strategy=Strategy("expose", 1))
+    first, second = parts_of(plan, tasks_of(plan, frozenset(), {}), 100)
+    assert [w.name for r in first.todo.values() for w in r.weights] == ["W"] * 3
+    assert len(second.todo) == 8 * 3
+    assert [first.measures_floors, second.measures_floors] == [True, False]
 
 
 def test_a_session_whose_floors_alone_are_lacking_is_a_task_without_targets(tmp_path: Path) -> None:
     plan = planned(opened(tmp_path, forecaster()))
-    have = frozenset(r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t))
-    (task,) = tasks_of(plan, have, {1: Floors(noise=0.0, rounding=0.0)})
-    assert (task.session, task.targets, task.measures_floors) == (0, (), True)
+    (task,) = tasks_of(plan, every_key(plan), {1: Floors(noise=0.0, rounding=0.0)})
+    assert (task.session, task.todo, task.measures_floors) == (0, {}, True)
 
 
 def test_what_is_left_of_a_task_is_what_nobody_found(tmp_path: Path) -> None:
@@ -186,7 +206,7 @@ def test_an_actor_answers_an_error_of_the_users(tmp_path: Path, monkeypatch: pyt
     shipment, sent = packed(planned(opened(tmp_path, forecaster())))
     sent[shipment.weights[0].sha256][0] ^= 1
     monkeypatch.setattr("tqs_onnx.score.actor.imported_ray", lambda: SimpleNamespace(get=lambda ref: ref))
-    (answer,) = Actor([shipment], dict(sent), threads=1).work(None, Task(0, (), frozenset()))
+    (answer,) = Actor([shipment], dict(sent), threads=1).work(None, Task(0, {}))
     assert isinstance(answer, Refused)
     assert "was damaged on its way" in answer.what
 

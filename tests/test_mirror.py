@@ -84,10 +84,15 @@ def test_a_part_of_the_contexts_gives_what_all_of_them_give() -> None:
     np.testing.assert_array_equal(part.outputs["forecast"], whole.outputs["forecast"][2:])
 
 
-def test_a_stopped_rollout_stops_both_ways() -> None:
+@pytest.mark.parametrize("options", [{"flip_invariant": True}, {"non_negative": True}])
+def test_squares_are_those_of_whole_rollouts(options: dict[str, bool]) -> None:
     contexts = Contexts({"context": series()}, {}, source="test")
-    made = Engine(session(), spec(flip_invariant=True), contexts).run(watch=lambda step, _: step == 2)
-    assert made.outputs["forecast"].shape[1] == 256
+    other = Contexts({"context": series() + np.float32(0.01)}, {}, source="test")
+    engine = Engine(session(), spec(**options), contexts)
+    nominal, held = engine.hold()
+    made = engine.over(other).run().outputs["forecast"]
+    expected = (made.astype(np.float64) - nominal.outputs["forecast"]) ** 2
+    np.testing.assert_array_equal(engine.over(other).squares(held).outputs["forecast"], expected)
 
 
 def test_without_feedback_there_is_nothing_to_flip() -> None:

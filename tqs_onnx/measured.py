@@ -146,10 +146,10 @@ class _Open:
             batch=place.batch,
             threads=place.threads,
         )
-        nominal = self._rollout.run({})
+        nominal, held = self._rollout.hold()
         ruler = ruler_for(nominal.outputs, place.spec, place.contexts, place.sigma)
         spaces = n_space(nominal.outputs, place.spec, place.contexts)
-        self._meter = Meter(ruler, spaces, nominal, (place.spec.rollout.steps,))
+        self._meter = Meter(ruler, spaces, held, (place.spec.rollout.steps,))
 
     def measured(self, bundle: Bundle) -> Measurement:
         """Roll out with the members of a choice replaced."""
@@ -163,7 +163,7 @@ class _Open:
             replaced[a.weight] = decoded
             delta_sq += float(np.sum((decoded.astype(np.float64) - values.astype(np.float64)) ** 2))
         try:
-            return self._meter.measure(self._rollout.run(replaced), delta_sq)
+            return self._meter.measure(self._rollout.prepare(replaced).squares(self._meter.held), delta_sq)
         except NonFiniteError:
             return self._meter.blank(delta_sq, finite=False)
 

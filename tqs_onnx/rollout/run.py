@@ -5,12 +5,14 @@
 
 Contexts run in chunks along the batch axis. A run is deterministic for a given chunking; kernels may round
 differently for another batch size, so compare only runs of the same engine over the same contexts.
+
+A rollout that is only compared with another one leaves its values where they are made: see `Engine.hold`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +21,9 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout import mirror
 from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.gauge import Gauge, gauge_for
 from tqs_onnx.rollout.halves import SplitSession
-from tqs_onnx.rollout.session import Session, SessionOptions, Value, open_session
+from tqs_onnx.rollout.session import Session, SessionOptions, Value, host_value, open_session
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_time, join
 from tqs_onnx.rollout.update import build_update
@@ -32,11 +35,14 @@ DEFAULT_BATCH = 32
 #: What may be kept of the first step, in all chunks; beyond that it is computed again, with the same result.
 _MOST_KEPT_BYTES = 256 << 20
 
-#: Called after every step of the first chunk with the step, from 1, and each trajectory output's values of that step,
-#: float32 ``[context, time, *rest]``; True stops the rollout there.
-Watch = Callable[[int, Mapping[str, NDArray[np.float32]]], bool]
+#: What may be kept on a GPU of a rollout that others are compared with; beyond that it lies in host memory.
+_MOST_HELD_BYTES = 8 << 30
 
-__all__ = ["DEFAULT_BATCH", "Engine", "NonFiniteError", "Trajectory", "Watch"]
+#: Called after every step of the first chunk with the step, from 1, and each trajectory output's squares of that step,
+#: float64 ``[context, time, *rest]`` (see `Squares`); True stops the rollout there.
+Watch = Callable[[int, Mapping[str, NDArray[np.float64]]], bool]
+
+__all__ = ["DEFAULT_BATCH", "Engine", "Held", "NonFiniteError", "Squares", "Trajectory", "Watch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,45 @@ class _Chunk:
     inputs: dict[str, Value]
     forcing: tuple[dict[str, Value], ...]
     kept: dict[str, Value] = field(default_factory=dict[str, Value])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A rollout that others are compared with: its outputs, where they were made. Made by `Engine.hold`.
+
+    Parameters
+    ----------
+    time_after : tuple of int
+        See `Trajectory`.
+    steps : dict of int to list
+        First context of a chunk to its trajectory outputs, step by step.
+    gauge : Gauge or None
+        Compares them; None where `whole` is.
+    whole : Trajectory or None
+        Instead of `steps`, for a rollout that is averaged or bounded as a whole.
+    """
+
+    time_after: tuple[int, ...]
+    steps: dict[int, list[dict[str, Value]]]
+    gauge: Gauge | None
+    whole: Trajectory | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Squares:
+    """Squared differences of a rollout from another.
+
+    Parameters
+    ----------
+    outputs : dict of str to float64 array
+        Trajectory output to ``[context, time, *rest]``, laid out as a trajectory is; axes of `rest` that tell no
+        variables apart may have been summed over, and are 1 then.
+    time_after : tuple of int
+        See `Trajectory`; shorter than that of the other rollout where this one was stopped.
+    """
+
+    outputs: dict[str, NDArray[np.float64]]
+    time_after: tuple[int, ...]
 
 
 class Engine:
@@ -112,6 +157,12 @@ class Engine:
         other.contexts, other._chunks, other._mirror = contexts, {}, None
         return other
 
+    def of(self, session: Session) -> Engine:
+        """Return an engine of another session of the same signature, over the same contexts."""
+        other = copy.copy(self)
+        other.session, other._mirror = session, None
+        return other
+
     def run(
         self,
         overrides: Mapping[str, Value] | None = None,
@@ -119,7 +170,6 @@ class Engine:
         *,
         keep_other: bool = False,
         check_finite: bool = True,
-        watch: Watch | None = None,
     ) -> Trajectory:
         """Roll out.
 
@@ -133,8 +183,6 @@ class Engine:
             Keep the graph outputs outside the trajectory as well.
         check_finite : bool
             Stop at the first value that is NaN or infinite.
-        watch : callable, optional
-            May stop the rollout early; the other chunks then make as many steps as the first.
 
         Raises
         ------
@@ -144,26 +192,92 @@ class Engine:
             An input has no value, an array changes its shape, the model fails, or the steps give fewer time
             values than `length`.
         """
-        overrides = dict(overrides or {})
-        for port in self.session.signature.inputs:
-            if port.name not in self.spec.inputs and port.name not in overrides:
-                raise InputError(
-                    f"input {port} has no value: rollout.toml does not cover it and no override gives it",
-                    todo=f'Add [[feedback]], [[forcing]] or [[static]] with input = "{port.name}"',
-                )
+        overrides = self._complete(overrides)
         chosen = range(self.contexts.n_contexts)[contexts or slice(None)]
         if len(chosen) == 0 or chosen.step != 1:
             raise InputError(
                 f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
             )
+        return self._finished(self._joined(chosen, overrides, keep_other, check_finite, None), overrides)
+
+    def hold(self, overrides: Mapping[str, Value] | None = None) -> tuple[Trajectory, Held]:
+        """Roll out all contexts, and keep what others need to be compared with it; see `run` for the errors."""
+        overrides = self._complete(overrides)
+        chosen = range(self.contexts.n_contexts)
+        if self._as_a_whole:
+            made = self._finished(self._joined(chosen, overrides, False, True, None), overrides)
+            return made, Held(made.time_after, {}, None, made)
+        steps: dict[int, list[dict[str, Value]]] = {}
+        made = self._joined(chosen, overrides, False, True, steps)
+        first = next(iter(steps.values()))[0]
+        gauge = gauge_for(
+            first,
+            self.spec,
+            has_columns=self.contexts.columns is not None,
+            provider=self.session.provider,
+        )
+        return made, Held(made.time_after, steps, gauge)
+
+    def squares(
+        self, held: Held, overrides: Mapping[str, Value] | None = None, *, watch: Watch | None = None
+    ) -> Squares:
+        """Roll out all contexts and return the squared differences from a rollout of theirs that was held.
+
+        Parameters
+        ----------
+        held : Held
+            Made by an engine of the same session, or of one of the same signature, over contexts of these shapes.
+        overrides : mapping of str to Value, optional
+            See `run`.
+        watch : callable, optional
+            May stop the rollout early; the other chunks then make as many steps as the first. Not called where
+            `held.whole` is.
+
+        Raises
+        ------
+        NonFiniteError
+            A trajectory value, or the square of a difference, is not finite.
+        InputError
+            As `run` does.
+        """
+        overrides = self._complete(overrides)
+        chosen = range(self.contexts.n_contexts)
+        if held.whole is not None:
+            made = self._finished(self._joined(chosen, overrides, False, True, None), overrides)
+            return Squares(_squared(made.outputs, held.whole.outputs), made.time_after)
         steps = self.spec.rollout.steps
-        made, steps = self._joined(chosen, overrides, keep_other, check_finite, steps, watch)
+        parts: list[Part] = []
+        for start in range(0, chosen.stop, self._batch):
+            chunk = self._chunk(start, min(start + self._batch, chosen.stop))
+            parts.append(self._compared(chunk, overrides, held, steps, watch))
+            steps, watch = parts[-1].steps, None
+        joined = join(parts, chosen, self.spec)
+        return Squares(joined.outputs, joined.time_after)
+
+    @property
+    def _as_a_whole(self) -> bool:
+        """Whether trajectories are made from whole rollouts, so that a step by itself says nothing."""
+        return self.spec.rollout.flip_invariant or self.spec.rollout.non_negative
+
+    def _complete(self, overrides: Mapping[str, Value] | None) -> dict[str, Value]:
+        """Return the overrides, which with the spec give every input a value."""
+        given = dict(overrides or {})
+        for port in self.session.signature.inputs:
+            if port.name not in self.spec.inputs and port.name not in given:
+                raise InputError(
+                    f"input {port} has no value: rollout.toml does not cover it and no override gives it",
+                    todo=f'Add [[feedback]], [[forcing]] or [[static]] with input = "{port.name}"',
+                )
+        return given
+
+    def _finished(self, made: Trajectory, overrides: Mapping[str, Value]) -> Trajectory:
+        """Return a trajectory averaged and bounded, where the spec asks for it."""
         if self.spec.rollout.flip_invariant:
             if self._mirror is None:
                 turned = mirror.flipped(self.contexts, self.spec)
                 plain = mirror.without_mirror(self.spec)
                 self._mirror = Engine(self.session, plain, turned, batch=self._asked)
-            other, _ = self._mirror._joined(chosen, overrides, False, check_finite, steps, None)
+            other = self._mirror._joined(made.contexts, overrides, False, True, None)
             made = mirror.averaged(made, other)
         return mirror.bounded(made, self.contexts, self.spec) if self.spec.rollout.non_negative else made
 
@@ -173,17 +287,15 @@ class Engine:
         overrides: Mapping[str, Value],
         keep_other: bool,
         check_finite: bool,
-        steps: int,
-        watch: Watch | None,
-    ) -> tuple[Trajectory, int]:
-        """Roll all chunks out; return the trajectory, and the calls that each of them made."""
+        held: dict[int, list[dict[str, Value]]] | None,
+    ) -> Trajectory:
+        """Roll all chunks out; what is asked for goes to `held` as well, see `Held.steps`."""
         parts: list[Part] = []
         for start in range(chosen.start, chosen.stop, self._batch):
             chunk = self._chunk(start, min(start + self._batch, chosen.stop))
-            part = self._roll(chunk, overrides, keep_other, check_finite, steps, watch)
-            steps, watch = part.steps, None
-            parts.append(part)
-        return join(parts, chosen, self.spec), steps
+            keep = None if held is None else held.setdefault(start, [])
+            parts.append(self._roll(chunk, overrides, keep_other, check_finite, keep))
+        return join(parts, chosen, self.spec)
 
     def walk(
         self, overrides: Mapping[str, Value] | None = None, extra: Sequence[str] = ()
@@ -202,17 +314,28 @@ class Engine:
         InputError
             An array changes its shape, or the model fails.
         """
-        fed = {o for k, o in self._update.feeds.values() if k == "output"} | set(self._update.direct.values())
-        names = [p.name for p in self.session.signature.outputs if p.name in fed or p.name in extra]
         for start in range(0, self.contexts.n_contexts, self._batch):
             chunk = self._chunk(start, min(start + self._batch, self.contexts.n_contexts))
-            inputs = {**chunk.inputs, **chunk.forcing[0]}
-            for step in range(1, self.spec.rollout.steps + 1):
-                where = f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"
-                outputs = self.session.run({**inputs, **(overrides or {})}, names, where=where)
+            for _, inputs, outputs in self._calls(chunk, overrides or {}, extra, self.spec.rollout.steps):
                 yield inputs, outputs
-                if step < self.spec.rollout.steps:
-                    inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
+
+    def _calls(
+        self, chunk: _Chunk, overrides: Mapping[str, Value], extra: Collection[str], steps: int
+    ) -> Generator[tuple[int, dict[str, Value], dict[str, Value]]]:
+        """Yield (step, inputs, outputs) of every call of a chunk; outputs are those of `extra` and those fed back."""
+        fed = {o for k, o in self._update.feeds.values() if k == "output"} | set(self._update.direct.values())
+        inputs = {**chunk.inputs, **chunk.forcing[0]}
+        for step in range(1, steps + 1):
+            wanted = {*extra, *(fed if step < steps else ())}
+            where = _where(step, chunk)
+            asked = [p.name for p in self.session.signature.outputs if p.name in wanted]
+            if step == 1 and isinstance(self.session, SplitSession):
+                outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
+            else:
+                outputs = self.session.run({**inputs, **overrides}, asked, where=where)
+            yield step, inputs, outputs
+            if step < steps:
+                inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
 
     def _fixed_batch(self) -> int | None:
         axis = self.spec.rollout.batch_axis
@@ -264,34 +387,22 @@ class Engine:
         overrides: Mapping[str, Value],
         keep_other: bool,
         check_finite: bool,
-        steps: int,
-        watch: Watch | None,
+        held: list[dict[str, Value]] | None,
     ) -> Part:
-        names = [p.name for p in self.session.signature.outputs]
         trajectory = self.spec.trajectory.outputs
+        names = [p.name for p in self.session.signature.outputs]
         extra = [n for n in names if n not in trajectory] if keep_other else []
-        fed = {o for k, o in self._update.feeds.values() if k == "output"} | set(self._update.direct.values())
-        inputs = {**chunk.inputs, **chunk.forcing[0]}
         kept: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in trajectory}
         other: dict[str, list[Value]] = {n: [] for n in extra}
-        for step in range(1, steps + 1):
-            wanted = {*trajectory, *extra, *(fed if step < steps else ())}
-            where = f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"
-            asked = [n for n in names if n in wanted]
-            if step == 1 and isinstance(self.session, SplitSession):
-                outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
-            else:
-                outputs = self.session.run({**inputs, **overrides}, asked, where=where)
+        for step, _, outputs in self._calls(chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps):
             for name in trajectory:
                 kept[name].append(self._collected(outputs[name], name, step, chunk, check_finite))
             for name in extra:
                 other[name].append(outputs[name])
-            if watch is not None and watch(
-                step, {n: self._on_host(vs[-1], n, step, chunk, check_finite) for n, vs in kept.items()}
-            ):
-                break
-            if step < steps:
-                inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
+            if held is not None:
+                held.append({n: outputs[n] for n in trajectory})
+        if held is not None and not self.session.on_host:
+            self._make_room(held)
         return Part(
             {
                 n: [self._on_host(v, n, i, chunk, check_finite) for i, v in enumerate(vs, 1)]
@@ -299,6 +410,44 @@ class Engine:
             },
             {n: [self._plain(v, chunk) for v in vs] for n, vs in other.items()},
         )
+
+    def _make_room(self, held: list[dict[str, Value]]) -> None:
+        """Move a held chunk to host memory where all chunks would take too much of the device's."""
+        n_chunks = -(-self.contexts.n_contexts // self._batch)
+        if n_chunks * sum(v.n_bytes for outputs in held for v in outputs.values()) > _MOST_HELD_BYTES:
+            held[:] = [{n: host_value(v.numpy()) for n, v in outputs.items()} for outputs in held]
+
+    def _compared(
+        self, chunk: _Chunk, overrides: Mapping[str, Value], held: Held, steps: int, watch: Watch | None
+    ) -> Part:
+        """Roll a chunk out and return its squares, which come to the host at once only where that costs nothing."""
+        gauge, others = held.gauge, held.steps[chunk.contexts.start]
+        if gauge is None:
+            raise ValueError("a rollout held as a whole has no steps")
+        found: dict[str, list[Value | NDArray[np.float64]]] = {n: [] for n in gauge.outputs}
+        at_once = self.session.on_host or watch is not None
+        for step, _, outputs in self._calls(chunk, overrides, gauge.outputs, steps):
+            made = gauge.squares(outputs, others[step - 1], where=_where(step, chunk))
+            for name, value in made.items():
+                found[name].append(self._sums(value, name, step, chunk) if at_once else value)
+            if watch is not None and watch(
+                step, {n: self._sums(vs[-1], n, step, chunk) for n, vs in found.items()}
+            ):
+                break
+        return Part(
+            {n: [self._sums(v, n, i, chunk) for i, v in enumerate(vs, 1)] for n, vs in found.items()}, {}
+        )
+
+    def _sums(
+        self, value: Value | NDArray[np.float64], name: str, step: int, chunk: _Chunk
+    ) -> NDArray[np.float64]:
+        """Return squares on the host, as a part of a trajectory."""
+        if not isinstance(value, Value):
+            return value
+        array = in_time(value.numpy(), self.spec, len(chunk.contexts), np.float64)
+        if not np.isfinite(array).all():
+            raise self._not_finite(name, array, step, chunk)
+        return array
 
     def _first(
         self,
@@ -354,11 +503,11 @@ class Engine:
             return value
         array = in_time(value.numpy(), self.spec, len(chunk.contexts))
         if check_finite and not np.isfinite(array).all():
-            position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            raise self._not_finite(name, position, step, chunk)
+            raise self._not_finite(name, array, step, chunk)
         return array
 
-    def _not_finite(self, name: str, position: tuple[int, ...], step: int, chunk: _Chunk) -> NonFiniteError:
+    def _not_finite(self, name: str, array: NDArray[Any], step: int, chunk: _Chunk) -> NonFiniteError:
+        position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         context = chunk.contexts.start + position[0]
         variable = variable_at(self.spec, name, position)
         series = self.contexts.series
@@ -381,3 +530,13 @@ class Engine:
         if axis is not None and axis < array.ndim and array.shape[axis] == size:
             return np.moveaxis(array, axis, 0)[:n]
         return np.broadcast_to(array, (n, *array.shape))
+
+
+def _where(step: int, chunk: _Chunk) -> str:
+    return f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"
+
+
+def _squared(
+    a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float64]]:
+    return {name: np.square(mine.astype(np.float64) - b[name]) for name, mine in a.items()}

@@ -48,8 +48,8 @@ class Trajectory:
 
     Parameters
     ----------
-    outputs : dict of str to NDArray[np.float32]
-        Trajectory output to [context, time, *rest], in data units.
+    outputs : dict of str to NDArray
+        Trajectory output to [context, time, *rest], float32, in data units.
     contexts : range
         Indices of the contexts among all of the engine.
     time_after : tuple of int
@@ -65,7 +65,7 @@ class Trajectory:
         Outputs outside the trajectory that could not be kept, and why.
     """
 
-    outputs: dict[str, NDArray[np.float32]]
+    outputs: dict[str, NDArray[Any]]
     contexts: range
     time_after: tuple[int, ...]
     per_step: int
@@ -92,8 +92,10 @@ class Part:
         return len(next(iter(self.kept.values())))
 
 
-def in_time(array: NDArray[Any], spec: RolloutSpec, n_contexts: int) -> NDArray[np.float32]:
-    """Return one step's output as [context, time, *rest], float32.
+def in_time(
+    array: NDArray[Any], spec: RolloutSpec, n_contexts: int, dtype: type[np.floating[Any]] = np.float32
+) -> NDArray[Any]:
+    """Return one step's output as [context, time, *rest].
 
     Parameters
     ----------
@@ -101,6 +103,8 @@ def in_time(array: NDArray[Any], spec: RolloutSpec, n_contexts: int) -> NDArray[
         The ONNX output as it is; a padded batch is cut to `n_contexts`.
     spec : RolloutSpec
     n_contexts : int
+    dtype : type
+        Of what is returned.
     """
     index: list[Any] = [slice(None)] * array.ndim
     for cut in spec.trajectory.select:
@@ -116,7 +120,7 @@ def in_time(array: NDArray[Any], spec: RolloutSpec, n_contexts: int) -> NDArray[
     if spec.trajectory.time_axis is None:
         ordered = ordered[:, None]
     with np.errstate(over="ignore"):  # a double that becomes infinite is reported as such
-        return np.ascontiguousarray(ordered[:n_contexts], np.float32)
+        return np.ascontiguousarray(ordered[:n_contexts], dtype)
 
 
 def join(parts: list[Part], contexts: range, spec: RolloutSpec) -> Trajectory:
@@ -163,5 +167,5 @@ def join(parts: list[Part], contexts: range, spec: RolloutSpec) -> Trajectory:
     )
 
 
-def _whole(parts: list[Part], name: str, length: int | None) -> NDArray[np.float32]:
+def _whole(parts: list[Part], name: str, length: int | None) -> NDArray[Any]:
     return np.concatenate([np.concatenate(p.kept[name], 1)[:, :length] for p in parts])

@@ -90,7 +90,7 @@ class OnCluster:
             if isinstance(found, Frame):
                 frames.append(found)
 
-        self._run([Task(0, (), frozenset())], None, keep)
+        self._run([Task(0, {})], None, keep)
         return frames[0]
 
     def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
@@ -186,13 +186,13 @@ class OnCluster:
         self._looked_s = -_LOOK_S  # another may be hired at once
         self._deaths[seat.node] += 1
         if seat.task is not None:
-            key = (seat.task.session, tuple(t.name for t in seat.task.targets))
+            key = (seat.task.session, tuple(seat.task.todo))
             self._deaths[key] += 1
             self._say(f"an actor on node {self._name(seat.node)} died: what it was measuring starts again")
             if self._deaths[key] >= _DEATHS:
                 raise InputError(
                     f"{_DEATHS} actors died of the same task; what was measured is kept",
-                    where=", ".join(t.name for t in seat.task.targets),
+                    where=_names(seat.task),
                     todo="See Ray's log; if memory ran out, use a smaller --batch or fewer --workers",
                 ) from error
             self._queue.insert(0, seat.task)
@@ -254,6 +254,11 @@ class OnCluster:
             todo="Run the same command again when there is one"
             + (", or with fewer --threads" if cores > 1 else ""),
         )
+
+
+def _names(task: Task) -> str:
+    """Return the weights of a task's rollouts, each once."""
+    return ", ".join(dict.fromkeys(w.label for r in task.todo.values() for w in r.weights))
 
 
 @contextlib.contextmanager

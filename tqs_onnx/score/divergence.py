@@ -63,6 +63,13 @@ class Ruler:
             out[name] = np.einsum("stx,stx->st", flat, flat)
         return out
 
+    def parts(self, squares: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
+        """Return what `squares` does, from squared differences that are made already (`rollout.run.Squares`)."""
+        return {
+            name: part.reshape(*part.shape[:2], -1).sum(axis=2) / self.sigma[name] ** 2
+            for name, part in by_variable(squares, self.spec, self.contexts, rows).items()
+        }
+
     def energy(
         self,
         squares: Mapping[str, NDArray[np.float64]],

@@ -8,7 +8,6 @@ where errors turn from shrinking to growing. It is watched on the first chunk of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,22 +22,20 @@ _LEAST_SHARE = 0.25
 
 def watcher(meter: Meter, delta_sq: float, rule: EarlyStop) -> Watch:
     """Return a watch for one rollout with a probe of size `delta_sq`."""
-    after = meter.nominal.time_after
+    n_steps = len(meter.held.time_after) - 1
     rates: list[float] = []
     total = 0.0
 
-    def watch(step: int, values: Mapping[str, NDArray[Any]]) -> bool:
+    def watch(step: int, squares: Mapping[str, NDArray[np.float64]]) -> bool:
         nonlocal total
-        start, stop = after[step - 1], after[step]
-        n = len(next(iter(values.values())))
-        rows = slice(0, n)
-        mine = {k: a[:, : stop - start] for k, a in values.items()}
-        theirs = {k: meter.nominal.outputs[k][rows, start:stop] for k in values}
-        squares = meter.ruler.squares(mine, theirs, rows)
-        total += sum(float(s.sum()) for s in squares.values()) / n
+        # The last step may give more values than the trajectory is long.
+        n_time = meter.held.time_after[step] - meter.held.time_after[step - 1]
+        n = len(next(iter(squares.values())))
+        parts = meter.ruler.parts({k: a[:, :n_time] for k, a in squares.items()}, slice(0, n))
+        total += sum(float(s.sum()) for s in parts.values()) / n
         ratio = max(total / (delta_sq + EPSILON), RATIO_FLOOR)
         rates.append(float(np.log(ratio)) / step)
-        if step < _LEAST_SHARE * (len(after) - 1):
+        if step < _LEAST_SHARE * n_steps:
             return False
         recent = rates[-rule.window - 1 :]
         return len(recent) > rule.window and max(recent) - min(recent) <= rule.tolerance

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.halves import SplitSession
-from tqs_onnx.rollout.run import Engine, Trajectory, Watch
+from tqs_onnx.rollout.run import Engine, Held, Squares, Trajectory, Watch
 from tqs_onnx.rollout.session import Provider, Session, SessionOptions, Value, host_value, open_session
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_passes.model_io import Model, serialize
@@ -53,12 +53,12 @@ class Injection(Protocol):
         """Do all that can be done before a rollout with these weights replaced; safe beside a rollout that runs."""
         ...
 
-    def run(self, replaced: Mapping[str, NDArray[Any]], *, watch: Watch | None = None) -> Trajectory:
-        """Roll out with the named weights replaced, all others nominal."""
+    def hold(self) -> tuple[Trajectory, Held]:
+        """Roll out with all weights nominal, and keep what others need to be compared with it."""
         ...
 
-    def run_from(self, contexts: Contexts) -> Trajectory:
-        """Roll out from other contexts, all weights nominal."""
+    def squares_from(self, contexts: Contexts, held: Held) -> Squares:
+        """Roll out from other contexts, all weights nominal, and compare."""
         ...
 
 
@@ -76,9 +76,9 @@ class Ready:
     engine: Engine
     values: dict[str, Value]
 
-    def run(self, *, watch: Watch | None = None) -> Trajectory:
-        """Roll out."""
-        return self.engine.run(self.values, watch=watch)
+    def squares(self, held: Held, *, watch: Watch | None = None) -> Squares:
+        """Roll out and compare with the nominal rollout; see `Engine.squares`."""
+        return self.engine.squares(held, self.values, watch=watch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,20 +198,17 @@ class GroupSession:
         changed = {name: self.session.value(array) for name, array in replaced.items()}
         return Ready(self._engine, {**self._nominal, **changed})
 
-    def run(
-        self,
-        replaced: Mapping[str, NDArray[Any]],
-        *,
-        watch: Watch | None = None,
-        keep_other: bool = False,
-    ) -> Trajectory:
-        """Roll out with the named weights replaced, all others nominal."""
-        values = self.prepare(replaced).values
-        return self._engine.run(values, watch=watch, keep_other=keep_other)
+    def hold(self) -> tuple[Trajectory, Held]:
+        """Roll out with all weights nominal, and keep what others need to be compared with it."""
+        return self._engine.hold(self._nominal)
 
-    def run_from(self, contexts: Contexts) -> Trajectory:
-        """Roll out from other contexts, all weights nominal."""
-        return self._engine.over(contexts).run(self._nominal)
+    def run(self, replaced: Mapping[str, NDArray[Any]], *, keep_other: bool = False) -> Trajectory:
+        """Roll out with the named weights replaced, all others nominal."""
+        return self._engine.run(self.prepare(replaced).values, keep_other=keep_other)
+
+    def squares_from(self, contexts: Contexts, held: Held) -> Squares:
+        """Roll out from other contexts, all weights nominal, and compare."""
+        return self._engine.over(contexts).squares(held, self._nominal)
 
 
 class Rebuilt:
@@ -233,20 +230,16 @@ class Rebuilt:
         threads: int = 0,
     ) -> None:
         self._arrays = source.arrays
-        self._spec, self._contexts, self._batch, self._threads = spec, contexts, batch, threads
+        self._threads = threads
         single = frozenset(name for name, array in source.arrays.items() if array.size == 1)
         self._serialized, constants = source.opened_for(single)
         self._constants = {name: host_value(source.arrays[name]) for name in constants}
         self._nominal = {name: host_value(source.arrays[name]) for name in sorted(single)}
-        self._engine = self._built({})
+        self._engine = Engine(self._built({}), spec, contexts, batch=batch)
 
-    def _built(self, replaced: Mapping[str, Value]) -> Engine:
-        session = open_session(
-            self._serialized,
-            options=SessionOptions(threads=self._threads),
-            stored={**self._constants, **replaced},
-        )
-        return Engine(session, self._spec, self._contexts, batch=self._batch)
+    def _built(self, replaced: Mapping[str, Value]) -> Session:
+        options = SessionOptions(threads=self._threads)
+        return open_session(self._serialized, options=options, stored={**self._constants, **replaced})
 
     def values(self, weight: Weight) -> NDArray[Any]:
         """Return the nominal values of a weight, in its dtype."""
@@ -257,15 +250,16 @@ class Rebuilt:
         changed = {name: host_value(array) for name, array in replaced.items()}
         constant = {name: value for name, value in changed.items() if name in self._constants}
         exposed = {name: value for name, value in changed.items() if name not in constant}
-        return Ready(self._built(constant) if constant else self._engine, {**self._nominal, **exposed})
+        engine = self._engine.of(self._built(constant)) if constant else self._engine
+        return Ready(engine, {**self._nominal, **exposed})
 
-    def run(self, replaced: Mapping[str, NDArray[Any]], *, watch: Watch | None = None) -> Trajectory:
-        """Roll out with the named weights replaced, all others nominal."""
-        return self.prepare(replaced).run(watch=watch)
+    def hold(self) -> tuple[Trajectory, Held]:
+        """Roll out with all weights nominal, and keep what others need to be compared with it."""
+        return self._engine.hold(self._nominal)
 
-    def run_from(self, contexts: Contexts) -> Trajectory:
-        """Roll out from other contexts, all weights nominal."""
-        return self._engine.over(contexts).run(self._nominal)
+    def squares_from(self, contexts: Contexts, held: Held) -> Squares:
+        """Roll out from other contexts, all weights nominal, and compare."""
+        return self._engine.over(contexts).squares(held, self._nominal)
 
 
 class ExposedWeights(GroupSession):

@@ -55,7 +55,7 @@ def estimate(plan: Plan) -> Estimate:
     start = time.perf_counter()
     station = open_station(plan, source, 0)
     opened = time.perf_counter()
-    station.injection.run({})
+    station.injection.prepare({}).squares(station.meter.held)
     rollout_s = time.perf_counter() - opened
     build_s = max(0.0, opened - start - rollout_s)
     sessions = plan.n_sessions

@@ -45,9 +45,10 @@ def floors_of(plan: Plan, station: Station, session: int) -> Floors:
     """
     meter, injection = station.meter, station.injection
     same = {w.name: injection.values(w) for w in plan.weights_of(session)[:1]}
-    noise = meter.measure(injection.run(same), 0.0).energy.max(axis=0)
+    again = injection.prepare(same).squares(meter.held)
+    noise = meter.measure(again, 0.0).energy.max(axis=0)
     try:
-        moved = injection.run_from(nudged(plan.contexts, plan.spec))
+        moved = injection.squares_from(nudged(plan.contexts, plan.spec), meter.held)
         rounding = np.maximum(noise, meter.measure(moved, 0.0).energy.max(axis=0))
     except NonFiniteError:
         rounding = noise

@@ -36,7 +36,7 @@ _SETS = (
     "asimd",
 )
 #: Raised when the way something is measured changes.
-_MEASURING = 3
+_MEASURING = 4
 
 
 def contexts_hash(contexts: Contexts) -> str:

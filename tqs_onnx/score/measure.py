@@ -7,14 +7,12 @@ their shares.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.trajectory import Trajectory
+from tqs_onnx.rollout.run import Held, Squares
 from tqs_onnx.score.divergence import Ruler
 
 
@@ -45,21 +43,22 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Meter:
-    """Cumulative energies of a trajectory against the nominal one, at each horizon.
+    """Cumulative energies of a rollout against the nominal one, at each horizon.
 
     Parameters
     ----------
     ruler : Ruler
     spaces : dict of str to int
         Values per context and time of each variable.
-    nominal : Trajectory
+    held : Held
+        The nominal rollout.
     horizons : tuple of int
         Steps, increasing.
     """
 
     ruler: Ruler
     spaces: dict[str, int]
-    nominal: Trajectory
+    held: Held
     horizons: tuple[int, ...]
 
     def blank(self, delta_sq: float, *, finite: bool = True) -> Measurement:
@@ -67,17 +66,14 @@ class Meter:
         shape = (self.ruler.contexts.n_contexts, len(self.horizons))
         return Measurement(np.zeros(shape), np.zeros(len(self.ruler.rows)), delta_sq, 0, finite)
 
-    def measure(self, trajectory: Trajectory, delta_sq: float) -> Measurement:
-        """Return the measurement of a perturbed trajectory, which may be shorter than the nominal one."""
-        steps = len(trajectory.time_after) - 1
-        ends = np.array([self.nominal.time_after[min(t, steps)] for t in self.horizons])
-        nominal: Mapping[str, NDArray[Any]] = self.nominal.outputs
-        if steps < len(self.nominal.time_after) - 1:
-            nominal = {k: a[:, : self.nominal.time_after[steps]] for k, a in nominal.items()}
-        squares = self.ruler.squares(trajectory.outputs, nominal)
-        running = np.cumsum(self.ruler.energy(squares, self.spaces, self.n_time), axis=1)
+    def measure(self, squares: Squares, delta_sq: float) -> Measurement:
+        """Return the measurement of a rollout, which may be shorter than the nominal one."""
+        steps = len(squares.time_after) - 1
+        ends = np.array([self.held.time_after[min(t, steps)] for t in self.horizons])
+        parts = self.ruler.parts(squares.outputs)
+        running = np.cumsum(self.ruler.energy(parts, self.spaces, self.n_time), axis=1)
         energy = running[:, ends - 1]
-        variables = np.array([float(s.sum(axis=1).mean()) for s in squares.values()])
+        variables = np.array([float(s.sum(axis=1).mean()) for s in parts.values()])
         beyond = np.array(self.horizons) / steps
         if (beyond > 1).any() and delta_sq > 0:
             stretch = np.maximum(beyond, 1.0)
@@ -89,4 +85,4 @@ class Meter:
     @property
     def n_time(self) -> int:
         """Time values of the nominal trajectory."""
-        return int(next(iter(self.nominal.outputs.values())).shape[1])
+        return self.held.time_after[-1]

@@ -6,13 +6,12 @@ gives the same bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from tqs_onnx.score.engine import Exposable
 from tqs_onnx.score.families import families, is_worth_testing, settle
 from tqs_onnx.score.floors import SessionFloors, floors_of
-from tqs_onnx.score.measure import Measurement
 from tqs_onnx.score.plan import Plan
 from tqs_onnx.score.rolling import (
     Frame,
@@ -25,7 +24,7 @@ from tqs_onnx.score.rolling import (
     prepared,
 )
 from tqs_onnx.score.store import Floors
-from tqs_onnx.score.target import Target
+from tqs_onnx.score.target import Rollout, Target
 from tqs_onnx.score.task import Found, Kept, Task
 
 
@@ -70,7 +69,7 @@ class Desk:
         if floors is not None and self._plan.options.group_test:
             yield from _in_families(self._plan, station, floors, task)
         else:
-            yield from _one_by_one(self._plan, station, task.targets, task.have)
+            yield from _one_by_one(self._plan, station, task.todo)
 
     def _opened(self, session: int, frame: Frame | None) -> Station:
         if self._station is None or self._session != session:
@@ -81,29 +80,28 @@ class Desk:
 
 
 def _in_families(plan: Plan, station: Station, floors: Floors, task: Task) -> Iterator[Kept]:
+    def todo_of(targets: Sequence[Target]) -> dict[str, Rollout]:
+        keyed = {r.key(plan.job): r for t in targets for r in plan.rollouts(t)}
+        return {key: rollout for key, rollout in keyed.items() if key in task.todo}
+
     for family in families(plan.targets_of(task.session)):
-        missing = tuple(t for t in family if t in task.targets)
-        if not is_worth_testing(family) or not missing:
-            yield from _one_by_one(plan, station, missing, task.have)
+        if not is_worth_testing(family) or not todo_of(family):
+            yield from _one_by_one(plan, station, todo_of(family))
             continue
         # The whole family is settled again, whatever is missing: what is found must not depend on where a run stopped.
         head, rest = family[0], family[1:]
-        yield from _one_by_one(plan, station, (head,) if head in missing else (), task.have)
+        yield from _one_by_one(plan, station, todo_of((head,)))
         settled: tuple[Target, ...] = ()
         if _still(plan, station, floors, (head,)):
             settled, rest = settle(rest, lambda some: _still(plan, station, floors, some))
-        settled = tuple(t for t in settled if t in missing)
-        if settled:
-            yield _settled(plan, station, settled)
-        yield from _one_by_one(plan, station, tuple(t for t in rest if t in missing), task.have)
+        if found := _settled(station, todo_of(settled)):
+            yield found
+        yield from _one_by_one(plan, station, todo_of(rest))
 
 
-def _one_by_one(
-    plan: Plan, station: Station, targets: Sequence[Target], have: frozenset[str]
-) -> Iterator[Kept]:
-    rollouts = [r for t in targets for r in plan.rollouts(t) if r.key(plan.job) not in have]
-    for ready in prepared(rollouts, station.injection):
-        yield ((ready.rollout.key(plan.job), measured(plan, station, ready)),)
+def _one_by_one(plan: Plan, station: Station, todo: Mapping[str, Rollout]) -> Iterator[Kept]:
+    for key, ready in zip(todo, prepared(todo.values(), station.injection), strict=True):
+        yield ((key, measured(plan, station, ready)),)
 
 
 def _still(plan: Plan, station: Station, floors: Floors, targets: Sequence[Target]) -> bool:
@@ -117,9 +115,6 @@ def _still(plan: Plan, station: Station, floors: Floors, targets: Sequence[Targe
     return True
 
 
-def _settled(plan: Plan, station: Station, targets: Sequence[Target]) -> Kept:
-    kept: list[tuple[str, Measurement]] = []
-    for rollout in (r for t in targets for r in plan.rollouts(t)):
-        _, delta_sq = perturbation(rollout, station.injection)
-        kept.append((rollout.key(plan.job), station.meter.blank(delta_sq)))
-    return tuple(kept)
+def _settled(station: Station, todo: Mapping[str, Rollout]) -> Kept:
+    deltas = {key: perturbation(rollout, station.injection)[1] for key, rollout in todo.items()}
+    return tuple((key, station.meter.blank(delta_sq)) for key, delta_sq in deltas.items())

@@ -82,7 +82,7 @@ def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None 
             threads=options.threads,
             prefix=plan.prefix,
         )
-    nominal = injection.run({})
+    nominal, held = injection.hold()
     if frame is None:
         scale = sigma(plan.spec, plan.contexts, nominal.outputs).values
         scale = dict.fromkeys(scale, 1.0) if options.units == "raw" else scale
@@ -91,7 +91,7 @@ def open_station(plan: Plan, source: Exposable, group: int, frame: Frame | None 
     ruler = ruler_for(nominal.outputs, plan.spec, plan.contexts, scale)
     ruler = replace(ruler, balanced=options.units == "std")
     spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
-    return Station(injection, Meter(ruler, spaces, nominal, plan.horizons))
+    return Station(injection, Meter(ruler, spaces, held, plan.horizons))
 
 
 def frame_of(station: Station) -> Frame:
@@ -157,6 +157,6 @@ def measured(plan: Plan, station: Station, prepared: Prepared) -> Measurement:
     rule = plan.options.early_stop
     watch = None if rule is None else watcher(meter, delta_sq, rule)
     try:
-        return meter.measure(prepared.ready.run(watch=watch), delta_sq)
+        return meter.measure(prepared.ready.squares(meter.held, watch=watch), delta_sq)
     except NonFiniteError:
         return meter.blank(delta_sq, finite=False)

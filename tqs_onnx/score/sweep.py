@@ -156,7 +156,7 @@ def _measure(plan: Plan, results: Results, counter: _Counter, say: Say) -> tuple
     """Make every measurement that the store lacks; return what is known of the nominal rollout, and of each session."""
     kept = results.known(r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t))
     counter.kept(kept)
-    tasks = tasks_of(plan, frozenset(kept), results.floors(plan.job))
+    tasks = tasks_of(plan, kept, results.floors(plan.job))
     text = results.frame(plan.job)
     frame = None if text is None else Frame.model_validate_json(text)
 

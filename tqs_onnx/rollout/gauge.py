@@ -1,0 +1,111 @@
+"""Squared differences of two rollouts, summed on the device that made them: only the sums come to the host.
+
+    a, b   output of one step, of either rollout
+    out    Σ (a − b)²                        float64, summed over all axes but those that somebody tells apart
+
+Axes of batch and time stay, those that `trajectory.select` cuts, and those that tell variables apart; the others
+become 1. float16 and bfloat16 are widened to float32 first, which is exact; a difference of float32 is rounded once,
+by 2⁻²⁴ of itself at most. ONNX operators Cast, Sub, ReduceSumSquare, Mul (opset 17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from tqs_onnx.rollout.options import Provider, SessionOptions
+from tqs_onnx.rollout.session import Session, Value, open_session
+from tqs_onnx.rollout.spec import RolloutSpec
+
+_OPSET = 17
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gauge:
+    """Compares outputs of one step; made by `gauge_for`.
+
+    Parameters
+    ----------
+    outputs : tuple of str
+        Trajectory outputs.
+    session : Session
+        Its inputs are ``a0, b0, a1, b1, …`` and its outputs ``s0, s1, …``, by the place in `outputs`.
+    """
+
+    outputs: tuple[str, ...]
+    session: Session
+
+    def squares(self, a: Mapping[str, Value], b: Mapping[str, Value], *, where: str = "") -> dict[str, Value]:
+        """Return Σ (a − b)² for each trajectory output, float64, with the output's rank (see module docstring)."""
+        feeds: dict[str, Value] = {}
+        for i, name in enumerate(self.outputs):
+            feeds[f"a{i}"], feeds[f"b{i}"] = a[name], b[name]
+        made = self.session.run(feeds, where=where)
+        return {name: made[f"s{i}"] for i, name in enumerate(self.outputs)}
+
+
+def gauge_for(
+    outputs: Mapping[str, Value], spec: RolloutSpec, *, has_columns: bool, provider: Provider
+) -> Gauge:
+    """Return the gauge of outputs of these ranks and dtypes.
+
+    Parameters
+    ----------
+    outputs : mapping of str to Value
+        Trajectory output to its values at any step.
+    spec : RolloutSpec
+    has_columns : bool
+        The last axis of a trajectory may be the columns of a table (`variables.by_variable`).
+    provider : str
+    """
+    nodes: list[onnx.NodeProto] = []
+    inputs: list[onnx.ValueInfoProto] = []
+    results: list[onnx.ValueInfoProto] = []
+    for i, (name, value) in enumerate(outputs.items()):
+        rank = len(value.shape)
+        for side in "ab":
+            inputs.append(_info(f"{side}{i}", int(helper.np_dtype_to_tensor_dtype(value.dtype)), rank))
+        summed = sorted(set(range(rank)) - _kept_axes(name, rank, spec, has_columns=has_columns))
+        nodes += _nodes(i, summed, wide=value.dtype == np.float64)
+        results.append(_info(f"s{i}", TensorProto.DOUBLE, rank))
+    graph = helper.make_graph(nodes, "gauge", inputs, results)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    # One thread: a second thread pool would compete with the model's.
+    session = open_session(model.SerializeToString(), provider=provider, options=SessionOptions(threads=1))
+    return Gauge(tuple(outputs), session)
+
+
+def _info(name: str, kind: int, rank: int) -> onnx.ValueInfoProto:
+    """Declare the rank only: sizes may change from step to step."""
+    return helper.make_tensor_value_info(name, kind, [None] * rank)
+
+
+def _nodes(i: int, summed: list[int], *, wide: bool) -> list[onnx.NodeProto]:
+    kind = TensorProto.DOUBLE if wide else TensorProto.FLOAT
+    nodes = [helper.make_node("Cast", [f"{side}{i}"], [f"{side}{i}_wide"], to=kind) for side in "ab"]
+    nodes.append(helper.make_node("Sub", [f"a{i}_wide", f"b{i}_wide"], [f"d{i}"]))
+    nodes.append(helper.make_node("Cast", [f"d{i}"], [f"d{i}_double"], to=TensorProto.DOUBLE))
+    if summed:
+        nodes.append(
+            helper.make_node("ReduceSumSquare", [f"d{i}_double"], [f"s{i}"], axes=summed, keepdims=1)
+        )
+    else:
+        nodes.append(helper.make_node("Mul", [f"d{i}_double"] * 2, [f"s{i}"]))
+    return nodes
+
+
+def _kept_axes(output: str, rank: int, spec: RolloutSpec, *, has_columns: bool) -> set[int]:
+    """Return the axes of an ONNX output that are not summed over."""
+    moved = {a for a in (spec.rollout.batch_axis, spec.trajectory.time_axis) if a is not None}
+    kept = moved | {c.axis for c in spec.trajectory.select}
+    kept |= {v.axis for v in spec.variable if v.output == output and v.axis is not None}
+    dropped = {c.axis for c in spec.trajectory.select if c.index is not None}
+    rest = [a for a in range(rank) if a not in moved | dropped]
+    if has_columns and rest:
+        kept.add(rest[-1])
+    return kept
