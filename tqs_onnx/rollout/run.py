@@ -204,7 +204,7 @@ class Engine:
         """Roll out all contexts, and keep what others need to be compared with it; see `run` for the errors."""
         overrides = self._complete(overrides)
         chosen = range(self.contexts.n_contexts)
-        if self._as_a_whole:
+        if self.spec.rollout.is_made_whole:
             made = self._finished(self._joined(chosen, overrides, False, True, None), overrides)
             return made, Held(made.time_after, {}, None, made)
         steps: dict[int, list[dict[str, Value]]] = {}
@@ -253,11 +253,6 @@ class Engine:
             steps, watch = parts[-1].steps, None
         joined = join(parts, chosen, self.spec)
         return Squares(joined.outputs, joined.time_after)
-
-    @property
-    def _as_a_whole(self) -> bool:
-        """Whether trajectories are made from whole rollouts, so that a step by itself says nothing."""
-        return self.spec.rollout.flip_invariant or self.spec.rollout.non_negative
 
     def _complete(self, overrides: Mapping[str, Value] | None) -> dict[str, Value]:
         """Return the overrides, which with the spec give every input a value."""

@@ -83,6 +83,11 @@ class RolloutTable(_Table):
     flip_invariant: bool = False
     non_negative: bool = False
 
+    @property
+    def is_made_whole(self) -> bool:
+        """Whether a trajectory is made from whole rollouts, so that a step by itself says nothing."""
+        return self.flip_invariant or self.non_negative
+
 
 class Feedback(_Table):
     """How one output re-enters as one input: fed = scale · expand(select(output)) + offset.
@@ -259,7 +264,7 @@ class RolloutSpec(_Table):
 
     @model_validator(mode="after")
     def _has_states(self) -> RolloutSpec:
-        if (self.rollout.flip_invariant or self.rollout.non_negative) and not self.feedback:
+        if self.rollout.is_made_whole and not self.feedback:
             raise ValueError(
                 "flip_invariant and non_negative act on what is fed back: there is no [[feedback]]"
             )

@@ -1,7 +1,8 @@
 """What a measurement depends on, as one digest: the job.
 
 Part of it: the model file, the rollout, the contexts, σ's units, the horizons, chunking, early stop, how weights are
-injected and which of them share a session, the runtime's version, the provider, and the processor's instruction set.
+injected and which of them share a session, the versions of the runtime and of NumPy, which draws and rounds, the
+provider, and the processor's instruction sets.
 
 Not part of it: the output path and the number of threads. The runtime's CPU kernels split a product over rows and
 columns, never within a sum, so threads do not change a bit of a result; a test holds them to it. Probe, bits, draw and
@@ -24,16 +25,10 @@ from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.session import Provider, runtime_version
 
 _SETS = (
-    "avx",
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512bw",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_tile",
-    "asimd",
+    *("avx", "avx2", "fma", "f16c", "avx_vnni"),
+    *("avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
 #: Raised when the way something is measured changes.
 _MEASURING = 4
@@ -77,6 +72,7 @@ def job_facts(
         "contexts": contexts_sha256,
         "provider": provider,
         "runtime": runtime_version(),
+        "numpy": np.__version__,
         "instructions": instruction_set(provider),
         **chosen,
     }

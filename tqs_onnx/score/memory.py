@@ -20,8 +20,12 @@ from tqs_passes.errors import InputError
 
 #: Weights once in the model and, at worst, once more while they are perturbed or prepacked.
 _WEIGHTS_HELD = 1.5
-#: Both trajectories, and their difference and its square in float64.
-_TRAJECTORIES_HELD = 6
+#: The nominal trajectory: held where it was made, and on the host while σ is taken from it.
+_NOMINAL_HELD = 3
+#: Where whole trajectories are compared: both, and their difference and its square in float64.
+_WHOLE_HELD = 6
+#: One step's difference in float32, and in float64.
+_STEP_HELD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +37,9 @@ class Memory:
     weights : int
         All weights, once.
     per_context : int
-        Activations of one context of a chunk.
+        Activations of one context of a chunk, and what is made to compare one of its steps.
     held : int
-        Trajectories of all contexts: the nominal one, the perturbed one, and what is made to compare them.
+        Trajectories of all contexts.
     """
 
     weights: int
@@ -70,9 +74,11 @@ def memory_of(source: Exposable, spec: RolloutSpec, contexts: Contexts) -> Memor
     _fix_shapes(proto.graph, spec, contexts)
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     sizes = {v.name: _bytes(v.type.tensor_type) for v in (*inferred.graph.value_info, *inferred.graph.output)}
-    kept = sum(sizes.get(name, 0) for name in spec.trajectory.outputs) * (spec.rollout.steps + 1)
-    held = _TRAJECTORIES_HELD * kept * contexts.n_contexts
-    return Memory(sum(a.nbytes for a in source.arrays.values()), _fullest(proto.graph, sizes), held)
+    step = sum(sizes.get(name, 0) for name in spec.trajectory.outputs)
+    whole = spec.rollout.is_made_whole
+    held = (_WHOLE_HELD if whole else _NOMINAL_HELD) * step * spec.rollout.steps * contexts.n_contexts
+    per_context = _fullest(proto.graph, sizes) + (0 if whole else _STEP_HELD * step)
+    return Memory(sum(a.nbytes for a in source.arrays.values()), per_context, held)
 
 
 def _fix_shapes(graph: onnx.GraphProto, spec: RolloutSpec, contexts: Contexts) -> None:

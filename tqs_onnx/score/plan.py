@@ -111,7 +111,7 @@ def plan_sweep(
         where it cannot be.
     """
     require_horizons(options.horizons, spec.rollout.steps)
-    if options.early_stop is not None and (spec.rollout.flip_invariant or spec.rollout.non_negative):
+    if options.early_stop is not None and spec.rollout.is_made_whole:
         raise InputError(
             "a rollout that is averaged or bounded as a whole cannot be stopped early",
             where="--early-stop",
