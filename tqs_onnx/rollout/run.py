@@ -147,6 +147,9 @@ class Engine:
         self._mirror: Engine | None = None
         self._chunks: dict[tuple[int, int], _Chunk] = {}
         grown = [(f.input, f.axis) for f in spec.feedback if f.mode == "grow"]
+        self._covered = frozenset(spec.inputs)
+        fed = {o for kind, o in self._update.feeds.values() if kind == "output"}
+        self._fed = frozenset(fed | set(self._update.direct.values()))
         self._grown: dict[str, int | None] = dict(
             [*grown, *((f.input, f.axis) for f in spec.fill if f.mode == "grow")]
         )
@@ -258,7 +261,7 @@ class Engine:
         """Return the overrides, which with the spec give every input a value."""
         given = dict(overrides or {})
         for port in self.session.signature.inputs:
-            if port.name not in self.spec.inputs and port.name not in given:
+            if port.name not in self._covered and port.name not in given:
                 raise InputError(
                     f"input {port} has no value: rollout.toml does not cover it and no override gives it",
                     todo=f'Add [[feedback]], [[forcing]] or [[static]] with input = "{port.name}"',
@@ -318,10 +321,9 @@ class Engine:
         self, chunk: _Chunk, overrides: Mapping[str, Value], extra: Collection[str], steps: int
     ) -> Generator[tuple[int, dict[str, Value], dict[str, Value]]]:
         """Yield (step, inputs, outputs) of every call of a chunk; outputs are those of `extra` and those fed back."""
-        fed = {o for k, o in self._update.feeds.values() if k == "output"} | set(self._update.direct.values())
         inputs = {**chunk.inputs, **chunk.forcing[0]}
         for step in range(1, steps + 1):
-            wanted = {*extra, *(fed if step < steps else ())}
+            wanted = {*extra, *(self._fed if step < steps else ())}
             where = _where(step, chunk)
             asked = [p.name for p in self.session.signature.outputs if p.name in wanted]
             if step == 1 and isinstance(self.session, SplitSession):

@@ -187,10 +187,12 @@ class Session:
         names = list(self._dtypes) if outputs is None else list(outputs)
         try:
             binding, bound = self._binding(inputs)
+            big = False
             for name, value in inputs.items():
                 if bound.get(name) is not value:
                     binding.bind_ortvalue_input(name, value.raw)
                     bound[name] = value  # also keeps its memory alive while it is bound
+                    big = big or value.n_bytes > _BIG_BYTES
             for name in names:
                 binding.bind_output(name, "cpu" if self._dtypes.get(name) == _BFLOAT16 else self._device)
             self._raw.run_with_iobinding(binding)
@@ -198,7 +200,7 @@ class Session:
             binding.clear_binding_outputs()  # else the next run would write into these results
         except _ERRORS as error:
             raise InputError(f"the model failed: {_text(error)}", where=where) from error
-        if any(value.n_bytes > _BIG_BYTES for value in bound.values()):
+        if big:
             binding.clear_binding_inputs()  # memory matters more than the time to bind again
         else:
             self._bindings.append((binding, bound))
