@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,25 @@ def test_node_ranges_take_weights_in_the_order_they_are_read(tmp_path: Path) -> 
         "block001": ["decB", "decC"],
         "block002": ["out"],
     }
+
+
+def test_ranges_of_nodes_may_be_named(tmp_path: Path) -> None:
+    assert _members(tmp_path, "nodes:0-1,2-6") == {
+        "nodes0-1": ["encA", "enca"],
+        "nodes2-6": ["decB", "decC"],
+        "out": ["out"],
+    }
+
+
+@pytest.mark.parametrize("ranges", ["3-1", "0-2,2-3", "4-5,0-1"])
+def test_ranges_that_overlap_or_run_backwards_are_refused(tmp_path: Path, ranges: str) -> None:
+    with pytest.raises(InputError, match="runs backwards or into the next range"):
+        _members(tmp_path, f"nodes:{ranges}")
+
+
+def test_ranges_without_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no weight"):
+        _members(tmp_path, "nodes:100-200")
 
 
 def test_stored_ranges_take_weights_in_the_order_of_the_file(tmp_path: Path) -> None:
@@ -138,3 +159,12 @@ def test_blocks_are_a_matter_of_the_graph_alone(tmp_path: Path) -> None:
     assert {b.name: {w.name for w in b.weights} for b in first} == {
         b.name: {w.name for w in b.weights} for b in again
     }
+
+
+def test_the_table_tells_how_far_each_variable_is_moved(tmp_path: Path) -> None:
+    scores = _scored(tmp_path, None)
+    rows = list(csv.DictReader(io.StringIO(scores.to_csv())))
+    alive = [row for row in rows if row["status"] == "alive"]
+    assert len(alive) > 2
+    for row in alive:  # one variable, so its amplification is that of the whole
+        assert float(row["amplification[y]"]) == pytest.approx(float(row["amplification"]))

@@ -22,6 +22,7 @@ from tqs_onnx.cli.options import (
 )
 from tqs_onnx.cli.outcome import finish, show_verification
 from tqs_onnx.cli.show import print_json, say
+from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import Method, RoundingOptions
 from tqs_onnx.verify.gates import parse_gate
@@ -114,6 +115,7 @@ def command(
         threads=options["threads"],
         force=force,
     )
+    require_loadable(model, job.provider)
     outcome = baseline(job, say)
     if as_json:
         print_json(outcome.summary())

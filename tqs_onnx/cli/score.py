@@ -48,7 +48,8 @@ from tqs_passes.model_io import write_text
 @click.option(
     "--blocks",
     "rule",
-    help="Score sets of weights: pattern:REGEX, nodes:N, stored:N, prefix:DEPTH or auto (residual chains).",
+    help="Score sets of weights: pattern:REGEX, nodes:N, nodes:A-B,C-D, stored:N, prefix:DEPTH, or auto "
+    "(residual chains).",
 )
 @click.option(
     "--block-score",

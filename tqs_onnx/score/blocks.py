@@ -1,15 +1,17 @@
 """Put weights together into blocks, which are scored (and may be assigned) together.
 
-========== ==========================================================================================================
-rule       a block is
-========== ==========================================================================================================
-pattern:R  the weights whose labels give regex R the same match (its groups, where it has some)
-nodes:N    N weights in a row, in the order of the nodes that read them
-stored:N   N weights in a row, in the order of the file (the paper's Pangu: 223 tensors, 28 blocks of 8)
-prefix:D   the weights whose labels share their first D parts, split at ``.`` and ``/``
-auto       the weights of one chain between residual joins: the Adds of two values that both depend on what is fed
-           are cut out of the graph, and what hangs together without them is a chain (networkx)
-========== ==========================================================================================================
+============= =======================================================================================================
+rule          a block is
+============= =======================================================================================================
+pattern:R     the weights whose labels give regex R the same match (its groups, where it has some)
+nodes:N       N weights in a row, in the order of the nodes that read them
+nodes:A-B,C-D the weights that are first read by nodes A to B, counted from 0 without
+              Constant nodes, both ends included
+stored:N      N weights in a row, in the order of the file (the paper's Pangu: 223 tensors, 28 blocks of 8)
+prefix:D      the weights whose labels share their first D parts, split at ``.`` and ``/``
+auto          the weights of one chain between residual joins: the Adds of two values that both depend on what is fed
+              are cut out of the graph, and what hangs together without them is a chain (networkx)
+============= =======================================================================================================
 
 A weight that a rule leaves out is a block of its own.
 """
@@ -44,6 +46,8 @@ def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Tar
         keys = _by_pattern(weights, argument)
     elif kind == "nodes" and argument.isdecimal() and int(argument) > 0:
         keys = _by_nodes(model.proto.graph, weights, int(argument))
+    elif kind == "nodes" and re.fullmatch(r"\d+-\d+(,\d+-\d+)*", argument, re.ASCII):
+        keys = _by_ranges(model.proto.graph, weights, argument)
     elif kind == "stored" and argument.isdecimal() and int(argument) > 0:
         keys = {w.name: f"block{i // int(argument):03d}" for i, w in enumerate(weights)}
     elif kind == "prefix" and argument.isdecimal() and int(argument) > 0:
@@ -53,7 +57,7 @@ def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Tar
     else:
         raise InputError(
             f"--blocks {rule!r} is no rule for blocks",
-            todo="Write pattern:REGEX, nodes:N, stored:N, prefix:DEPTH or auto",
+            todo="Write pattern:REGEX, nodes:N, nodes:A-B,C-D, stored:N, prefix:DEPTH or auto",
         )
     members: dict[str, list[Weight]] = {}
     for weight in weights:
@@ -82,6 +86,23 @@ def _by_nodes(graph: onnx.GraphProto, weights: tuple[Weight, ...], n: int) -> di
     first = _first_readers(graph)
     ordered = sorted(weights, key=lambda w: (first.get(w.name, len(graph.node)), weights.index(w)))
     return {w.name: f"block{i // n:03d}" for i, w in enumerate(ordered)}
+
+
+def _by_ranges(graph: onnx.GraphProto, weights: tuple[Weight, ...], text: str) -> dict[str, str]:
+    ranges = [tuple(map(int, part.split("-"))) for part in text.split(",")]
+    for (a, b), (c, _) in zip(ranges, [*ranges[1:], (ranges[-1][1] + 1, 0)], strict=True):
+        if not a <= b < c:
+            raise InputError(
+                f"--blocks nodes:{text}: {a}-{b} runs backwards or into the next range",
+                todo="Write ranges in order that do not overlap, e.g. nodes:0-119,120-245",
+            )
+    first = _first_readers(graph)
+    found = {w.name: f"nodes{a}-{b}" for w in weights for a, b in ranges if a <= first.get(w.name, -1) <= b}
+    if not found:
+        raise InputError(
+            f"--blocks nodes:{text} holds no weight", todo=f"The graph has {len(graph.node)} nodes, from 0"
+        )
+    return found
 
 
 def _prefix(label: str, depth: int) -> str:

@@ -34,7 +34,7 @@ class Blocks:
     Parameters
     ----------
     rule : str
-        ``pattern:REGEX``, ``nodes:N``, ``stored:N``, ``prefix:DEPTH`` or ``auto``.
+        ``pattern:REGEX``, ``nodes:N``, ``nodes:A-B,C-D``, ``stored:N``, ``prefix:DEPTH`` or ``auto``.
     score : {"joint", "mean"}
         One perturbation of all members at once, or the mean of the members' own scores.
     """

@@ -202,7 +202,7 @@ class Scores(_Frozen):
         return self.model_dump_json(indent=2) + "\n"
 
     def to_csv(self) -> str:
-        """Return one row per weight: name, role, status, γ per horizon, γ_task, A_max, ‖δθ‖, draws, readers."""
+        """Return one row per weight: name, role, status, γ per horizon, γ_task, A_max, …, and A of each variable."""
         stream = io.StringIO()
         _write_row(
             stream,
@@ -221,6 +221,7 @@ class Scores(_Frozen):
                     "block",
                     "readers",
                 ),
+                *(f"amplification[{variable}]" for variable in self.sigma),
             ],
         )
         for w in self.weights:
@@ -236,6 +237,7 @@ class Scores(_Frozen):
                     *(w.gamma_stderr, w.gamma_task, w.gamma_task_stderr, w.gamma_task_mean, w.a_max),
                     *(w.amplification, w.growth, w.nonlinearity, w.is_linear),
                     *(w.delta_norm, w.draws, w.block, " ".join(w.readers)),
+                    *(w.variables.get(variable) for variable in self.sigma),
                 ],
             )
         return stream.getvalue()

@@ -17,6 +17,9 @@ machine, but a choice that is somewhat off costs little near a minimum, and the 
 everywhere. The choice is part of the job and kept with it.
 
 On a GPU nothing is prepacked, and big models must not be held twice: expose everything.
+
+Constants that are changed in place, in a session that prepares nothing, are no way of their own: they lose all that
+exposed weights lose, and an optimizer may have folded them into others.
 """
 
 from __future__ import annotations
