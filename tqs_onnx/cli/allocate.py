@@ -11,17 +11,13 @@ import click
 
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.planning import plan_within
-from tqs_onnx.cli.options import (
-    FILE,
+from tqs_onnx.cli.options import FILE, force_option, json_option, optional_data_options, run_options
+from tqs_onnx.cli.planning import (
     budget_options,
-    force_option,
-    json_option,
     later_refine_options,
-    optional_data_options,
     plan_options,
     planning,
     refining,
-    run_options,
     serving,
     tiers,
 )

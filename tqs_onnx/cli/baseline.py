@@ -10,7 +10,6 @@ import click
 from tqs_onnx.baseline import BaselineJob, baseline
 from tqs_onnx.cli.options import (
     FILE,
-    calibration_option,
     data_files,
     data_options,
     evaluation_options,
@@ -21,6 +20,7 @@ from tqs_onnx.cli.options import (
     run_options,
 )
 from tqs_onnx.cli.outcome import finish, show_verification
+from tqs_onnx.cli.planning import calibration_option
 from tqs_onnx.cli.show import print_json, say
 from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.session import resolve_provider

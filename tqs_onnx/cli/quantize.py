@@ -10,26 +10,26 @@ import click
 from tqs_onnx.cli.allocate import show_plan
 from tqs_onnx.cli.options import (
     FILE,
-    budget_options,
     data_files,
     data_options,
-    engine_options,
     evaluation_options,
     force_option,
     gate_options,
     gate_texts,
     json_option,
-    plan_options,
-    planning,
-    probe_options,
-    refine_options,
-    refining,
     run_options,
-    serving,
-    sweep_options,
-    tiers,
 )
 from tqs_onnx.cli.outcome import finish, show_verification
+from tqs_onnx.cli.planning import (
+    budget_options,
+    plan_options,
+    planning,
+    refine_options,
+    refining,
+    serving,
+    tiers,
+)
+from tqs_onnx.cli.scoring import engine_options, probe_options, sweep_options
 from tqs_onnx.cli.show import print_json, print_table, progress, say
 from tqs_onnx.compare import Row, compare
 from tqs_onnx.pipeline import Job, Outcome, quantize

@@ -8,19 +8,9 @@ from typing import Any
 
 import click
 
-from tqs_onnx.cli.options import (
-    FILE,
-    data_files,
-    data_options,
-    engine_options,
-    force_option,
-    json_option,
-    probe_option,
-    probe_settings,
-    run_options,
-    sweep_options,
-)
+from tqs_onnx.cli.options import FILE, data_files, data_options, force_option, json_option, run_options
 from tqs_onnx.cli.roles import role_option, with_given_roles
+from tqs_onnx.cli.scoring import engine_options, probe_option, probe_settings, sweep_options
 from tqs_onnx.cli.show import print_json, print_table, progress, say
 from tqs_onnx.data import read_spec
 from tqs_onnx.rollout.child import require_loadable

@@ -17,13 +17,10 @@ from tqs_onnx.cli.options import (
     evaluation_options,
     force_option,
     json_option,
-    plan_options,
-    planning,
-    rounding_options,
     run_options,
-    serving,
 )
-from tqs_onnx.cli.options import tiers as tiers_of
+from tqs_onnx.cli.planning import plan_options, planning, rounding_options, serving
+from tqs_onnx.cli.planning import tiers as tiers_of
 from tqs_onnx.cli.show import print_json, print_table, say
 from tqs_onnx.data import read_data
 from tqs_onnx.frontier import Axis, Sweeper, trace
