@@ -43,8 +43,11 @@ def test_a_rebuilt_session_sees_the_weight_that_was_replaced(tmp_path: Path) -> 
     source = opened(tmp_path, linear(matrix))
     x = np.ones((1, 2), np.float32)
     made = Rebuilt(exposable(source.lifted, source.survey.weights), spec_of(1), Contexts({"x": x}, {}))
-    assert made.run({"A": 2 * matrix}).outputs["y"][0, 0].tolist() == (2 * x @ matrix)[0].tolist()
-    assert made.run({}).outputs["y"][0, 0].tolist() == (x @ matrix)[0].tolist()
+    nominal, held = made.hold()
+    moved = made.prepare({"A": 2 * matrix}).squares(held).outputs["y"]
+    assert moved.tolist() == [[[float(np.square(x @ matrix).sum())]]]  # sums of powers of two: exact
+    assert nominal.outputs["y"][0, 0].tolist() == (x @ matrix)[0].tolist()
+    assert not made.prepare({}).squares(held).outputs["y"].any()
 
 
 def test_short_rollouts_share_sessions_and_long_ones_are_rebuilt() -> None:
