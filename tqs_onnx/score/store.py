@@ -173,7 +173,7 @@ class Scores(_Frozen):
     sessions : int
         Sessions that the weights were spread over.
     rollouts_saved : float
-        Share of the model calls that early stop and group tests spared.
+        Share of the model calls that early stop and group tests spared; the tests' own are not counted.
     weights : tuple of WeightScore
         In graph order.
     """
