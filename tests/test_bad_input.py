@@ -239,7 +239,9 @@ def test_evaluation_contexts_of_other_series_leave_no_emitted_file(
         main(["quantize", str(case.model), *case.arguments("--out", str(out), "--compression", "1.5")]) == 2
     )
     assert "variable 'c' was not scored" in capsys.readouterr().err
-    assert sorted(p.name for p in out.iterdir()) == ["plan.json", "scores.csv", "scores.json", "sweep.sqlite"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        ".unfinished", "plan.json", "scores.csv", "scores.json", "sweep.sqlite"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["score", "inspect", "allocate", "emit", "verify"])

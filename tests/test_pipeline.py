@@ -39,7 +39,7 @@ def job(case: Case, **changes: object) -> Job:
 
 
 #: What took long and is whole.
-KEPT = ["plan.json", "scores.csv", "scores.json", "sweep.sqlite"]
+KEPT = [".unfinished", "plan.json", "scores.csv", "scores.json", "sweep.sqlite"]
 
 
 def quiet(line: str) -> None:
@@ -109,10 +109,77 @@ def test_a_job_that_fails_before_its_scores_leaves_an_earlier_run_as_it_was(case
     assert {p.name: p.read_bytes() for p in job(case).out.iterdir()} == before
 
 
-def fail_inside(out: Path, writes: str = "") -> None:
-    with run_directory(out, [], force=False):
-        if writes:
-            (out / writes).write_text("{}")
+def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, error: type[BaseException], stopped: Job) -> None:
+    """Run a job that is stopped at a stage."""
+
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, stage, stop)
+        with pytest.raises(error):
+            quantize(stopped, quiet)
+
+
+@pytest.mark.parametrize("stage", ["planned", "refine", "emit", "verify", "judge"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_the_same_job_goes_on_where_it_was_stopped(
+    case: Case, monkeypatch: pytest.MonkeyPatch, stage: str, stop: type[BaseException]
+) -> None:
+    stop_at(monkeypatch, stage, stop, job(case))
+    again = quantize(job(case), quiet)
+    assert ".unfinished" not in left(job(case))
+    with pytest.raises(InputError, match="already holds"):
+        quantize(job(case), quiet)
+    elsewhere = replace(job(case), out=case.model.parent / "other")
+    assert quantize(elsewhere, quiet).emitted.read_bytes() == again.emitted.read_bytes()
+
+
+def test_a_forced_job_that_is_stopped_before_it_writes_leaves_a_finished_run_finished(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(job(case), quiet)
+    stop_at(monkeypatch, "sweep", KeyboardInterrupt, job(case, force=True))
+    with pytest.raises(InputError, match="already holds"):
+        quantize(job(case), quiet)
+
+
+def test_what_an_unfinished_job_left_is_not_everybodys(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        fail_inside(tmp_path, "plan.json")
+    (tmp_path / "scores.json").write_text("{}")
+    with (
+        pytest.raises(InputError, match=r"already holds scores\.json"),
+        run_directory(tmp_path, ["scores.json", "plan.json"], force=False),
+    ):
+        pass
+    with run_directory(tmp_path, ["other.json"], force=False) as begin:
+        begin()
+    with run_directory(tmp_path, ["plan.json"], force=False) as begin:  # still the unfinished job's
+        begin()
+    assert left_in(tmp_path) == ["scores.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", "\xff", '["../x"]'])
+def test_a_marker_that_says_nothing_names_no_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / ".unfinished").write_text(text, encoding="latin-1")
+    (tmp_path / "plan.json").write_text("{}")
+    with (
+        pytest.raises(InputError, match="already holds"),
+        run_directory(tmp_path, ["plan.json"], force=False),
+    ):
+        pass
+
+
+def left_in(out: Path) -> list[str]:
+    return sorted(p.name for p in out.iterdir())
+
+
+def fail_inside(out: Path, *writes: str) -> None:
+    with run_directory(out, list(writes), force=False) as begin:
+        begin()
+        for name in writes:
+            (out / name).write_text("{}")
         raise KeyError
 
 

@@ -175,7 +175,7 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
     require_served(plan, source, plan.target)
     run = {"provider": job.provider, "batch": job.batch, "threads": job.threads}
     rolled = tuple(w for w in source.survey.weights if w.outputs)
-    with run_directory(job.out, files, force=job.force):
+    with run_directory(job.out, files, force=job.force) as begin:
         nominal = ExposedWeights(
             source.lifted,
             (),
@@ -194,37 +194,36 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
         assigned = round_plan(plan, where.calibration(), rounding)
         for line in told(assigned.notes):
             say(f"note: {line}")
-        for file in files:
-            (job.out / file).unlink(missing_ok=True)
+        begin()
         if assigned.codes:
             plan = assigned.plan.model_copy(update={"codes_sha256": codes_digest(assigned.codes)})
             assigned = replace(assigned, plan=plan)
         write_text(plan_file, assigned.plan.to_json())
         write_codes(job.out / CODES_NAME, assigned.codes)
-    subject = Subject(job.model, emitted, source.lifted, source.survey, assigned.plan, assigned.codes)
-    bench = Bench(data.spec, data.evaluation, scale, job.provider, job.batch, job.threads)
-    made = {"plan": plan_file, "codes": job.out / CODES_NAME}
-    with removed_on_failure(emitted):
-        emit(source.lifted, assigned.plan, emitted, assigned.codes)
-        verification = verify(subject, bench)
-        results = judge(job.gates, verification)
-        settings = {
-            "baseline": rounding.method,
-            "bits": job.bits,
-            "group": job.group,
-            "rounding": asdict(rounding),
-            "data_aware": rounding.method in DATA_AWARE,
-            "tuned": rounding.method == "qep" and job.tune,
-            "profile": job.profile,
-            **run,
-            "steps": job.data.steps,
-            "max_contexts": job.data.max_contexts,
-            "max_eval_contexts": job.data.max_eval_contexts,
-        }
-        manifest = manifest_of(
-            subject, data.files | made, verification, results, licence_of(source.metadata), settings
-        )
-        write_text(manifest_file, manifest.to_json())
+        subject = Subject(job.model, emitted, source.lifted, source.survey, assigned.plan, assigned.codes)
+        bench = Bench(data.spec, data.evaluation, scale, job.provider, job.batch, job.threads)
+        made = {"plan": plan_file, "codes": job.out / CODES_NAME}
+        with removed_on_failure(emitted):
+            emit(source.lifted, assigned.plan, emitted, assigned.codes)
+            verification = verify(subject, bench)
+            results = judge(job.gates, verification)
+            settings = {
+                "baseline": rounding.method,
+                "bits": job.bits,
+                "group": job.group,
+                "rounding": asdict(rounding),
+                "data_aware": rounding.method in DATA_AWARE,
+                "tuned": rounding.method == "qep" and job.tune,
+                "profile": job.profile,
+                **run,
+                "steps": job.data.steps,
+                "max_contexts": job.data.max_contexts,
+                "max_eval_contexts": job.data.max_eval_contexts,
+            }
+            manifest = manifest_of(
+                subject, data.files | made, verification, results, licence_of(source.metadata), settings
+            )
+            write_text(manifest_file, manifest.to_json())
     return BaselineOutcome(
         assigned,
         rounding,

@@ -150,7 +150,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
     files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME]
     outputs = [*(job.out / file for file in (*files, RESULTS_NAME)), *with_data(emitted)]
     refuse_overwriting(outputs, [*source.files, *data.files.values()])
-    with run_directory(job.out, files, force=job.force):
+    with run_directory(job.out, files, force=job.force) as begin:
         say(
             f"{len(source.survey.weights)} weights, {sum(w.n_values for w in source.survey.weights)} values; "
             f"{data.scoring.n_contexts} scoring and {data.evaluation.n_contexts} evaluation contexts"
@@ -175,8 +175,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
             store=job.out / RESULTS_NAME,
             say=say,
         )
-        for file in files:
-            (job.out / file).unlink(missing_ok=True)
+        begin()
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
         request = Request(offered, scores, size, job.profile, job.serving)
@@ -201,24 +200,24 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
         if refined.codes:
             write_codes(job.out / CODES_NAME, refined.codes)
         write_text(plan_file, plan.to_json())
-    subject = Subject(job.model, emitted, source.lifted, source.survey, plan, refined.codes)
-    bench = Bench(
-        data.spec, data.evaluation, scores.sigma, job.sweep.provider, job.sweep.batch, job.sweep.threads
-    )
-    written = {"plan": plan_file, "scores": job.out / "scores.json", "codes": job.out / CODES_NAME}
-    with removed_on_failure(emitted):
-        emit(source.lifted, plan, emitted, refined.codes)
-        verification = verify(subject, bench)
-        results = judge(job.gates, verification)
-        manifest = manifest_of(
-            subject,
-            data.files | written,
-            verification,
-            results,
-            licence_of(source.metadata),
-            settings_of(job),
+        subject = Subject(job.model, emitted, source.lifted, source.survey, plan, refined.codes)
+        bench = Bench(
+            data.spec, data.evaluation, scores.sigma, job.sweep.provider, job.sweep.batch, job.sweep.threads
         )
-        write_text(manifest_file, manifest.to_json())
+        written = {"plan": plan_file, "scores": job.out / "scores.json", "codes": job.out / CODES_NAME}
+        with removed_on_failure(emitted):
+            emit(source.lifted, plan, emitted, refined.codes)
+            verification = verify(subject, bench)
+            results = judge(job.gates, verification)
+            manifest = manifest_of(
+                subject,
+                data.files | written,
+                verification,
+                results,
+                licence_of(source.metadata),
+                settings_of(job),
+            )
+            write_text(manifest_file, manifest.to_json())
     return Outcome(
         source,
         data,

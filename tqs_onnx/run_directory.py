@@ -1,18 +1,30 @@
-"""The run directory of a job: made late, refused when taken, never left with half a result."""
+"""The run directory of a job: made late, refused when taken, and gone on with after a job that did not come to its end.
+
+While a job writes its files, `.unfinished` names them; it goes when the job is done. What it names may be written
+again, so that the same command goes on after a stop, a crash or a full disk. Anything else is an earlier run's.
+"""
 
 from __future__ import annotations
 
+import json
 import tempfile
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqs_passes.errors import InputError
+from tqs_passes.model_io import write_text
+
+#: Lists the files of a job that has not come to its end, as JSON.
+UNFINISHED_NAME = ".unfinished"
 
 
 @contextmanager
-def run_directory(out: Path, names: list[str], *, force: bool) -> Generator[None]:
-    """Make a run directory, refusing one that holds these files unless forced; on failure remove it if still empty.
+def run_directory(out: Path, names: list[str], *, force: bool) -> Generator[Callable[[], None]]:
+    """Make a run directory for a job that writes these files; on failure remove it if still empty.
+
+    It is refused where it holds one of them, unless that is what an unfinished job left, or forced. Yields what the
+    job calls before it writes the first of them: it removes those of an earlier run.
 
     Raises
     ------
@@ -27,10 +39,20 @@ def run_directory(out: Path, names: list[str], *, force: bool) -> Generator[None
         raise InputError(
             f"cannot be made ({error.strerror})", where=str(out), todo="Choose another --out"
         ) from error
+    others = [name for name in _unfinished(out) if name not in names]
+
+    def begin() -> None:
+        _mark(out, [*names, *others])
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+
     try:
         _require_writable(out)
-        yield
+        yield begin
+        _mark(out, others)
     except BaseException:
+        if not any((out / name).exists() for name in (*names, *others)):
+            _mark(out, [])
         for folder in made:
             if any(folder.iterdir()):
                 break
@@ -38,14 +60,34 @@ def run_directory(out: Path, names: list[str], *, force: bool) -> Generator[None
         raise
 
 
+def _mark(out: Path, names: list[str]) -> None:
+    """Write down which files are those of an unfinished job."""
+    if names:
+        write_text(out / UNFINISHED_NAME, json.dumps(names))
+    elif (out / UNFINISHED_NAME).exists():
+        (out / UNFINISHED_NAME).unlink()
+
+
 def _require_free(out: Path, names: list[str], *, force: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError("is a file, not a run directory", where=str(out), todo="Choose another --out")
-    taken = [name for name in names if (out / name).exists()]
+    unfinished = _unfinished(out)
+    taken = [name for name in names if (out / name).exists() and name not in unfinished]
     if taken and not force:
         raise InputError(
-            f"already holds {taken[0]}", where=str(out), todo="Choose another --out, or give --force"
+            f"already holds {taken[0]}",
+            where=str(out),
+            todo="Choose another --out, or give --force, which uses again what was measured",
         )
+
+
+def _unfinished(out: Path) -> list[str]:
+    """Return the files that an unfinished job writes, or none."""
+    try:
+        found = json.loads((out / UNFINISHED_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def _require_writable(out: Path) -> None:

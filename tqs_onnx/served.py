@@ -29,5 +29,7 @@ def require_served(plan: Plan, source: Source, target: ServingTarget) -> None:
         raise InputError(
             f"{target.value} cannot serve {len(found)} of {len(plan.assignments)} weights: {shown}{more}",
             where="--target",
-            todo=f"Allocate again with --target {target.value}",
+            todo=f"Allocate again with --target {target.value}"
+            if plan.target is not target
+            else "Leave it out, or change what it refuses in the model",
         )

@@ -138,6 +138,9 @@ def _cp_sat(
     solver.parameters.random_seed = 0
     solver.parameters.cp_model_presolve = False  # measured: 10 times slower with it, bounds did its work
     solver.parameters.linearization_level = 2
+    solver.parameters.catch_sigint_signal = (
+        False  # else Ctrl-C kills the process from then on, without a word
+    )
     solver.parameters.max_time_in_seconds = max(time_limit_s, 0.01)
     solver.parameters.max_deterministic_time = work
     status = solver.solve(model)

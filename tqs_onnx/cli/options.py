@@ -29,7 +29,9 @@ def all_of(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
 )
-force_option = click.option("--force", is_flag=True, help="Replace what an earlier run left.")
+force_option = click.option(
+    "--force", is_flag=True, help="Replace what an earlier run left; what it measured is used again."
+)
 
 run_options = all_of(
     click.option(

@@ -96,7 +96,7 @@ def command(
         return
     names = [_stem(run, first=run is runs[0]) for run in runs]
     found: list[Scores] = []
-    with run_directory(out, [f"{n}.{kind}" for n in names for kind in ("json", "csv")], force=force):
+    with run_directory(out, [f"{n}.{kind}" for n in names for kind in ("json", "csv")], force=force) as begin:
         for run in runs:
             with progress("score") as tick:
                 scores = sweep(
@@ -111,6 +111,7 @@ def command(
                     say=say,
                 )
             found.append(scores)
+        begin()
         for name, scores in zip(names, found, strict=True):
             write_text(out / f"{name}.json", scores.to_json())
             write_text(out / f"{name}.csv", scores.to_csv())

@@ -120,7 +120,7 @@ def command(
     )
     store = scores.with_name(RESULTS_NAME)
     with (
-        run_directory(out, ["pareto.json", "pareto.csv"], force=force),
+        run_directory(out, ["pareto.json", "pareto.csv"], force=force) as begin,
         Results(store if store.exists() else out / RESULTS_NAME) as results,
     ):
         sweeper = Sweeper(
@@ -134,6 +134,7 @@ def command(
             bench,
             results,
         )
+        begin()
         pareto = trace(sweeper, axis, out, say)
     if as_json:
         print_json({"out": str(out), **pareto.model_dump()})

@@ -52,8 +52,9 @@ def _opened(path: Path) -> Any:  # noqa: ANN401  (xarray is optional: its types 
     try:
         return xarray.open_dataset(path, engine=engine, chunks=None)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"cannot be read as {'Zarr' if path.is_dir() else 'NetCDF 4'}",
+            f"cannot be read as {'Zarr' if path.is_dir() else 'NetCDF 4'} ({said})",
             where=str(path),
             todo="Check the file, and that 'tqs-onnx[data]' is installed",
         ) from error
