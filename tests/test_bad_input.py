@@ -190,8 +190,11 @@ def test_a_budget_below_the_smallest_file_is_exit_4_and_names_a_size_that_works(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ([], "give either --compression or --max-bytes"),
-        (["--compression", "2", "--max-bytes", "9"], "give either --compression or --max-bytes"),
+        ([], "give one of --compression, --weight-compression and --max-bytes"),
+        (
+            ["--compression", "2", "--max-bytes", "9"],
+            "give one of --compression, --weight-compression and --max-bytes",
+        ),
         (["--compression", "-1"], "--compression must be positive"),
         (["--compression", "nan"], "--compression must be positive"),
         (["--max-bytes", "0"], "--max-bytes must be positive"),

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.rollouts import forecaster, write_case
 from tqs_models.lorenz96 import files
 from tqs_onnx.baseline import BaselineJob, baseline
 from tqs_onnx.cli.main import main
@@ -131,3 +132,34 @@ def test_a_calibration_set_of_its_own_changes_the_codes(tmp_path: Path) -> None:
     plans = [read_plan(tmp_path / out / "plan.json") for out in ("scoring", "own")]
     assert plans[0].codes_sha256 != plans[1].codes_sha256
     assert manifest(tmp_path / "own")["inputs"]["calibration"]
+
+
+def old_model(folder: Path) -> tuple[Path, list[str]]:
+    """Write a model of opset 8, which has no operators to decode integers with; return it and its data options."""
+    case = write_case(folder / "in", forecaster())
+    proto = onnx.load(case.model)
+    proto.opset_import[0].version = 8  # its operators were the same then
+    onnx.save(proto, case.model)
+    return case.model, case.arguments()
+
+
+def test_a_width_that_an_opset_has_not_is_refused_not_widened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = old_model(tmp_path)
+    asked = ["baseline", str(model), "--method", "rtn", "--bits", "2", *data, "--out", str(tmp_path / "run")]
+    assert main(asked) == 2
+    assert "opset 8 has no integer tiers, 9 or more has: --opset 13" in capsys.readouterr().err
+    assert main([*asked, "--opset", "13"]) == 0
+    plan = read_plan(tmp_path / "run" / "plan.json")
+    assert {a.tier for a in plan.assignments if len(a.shape) > 1} == {"INT2"}
+
+
+def test_quantize_says_that_an_opset_has_no_integers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = old_model(tmp_path)
+    assert main(["quantize", str(model), *data, "--compression", "4", "--out", str(tmp_path / "run")]) == 4
+    said = capsys.readouterr().err
+    assert "note: opset 8 has no integer tiers" in said
+    assert "the smallest file is" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -142,6 +143,8 @@ def test_a_failed_gate_stops_the_build_and_stays_failed(
     project(tmp_path, "max_drift = 1e-9")
     assert build(tmp_path, capsys)[:2] == (3, STEPS[:4])
     assert build(tmp_path, capsys)[:2] == (3, [])
+    assert main(["build", str(tmp_path / "tqs.toml")]) == 3
+    assert re.search(r"gate drift<=1e-09: \S+ FAILED", capsys.readouterr().err)
     assert not (tmp_path / "run/package-1").exists()
 
 

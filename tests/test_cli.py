@@ -1,6 +1,7 @@
 """Every command as a user types it: what is on stdout and stderr, and the exit code."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.rollouts import Case, forecaster, write_case
 from tqs_onnx.cli.main import cli, main
 from tqs_passes.model_io import load_model
+from tqs_passes.plan import read_plan
 from tqs_passes.save import save_model
 
 COMMANDS = cli.list_commands(click.Context(cli))
@@ -175,6 +177,65 @@ def test_verify_does_not_replace_a_manifest_unasked(shell: Shell, capsys: Captur
     assert "manifest.json: exists" in capsys.readouterr().err
 
 
+def swapped(arguments: list[str]) -> list[str]:
+    """Return a command line with the scoring and the evaluation contexts changed over."""
+    other = {"--contexts": "--eval-contexts", "--eval-contexts": "--contexts"}
+    return [other.get(word, word) for word in arguments]
+
+
+def test_a_file_is_not_evaluated_on_the_contexts_it_was_scored_on(
+    shell: Shell, tmp_path: Path, capsys: Capture
+) -> None:
+    assert main(swapped(shell.verify("--manifest", str(tmp_path / "m.json")))) == 2
+    assert "are not the contexts that the scores were measured on" in capsys.readouterr().err
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_responses_are_measured_on_the_contexts_of_the_scores(
+    shell: Shell, tmp_path: Path, capsys: Capture
+) -> None:
+    scores = ["--scores", str(shell.run / "scores.json"), "--out", str(tmp_path / "plan.json")]
+    data = ["--rollout", str(shell.case.rollout), "--contexts", str(shell.case.evaluation)]
+    more = ["--compression", "2", "--objective", "measured"]
+    assert main(["allocate", str(shell.case.model), *scores, *data, *more]) == 2
+    assert "are not the contexts that the scores were measured on" in capsys.readouterr().err
+    frontier = ["--scores", str(shell.run / "scores.json"), "--out", str(tmp_path / "f")]
+    assert main(swapped(["sweep", str(shell.case.model), *frontier, *shell.case.arguments()])) == 2
+
+
+def test_verify_writes_down_how_it_rolled_out(shell: Shell, tmp_path: Path) -> None:
+    assert main(shell.verify("--manifest", str(tmp_path / "m.json"), "--batch", "2")) == 0
+    settings = json.loads((tmp_path / "m.json").read_text())["settings"]
+    assert settings == {"steps": 4, "provider": "cpu", "batch": 2, "threads": 1}
+
+
+def test_a_spec_error_names_the_file_that_was_given(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    other = tmp_path / "other name.toml"
+    other.write_text(shell.case.rollout.read_text().replace('output = "y"', 'output = "q"'))
+    files = ["--rollout", str(other), "--contexts", str(shell.case.contexts), "--out", str(tmp_path / "r")]
+    assert main(["score", str(shell.case.model), *files]) == 2
+    assert f"{other} feedback[0].output: the model has no output 'q'" in capsys.readouterr().err
+
+
+def test_parts_of_an_output_that_no_variable_names_are_said_to_be_unjudged(
+    shell: Shell, tmp_path: Path, capsys: Capture
+) -> None:
+    spec = tmp_path / "rollout.toml"
+    named = '[[variable]]\nname = "a"\noutput = "y"\naxis = 1\nindex = 3\n'
+    spec.write_text(shell.case.rollout.read_text() + named)
+    files = ["--rollout", str(spec), "--contexts", str(shell.case.contexts), "--out", str(tmp_path / "r")]
+    assert main(["score", str(shell.case.model), *files]) == 0
+    assert "[[variable]] names 1 of 16 parts of 'y': the others are not judged" in capsys.readouterr().err
+
+
+def test_quantize_takes_a_compression_of_the_weights(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    assert main(shell.quantize(tmp_path / "run", "--weight-compression", "3", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    plan = read_plan(Path(found["plan"]))
+    stored = sum(4 * math.prod(a.shape) for a in plan.assignments)
+    assert 3.0 <= stored / plan.weight_bytes < 3.5
+
+
 def test_verify_holds_the_file_to_gates(shell: Shell, tmp_path: Path) -> None:
     assert main(shell.verify("--manifest", str(tmp_path / "m.json"), "--max-drift", "1e-9")) == 3
 
@@ -330,6 +391,15 @@ def test_sweep_takes_lists_and_prints_one_table(shell: Shell, tmp_path: Path, ca
     ]
     assert main(["sweep", str(shell.case.model), *arguments, "--compressions", "2", *lists, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) == 8
+
+
+@pytest.mark.parametrize(("compressions", "code"), [("400", 4), ("2,400", 0)])
+def test_a_sweep_fails_where_no_budget_can_be_met(
+    shell: Shell, tmp_path: Path, compressions: str, code: int
+) -> None:
+    files = ["--scores", str(shell.run / "scores.json"), "--out", str(tmp_path / "f")]
+    asked = ["--compressions", compressions]
+    assert main(["sweep", str(shell.case.model), *files, *shell.case.arguments(), *asked]) == code
 
 
 @pytest.mark.parametrize(("option", "text"), [("--solvers", "simplex"), ("--gamma-min-values", "low")])

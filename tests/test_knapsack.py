@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import subprocess
+import sys
 from fractions import Fraction
 from unittest.mock import patch
 
@@ -336,3 +338,22 @@ def test_greedy_fits_the_budget_and_never_beats_the_knapsack(problem: Problem, g
     solution = greedy(problem, np.arange(len(problem.costs), dtype=np.float64))
     assert solution.size <= problem.budget
     assert solution.bound <= float(cheapest(problem)) <= solution.cost
+
+
+def test_ctrl_c_still_works_after_a_solve() -> None:
+    """OR-Tools takes the signal unless told not to; the process would then end without a word."""
+    script = """
+import os, signal, time
+import numpy as np
+from tqs_onnx.allocate import core
+from tqs_onnx.allocate.lagrange import Table
+table = Table(np.array([[3.0, 1.0], [4.0, 0.0]]), np.array([[1, 9], [1, 9]]), np.array([[0, 1], [0, 1]]))
+assert core.solve_core(table, 10, limit=9.0, resolution=1e-9, work=5, time_limit_s=10).positions is not None
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "stopped"), done.stderr

@@ -272,9 +272,9 @@ def test_no_weight_is_lost(request_: Request) -> None:
 
 @pytest.mark.parametrize("ratio", [2, 3])
 def test_a_weight_compression_asked_for_is_reached_and_not_overshot(request_: Request, ratio: float) -> None:
-    plan = plan_within(request_, bytes_for_weights(request_, ratio), PlanOptions())
+    plan = plan_within(request_, bytes_for_weights(request_.menus, request_.size, ratio), PlanOptions())
     allowed, tables = (
-        source_weight_bytes(request_) / ratio,
+        source_weight_bytes(request_.menus) / ratio,
         plan.n_bytes - request_.size.of(plan.weight_bytes),
     )
     finest_step = max(a.n_bytes for a in plan.assignments) // 2
@@ -284,7 +284,7 @@ def test_a_weight_compression_asked_for_is_reached_and_not_overshot(request_: Re
 
 def test_a_weight_compression_that_is_not_positive_is_refused(request_: Request) -> None:
     with pytest.raises(InputError, match="must be positive"):
-        bytes_for_weights(request_, 0.0)
+        bytes_for_weights(request_.menus, request_.size, 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -246,3 +246,19 @@ def test_further_draws_keep_those_that_were_made(tmp_path: Path) -> None:
 def test_other_deviations_of_the_same_contexts_are_another_job() -> None:
     contexts = Contexts({"x": values(2, 4)}, {}, series=("a", "a"), scales={"a": 1.0})
     assert contexts_hash(contexts) != contexts_hash(replace(contexts, scales={"a": 10.0}))
+
+
+def test_a_store_that_cannot_be_written_is_read_and_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.sqlite"
+    with Results(path) as results:
+        results.put("job", [("a", M)])
+    before = path.read_bytes()
+    monkeypatch.setattr("tqs_onnx.score.results.os.access", lambda folder, mode: False)
+    with Results(path) as results:
+        assert results.get("a") is not None
+        results.put("job", [("b", M)])
+        assert results.known(["a", "b"]) == {"a", "b"}
+        assert "what is measured now is not kept" in results.note
+    assert path.read_bytes() == before

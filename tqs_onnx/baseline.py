@@ -18,7 +18,7 @@ from tqs_onnx.data import DataFiles, read_data
 from tqs_onnx.emit import emit
 from tqs_onnx.pipeline import Say
 from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
-from tqs_onnx.request import menus_of, prepared_source, size_of
+from tqs_onnx.request import menus_of, note_of_opset, prepared_source, size_of
 from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
@@ -137,6 +137,8 @@ def unscored_uniform_plan(
     """
     if not 1 <= bits <= 8:
         raise InputError(f"bits must be 1 to 8, not {bits}")
+    if note := note_of_opset(source, serving):
+        raise InputError(f"cannot round to {bits} bits: {note}", where=str(source.path))
     ready = prepared_source(source, serving)
     tiers = (Tier(f"INT{bits}"), Tier.FP16)
     chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits, group)
@@ -166,6 +168,8 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
     require_scorable(source)
     data = read_data(job.data, source)
     require_evaluable(job.gates, data)
+    for note in data.notes:
+        say(f"note: {note}")
     name = emitted_name(job.model)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     files = [name, "plan.json", CODES_NAME, "manifest.json"]

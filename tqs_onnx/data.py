@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqs_onnx.rollout.check import check_spec
+from tqs_onnx.rollout.check import check_spec, unjudged
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.contexts import check_disjoint, load_contexts
 from tqs_onnx.rollout.spec import RolloutSpec, load_spec
@@ -53,6 +53,8 @@ class Data:
         Role to file, for the manifest.
     calibration : Contexts or None
         Disjoint from evaluation; None where the scoring contexts serve.
+    notes : tuple of str
+        What the user should know of them.
     """
 
     spec: RolloutSpec
@@ -60,6 +62,7 @@ class Data:
     evaluation: Contexts
     files: dict[str, Path]
     calibration: Contexts | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_spec(files: DataFiles, source: Source) -> RolloutSpec:
@@ -67,7 +70,11 @@ def read_spec(files: DataFiles, source: Source) -> RolloutSpec:
     spec = load_spec(files.rollout)
     if files.steps is not None:
         spec = spec.with_steps(files.steps)
-    check_spec(spec, source.signature)
+    try:
+        check_spec(spec, source.signature)
+    except InputError as error:
+        where = error.where.replace("rollout.toml", str(files.rollout), 1)
+        raise InputError(error.what, where=where, todo=error.todo) from error
     return spec
 
 
@@ -97,13 +104,14 @@ def read_data(files: DataFiles, source: Source) -> Data:
         limit=files.max_eval_contexts,
     )
     check_disjoint(scoring, evaluation)
+    notes = unjudged(spec, source.signature)
     named = {"rollout": files.rollout, "contexts": files.contexts}
     if files.evaluation is not None:
         named["evaluation"] = files.evaluation
     if files.calibration is None:
-        return Data(spec, scoring, evaluation, named)
+        return Data(spec, scoring, evaluation, named, notes=notes)
     calibration = load_contexts(
         files.calibration, spec, source.signature, split="train", limit=files.max_contexts
     )
     check_disjoint(calibration, evaluation, "calibration")
-    return Data(spec, scoring, evaluation, named | {"calibration": files.calibration}, calibration)
+    return Data(spec, scoring, evaluation, named | {"calibration": files.calibration}, calibration, notes)

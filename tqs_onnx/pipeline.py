@@ -18,7 +18,15 @@ from tqs_onnx.joint import Place
 from tqs_onnx.measured import planned
 from tqs_onnx.refine import RefineOptions, refine
 from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
-from tqs_onnx.request import budget_bytes, menus_of, prepared_source, size_of
+from tqs_onnx.request import (
+    budget_bytes,
+    bytes_for_weights,
+    menus_of,
+    note_of_opset,
+    prepared_source,
+    require_one_budget,
+    size_of,
+)
 from tqs_onnx.rounding.codes_file import CODES_NAME, write_codes
 from tqs_onnx.run_directory import (
     emitted_name,
@@ -56,7 +64,9 @@ class Job:
     compression : float or None
         File over file.
     max_bytes : int or None
-        Byte budget; one of the two is given.
+        Byte budget.
+    weight_compression : float or None
+        Weights over weights, scales and tables included; one of the three is given.
     sweep : SweepOptions
     plan : PlanOptions
     profile : {"fast", "exact", "small"}
@@ -73,6 +83,7 @@ class Job:
     out: Path
     compression: float | None = None
     max_bytes: int | None = None
+    weight_compression: float | None = None
     sweep: SweepOptions = field(default_factory=SweepOptions)
     plan: PlanOptions = field(default_factory=PlanOptions)
     profile: Profile = "fast"
@@ -143,10 +154,12 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
     require_scorable(source)
     data = read_data(job.data, source)
     require_evaluable(job.gates, data)
+    for note in data.notes:
+        say(f"note: {note}")
     require_runs(job.serving.compute, job.sweep.provider)
     name = emitted_name(job.model)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
-    budget = budget_bytes(source.facts.n_bytes, job.compression, job.max_bytes)
+    require_one_budget(job.compression, job.weight_compression, job.max_bytes)
     files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME]
     outputs = [*(job.out / file for file in (*files, RESULTS_NAME)), *with_data(emitted)]
     refuse_overwriting(outputs, [*source.files, *data.files.values()])
@@ -159,7 +172,14 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
         offered = menus_of(source, ready, job.profile, job.tiers, job.serving, job.refine.rounding.free)
         if ready.skipped:
             say(stayed(ready.skipped))
+        if lacking := note_of_opset(source, job.serving):
+            say(f"note: {lacking}")
         size = size_of(source, ready)
+        budget = (
+            budget_bytes(source.facts.n_bytes, job.compression, job.max_bytes)
+            if job.weight_compression is None
+            else bytes_for_weights(offered, size, job.weight_compression)
+        )
         off = frozenset(
             w.name for w in source.survey.weights if w.outputs and not on_trajectory(w, data.spec)
         )

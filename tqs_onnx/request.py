@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onnx.external_data_helper import uses_external_data
@@ -12,15 +13,19 @@ from tqs_onnx.allocate.costing import Request
 from tqs_onnx.allocate.file_size import FileSize
 from tqs_onnx.allocate.tier_set import TierSet, refuse
 from tqs_onnx.emit import Prepared, placeholder_metadata, prepared
+from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.spec import RolloutSpec, content_hash
+from tqs_onnx.score.job import contexts_hash
 from tqs_onnx.score.store import Scores
 from tqs_onnx.source import Source
 from tqs_onnx.version import VERSION
 from tqs_passes.candidates import Menu, kitchen_of, menus
 from tqs_passes.encode.fragment import field_size
+from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import np_dtype
 from tqs_passes.errors import InputError
 from tqs_passes.forms import Profile
-from tqs_passes.rewrite import kept_size, skeleton
+from tqs_passes.rewrite import kept_size, opset_of, skeleton
 from tqs_passes.scales import DEFAULT_ROUNDING, FreeRounding
 from tqs_passes.targets import Serving
 from tqs_passes.tier import Tier
@@ -64,6 +69,24 @@ def require_scores_of(source: Source, scores: Scores) -> None:
     names = {w.name for w in source.survey.weights}
     if scores.source_sha256 != source.sha256 or {s.weight for s in scores.weights} != names:
         raise InputError("the scores are of another model", where=str(source.path), todo="Score it again")
+
+
+def require_contexts_of(scores: Scores, spec: RolloutSpec, contexts: Contexts) -> None:
+    """Refuse contexts other than those that were scored on: evaluated on those, a file looks better than it is.
+
+    Under another rollout nothing is refused, for other arrays may belong to it.
+
+    Raises
+    ------
+    InputError
+        They are others.
+    """
+    if content_hash(spec) == scores.rollout_sha256 and contexts_hash(contexts) != scores.contexts_sha256:
+        raise InputError(
+            "are not the contexts that the scores were measured on",
+            where=contexts.source,
+            todo="Give the --contexts and --max-contexts that tqs score was given",
+        )
 
 
 def prepared_source(source: Source, serving: Serving) -> Prepared:
@@ -110,28 +133,47 @@ def size_of(source: Source, ready: Prepared) -> FileSize:
     return FileSize(source.facts.n_bytes, whole, graph + moved)
 
 
-def budget_bytes(source_bytes: int, compression: float | None, max_bytes: int | None) -> int:
-    """Return the byte budget of a file.
+def note_of_opset(source: Source, serving: Serving) -> str | None:
+    """Return a note where the model's opset has no operators to decode integers with."""
+    opset = serving.opset or opset_of(source.lifted.proto)
+    if opset >= MIN_OPSET:
+        return None
+    return f"opset {opset} has no integer tiers, {MIN_OPSET} or more has: --opset 13 converts the model"
+
+
+def require_one_budget(
+    compression: float | None, weight_compression: float | None, max_bytes: int | None
+) -> None:
+    """Refuse none of these, or several.
 
     Raises
     ------
     InputError
-        Neither or both are given, or one is not positive.
+        Not exactly one is given.
     """
-    if (compression is None) == (max_bytes is None):
-        raise InputError("give either --compression or --max-bytes")
+    if [compression, weight_compression, max_bytes].count(None) != 2:
+        raise InputError("give one of --compression, --weight-compression and --max-bytes")
+
+
+def budget_bytes(source_bytes: int, compression: float | None, max_bytes: int | None) -> int:
+    """Return the byte budget of a file, by the one of these two that is given.
+
+    Raises
+    ------
+    InputError
+        Neither is given, or it is not positive.
+    """
     if max_bytes is not None:
         if max_bytes <= 0:
             raise InputError(f"--max-bytes must be positive, not {max_bytes}")
         return max_bytes
-    assert compression is not None
-    if not compression > 0:
+    if compression is None or not compression > 0:
         raise InputError(f"--compression must be positive, not {compression}")
     ratio = source_bytes / compression
     return int(ratio) if math.isfinite(ratio) else sys.maxsize
 
 
-def bytes_for_weights(request: Request, weight_compression: float) -> int:
+def bytes_for_weights(menus: Sequence[Menu], size: FileSize, weight_compression: float) -> int:
     """Return the byte budget of a file whose weights, with scales, tables, names and nodes, are so many times smaller.
 
     Raises
@@ -141,10 +183,10 @@ def bytes_for_weights(request: Request, weight_compression: float) -> int:
     """
     if not weight_compression > 0:
         raise InputError(f"--weight-compression must be positive, not {weight_compression}")
-    ratio = source_weight_bytes(request) / weight_compression
-    return request.size.of(int(ratio)) if math.isfinite(ratio) else sys.maxsize
+    ratio = source_weight_bytes(menus) / weight_compression
+    return size.of(int(ratio)) if math.isfinite(ratio) else sys.maxsize
 
 
-def source_weight_bytes(request: Request) -> int:
+def source_weight_bytes(menus: Sequence[Menu]) -> int:
     """Return the bytes of the weights' values in the source."""
-    return sum(m.weight.n_values * np_dtype(m.weight.dtype).itemsize for m in request.menus)
+    return sum(m.weight.n_values * np_dtype(m.weight.dtype).itemsize for m in menus)

@@ -26,7 +26,15 @@ from tqs_onnx.data import DataFiles, read_spec
 from tqs_onnx.joint import Place
 from tqs_onnx.measured import planned
 from tqs_onnx.refine import refine
-from tqs_onnx.request import budget_bytes, bytes_for_weights, request_for, source_weight_bytes
+from tqs_onnx.request import (
+    budget_bytes,
+    bytes_for_weights,
+    note_of_opset,
+    request_for,
+    require_contexts_of,
+    require_one_budget,
+    source_weight_bytes,
+)
 from tqs_onnx.rollout.contexts import load_contexts
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import DATA_AWARE
@@ -47,11 +55,6 @@ from tqs_passes.tier import Tier
 @click.argument("model", type=FILE)
 @click.option("--scores", type=FILE, required=True, help="scores.json of this model.")
 @budget_options
-@click.option(
-    "--weight-compression",
-    type=float,
-    help="Bytes of the weights in MODEL over theirs in the file, tables included.",
-)
 @plan_options
 @later_refine_options
 @optional_data_options
@@ -88,12 +91,14 @@ def command(
     refinement = refining(options)
     rounding = refinement.rounding
     request = request_for(source, known, options["profile"], tiers(options), serving(options), rounding.free)
-    if weight_compression is None:
-        budget = budget_bytes(source.facts.n_bytes, compression, max_bytes)
-    elif compression is None and max_bytes is None:
-        budget = bytes_for_weights(request, weight_compression)
-    else:
-        raise InputError("give one of --compression, --weight-compression and --max-bytes")
+    require_one_budget(compression, weight_compression, max_bytes)
+    budget = (
+        budget_bytes(source.facts.n_bytes, compression, max_bytes)
+        if weight_compression is None
+        else bytes_for_weights(request.menus, request.size, weight_compression)
+    )
+    if note := note_of_opset(source, request.serving):
+        say(f"note: {note}")
     chosen = planning(options)
     codes: dict[str, Codes] = {}
     if chosen.objective is Objective.MEASURED or rounding.method in DATA_AWARE or refinement.repair_rounds:
@@ -117,7 +122,7 @@ def command(
                 "plan": str(out),
                 "n_bytes": plan.n_bytes,
                 "compression": plan.source_bytes / plan.n_bytes,
-                "weight_compression": source_weight_bytes(request) / max(plan.weight_bytes, 1),
+                "weight_compression": source_weight_bytes(request.menus) / max(plan.weight_bytes, 1),
                 "predicted_drift": plan.predicted_drift,
                 "unspent_bytes": plan.solver.budget_bytes - plan.n_bytes if plan.solver else None,
                 "solver": plan.solver.model_dump() if plan.solver else None,
@@ -148,11 +153,15 @@ def _place(source: Source, scores: Scores, options: dict[str, Any]) -> Place:
         calibration=options["calibration"],
     )
     spec = read_spec(files, source)
+    scoring = load_contexts(
+        files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
+    )
+    require_contexts_of(scores, spec, scoring)
     return Place(
         source.lifted,
         source.survey,
         spec,
-        load_contexts(files.contexts, spec, source.signature, split="validation", limit=files.max_contexts),
+        scoring,
         scores.sigma,
         resolve_provider(options["providers"]),
         options["batch"],

@@ -20,7 +20,7 @@ from tqs_onnx.cli.options import (
     run_options,
 )
 from tqs_onnx.cli.outcome import finish, show_verification
-from tqs_onnx.cli.planning import calibration_option
+from tqs_onnx.cli.planning import calibration_option, opset_option
 from tqs_onnx.cli.show import print_json, say
 from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
@@ -68,6 +68,7 @@ from tqs_passes.targets import Serving
     show_default=True,
     help="Serving profile written into the file.",
 )
+@opset_option
 @click.option("--out", type=FILE, required=True, help="Run directory.")
 @force_option
 @json_option
@@ -97,7 +98,7 @@ def command(
         out=out,
         bits=bits,
         group=group,
-        serving=Serving(groups=(group,) if group else ()),
+        serving=Serving(groups=(group,) if group else (), opset=options["opset"]),
         rounding=RoundingOptions(
             method=method,
             scales=options["scales"],

@@ -11,10 +11,11 @@ import click
 
 from tqs_onnx.build import OptionValue, Step, read_build, run_build, steps_of
 from tqs_onnx.cli.options import FILE, json_option
+from tqs_onnx.cli.outcome import finish
 from tqs_onnx.cli.show import print_json, say
 from tqs_onnx.rollout.signature import close_match
-from tqs_onnx.verify.manifest import versions
-from tqs_passes.errors import InputError
+from tqs_onnx.verify.manifest import read_manifest, versions
+from tqs_passes.errors import GateError, InputError
 
 
 @click.command("build")
@@ -48,6 +49,9 @@ def command(file: Path, force: bool, as_json: bool) -> int:
         say,
         anew=force,
     )
+    if report.exit_code == GateError.exit_code and "verify" in report.skipped:
+        # Nothing ran that would have said which gate failed.
+        finish(read_manifest(next(s.writes[0] for s in steps if s.name == "verify")).gates)
     if as_json:
         print_json(
             {

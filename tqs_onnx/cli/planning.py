@@ -21,6 +21,10 @@ from tqs_passes.scales import DEFAULT_ROUNDING
 from tqs_passes.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS, parse_tiers
 
+opset_option = click.option(
+    "--opset", type=click.IntRange(9, 25), help="Convert the model first [default: its own opset]."
+)
+
 plan_options = all_of(
     click.option(
         "--objective",
@@ -88,11 +92,9 @@ plan_options = all_of(
         type=click.Choice([e.value for e in Encoding]),
         default=Encoding.PLANES.value,
         show_default=True,
-        help="Integer tiers as bit planes (any width and opset), or as ONNX's own INT8 and INT4.",
+        help="Integer tiers as bit planes (any width, from opset 9), or as ONNX's own INT8 and INT4.",
     ),
-    click.option(
-        "--opset", type=click.IntRange(9, 25), help="Convert the model first [default: its own opset]."
-    ),
+    opset_option,
     click.option(
         "--compute",
         type=click.Choice(["fp16", "bf16"]),
@@ -119,6 +121,11 @@ plan_options = all_of(
 
 budget_options = all_of(
     click.option("--compression", type=float, help="Input file over output file."),
+    click.option(
+        "--weight-compression",
+        type=float,
+        help="Bytes of the weights in MODEL over theirs in the file, tables included.",
+    ),
     click.option("--max-bytes", type=int, help="Most bytes of the output file."),
 )
 

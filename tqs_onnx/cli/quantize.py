@@ -61,6 +61,7 @@ from tqs_onnx.verify.verify import Bench
 def command(
     model: Path,
     compression: float | None,
+    weight_compression: float | None,
     max_bytes: int | None,
     comparing: bool,
     out: Path,
@@ -79,6 +80,7 @@ def command(
         data=data_files(options),
         out=out,
         compression=compression,
+        weight_compression=weight_compression,
         max_bytes=max_bytes,
         sweep=sweep_options(options),
         plan=planning(options),

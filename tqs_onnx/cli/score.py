@@ -13,6 +13,7 @@ from tqs_onnx.cli.roles import role_option, with_given_roles
 from tqs_onnx.cli.scoring import engine_options, probe_option, probe_settings, sweep_options
 from tqs_onnx.cli.show import print_json, print_table, progress, say
 from tqs_onnx.data import read_spec
+from tqs_onnx.rollout.check import unjudged
 from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.contexts import load_contexts
 from tqs_onnx.run_directory import run_directory
@@ -87,6 +88,8 @@ def command(
     require_loadable(model, runs[0].provider)
     files = data_files(options)
     spec = read_spec(files, source)
+    for note in unjudged(spec, source.signature):
+        say(f"note: {note}")
     contexts = load_contexts(
         files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
     )

@@ -25,7 +25,8 @@ from tqs_onnx.cli.show import print_json, print_table, say
 from tqs_onnx.data import read_data
 from tqs_onnx.frontier import Axis, Sweeper, trace
 from tqs_onnx.joint import Place
-from tqs_onnx.request import request_for
+from tqs_onnx.pareto import Pareto
+from tqs_onnx.request import request_for, require_contexts_of
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.run_directory import run_directory
@@ -33,7 +34,7 @@ from tqs_onnx.score.results import RESULTS_NAME, Results
 from tqs_onnx.score.store import read_scores
 from tqs_onnx.source import open_source
 from tqs_onnx.verify.verify import Bench
-from tqs_passes.errors import InputError
+from tqs_passes.errors import InfeasibleError, InputError
 
 T = TypeVar("T", bound=str)
 
@@ -76,7 +77,7 @@ def command(
     force: bool,
     as_json: bool,
     **options: Any,
-) -> None:
+) -> int:
     r"""Write and measure MODEL at many compressions, reusing one sweep of scores.
 
     Lists of tier sets, FP32 fractions, thresholds, allocators or objectives are combined: every combination is written
@@ -105,6 +106,7 @@ def command(
     source = open_source(model)
     known = read_scores(scores)
     data = read_data(data_files(options), source)
+    require_contexts_of(known, data.spec, data.scoring)
     provider, batch, threads = resolve_provider(options["providers"]), options["batch"], options["threads"]
     bench = Bench(data.spec, data.evaluation, known.sigma, provider, batch, threads)
     place = Place(
@@ -138,7 +140,7 @@ def command(
         pareto = trace(sweeper, axis, out, say)
     if as_json:
         print_json({"out": str(out), **pareto.model_dump()})
-        return
+        return _code(pareto)
     print_table(
         ["file", "asked", "compression", "bytes", "unspent", *_DRIFTS, "degradation %"],
         [
@@ -168,6 +170,12 @@ def command(
     ):
         if ratio is not None:
             click.echo(f"worst ratio of {what} and measured drift {ratio:.2f}")
+    return _code(pareto)
+
+
+def _code(pareto: Pareto) -> int:
+    """Return the exit code: that of a budget that cannot be met where none of them can."""
+    return 0 if any(p.n_bytes is not None for p in pareto.points) else InfeasibleError.exit_code
 
 
 _DRIFTS = ("predicted", "calibrated", "joint", "measured")

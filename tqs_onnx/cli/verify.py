@@ -19,10 +19,10 @@ from tqs_onnx.cli.options import (
     run_options,
 )
 from tqs_onnx.cli.outcome import finish, show_verification
-from tqs_onnx.cli.show import print_json
+from tqs_onnx.cli.show import print_json, say
 from tqs_onnx.data import read_data
 from tqs_onnx.release import judge, manifest_of, require_evaluable
-from tqs_onnx.request import require_scores_of
+from tqs_onnx.request import require_contexts_of, require_scores_of
 from tqs_onnx.rollout.child import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.codes_file import codes_beside, codes_path
@@ -86,8 +86,11 @@ def command(
         )
     data = read_data(data_files(options), source)
     require_evaluable(gates, data)
+    for note in data.notes:
+        say(f"note: {note}")
     scores = read_scores(scores_file)
     require_scores_of(source, scores)
+    require_contexts_of(scores, data.spec, data.scoring)
     bench = Bench(
         data.spec,
         data.evaluation,
@@ -108,7 +111,12 @@ def command(
         verification,
         results,
         licence_of(source.metadata),
-        {"steps": data.spec.rollout.steps},
+        {
+            "steps": data.spec.rollout.steps,
+            "provider": bench.provider,
+            "batch": bench.batch,
+            "threads": bench.threads,
+        },
     )
     write_text(target, document.to_json())
     if as_json:

@@ -106,7 +106,9 @@ def _checked(array: NDArray[Any], port: Port, spec: RolloutSpec, where: str) -> 
         raise InputError(
             f"input {port.name!r} expects {shape_text((*lead, *shape))}, got {shape_text(array.shape)}",
             where=where,
-            todo="The first axis is the context; the batch axis of the model is left out",
+            todo="The first axis is the context; the batch axis of the model is left out"
+            if spec.rollout.batch_axis is not None
+            else "The rollout spec names no rollout.batch_axis: set it where the model has one, else give every axis",
         )
     if array.ndim < len(lead):
         raise InputError(

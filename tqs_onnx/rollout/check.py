@@ -40,6 +40,27 @@ def check_spec(spec: RolloutSpec, signature: ModelSignature) -> None:
     _check_variables(spec, signature)
 
 
+def unjudged(spec: RolloutSpec, signature: ModelSignature) -> tuple[str, ...]:
+    """Return a note for each trajectory output of which `[[variable]]` names a part only: the rest is not judged."""
+    notes: list[str] = []
+    for output in spec.trajectory.outputs if spec.variable else ():
+        named = [v for v in spec.variable if v.output == output]
+        if not named:
+            notes.append(f"no [[variable]] names output {output!r}: it is not judged")
+        axes = {v.axis for v in named}
+        shape = signature.output(output).shape
+        if len(axes) != 1 or None in axes or shape is None:
+            continue
+        (axis,) = axes
+        size = shape[axis] if axis is not None and axis < len(shape) else None
+        n_named = len({v.index for v in named})
+        if isinstance(size, int) and n_named < size:
+            notes.append(
+                f"[[variable]] names {n_named} of {size} parts of {output!r}: the others are not judged"
+            )
+    return tuple(notes)
+
+
 def _check_names(spec: RolloutSpec, signature: ModelSignature) -> None:
     inputs = [p.name for p in signature.inputs]
     outputs = [p.name for p in signature.outputs]

@@ -24,6 +24,7 @@ from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.gauge import Gauge, gauge_for
 from tqs_onnx.rollout.halves import SplitSession
 from tqs_onnx.rollout.session import Session, SessionOptions, Value, host_value, open_session
+from tqs_onnx.rollout.signature import ModelSignature
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_time, join
 from tqs_onnx.rollout.update import build_update
@@ -42,7 +43,16 @@ _MOST_HELD_BYTES = 8 << 30
 #: float64 ``[context, time, *rest]`` (see `Squares`); True stops the rollout there.
 Watch = Callable[[int, Mapping[str, NDArray[np.float64]]], bool]
 
-__all__ = ["DEFAULT_BATCH", "Engine", "Held", "NonFiniteError", "Squares", "Trajectory", "Watch"]
+__all__ = [
+    "DEFAULT_BATCH",
+    "Engine",
+    "Held",
+    "NonFiniteError",
+    "Squares",
+    "Trajectory",
+    "Watch",
+    "fixed_batch",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +151,7 @@ class Engine:
             self._updater = open_session(
                 self._update.model, provider=session.provider, options=SessionOptions(threads=1)
             )
-        self._fixed = self._fixed_batch()
+        self._fixed = fixed_batch(spec, session.signature)
         self._batch = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
         self._asked = batch
         self._mirror: Engine | None = None
@@ -334,18 +344,6 @@ class Engine:
             if step < steps:
                 inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
 
-    def _fixed_batch(self) -> int | None:
-        axis = self.spec.rollout.batch_axis
-        if axis is None:
-            return None
-        for name in self.spec.inputs:
-            shape = self.session.signature.input(name).shape
-            if name not in self.spec.shared and shape is not None and axis < len(shape):
-                size = shape[axis]
-                if isinstance(size, int):
-                    return size
-        return None
-
     def _chunk(self, start: int, stop: int) -> _Chunk:
         if (start, stop) not in self._chunks:
             indices = list(range(start, stop))
@@ -537,3 +535,17 @@ def _squared(
     a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float64]]:
     return {name: np.square(mine.astype(np.float64) - b[name]) for name, mine in a.items()}
+
+
+def fixed_batch(spec: RolloutSpec, signature: ModelSignature) -> int | None:
+    """Return the batch size that the model's inputs fix, or None."""
+    axis = spec.rollout.batch_axis
+    if axis is None:
+        return None
+    for name in spec.inputs:
+        shape = signature.input(name).shape
+        if name not in spec.shared and shape is not None and axis < len(shape):
+            size = shape[axis]
+            if isinstance(size, int):
+                return size
+    return None

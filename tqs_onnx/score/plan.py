@@ -9,7 +9,8 @@ import json
 from dataclasses import asdict, dataclass
 
 from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.run import DEFAULT_BATCH
+from tqs_onnx.rollout.run import DEFAULT_BATCH, fixed_batch
+from tqs_onnx.rollout.signature import signature_of
 from tqs_onnx.rollout.spec import RolloutSpec, content_hash
 from tqs_onnx.score.blocks import blocks_of
 from tqs_onnx.score.engine import exposable
@@ -127,6 +128,7 @@ def plan_sweep(
     if options.max_memory is not None:
         memory = memory_of(exposable(model, rolled), spec, contexts)
         chunk = min(chunk, memory.most_contexts(options.max_memory))
+    chunk = fixed_batch(spec, signature_of(model.proto)) or chunk
     n_chunks = -(-contexts.n_contexts // chunk)
     shape = Shape(
         options.probe.n_draws + len(options.response_bits),

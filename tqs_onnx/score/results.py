@@ -9,9 +9,10 @@ Floats are stored as their eight bytes: what is read back is what was measured, 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -50,7 +51,7 @@ class Results:
     Parameters
     ----------
     path : Path or None
-        The SQLite file, made if missing; None keeps everything in memory.
+        The SQLite file, made if missing; None keeps everything in memory, as does one in a read-only folder.
 
     Raises
     ------
@@ -63,14 +64,28 @@ class Results:
         self.note = ""
         self._written = False
         self._new = path is not None and not path.exists()
+        copied = path is not None and path.exists() and not os.access(path.parent, os.W_OK)
         with self._explained():
             # autocommit: every statement is its own transaction
-            self._db = sqlite3.connect(path or ":memory:", isolation_level=None, timeout=10.0)
+            place = ":memory:" if path is None or copied else path
+            self._db = sqlite3.connect(place, isolation_level=None, timeout=10.0)
+        if path is not None and copied:
+            self._copy(path)
         try:
             self._open()
         except BaseException:
             self._db.close()
             raise
+
+    def _copy(self, path: Path) -> None:
+        """Take over what a store holds that cannot be written to."""
+        with (
+            self._explained(),
+            closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as kept,
+        ):
+            kept.backup(self._db)
+        self.path = None
+        self.note = f"{path} cannot be written: what it holds is used, what is measured now is not kept"
 
     def _open(self) -> None:
         with self._explained():

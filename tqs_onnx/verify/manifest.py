@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tqs_onnx.verify.verify import Verification
 from tqs_onnx.version import VERSION
+from tqs_passes.errors import InputError
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ortools")
 
@@ -63,6 +65,20 @@ class Manifest(BaseModel):
     def to_json(self) -> str:
         """Return the manifest as JSON, two-space indented, keys in schema order, newline at the end."""
         return self.model_dump_json(indent=2) + "\n"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or is no manifest of this version.
+    """
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise InputError("is no manifest of this version", where=str(path), todo="Verify again") from error
 
 
 def versions() -> dict[str, str]:
