@@ -271,3 +271,29 @@ def test_all_nine_variables_are_known_by_their_long_names() -> None:
 def test_a_unit_that_is_not_known_is_refused() -> None:
     with pytest.raises(InputError, match="unknown unit 'furlong'"):
         converted(np.zeros(1), "furlong", "m")
+
+
+def test_fields_have_no_training_split(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\[fields\] has no training split"):
+        loaded(written(tmp_path, dataset()), split="train")
+
+
+def test_a_state_in_other_units_has_no_truth(tmp_path: Path) -> None:
+    scaled = SPEC.replace(
+        'input = "upper"\nmode = "replace"', 'input = "upper"\nmode = "replace"\nscale = 2.0', 1
+    )
+    path = written(tmp_path, dataset())
+    assert set(loaded(path).truth) == {"surf_next", "upper_next"}
+    assert set(loaded(path, text=scaled).truth) == {"surf_next"}
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ('[[fields.input]]\ninput = "fixed"\nvariables = ["lsm"]\nstatic = true\n', "tables give one input"),
+        ('[[forcing]]\ninput = "more"\n', r"\[fields\] gives no values to a \[\[forcing\]\]"),
+    ],
+)
+def test_fields_that_cannot_be_meant_are_refused(more: str, what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        parse_spec(SPEC + more)

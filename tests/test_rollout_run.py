@@ -587,3 +587,11 @@ def test_one_step_needs_no_feedback():
     spec = spec_of('[[static]]\ninput = "x"\n[trajectory]\noutputs = ["y"]', steps=1)
     x = values(2, 3)
     np.testing.assert_array_equal(engine(DECAY, spec, x=x).run().outputs["y"], decay(x, 1))
+
+
+@pytest.mark.parametrize("cut", ["index = 7", "start = 5, stop = 6"])
+def test_a_trajectory_cut_outside_of_what_comes_is_one_line(cut: str) -> None:
+    graph = "(float[b, n] x) => (float[b, n] y) { y = Tanh(x) }"
+    rolling = engine(graph, spec_of(REPLACE + f"select = {{axis = 1, {cut}}}"), x=values(2, 3))
+    with pytest.raises(InputError, match=r"select cuts axis 1 of \[2, 3\] outside of it"):
+        rolling.run()

@@ -319,3 +319,56 @@ def test_a_table_of_strings_as_input_is_refused():
 def test_specs_are_values():
     assert isinstance(parse_spec(SPEC), RolloutSpec)
     assert hash(parse_spec(SPEC)) == hash(parse_spec(SPEC))
+
+
+LSTM = """
+version = 1
+[rollout]
+steps = 4
+batch_axis = 0
+[[feedback]]
+output = "y"
+input = "x"
+mode = "replace"
+[[feedback]]
+output = "k"
+input = "h"
+mode = "replace"
+[trajectory]
+outputs = ["y"]
+"""
+
+
+def test_a_batch_on_another_axis_is_seen_by_its_name() -> None:
+    ports = "(float[b, 1, 3] x, float[2, b, 8] h) => (float[b, 1, 3] y, float[2, b, 8] k)"
+    assert "has its batch 'b' on axis 1, others on axis 0" in error_of(LSTM, ports)
+    check_spec(parse_spec(LSTM.replace("batch_axis = 0\n", "")), signature(ports))
+    first = "(float[b, 1, 3] x, float[b, 2, 8] h) => (float[b, 1, 3] y, float[b, 2, 8] k)"
+    check_spec(parse_spec(LSTM), signature(first))
+    square = "(float[n, n] x, float[n, n] h) => (float[n, n] y, float[n, n] k)"
+    check_spec(parse_spec(LSTM), signature(square))
+
+
+def test_states_without_a_sign_are_not_flipped() -> None:
+    text = LSTM.replace("batch_axis = 0", "batch_axis = 0\nflip_invariant = true")
+    ports = "(float[b, 3] x, bool[b, 8] h) => (float[b, 3] y, bool[b, 8] k)"
+    assert "flip_invariant negates states, and 'h' bool [b, 8] has no sign" in error_of(text, ports)
+
+
+def test_a_forcing_in_part_is_not_flipped() -> None:
+    text = LSTM.replace("batch_axis = 0", "batch_axis = 0\nflip_invariant = true")
+    text = text.replace(
+        'input = "h"\nmode = "replace"', 'input = "h"\nmode = "replace"\ninto = {axis = 1, index = 0}'
+    )
+    assert "is a forcing in part" in error_of(text + '[[forcing]]\ninput = "h"\n')
+
+
+def test_a_trajectory_is_not_cut_twice_along_one_axis() -> None:
+    twice = "[{axis = 1, start = 0, stop = 2}, {axis = 1, index = 0}]"
+    assert "select cuts one axis twice" in error_of(LSTM.replace('["y"]', f'["y"]\nselect = {twice}'))
+
+
+def test_the_unit_of_a_variable_is_for_the_reader() -> None:
+    named = LSTM + '[[variable]]\nname = "v"\noutput = "y"\n'
+    assert content_hash(parse_spec(named)) == content_hash(parse_spec(named + 'unit = "K"\n'))
+    assert content_hash(parse_spec(named)) != content_hash(parse_spec(named + "scale = 2.0\n"))

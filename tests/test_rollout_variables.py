@@ -167,3 +167,9 @@ def test_several_outputs_and_series_have_joint_names():
     spec = parse_spec(GRID.replace('["y"]', '["y", "z"]'))
     found = sigma(spec, contexts, {"y": np.ones((2, 3)), "z": np.ones((2, 3))})
     assert found.values == {"y/a": 2.0, "y/b": 3.0, "z/a": 2.0, "z/b": 3.0}
+
+
+def test_a_past_that_does_not_vary_gives_way_to_the_nominal_trajectory() -> None:
+    nominal = np.array([[[0.0], [2.0]]])
+    found = sigma(parse_spec(GRID), Contexts({"x": np.zeros((1, 1))}, {}), {"y": nominal})
+    assert (found.values, found.constant) == ({"y": 1.0}, frozenset())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 
 from tqs_onnx.rollout.fit import check_feedback, check_fills, cut_shape
 from tqs_onnx.rollout.signature import Dim, ModelSignature, Port, close_match
@@ -33,6 +34,7 @@ def check_spec(spec: RolloutSpec, signature: ModelSignature) -> None:
     _check_names(spec, signature)
     _check_coverage(spec, signature)
     _check_batch(spec, signature)
+    _check_flipped(spec, signature)
     for index, feedback in enumerate(spec.feedback):
         check_feedback(feedback, spec, signature, f"rollout.toml feedback[{index}]")
     check_fills(spec, signature)
@@ -73,6 +75,8 @@ def _check_names(spec: RolloutSpec, signature: ModelSignature) -> None:
     named += [("output", t.output, f"variable[{i}].output") for i, t in enumerate(spec.variable)]
     if spec.windows is not None:
         named.append(("input", spec.windows.input, "windows.input"))
+    if spec.fields is not None:
+        named += [("input", f.input, f"fields.input[{i}].input") for i, f in enumerate(spec.fields.input)]
     for kind, name, key in named:
         known = inputs if kind == "input" else outputs
         if name not in known:
@@ -168,6 +172,7 @@ def _check_batch(spec: RolloutSpec, signature: ModelSignature) -> None:
         size = port.shape[axis]
         if isinstance(size, int):
             sizes[size] = port
+    _check_batch_name(ports, axis)
     if len(sizes) > 1:
         one, other = list(sizes.values())[:2]
         raise InputError(
@@ -175,6 +180,33 @@ def _check_batch(spec: RolloutSpec, signature: ModelSignature) -> None:
             where="rollout.toml rollout.batch_axis",
             todo="Choose another axis or leave it out; an input without it gets shared = true",
         )
+
+
+def _check_batch_name(ports: Sequence[Port], axis: int) -> None:
+    """Refuse an array that has the batch, by its name, on another axis than the others."""
+    shapes = {port.name: port.shape or () for port in ports}
+    here = {size for shape in shapes.values() for size in shape[axis : axis + 1]}
+    names = {size for size in here if isinstance(size, str) and size not in ("", "?")}
+    for port in ports:
+        shape = shapes[port.name]
+        elsewhere = next((i for i, size in enumerate(shape) if size in names), None)
+        if elsewhere is not None and shape[axis] not in names:
+            raise InputError(
+                f"{port} has its batch {shape[elsewhere]!r} on axis {elsewhere}, others on axis {axis}",
+                where="rollout.toml rollout.batch_axis",
+                todo="Leave it out (one context a call), or export the model with the batch on one axis",
+            )
+
+
+def _check_flipped(spec: RolloutSpec, signature: ModelSignature) -> None:
+    for feedback in spec.feedback if spec.rollout.flip_invariant else ():
+        port = signature.input(feedback.input)
+        if port.dtype.kind in "bu":
+            raise InputError(
+                f"flip_invariant negates states, and {port} has no sign",
+                where="rollout.toml rollout.flip_invariant",
+                todo="Leave it out",
+            )
 
 
 def _check_trajectory(spec: RolloutSpec, signature: ModelSignature) -> None:

@@ -32,8 +32,12 @@ def cut_fields(
 ) -> Contexts:
     """Read fields and cut the contexts of one split; see `load_contexts` for parameters and errors."""
     table = spec.fields
-    if table is None or split not in ("validation", "test"):
-        raise InputError("fields need a [fields] section and a split", where=str(path))
+    if table is None:
+        raise InputError("fields over time need a [fields] section in the rollout spec", where=str(path))
+    if split not in ("validation", "test"):
+        raise InputError(
+            "[fields] has no training split", where=str(path), todo="Give --calibration as an .npz"
+        )
     given = {f.input for f in table.input}
     for port in signature.inputs:
         if port.name not in given:
@@ -160,7 +164,7 @@ def _truth(
     fields: Fields, table: FieldsTable, rows: NDArray[np.int64], stride: int, spec: RolloutSpec
 ) -> dict[str, NDArray[np.float64]]:
     by_input = {f.input: f for f in table.input}
-    fed = {f.output: by_input[f.input] for f in spec.feedback if f.input in by_input and not f.select}
+    fed = {f.output: by_input[f.input] for f in spec.feedback if f.input in by_input and f.keeps_units}
     ahead = stride * np.arange(1, spec.rollout.steps + 1)
     return {
         output: np.stack([_states(fields, fed[output], rows + a) for a in ahead], axis=1)

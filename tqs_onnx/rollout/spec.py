@@ -128,6 +128,11 @@ class Feedback(_Table):
         return self.mode == "replace" and not (self.select or self.into or self.expand or self.is_scaled)
 
     @property
+    def keeps_units(self) -> bool:
+        """The output is the next input, whole and in its units, so that an observed input is its truth."""
+        return not (self.select or self.into or self.is_scaled)
+
+    @property
     def is_scaled(self) -> bool:
         """Scale or offset change the values."""
         return set(self.scale) != {1.0} or set(self.offset) != {0.0}
@@ -168,6 +173,8 @@ class TrajectoryTable(_Table):
     def _distinct(self) -> TrajectoryTable:
         if len(set(self.outputs)) < len(self.outputs):
             raise ValueError("an output is named twice")
+        if len({c.axis for c in self.select}) < len(self.select):
+            raise ValueError("select cuts one axis twice")
         return self
 
 
@@ -247,6 +254,12 @@ class FieldsTable(_Table):
     test: Days
     input: Annotated[tuple[FieldInput, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 
+    @model_validator(mode="after")
+    def _distinct(self) -> FieldsTable:
+        if len({f.input for f in self.input}) < len(self.input):
+            raise ValueError("two [[fields.input]] tables give one input")
+        return self
+
 
 class RolloutSpec(_Table):
     """A whole rollout.toml."""
@@ -268,6 +281,14 @@ class RolloutSpec(_Table):
             raise ValueError(
                 "flip_invariant and non_negative act on what is fed back: there is no [[feedback]]"
             )
+        forced = {f.input for f in self.feedback} & {f.input for f in self.forcing}
+        if self.rollout.flip_invariant and forced:
+            raise ValueError(
+                f"flip_invariant negates states, and input {min(forced)!r} is a forcing in part: "
+                "it cannot tell which part"
+            )
+        if self.fields is not None and self.forcing:
+            raise ValueError("[fields] gives no values to a [[forcing]]: give contexts as arrays")
         return self
 
     @property
@@ -348,8 +369,12 @@ def parse_spec(text: str, *, where: str = "rollout.toml") -> RolloutSpec:
 
 
 def content_hash(spec: RolloutSpec) -> str:
-    """Return the hexadecimal SHA-256 of what the spec says, whatever its layout and key order."""
-    text = json.dumps(spec.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+    """Return the hexadecimal SHA-256 of what the spec says, whatever its layout and key order.
+
+    Units of variables are for the reader, and not part of it.
+    """
+    said = spec.model_dump(mode="json", exclude_defaults=True, exclude={"variable": {"__all__": {"unit"}}})
+    text = json.dumps(said, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -109,7 +109,13 @@ def in_time(
     index: list[Any] = [slice(None)] * array.ndim
     for cut in spec.trajectory.select:
         index[cut.axis] = slice(*cut.bounds)
-    array = array[tuple(index)]
+    whole, array = array.shape, array[tuple(index)]
+    for cut in spec.trajectory.select:
+        if array.shape[cut.axis] == 0 < whole[cut.axis]:
+            raise InputError(
+                f"select cuts axis {cut.axis} of {list(whole)} outside of it",
+                where="rollout.toml trajectory.select",
+            )
     moved = [a for a in (spec.rollout.batch_axis, spec.trajectory.time_axis) if a is not None]
     dropped = {c.axis for c in spec.trajectory.select if c.index is not None}
     rest = [a for a in range(array.ndim) if a not in moved and a not in dropped]

@@ -139,8 +139,8 @@ def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[A
     """Return σ_v of every variable, in its own unit.
 
     The first that there is of: `[[variable]].scale`; the training rows of the table (`contexts.scales`); the
-    standard deviation (ddof 0) of the history in the contexts, i.e. of the state input that the output feeds;
-    that of the nominal trajectory.
+    standard deviation (ddof 0) of the history in the contexts, i.e. of the state input that the output feeds, if it
+    varies; that of the nominal trajectory.
 
     Parameters
     ----------
@@ -159,7 +159,9 @@ def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[A
     constant: set[str] = set()
     for name, trajectory in variables.items():
         known = given.get(name, scales.get(name))
-        deviation = std(histories.get(name, trajectory)) if known is None else known
+        deviation = known
+        if deviation is None:  # a past that does not vary says nothing of the scale
+            deviation = std(histories.get(name, trajectory)) or std(trajectory)
         if deviation == 0.0:
             constant.add(name)
         values[name] = deviation or 1.0
