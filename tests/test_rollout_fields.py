@@ -297,3 +297,10 @@ def test_a_state_in_other_units_has_no_truth(tmp_path: Path) -> None:
 def test_fields_that_cannot_be_meant_are_refused(more: str, what: str) -> None:
     with pytest.raises(InputError, match=what):
         parse_spec(SPEC + more)
+
+
+def test_a_split_beyond_the_file_is_said_to_be_cut_short(tmp_path: Path) -> None:
+    path = written(tmp_path, dataset())
+    assert loaded(path).notes == ()
+    (note,) = loaded(path, text=SPEC.replace("2020-01-09", "2020-03-01")).notes
+    assert "holds 2020-01-01T00 to 2020-01-08T21: fields.test 2020-01-05 to 2020-03-01 is cut short" in note

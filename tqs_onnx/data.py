@@ -104,7 +104,7 @@ def read_data(files: DataFiles, source: Source) -> Data:
         limit=files.max_eval_contexts,
     )
     check_disjoint(scoring, evaluation)
-    notes = unjudged(spec, source.signature)
+    notes = (*unjudged(spec, source.signature), *scoring.notes, *evaluation.notes)
     named = {"rollout": files.rollout, "contexts": files.contexts}
     if files.evaluation is not None:
         named["evaluation"] = files.evaluation

@@ -88,11 +88,11 @@ def command(
     require_loadable(model, runs[0].provider)
     files = data_files(options)
     spec = read_spec(files, source)
-    for note in unjudged(spec, source.signature):
-        say(f"note: {note}")
     contexts = load_contexts(
         files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
     )
+    for note in (*unjudged(spec, source.signature), *contexts.notes):
+        say(f"note: {note}")
     if dry_run:
         plans = [plan_sweep(source.lifted, source.survey, spec, contexts, source.sha256, run) for run in runs]
         _show_estimates([estimate(plan) for plan in plans], as_json=as_json)

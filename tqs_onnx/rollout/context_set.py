@@ -43,6 +43,8 @@ class Contexts:
         Names of the columns along the last axis (layout `table`).
     table : str or None
         SHA-256 of the table that `rows` counts in.
+    notes : tuple of str
+        What the user should know of how they were read.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -53,6 +55,7 @@ class Contexts:
     scales: dict[str, float] | None = None
     columns: tuple[str, ...] | None = None
     table: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n_contexts(self) -> int:

@@ -61,7 +61,21 @@ def cut_fields(
             rows=np.stack([rows - back, rows + ahead + 1], axis=1).astype(np.int64),
             source=str(path),
             table=fields.digest(),
+            notes=_cut_short(fields, table, split),
         )
+
+
+def _cut_short(fields: Fields, table: FieldsTable, split: str) -> tuple[str, ...]:
+    """Return a note where a split reaches beyond the file."""
+    first, stop = _bounds(table, split)
+    begins, ends = int(fields.seconds[0]), 2 * int(fields.seconds[-1]) - int(fields.seconds[-2])
+    if begins <= first and stop <= ends:
+        return ()
+    held = [np.datetime64(int(t), "s").astype("datetime64[h]") for t in fields.seconds[[0, -1]]]
+    days = table.validation if split == "validation" else table.test
+    return (
+        f"{fields.path} holds {held[0]} to {held[1]}: fields.{split} {days[0]} to {days[1]} is cut short",
+    )
 
 
 def _bounds(table: FieldsTable, split: str) -> tuple[int, int]:
