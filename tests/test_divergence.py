@@ -86,3 +86,10 @@ def test_the_energy_of_a_context_is_its_own() -> None:
 def test_a_variable_that_was_not_scored_is_refused() -> None:
     with pytest.raises(InputError, match="variable 'v' was not scored"):
         ruler_for({"y": values(3, 2, 4)}, spec_of(2), SERIES, {"u": 1.0})
+
+
+def test_a_ruler_keeps_no_array_as_large_as_a_trajectory() -> None:
+    named = '[[variable]]\nname = "v"\noutput = "y"\naxis = 1\nindex = 0\n'
+    ruler = ruler_for({"y": values(3, 4, 2)}, spec_of(more=named), CONTEXTS, {"v": 1.0})
+    assert ruler.rows["v"].base is None
+    assert ruler.rows["v"].tolist() == [0, 1, 2]

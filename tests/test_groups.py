@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.rollouts import forecaster, linear, model, opened, scored, spec_of, values
+from tests.rollouts import REPLACE, forecaster, linear, model, opened, scored, spec_of, values
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.rollout.run import Engine
+from tqs_onnx.rollout.spec import parse_spec
 from tqs_onnx.score.agreement import spearman
 from tqs_onnx.score.families import families, settle
 from tqs_onnx.score.gamma import gammas
@@ -21,6 +22,7 @@ from tqs_onnx.score.scoring import Judged, settle_minimum
 from tqs_onnx.score.store import Scores, Status
 from tqs_onnx.score.sweep import SweepOptions, sweep
 from tqs_onnx.score.target import Target
+from tqs_onnx.score.task import parts_of, tasks_of
 from tqs_passes.errors import InputError
 
 
@@ -272,3 +274,30 @@ def test_spearman_is_that_of_the_ranks(tmp_path: Path) -> None:
     assert spearman(one, with_rates(list(range(n))[::-1])) == pytest.approx(-1.0)
     swapped = [1, 0, *range(2, n)]
     assert spearman(one, with_rates(swapped)) == pytest.approx(1 - 6 * 2 / (n * (n * n - 1)))
+
+
+@pytest.mark.parametrize("cut", ["workers", "parts"])
+def test_group_tests_settle_the_same_whoever_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    source = opened(tmp_path, modulated(alive=(3,)))
+    here = scored(source, spec_of(), values(2, 6), group_test=True)
+    if cut == "workers":
+        there = scored(source, spec_of(), values(2, 6), group_test=True, workers=2)
+    else:
+        monkeypatch.setattr("tqs_onnx.score.sweep.tasks_of", lambda *a: parts_of(a[0], tasks_of(*a), 100))
+        there = scored(source, spec_of(), values(2, 6), group_test=True)
+    assert here.rollouts_saved > 0.0
+    assert there.to_json() == here.to_json()
+
+
+def test_an_early_stop_watches_no_step_beyond_the_length(tmp_path: Path) -> None:
+    text = REPLACE.replace("steps = {steps}", "steps = 6\nlength = 5") + "time_axis = 1\n"
+    spec = parse_spec(text)
+    proto = model(
+        "(float[b, 2, 4] x) => (float[b, 2, 4] y) { p = MatMul(x, W)  y = Tanh(p) }",
+        {"W": values(4, 4, scale=0.4)},
+    )
+    source = opened(tmp_path, proto)
+    never = scored(source, spec, values(2, 2, 4), early_stop=EarlyStop(0.0))
+    assert never.weights[0].gamma_task == scored(source, spec, values(2, 2, 4)).weights[0].gamma_task

@@ -15,7 +15,8 @@ from typing import Any
 import onnx
 import pytest
 
-from tests.rollouts import forecaster, opened, spec_of, values, write_case
+from tests.rollouts import forecaster, opened, scored, spec_of, values, write_case
+from tests.test_groups import modulated
 from tqs_onnx.cli.main import main
 from tqs_onnx.rollout.context_set import Contexts
 from tqs_onnx.score.cluster import OnCluster
@@ -174,16 +175,23 @@ def test_tasks_in_another_order_score_the_same(
     assert swept(source, engine="ray", address=two.address).to_json() == local
 
 
-def test_rebuilt_sessions_and_group_tests_score_the_same_there(
+def test_rebuilt_sessions_score_the_same_there(
     two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx.save(
         forecaster(), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
     )
     source = open_source(tmp_path / "m.onnx")
-    how = {"strategy": Strategy("rebuild", 1), "group_test": True}
+    how = {"strategy": Strategy("rebuild", 1)}
     here = swept(source, **how)
     assert swept(source, engine="ray", address=two.address, **how).to_json() == here.to_json()
+
+
+def test_group_tests_settle_the_same_there(two: Two, tmp_path: Path) -> None:
+    source = opened(tmp_path, modulated(alive=(3,)))
+    here = scored(source, spec_of(), values(2, 6), group_test=True)
+    there = scored(source, spec_of(), values(2, 6), group_test=True, engine="ray", address=two.address)
+    assert there.to_json() == here.to_json()
 
 
 def test_a_node_killed_without_grace_costs_what_it_was_measuring(

@@ -158,6 +158,15 @@ def test_a_constant_series_gets_one_and_is_named():
     assert found.constant == {"y"}
 
 
+def test_a_deviation_is_the_same_in_blocks(monkeypatch):
+    array = np.random.default_rng(0).standard_normal((7, 5, 3)).astype(np.float32)
+    whole = std(array)
+    assert whole == pytest.approx(float(array.astype(np.float64).std()), rel=1e-12)
+    monkeypatch.setattr("tqs_onnx.rollout.context_set._BLOCK_VALUES", 31)
+    assert std(array) == pytest.approx(whole, rel=1e-12)
+    assert std(np.float64(3.0)) == 0.0
+
+
 def test_rounding_is_not_variation():
     assert std(np.full(1001, 0.1)) == 0.0
 

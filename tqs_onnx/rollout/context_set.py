@@ -5,6 +5,7 @@ Never imports onnxruntime.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,8 @@ from tqs_passes.errors import InputError
 
 #: A standard deviation below this share of the largest value is rounding, not variation.
 _CONSTANT = 1e-12
+#: Values that are widened to float64 at a time.
+_BLOCK_VALUES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +159,12 @@ def std(array: NDArray[Any]) -> float:
     >>> std(np.full(10, 0.1))
     0.0
     """
-    wide = np.asarray(array, np.float64)
-    if wide.size == 0:
+    if array.size == 0:
         return 0.0
-    deviation = float(wide.std())
-    return 0.0 if deviation <= _CONSTANT * float(np.abs(wide).max()) else deviation
+    rows = np.atleast_1d(array)
+    size = max(1, _BLOCK_VALUES * len(rows) // rows.size)
+    blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    mean = sum(float(b.sum(dtype=np.float64)) for b in blocks) / rows.size
+    squares = sum(float(np.square(np.subtract(b, mean, dtype=np.float64)).sum()) for b in blocks)
+    deviation, most = math.sqrt(squares / rows.size), max(float(np.abs(b).max()) for b in blocks)
+    return 0.0 if deviation <= _CONSTANT * most else deviation

@@ -75,8 +75,13 @@ def gauge_for(
         results.append(_info(f"s{i}", TensorProto.DOUBLE, rank))
     graph = helper.make_graph(nodes, "gauge", inputs, results)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
-    # One thread: a second thread pool would compete with the model's.
-    session = open_session(model.SerializeToString(), provider=provider, options=SessionOptions(threads=1))
+    session = open_session(
+        model.SerializeToString(),
+        # TensorRT would build an engine for every shape.
+        provider="cuda" if provider == "tensorrt" else provider,
+        # One thread: a second thread pool would compete with the model's. A pattern would double the memory.
+        options=SessionOptions(threads=1, memory_pattern=False),
+    )
     return Gauge(tuple(outputs), session)
 
 

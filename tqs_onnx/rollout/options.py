@@ -24,6 +24,9 @@ class SessionOptions:
         Graph optimization level: `all` (stock), `extended`, `basic` or `disable`.
     prepacking : bool
         Let kernels keep weights in a layout of their own (stock). Off, a weight can be changed in place.
+    memory_pattern : bool
+        Plan a block for all that a call needs once its shapes are known (stock); it comes on top of what the first
+        call took.
     config : mapping of str to str
         Session config entries, e.g. ``{"session.disable_quant_qdq": "1"}``.
     """
@@ -31,4 +34,5 @@ class SessionOptions:
     threads: int = 0
     optimize: Optimize = "all"
     prepacking: bool = True
+    memory_pattern: bool = True
     config: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -171,9 +171,10 @@ class Engine:
         return other
 
     def of(self, session: Session) -> Engine:
-        """Return an engine of another session of the same signature, over the same contexts."""
+        """Return an engine of another session of the same signature, over the same contexts; not of one in halves."""
         other = copy.copy(self)
-        other.session, other._mirror = session, None
+        other.session = session
+        other._mirror = None if self._mirror is None else self._mirror.of(session)
         return other
 
     def run(
@@ -182,7 +183,6 @@ class Engine:
         contexts: slice | None = None,
         *,
         keep_other: bool = False,
-        check_finite: bool = True,
     ) -> Trajectory:
         """Roll out.
 
@@ -194,8 +194,6 @@ class Engine:
             A range of contexts, default all.
         keep_other : bool
             Keep the graph outputs outside the trajectory as well.
-        check_finite : bool
-            Stop at the first value that is NaN or infinite.
 
         Raises
         ------
@@ -211,17 +209,17 @@ class Engine:
             raise InputError(
                 f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
             )
-        return self._finished(self._joined(chosen, overrides, keep_other, check_finite, None), overrides)
+        return self._finished(self._joined(chosen, overrides, keep_other, None), overrides)
 
     def hold(self, overrides: Mapping[str, Value] | None = None) -> tuple[Trajectory, Held]:
         """Roll out all contexts, and keep what others need to be compared with it; see `run` for the errors."""
         overrides = self._complete(overrides)
         chosen = range(self.contexts.n_contexts)
         if self.spec.rollout.is_made_whole:
-            made = self._finished(self._joined(chosen, overrides, False, True, None), overrides)
+            made = self._finished(self._joined(chosen, overrides, False, None), overrides)
             return made, Held(made.time_after, {}, None, made)
         steps: dict[int, list[dict[str, Value]]] = {}
-        made = self._joined(chosen, overrides, False, True, steps)
+        made = self._joined(chosen, overrides, False, steps)
         first = next(iter(steps.values()))[0]
         gauge = gauge_for(
             first,
@@ -256,7 +254,7 @@ class Engine:
         overrides = self._complete(overrides)
         chosen = range(self.contexts.n_contexts)
         if held.whole is not None:
-            made = self._finished(self._joined(chosen, overrides, False, True, None), overrides)
+            made = self._finished(self._joined(chosen, overrides, False, None), overrides)
             return Squares(_squared(made.outputs, held.whole.outputs), made.time_after)
         steps = self.spec.rollout.steps
         parts: list[Part] = []
@@ -285,7 +283,7 @@ class Engine:
                 turned = mirror.flipped(self.contexts, self.spec)
                 plain = mirror.without_mirror(self.spec)
                 self._mirror = Engine(self.session, plain, turned, batch=self._asked)
-            other = self._mirror._joined(made.contexts, overrides, False, True, None)
+            other = self._mirror._joined(made.contexts, overrides, False, None)
             made = mirror.averaged(made, other)
         return mirror.bounded(made, self.contexts, self.spec) if self.spec.rollout.non_negative else made
 
@@ -294,7 +292,6 @@ class Engine:
         chosen: range,
         overrides: Mapping[str, Value],
         keep_other: bool,
-        check_finite: bool,
         held: dict[int, list[dict[str, Value]]] | None,
     ) -> Trajectory:
         """Roll all chunks out; what is asked for goes to `held` as well, see `Held.steps`."""
@@ -302,7 +299,7 @@ class Engine:
         for start in range(chosen.start, chosen.stop, self._batch):
             chunk = self._chunk(start, min(start + self._batch, chosen.stop))
             keep = None if held is None else held.setdefault(start, [])
-            parts.append(self._roll(chunk, overrides, keep_other, check_finite, keep))
+            parts.append(self._roll(chunk, overrides, keep_other, keep))
         return join(parts, chosen, self.spec)
 
     def walk(
@@ -324,7 +321,8 @@ class Engine:
         """
         for start in range(0, self.contexts.n_contexts, self._batch):
             chunk = self._chunk(start, min(start + self._batch, self.contexts.n_contexts))
-            for _, inputs, outputs in self._calls(chunk, overrides or {}, extra, self.spec.rollout.steps):
+            asked = {*extra, *self._fed}
+            for _, inputs, outputs in self._calls(chunk, overrides or {}, asked, self.spec.rollout.steps):
                 yield inputs, outputs
 
     def _calls(
@@ -381,7 +379,6 @@ class Engine:
         chunk: _Chunk,
         overrides: Mapping[str, Value],
         keep_other: bool,
-        check_finite: bool,
         held: list[dict[str, Value]] | None,
     ) -> Part:
         trajectory = self.spec.trajectory.outputs
@@ -391,7 +388,7 @@ class Engine:
         other: dict[str, list[Value]] = {n: [] for n in extra}
         for step, _, outputs in self._calls(chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps):
             for name in trajectory:
-                kept[name].append(self._collected(outputs[name], name, step, chunk, check_finite))
+                kept[name].append(self._collected(outputs[name], name, step, chunk))
             for name in extra:
                 other[name].append(outputs[name])
             if held is not None:
@@ -399,10 +396,7 @@ class Engine:
         if held is not None and not self.session.on_host:
             self._make_room(held)
         return Part(
-            {
-                n: [self._on_host(v, n, i, chunk, check_finite) for i, v in enumerate(vs, 1)]
-                for n, vs in kept.items()
-            },
+            {n: [self._on_host(v, n, i, chunk) for i, v in enumerate(vs, 1)] for n, vs in kept.items()},
             {n: [self._plain(v, chunk) for v in vs] for n, vs in other.items()},
         )
 
@@ -485,19 +479,15 @@ class Engine:
                 )
         return following
 
-    def _collected(
-        self, value: Value, name: str, step: int, chunk: _Chunk, check_finite: bool
-    ) -> Value | NDArray[Any]:
+    def _collected(self, value: Value, name: str, step: int, chunk: _Chunk) -> Value | NDArray[Any]:
         """On the CPU the array, checked at once; else the value, to be copied when the rollout is over."""
-        return self._on_host(value, name, step, chunk, check_finite) if self.session.on_host else value
+        return self._on_host(value, name, step, chunk) if self.session.on_host else value
 
-    def _on_host(
-        self, value: Value | NDArray[Any], name: str, step: int, chunk: _Chunk, check_finite: bool
-    ) -> NDArray[Any]:
+    def _on_host(self, value: Value | NDArray[Any], name: str, step: int, chunk: _Chunk) -> NDArray[Any]:
         if not isinstance(value, Value):
             return value
         array = in_time(value.numpy(), self.spec, len(chunk.contexts))
-        if check_finite and not np.isfinite(array).all():
+        if not np.isfinite(array).all():
             raise self._not_finite(name, array, step, chunk)
         return array
 
@@ -534,7 +524,10 @@ def _where(step: int, chunk: _Chunk) -> str:
 def _squared(
     a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float64]]:
-    return {name: np.square(mine.astype(np.float64) - b[name]) for name, mine in a.items()}
+    made = {name: np.subtract(mine, b[name], dtype=np.float64) for name, mine in a.items()}
+    for difference in made.values():
+        np.square(difference, out=difference)
+    return made
 
 
 def fixed_batch(spec: RolloutSpec, signature: ModelSignature) -> int | None:

@@ -261,6 +261,7 @@ def open_session(
     settings.log_severity_level = _FATAL
     settings.intra_op_num_threads = options.threads
     settings.graph_optimization_level = _LEVELS[options.optimize]
+    settings.enable_mem_pattern = options.memory_pattern
     settings.use_deterministic_compute = provider != "cpu"
     for key, text in _entries(options, folder).items():
         settings.add_session_config_entry(key, text)

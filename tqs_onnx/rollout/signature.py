@@ -149,7 +149,9 @@ def _port_of(info: onnx.ValueInfoProto) -> Port:
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         return port(info.name, tensor.elem_type, None)
+    # Some exporters write -1 where they mean any size.
     shape: tuple[Dim, ...] = tuple(
-        int(d.dim_value) if d.HasField("dim_value") else str(d.dim_param or "?") for d in tensor.shape.dim
+        int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else str(d.dim_param or "?")
+        for d in tensor.shape.dim
     )
     return port(info.name, tensor.elem_type, shape)

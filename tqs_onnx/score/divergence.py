@@ -10,6 +10,7 @@ context's trajectory: variables count alike, however many values they have. NumP
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,14 +60,14 @@ class Ruler:
         theirs = by_variable(b, self.spec, self.contexts, rows)
         for name, mine in by_variable(a, self.spec, self.contexts, rows).items():
             delta = (mine.astype(np.float64) - theirs[name]) / self.sigma[name]
-            flat = delta.reshape(*delta.shape[:2], -1)
+            flat = delta.reshape(*delta.shape[:2], math.prod(delta.shape[2:]))
             out[name] = np.einsum("stx,stx->st", flat, flat)
         return out
 
     def parts(self, squares: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
         """Return what `squares` does, from squared differences that are made already (`rollout.run.Squares`)."""
         return {
-            name: part.reshape(*part.shape[:2], -1).sum(axis=2) / self.sigma[name] ** 2
+            name: part.sum(axis=tuple(range(2, part.ndim))) / self.sigma[name] ** 2
             for name, part in by_variable(squares, self.spec, self.contexts, rows).items()
         }
 
@@ -107,11 +108,12 @@ def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapp
         A variable has no σ: the contexts hold other variables than those that were scored.
     """
     ids = {
-        name: np.broadcast_to(np.arange(len(a)).reshape(-1, *[1] * (a.ndim - 1)), a.shape)
+        name: np.broadcast_to(np.arange(len(a)).reshape(-1, *[1] * (a.ndim - 1)), (len(a), 1, *a.shape[2:]))
         for name, a in arrays.items()
     }
+    # The first index of each row, copied: a view would keep all of them.
     rows = {
-        name: np.asarray(index.reshape(len(index), -1)[:, 0], np.int64)
+        name: index.reshape(len(index), math.prod(index.shape[1:]))[:, 0].astype(np.int64)
         for name, index in by_variable(ids, spec, contexts).items()
     }
     unknown = [name for name in rows if name not in sigma]

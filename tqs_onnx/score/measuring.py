@@ -43,6 +43,7 @@ class Desk:
         self._source = source
         self._session = -1
         self._station: Station | None = None
+        self._floors: Floors | None = None
 
     def frame(self) -> Frame:
         """Return what is known of the job's nominal rollout, from its first session.
@@ -63,8 +64,9 @@ class Desk:
             The model does not run, or a session's nominal rollout is not finite.
         """
         station, floors = self._opened(task.session, frame), task.floors
-        if task.measures_floors:
-            floors = floors_of(self._plan, station, task.session)
+        if floors is None and (task.measures_floors or self._plan.options.group_test):
+            floors = self._floors = self._floors or floors_of(self._plan, station, task.session)
+        if floors is not None and task.measures_floors:
             yield SessionFloors(task.session, floors)
         if floors is not None and self._plan.options.group_test:
             yield from _in_families(self._plan, station, floors, task)
@@ -73,7 +75,7 @@ class Desk:
 
     def _opened(self, session: int, frame: Frame | None) -> Station:
         if self._station is None or self._session != session:
-            self._station = None  # let go of the old session before the new one is built
+            self._station = self._floors = None  # let go of the old session before the new one is built
             self._station = open_station(self._plan, self._source, session, frame)
             self._session = session
         return self._station

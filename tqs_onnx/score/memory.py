@@ -21,7 +21,7 @@ from tqs_passes.errors import InputError
 #: Weights once in the model and, at worst, once more while they are perturbed or prepacked.
 _WEIGHTS_HELD = 1.5
 #: The nominal trajectory: held where it was made, and on the host while σ is taken from it.
-_NOMINAL_HELD = 3
+_NOMINAL_HELD = 4
 #: Where whole trajectories are compared: both, and their difference and its square in float64.
 _WHOLE_HELD = 6
 #: One step's difference in float32, and in float64.
@@ -50,18 +50,19 @@ class Memory:
         """Return the bytes held with so many contexts a chunk."""
         return int(_WEIGHTS_HELD * self.weights) + self.held + chunk * self.per_context
 
-    def most_contexts(self, max_bytes: int) -> int:
+    def most_contexts(self, max_bytes: int, at_least: int = 1) -> int:
         """Return the largest chunk that fits.
 
         Raises
         ------
         InputError
-            Not even one context fits.
+            Not even `at_least` contexts fit.
         """
         room = max_bytes - int(_WEIGHTS_HELD * self.weights) - self.held
-        if room < self.per_context:
+        if room < at_least * self.per_context:
+            named = "one context needs" if at_least == 1 else f"the {at_least} contexts of a call need"
             raise InputError(
-                f"one context needs about {self.total(1) / 1e6:.0f} MB, more than --max-memory allows",
+                f"{named} about {self.total(at_least) / 1e6:.0f} MB, more than --max-memory allows",
                 todo="Allow more",
             )
         return max(1, room // max(1, self.per_context))

@@ -125,10 +125,11 @@ def plan_sweep(
     targets = blocks if joint else tuple(Target(w.name, (w,)) for w in rolled)
     chunk = 1 if spec.rollout.batch_axis is None else options.batch or DEFAULT_BATCH
     chunk = min(chunk, contexts.n_contexts)
+    fixed = fixed_batch(spec, signature_of(model.proto))
     if options.max_memory is not None:
         memory = memory_of(exposable(model, rolled), spec, contexts)
-        chunk = min(chunk, memory.most_contexts(options.max_memory))
-    chunk = fixed_batch(spec, signature_of(model.proto)) or chunk
+        chunk = min(chunk, memory.most_contexts(options.max_memory, at_least=fixed or 1))
+    chunk = fixed or chunk
     n_chunks = -(-contexts.n_contexts // chunk)
     shape = Shape(
         options.probe.n_draws + len(options.response_bits),
