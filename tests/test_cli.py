@@ -332,6 +332,17 @@ def test_a_bug_is_one_line_and_exit_1(monkeypatch: pytest.MonkeyPatch, capsys: C
     assert line == r"tqs: error: internal error: ZeroDivisionError: of\nours (see --traceback)"
 
 
+def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tqs_onnx.cli.inspect.open_source", stopped)
+    assert main(["inspect", "any.onnx"]) == 130
+    assert (
+        capsys.readouterr().err.splitlines()[-1] == "tqs: error: stopped. Run the same command again to go on"
+    )
+
+
 @pytest.mark.slow
 def test_the_demo_quarters_its_model(tmp_path: Path, capsys: Capture) -> None:
     assert main(["demo", "--out", str(tmp_path / "run"), "--json"]) == 0

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(str(error), verbose)
         return error.exit_code
     except click.Abort:
-        _report("stopped", verbose)
+        _report("stopped. Run the same command again to go on", verbose)
         return 130
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
