@@ -347,6 +347,7 @@ import os, signal, time
 import numpy as np
 from tqs_onnx.allocate import core
 from tqs_onnx.allocate.lagrange import Table
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 table = Table(np.array([[3.0, 1.0], [4.0, 0.0]]), np.array([[1, 9], [1, 9]]), np.array([[0, 1], [0, 1]]))
 assert core.solve_core(table, 10, limit=9.0, resolution=1e-9, work=5, time_limit_s=10).positions is not None
 try:

@@ -41,7 +41,14 @@ def _count(store: Path) -> int:
 
 def _stopped_at(command: list[str], out: Path, count: int, how: signal.Signals) -> tuple[int, str]:
     """Start a sweep, signal it once it has kept `count` measurements, and return its exit code and stderr."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and what they start, ignore Ctrl-C: the tests may be one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         while process.poll() is None and _count(out / "sweep.sqlite") < count:
             time.sleep(0.005)
         process.send_signal(how)
