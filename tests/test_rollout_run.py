@@ -5,9 +5,9 @@ import onnx
 import pytest
 from onnx import parser
 
-from tqs_onnx.rollout.check import check_spec
+from tqs_onnx.rollout.check import check_spec, fixed_batch
 from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.run import Engine, NonFiniteError, fixed_batch
+from tqs_onnx.rollout.run import Engine, NonFiniteError
 from tqs_onnx.rollout.session import Session, SessionOptions, open_session
 from tqs_onnx.rollout.signature import signature_of
 from tqs_onnx.rollout.spec import RolloutSpec, parse_spec

@@ -89,11 +89,11 @@ def test_only_the_outputs_asked_for_come_back():
 
 @pytest.mark.parametrize("optimize", ["all", "extended", "basic", "disable"])
 def test_every_optimization_level_runs(optimize):
-    session = open_session(doubling(), options=SessionOptions(threads=1, optimize=optimize, prepacking=False))
+    session = open_session(doubling(), options=SessionOptions(threads=1, optimize=optimize))
     assert session.run({"x": session.value(np.ones(1, np.float32))})["y"].numpy()[0] == 2
 
 
-def test_without_prepacking_a_weight_can_be_listed_as_config():
+def test_config_entries_are_taken():
     options = SessionOptions(threads=1, config={"session.disable_quant_qdq": "1"})
     assert open_session(doubling(), options=options).provider == "cpu"
 

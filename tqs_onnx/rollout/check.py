@@ -267,3 +267,17 @@ def _check_variables(spec: RolloutSpec, signature: ModelSignature) -> None:
         shape = signature.output(variable.output).shape
         if shape is not None:
             cut_shape((Cut(axis=variable.axis, index=variable.index),), shape, where)
+
+
+def fixed_batch(spec: RolloutSpec, signature: ModelSignature) -> int | None:
+    """Return the batch size that the model's inputs fix, or None."""
+    axis = spec.rollout.batch_axis
+    if axis is None:
+        return None
+    for name in spec.inputs:
+        shape = signature.input(name).shape
+        if name not in spec.shared and shape is not None and axis < len(shape):
+            size = shape[axis]
+            if isinstance(size, int):
+                return size
+    return None

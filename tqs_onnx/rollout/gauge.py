@@ -15,11 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tqs_onnx.rollout.options import Provider, SessionOptions
 from tqs_onnx.rollout.session import Session, Value, open_session
 from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.trajectory import Trajectory
 
 _OPSET = 17
 _IR_VERSION = 8
@@ -47,6 +49,45 @@ class Gauge:
             feeds[f"a{i}"], feeds[f"b{i}"] = a[name], b[name]
         made = self.session.run(feeds, where=where)
         return {name: made[f"s{i}"] for i, name in enumerate(self.outputs)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A rollout that others are compared with: its outputs, where they were made. Made by `run.Engine.hold`.
+
+    Parameters
+    ----------
+    time_after : tuple of int
+        See `Trajectory`.
+    steps : dict of int to list
+        First context of a chunk to its trajectory outputs, step by step.
+    gauge : Gauge or None
+        Compares them; None where `whole` is.
+    whole : Trajectory or None
+        Instead of `steps`, for a rollout that is averaged or bounded as a whole.
+    """
+
+    time_after: tuple[int, ...]
+    steps: dict[int, list[dict[str, Value]]]
+    gauge: Gauge | None
+    whole: Trajectory | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Squares:
+    """Squared differences of a rollout from another.
+
+    Parameters
+    ----------
+    outputs : dict of str to float64 array
+        Trajectory output to ``[context, time, *rest]``, laid out as a trajectory is; axes of `rest` that tell no
+        variables apart may have been summed over, and are 1 then.
+    time_after : tuple of int
+        See `Trajectory`; shorter than that of the other rollout where this one was stopped.
+    """
+
+    outputs: dict[str, NDArray[np.float64]]
+    time_after: tuple[int, ...]
 
 
 def gauge_for(
@@ -114,3 +155,13 @@ def _kept_axes(output: str, rank: int, spec: RolloutSpec, *, has_columns: bool) 
     if has_columns and rest:
         kept.add(rest[-1])
     return kept
+
+
+def squared(
+    a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
+) -> dict[str, NDArray[np.float64]]:
+    """Return (a − b)² of whole trajectories, where only those can be compared."""
+    made = {name: np.subtract(mine, b[name], dtype=np.float64) for name, mine in a.items()}
+    for difference in made.values():
+        np.square(difference, out=difference)
+    return made

@@ -22,8 +22,6 @@ class SessionOptions:
         Threads inside an operator; 0: the runtime's choice.
     optimize : str
         Graph optimization level: `all` (stock), `extended`, `basic` or `disable`.
-    prepacking : bool
-        Let kernels keep weights in a layout of their own (stock). Off, a weight can be changed in place.
     memory_pattern : bool
         Plan a block for all that a call needs once its shapes are known (stock); it comes on top of what the first
         call took.
@@ -33,6 +31,5 @@ class SessionOptions:
 
     threads: int = 0
     optimize: Optimize = "all"
-    prepacking: bool = True
     memory_pattern: bool = True
     config: Mapping[str, str] = field(default_factory=dict[str, str])

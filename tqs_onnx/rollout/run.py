@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout import mirror
+from tqs_onnx.rollout.check import fixed_batch
 from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.gauge import Gauge, gauge_for
+from tqs_onnx.rollout.gauge import Held, Squares, gauge_for, squared
 from tqs_onnx.rollout.halves import SplitSession
 from tqs_onnx.rollout.session import Session, SessionOptions, Value, host_value, open_session
-from tqs_onnx.rollout.signature import ModelSignature
 from tqs_onnx.rollout.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_time, join
 from tqs_onnx.rollout.update import build_update
@@ -51,7 +51,6 @@ __all__ = [
     "Squares",
     "Trajectory",
     "Watch",
-    "fixed_batch",
 ]
 
 
@@ -63,45 +62,6 @@ class _Chunk:
     inputs: dict[str, Value]
     forcing: tuple[dict[str, Value], ...]
     kept: dict[str, Value] = field(default_factory=dict[str, Value])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A rollout that others are compared with: its outputs, where they were made. Made by `Engine.hold`.
-
-    Parameters
-    ----------
-    time_after : tuple of int
-        See `Trajectory`.
-    steps : dict of int to list
-        First context of a chunk to its trajectory outputs, step by step.
-    gauge : Gauge or None
-        Compares them; None where `whole` is.
-    whole : Trajectory or None
-        Instead of `steps`, for a rollout that is averaged or bounded as a whole.
-    """
-
-    time_after: tuple[int, ...]
-    steps: dict[int, list[dict[str, Value]]]
-    gauge: Gauge | None
-    whole: Trajectory | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Squares:
-    """Squared differences of a rollout from another.
-
-    Parameters
-    ----------
-    outputs : dict of str to float64 array
-        Trajectory output to ``[context, time, *rest]``, laid out as a trajectory is; axes of `rest` that tell no
-        variables apart may have been summed over, and are 1 then.
-    time_after : tuple of int
-        See `Trajectory`; shorter than that of the other rollout where this one was stopped.
-    """
-
-    outputs: dict[str, NDArray[np.float64]]
-    time_after: tuple[int, ...]
 
 
 class Engine:
@@ -255,7 +215,7 @@ class Engine:
         chosen = range(self.contexts.n_contexts)
         if held.whole is not None:
             made = self._finished(self._joined(chosen, overrides, False, None), overrides)
-            return Squares(_squared(made.outputs, held.whole.outputs), made.time_after)
+            return Squares(squared(made.outputs, held.whole.outputs), made.time_after)
         steps = self.spec.rollout.steps
         parts: list[Part] = []
         for start in range(0, chosen.stop, self._batch):
@@ -413,30 +373,24 @@ class Engine:
         gauge, others = held.gauge, held.steps[chunk.contexts.start]
         if gauge is None:
             raise ValueError("a rollout held as a whole has no steps")
-        found: dict[str, list[Value | NDArray[np.float64]]] = {n: [] for n in gauge.outputs}
+        found: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in gauge.outputs}
         at_once = self.session.on_host or watch is not None
         for step, _, outputs in self._calls(chunk, overrides, gauge.outputs, steps):
             made = gauge.squares(outputs, others[step - 1], where=_where(step, chunk))
+            here = (
+                {n: self._on_host(v, n, step, chunk, np.float64) for n, v in made.items()} if at_once else {}
+            )
             for name, value in made.items():
-                found[name].append(self._sums(value, name, step, chunk) if at_once else value)
-            if watch is not None and watch(
-                step, {n: self._sums(vs[-1], n, step, chunk) for n, vs in found.items()}
-            ):
+                found[name].append(here.get(name, value))
+            if watch is not None and watch(step, here):
                 break
         return Part(
-            {n: [self._sums(v, n, i, chunk) for i, v in enumerate(vs, 1)] for n, vs in found.items()}, {}
+            {
+                n: [self._on_host(v, n, i, chunk, np.float64) for i, v in enumerate(vs, 1)]
+                for n, vs in found.items()
+            },
+            {},
         )
-
-    def _sums(
-        self, value: Value | NDArray[np.float64], name: str, step: int, chunk: _Chunk
-    ) -> NDArray[np.float64]:
-        """Return squares on the host, as a part of a trajectory."""
-        if not isinstance(value, Value):
-            return value
-        array = in_time(value.numpy(), self.spec, len(chunk.contexts), np.float64)
-        if not np.isfinite(array).all():
-            raise self._not_finite(name, array, step, chunk)
-        return array
 
     def _first(
         self,
@@ -483,10 +437,17 @@ class Engine:
         """On the CPU the array, checked at once; else the value, to be copied when the rollout is over."""
         return self._on_host(value, name, step, chunk) if self.session.on_host else value
 
-    def _on_host(self, value: Value | NDArray[Any], name: str, step: int, chunk: _Chunk) -> NDArray[Any]:
+    def _on_host(
+        self,
+        value: Value | NDArray[Any],
+        name: str,
+        step: int,
+        chunk: _Chunk,
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> NDArray[Any]:
         if not isinstance(value, Value):
             return value
-        array = in_time(value.numpy(), self.spec, len(chunk.contexts))
+        array = in_time(value.numpy(), self.spec, len(chunk.contexts), dtype)
         if not np.isfinite(array).all():
             raise self._not_finite(name, array, step, chunk)
         return array
@@ -519,26 +480,3 @@ class Engine:
 
 def _where(step: int, chunk: _Chunk) -> str:
     return f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"
-
-
-def _squared(
-    a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
-) -> dict[str, NDArray[np.float64]]:
-    made = {name: np.subtract(mine, b[name], dtype=np.float64) for name, mine in a.items()}
-    for difference in made.values():
-        np.square(difference, out=difference)
-    return made
-
-
-def fixed_batch(spec: RolloutSpec, signature: ModelSignature) -> int | None:
-    """Return the batch size that the model's inputs fix, or None."""
-    axis = spec.rollout.batch_axis
-    if axis is None:
-        return None
-    for name in spec.inputs:
-        shape = signature.input(name).shape
-        if name not in spec.shared and shape is not None and axis < len(shape):
-            size = shape[axis]
-            if isinstance(size, int):
-                return size
-    return None

@@ -339,8 +339,6 @@ def _require(provider: Provider) -> None:
 
 def _entries(options: SessionOptions, folder: Path | None) -> dict[str, str]:
     entries = dict(options.config)
-    if not options.prepacking:
-        entries["session.disable_prepacking"] = "1"
     if folder is not None:
         entries["session.model_external_initializers_file_folder_path"] = str(folder.resolve())
     return entries

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from tqs_onnx.rollout.check import fixed_batch
 from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.run import DEFAULT_BATCH, fixed_batch
+from tqs_onnx.rollout.run import DEFAULT_BATCH
 from tqs_onnx.rollout.signature import signature_of
 from tqs_onnx.rollout.spec import RolloutSpec, content_hash
 from tqs_onnx.score.blocks import blocks_of
