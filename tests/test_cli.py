@@ -426,3 +426,18 @@ def test_sweep_refuses_a_list_that_holds_a_stranger(
     ]
     assert main(["sweep", str(shell.case.model), *arguments, option, text]) == 2
     assert option in capsys.readouterr().err
+
+
+def test_a_sweep_from_scores_that_cannot_be_written_says_so(
+    shell: Shell, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tqs_onnx.score.results.os.access", lambda folder, mode: folder != shell.run)
+    files = [
+        "--scores",
+        str(shell.run / "scores.json"),
+        "--out",
+        str(tmp_path / "f"),
+        *shell.case.arguments(),
+    ]
+    assert main(["sweep", str(shell.case.model), *files, "--compressions", "2"]) == 0
+    assert "what is measured now is not kept" in capsys.readouterr().err

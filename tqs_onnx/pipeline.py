@@ -19,8 +19,7 @@ from tqs_onnx.measured import planned
 from tqs_onnx.refine import RefineOptions, refine
 from tqs_onnx.release import judge, manifest_of, require_evaluable, summary_of
 from tqs_onnx.request import (
-    budget_bytes,
-    bytes_for_weights,
+    budget_of,
     menus_of,
     note_of_opset,
     prepared_source,
@@ -175,11 +174,7 @@ def quantize(job: Job, say: Say, progress: Progress | None = None) -> Outcome:
         if lacking := note_of_opset(source, job.serving):
             say(f"note: {lacking}")
         size = size_of(source, ready)
-        budget = (
-            budget_bytes(source.facts.n_bytes, job.compression, job.max_bytes)
-            if job.weight_compression is None
-            else bytes_for_weights(offered, size, job.weight_compression)
-        )
+        budget = budget_of(offered, size, job.compression, job.weight_compression, job.max_bytes)
         off = frozenset(
             w.name for w in source.survey.weights if w.outputs and not on_trajectory(w, data.spec)
         )

@@ -155,6 +155,19 @@ def require_one_budget(
         raise InputError("give one of --compression, --weight-compression and --max-bytes")
 
 
+def budget_of(
+    menus: Sequence[Menu],
+    size: FileSize,
+    compression: float | None,
+    weight_compression: float | None,
+    max_bytes: int | None,
+) -> int:
+    """Return the byte budget of a file, by the one of the three that is given; see `require_one_budget`."""
+    if weight_compression is not None:
+        return bytes_for_weights(menus, size, weight_compression)
+    return budget_bytes(size.source_bytes, compression, max_bytes)
+
+
 def budget_bytes(source_bytes: int, compression: float | None, max_bytes: int | None) -> int:
     """Return the byte budget of a file, by the one of these two that is given.
 

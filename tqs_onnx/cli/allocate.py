@@ -27,8 +27,7 @@ from tqs_onnx.joint import Place
 from tqs_onnx.measured import planned
 from tqs_onnx.refine import refine
 from tqs_onnx.request import (
-    budget_bytes,
-    bytes_for_weights,
+    budget_of,
     note_of_opset,
     request_for,
     require_contexts_of,
@@ -92,11 +91,7 @@ def command(
     rounding = refinement.rounding
     request = request_for(source, known, options["profile"], tiers(options), serving(options), rounding.free)
     require_one_budget(compression, weight_compression, max_bytes)
-    budget = (
-        budget_bytes(source.facts.n_bytes, compression, max_bytes)
-        if weight_compression is None
-        else bytes_for_weights(request.menus, request.size, weight_compression)
-    )
+    budget = budget_of(request.menus, request.size, compression, weight_compression, max_bytes)
     if note := note_of_opset(source, request.serving):
         say(f"note: {note}")
     chosen = planning(options)
@@ -105,6 +100,8 @@ def command(
         place = _place(source, known, options)
         store = scores.with_name(RESULTS_NAME)
         with Results(store if store.exists() else None) as results:
+            if results.note:
+                say(results.note)
             plan, request = planned(request, budget, chosen, place, rounding, results, say)
         refined = refine(plan, request, place, chosen, refinement, say)
         plan, codes = refined.plan, refined.codes

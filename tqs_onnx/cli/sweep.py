@@ -136,6 +136,8 @@ def command(
             bench,
             results,
         )
+        if results.note:
+            say(results.note)
         begin()
         pareto = trace(sweeper, axis, out, say)
     if as_json:
