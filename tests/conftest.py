@@ -8,13 +8,13 @@ import pytest
 
 from tqs_models.lorenz96 import files
 from tqs_onnx.allocate.costing import Request
-from tqs_onnx.data import DataFiles, read_data
-from tqs_onnx.joint import Place
-from tqs_onnx.request import request_for
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.score.store import Scores
-from tqs_onnx.score.sweep import SweepOptions, sweep
-from tqs_onnx.source import Source, open_source
+from tqs_onnx.allocate.request import request_for
+from tqs_onnx.inputs.data import DataFiles, read_data
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.refine.joint_drift import Place
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.score.score import SweepOptions, sweep
+from tqs_onnx.score.scores import Scores
 from tqs_onnx.verify.verify import Bench
 from tqs_passes.tier import DEFAULT_TIERS
 

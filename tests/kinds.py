@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.spec import RolloutSpec, parse_spec
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
 
 #: b: batch; every kind reads the state x [b, 8] and ends in columns of the output z [b, all].
 GRAPH = """<ir_version: 9, opset_import: ["" : 18, "local" : 1]>

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tqs_onnx.rollout.options import SessionOptions
 from tqs_onnx.rollout.session import open_session
-from tqs_passes.model_io import Model
+from tqs_passes.files.model import Model
 
 NOWHERE = Path("nowhere")
 

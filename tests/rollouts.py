@@ -10,12 +10,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.spec import RolloutSpec, parse_spec
-from tqs_onnx.score.probe import Probe
-from tqs_onnx.score.store import Scores
-from tqs_onnx.score.sweep import SweepOptions, sweep
-from tqs_onnx.source import Source, open_source
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
+from tqs_onnx.score.plan.probe import Probe
+from tqs_onnx.score.score import SweepOptions, sweep
+from tqs_onnx.score.scores import Scores
 
 Floats = NDArray[np.float32]
 

@@ -30,27 +30,27 @@ from zoo_runs import ZOO, data_root
 from tqs_onnx.allocate.costing import PlanOptions, Request, added_drift, amplification, scored
 from tqs_onnx.allocate.file_size import file_bytes
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.planning import plan_within
-from tqs_onnx.allocate.uniform import uniform_choices, uniform_plan
-from tqs_onnx.data import DataFiles, read_spec
+from tqs_onnx.allocate.plan_within import plan_within
+from tqs_onnx.allocate.request import request_for
+from tqs_onnx.allocate.uniform_plan import uniform_choices, uniform_plan
 from tqs_onnx.emit import emit
-from tqs_onnx.joint import Place, where_of
-from tqs_onnx.measured import Responder, plan_measured
-from tqs_onnx.request import request_for
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.contexts import check_disjoint, load_contexts
-from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.inputs.data import DataFiles, read_spec
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.refine.joint_drift import Place, where_of
+from tqs_onnx.refine.measured_objective import Responder, plan_measured
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
+from tqs_onnx.rollout.distance import n_space, ruler_for
+from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rounding.assign import Assigned, RoundingOptions, round_plan
 from tqs_onnx.rounding.tune import Tuner, qep_settings
-from tqs_onnx.score.divergence import n_space, ruler_for
-from tqs_onnx.score.results import Results
-from tqs_onnx.score.sweep import SweepOptions, sweep
-from tqs_onnx.source import Source, open_source
+from tqs_onnx.score.measure.store import Results
+from tqs_onnx.score.score import SweepOptions, sweep
 from tqs_onnx.verify.evaluate import measure_drift, measure_truth
 from tqs_onnx.verify.verify import Bench, roll_file
-from tqs_passes.candidates import Candidate
-from tqs_passes.plan import Plan
-from tqs_passes.scales import FREE_ROUNDINGS, FreeRounding
+from tqs_passes.grids.scales import FREE_ROUNDINGS, FreeRounding
+from tqs_passes.plan.candidates import Candidate
+from tqs_passes.plan.plan import Plan
 from tqs_passes.tier import DEFAULT_TIERS
 from tqs_passes.weights import Role
 

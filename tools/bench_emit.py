@@ -2,7 +2,7 @@
 
 A model of `--mb` megabytes of float32 matrices with external data is written into a temporary folder and emitted at
 `--bits` bits per channel; wall time and peak resident memory are those of one child process each. The floor is the
-same rounding (`tqs_passes.grid.quantize`) and packing without any ONNX: what no emitter can avoid. The plan is made by
+same rounding (`tqs_passes.grids.nearest`) and packing without any ONNX: what no emitter can avoid. The plan is made by
 hand: candidates are not priced.
 
     python tools/bench_emit.py --mb 1100 --bits 4
@@ -25,11 +25,12 @@ from onnx import TensorProto, helper
 
 from tqs_onnx.emit import emit
 from tqs_passes.encode.weight import Form
-from tqs_passes.find import find_weights
-from tqs_passes.grid import Grid
-from tqs_passes.model_io import load_model, tensor_array
-from tqs_passes.nearest import quantize
-from tqs_passes.plan import Assignment, Plan
+from tqs_passes.files.model import load_model
+from tqs_passes.files.tensors import tensor_array
+from tqs_passes.grids.grid import Grid
+from tqs_passes.grids.nearest import quantize
+from tqs_passes.plan.plan import Assignment, Plan
+from tqs_passes.survey.survey import find_weights
 from tqs_passes.tier import Tier
 
 WIDTH = 4096

@@ -28,18 +28,18 @@ import numpy as np
 from tqs_models.pangu import rollout
 from tqs_models.pangu.climate import states
 from tqs_models.pangu.shaped import TINY, PanguShape, build
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.run import Engine
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import open_session, probe_provider
-from tqs_onnx.rollout.spec import load_spec
-from tqs_onnx.score.options import Blocks, SweepOptions
-from tqs_onnx.score.plan import plan_sweep
-from tqs_onnx.score.probe import Probe, ProbeKind
-from tqs_onnx.score.results import RESULTS_NAME, Results
-from tqs_onnx.score.sweep import sweep
-from tqs_onnx.source import Source, open_source
-from tqs_passes.model_io import Model
-from tqs_passes.save import save_model
+from tqs_onnx.rollout.spec.spec import load_spec
+from tqs_onnx.score.measure.store import RESULTS_NAME, Results
+from tqs_onnx.score.plan.options import Blocks, SweepOptions
+from tqs_onnx.score.plan.probe import Probe, ProbeKind
+from tqs_onnx.score.plan.sweep_plan import plan_sweep
+from tqs_onnx.score.score import sweep
+from tqs_passes.files.model import Model
+from tqs_passes.files.save import save_model
 from tqs_passes.weights import Origin
 
 

@@ -20,12 +20,12 @@ import onnx
 from bench_sweep import transformer
 from serving import measure, processor
 
-from tqs_onnx.baseline import unscored_uniform_plan
 from tqs_onnx.emit import emit
+from tqs_onnx.inputs.source import open_source
+from tqs_onnx.jobs.baseline import unscored_uniform_plan
 from tqs_onnx.rollout.session import runtime_version
-from tqs_onnx.source import open_source
-from tqs_passes.forms import PROFILES
-from tqs_passes.targets import Serving
+from tqs_passes.plan.forms import PROFILES
+from tqs_passes.plan.targets import Serving
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Largest batch of each model: the grid models hold hundreds of megabytes of activations beyond it.

@@ -22,16 +22,16 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.run import Engine
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import SessionOptions, open_session
-from tqs_onnx.rollout.spec import RolloutSpec, load_spec, parse_spec
-from tqs_onnx.score.options import SweepOptions
-from tqs_onnx.score.plan import plan_sweep
-from tqs_onnx.score.probe import Probe, perturbed
-from tqs_onnx.score.strategy import Strategy
-from tqs_onnx.score.sweep import sweep
-from tqs_onnx.source import Source, open_source
+from tqs_onnx.rollout.spec.spec import RolloutSpec, load_spec, parse_spec
+from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.probe import Probe, perturbed
+from tqs_onnx.score.plan.strategy import Strategy
+from tqs_onnx.score.plan.sweep_plan import plan_sweep
+from tqs_onnx.score.score import sweep
 
 WIDTH, HIDDEN, LAYERS, TOKENS = 512, 2048, 6, 16
 REPLACE = """version = 1

@@ -25,12 +25,12 @@ from bench_serve import MODELS
 from onnx import numpy_helper, parser
 from serving import feeds_of
 
-from tqs_onnx.baseline import unscored_uniform_plan
 from tqs_onnx.emit import emit
+from tqs_onnx.inputs.source import open_source
+from tqs_onnx.jobs.baseline import unscored_uniform_plan
 from tqs_onnx.rollout.session import SessionOptions, open_session, runtime_version
-from tqs_onnx.source import open_source
-from tqs_passes.forms import LEAST_VALUES, PROFILES
-from tqs_passes.targets import Serving
+from tqs_passes.plan.forms import LEAST_VALUES, PROFILES
+from tqs_passes.plan.targets import Serving
 
 #: The oldest release whose CPU provider runs every file; README states it.
 OLDEST = "1.21.1"

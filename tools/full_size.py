@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.source import open_source
+from tqs_onnx.inputs.source import open_source
 from tqs_onnx.verify.manifest import versions
 
 RATIOS = (4, 8, 16)

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from tqs_models.pangu.shaped import TINY, build
-from tqs_passes.find import find_weights
-from tqs_passes.model_io import Model, load_model, tensor_array
-from tqs_passes.naming import is_anonymous
+from tqs_passes.files.model import Model, load_model
+from tqs_passes.files.tensors import tensor_array
+from tqs_passes.survey.naming import is_anonymous
+from tqs_passes.survey.survey import find_weights
 from tqs_passes.weights import Role, Survey, Weight
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"

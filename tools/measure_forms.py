@@ -1,4 +1,4 @@
-"""What every form costs for every kind of reader: the measurements behind `tqs_passes.forms.TABLE`.
+"""What every form costs for every kind of reader: the measurements behind `tqs_passes.plan.forms.TABLE`.
 
 For each kind of reader a small model is stored as FP32 and in every form that it can take, each at several tiers.
 Printed per form: processor time of a call as a multiple of FP32's at batch 1 and 32, the error against the model fed
@@ -23,14 +23,14 @@ from onnx import helper, numpy_helper, parser
 from serving import feeds_of, measure, processor
 
 from tqs_onnx.emit import emit
+from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.session import SessionOptions, open_session, runtime_version
-from tqs_onnx.source import Source, open_source
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Grid
-from tqs_passes.nearest import quantize
-from tqs_passes.plan import Assignment, Plan
-from tqs_passes.rewrite import reference_weight
+from tqs_passes.grids.grid import Grid
+from tqs_passes.grids.nearest import quantize
+from tqs_passes.plan.assigned import reference_weight
+from tqs_passes.plan.plan import Assignment, Plan
 from tqs_passes.tier import Tier
 
 BATCHES = (1, 32)

@@ -17,15 +17,15 @@ import numpy as np
 import zoo_claims as claims
 from zoo_runs import DRAWS, GRIDS, STARTS, ZOO, Study, zoo_module
 
-from tqs_onnx.data import DataFiles, read_spec
-from tqs_onnx.rollout.contexts import load_contexts
+from tqs_onnx.inputs.data import DataFiles, read_spec
+from tqs_onnx.inputs.source import open_source
+from tqs_onnx.rollout.contexts.load import load_contexts
+from tqs_onnx.rollout.injection import ExposedWeights
 from tqs_onnx.rollout.session import SessionOptions, open_session
-from tqs_onnx.score.engine import ExposedWeights
-from tqs_onnx.score.store import Scores
-from tqs_onnx.source import open_source
+from tqs_onnx.score.scores import Scores
 from tqs_onnx.verify.evaluate import measure_drift
-from tqs_passes.grid import grids_for
-from tqs_passes.nearest import quantize
+from tqs_passes.grids.grid import grids_for
+from tqs_passes.grids.nearest import quantize
 
 MODELS = ("timesfm_mini", *GRIDS)
 PROBES = ("quant", "gauss")

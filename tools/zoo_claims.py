@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
+from scipy.stats import rankdata
 
-from tqs_onnx.score.agreement import ranks, spearman
-from tqs_onnx.score.store import Scores, Status, WeightScore
+from tqs_onnx.score.scores import Scores, Status, WeightScore, spearman
 from tqs_passes.weights import Role
 
 ROLES = tuple(Role)
@@ -32,7 +32,7 @@ def gammas(scores: Scores) -> np.ndarray:
 def percentiles(scores: Scores) -> dict[str, float]:
     """Return for each alive weight the percentile of its γ_task among all: 0 the least, 100 the most sensitive."""
     alive = targets(scores)
-    rank = ranks(gammas(scores))
+    rank = rankdata(gammas(scores)) - 1
     return {w.weight: 100 * float(r) / max(len(alive) - 1, 1) for w, r in zip(alive, rank, strict=True)}
 
 
@@ -82,7 +82,7 @@ def mean_agreement(a: Scores, b: Scores, size: int = 8) -> tuple[float, int]:
         sides.append(
             [float(np.mean([w.gamma_task for w in row if w.gamma_task is not None])) for row in rows]
         )
-    x, y = (ranks(np.array(side)) for side in sides)
+    x, y = (rankdata(np.array(side)) for side in sides)
     return float(np.corrcoef(x, y)[0, 1]), len(x)
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 from tqs_onnx.version import VERSION
-from tqs_passes.base import Skip
-from tqs_passes.compute.half import HalfCompute
-from tqs_passes.convert_opset import ConvertOpset
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Codes
-from tqs_passes.model_io import Model
-from tqs_passes.plan import Compute, Plan
-from tqs_passes.rewrite import Rewrite
-from tqs_passes.save import save_model
-from tqs_passes.shrink_constants import ShrinkConstants
-from tqs_passes.spill import Spill
+from tqs_passes.files.model import Model
+from tqs_passes.files.save import save_model
+from tqs_passes.files.spill import Spill
+from tqs_passes.graph_pass import Skip
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.plan import Compute, Plan
+from tqs_passes.transforms.convert_opset import ConvertOpset
+from tqs_passes.transforms.half_precision.half import HalfCompute
+from tqs_passes.transforms.rewrite import Rewrite
+from tqs_passes.transforms.shrink_constants import ShrinkConstants
 
 #: Digest-long placeholder, so that the skeleton's size is the file's.
 _DIGEST_LENGTH = 64

@@ -24,11 +24,11 @@ from gulf import (
     step_times,
 )
 
-from tqs_onnx.rollout.check import check_spec
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.run import Engine
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import SessionOptions, open_session
-from tqs_onnx.rollout.spec import load_spec
+from tqs_onnx.rollout.spec.check import check_spec
+from tqs_onnx.rollout.spec.spec import load_spec
 
 
 def forecasts(model: Path, judge: Judge, history: int) -> Array:

@@ -1,6 +1,6 @@
 """What a weight is: one stored float parameter tensor, who reads it, and along which axis its channels lie.
 
-These are the words; `tqs_passes.find` looks for them in a graph.
+These are the words; `tqs_passes.survey.survey` looks for them in a graph.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Origin(StrEnum):
 
 
 class Role(StrEnum):
-    """Where in a forecaster a weight works (paper, A.8); see `tqs_passes.roles`."""
+    """Where in a forecaster a weight works (paper, A.8); see `tqs_passes.survey.roles`."""
 
     INPUT = "io.input"
     OUTPUT = "io.output"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tqs_onnx.allocate.bundle import Bundle
+from tqs_onnx.allocate.choice import Bundle
 from tqs_onnx.allocate.offers import Entry, limited
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tqs_onnx.allocate.allocate import Solver
 from tqs_onnx.allocate.file_size import FileSize
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.score.store import Scores, Status, WeightScore
-from tqs_passes.candidates import Candidate, Menu
-from tqs_passes.forms import Profile
-from tqs_passes.plan import Assignment
-from tqs_passes.targets import Serving
+from tqs_onnx.allocate.solver.algorithm2 import Solver
+from tqs_onnx.score.scores import Scores, Status, WeightScore
+from tqs_passes.plan.candidates import Candidate, Menu
+from tqs_passes.plan.forms import Profile
+from tqs_passes.plan.plan import Assignment
+from tqs_passes.plan.targets import Serving
 
 _UNKNOWN = (Status.UNPROBED, Status.UNSTABLE)
 

@@ -6,12 +6,12 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tqs_onnx.allocate.bundle import Bundle, flat
-from tqs_passes.candidates import Candidate
-from tqs_passes.encode.fragment import field_size
+from tqs_onnx.allocate.choice import Bundle, flat
 from tqs_passes.errors import InfeasibleError
-from tqs_passes.grid import Grid
-from tqs_passes.row_grid import part_grid
+from tqs_passes.files.wire import field_size
+from tqs_passes.grids.grid import Grid
+from tqs_passes.grids.row_tiers import part_grid
+from tqs_passes.plan.candidates import Candidate
 
 #: Kind of all row tiers.
 ROWS = "rows"

@@ -14,16 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.allocate.allocate import Item
-from tqs_onnx.allocate.bundle import Bundle, singles, tied
+from tqs_onnx.allocate.choice import Bundle, singles, tied
 from tqs_onnx.allocate.costing import PlanOptions, Request, amplification, gamma_of
 from tqs_onnx.allocate.objective import Objective, costs
 from tqs_onnx.allocate.responses import expected, offered_finite
+from tqs_onnx.allocate.solver.algorithm2 import Item
 from tqs_onnx.allocate.ties import tie_groups
-from tqs_onnx.score.store import Scores, Status, WeightScore
-from tqs_passes.candidates import Candidate, Menu
+from tqs_onnx.score.scores import Scores, Status, WeightScore
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
+from tqs_passes.plan.candidates import Candidate, Menu
 
 #: Off-trajectory weights keep at least this many bits: nothing measured says they may have fewer.
 OFF_TRAJECTORY_BITS = 8

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tqs_onnx.allocate.bundle import Bundle
+from tqs_onnx.allocate.choice import Bundle
 
 
 def expected(

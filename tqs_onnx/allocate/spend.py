@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tqs_onnx.allocate.allocate import Allocation, allocate
-from tqs_onnx.allocate.bundle import Bundle, flat
+from tqs_onnx.allocate.choice import Bundle, flat
 from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.file_size import (
     ROWS,
@@ -22,6 +21,7 @@ from tqs_onnx.allocate.file_size import (
     smallest_file,
 )
 from tqs_onnx.allocate.offers import Entry, limited
+from tqs_onnx.allocate.solver.algorithm2 import Allocation, allocate
 
 #: Above this size tables are a few percent of the file at most, and the search would take seconds (0.1 s a solve).
 _TABLES_MATTER_BYTES = 1 << 16

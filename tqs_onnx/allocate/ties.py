@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from tqs_passes.candidates import Menu
 from tqs_passes.errors import InputError
+from tqs_passes.plan.candidates import Menu
 from tqs_passes.weights import Weight
 
 

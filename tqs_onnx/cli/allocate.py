@@ -10,7 +10,16 @@ from typing import Any
 import click
 
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.planning import plan_within
+from tqs_onnx.allocate.plan_within import plan_within
+from tqs_onnx.allocate.request import (
+    budget_of,
+    note_of_opset,
+    request_for,
+    require_contexts_of,
+    require_one_budget,
+    source_weight_bytes,
+)
+from tqs_onnx.allocate.servable import require_served
 from tqs_onnx.cli.options import FILE, force_option, json_option, optional_data_options, run_options
 from tqs_onnx.cli.planning import (
     budget_options,
@@ -22,31 +31,22 @@ from tqs_onnx.cli.planning import (
     tiers,
 )
 from tqs_onnx.cli.show import print_json, print_table, say
-from tqs_onnx.data import DataFiles, read_spec
-from tqs_onnx.joint import Place
-from tqs_onnx.measured import planned
-from tqs_onnx.refine import refine
-from tqs_onnx.request import (
-    budget_of,
-    note_of_opset,
-    request_for,
-    require_contexts_of,
-    require_one_budget,
-    source_weight_bytes,
-)
-from tqs_onnx.rollout.contexts import load_contexts
+from tqs_onnx.inputs.data import DataFiles, read_spec
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.jobs.run_directory import refuse_overwriting
+from tqs_onnx.refine.joint_drift import Place
+from tqs_onnx.refine.measured_objective import planned
+from tqs_onnx.refine.refine import refine
+from tqs_onnx.rollout.contexts.load import load_contexts
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.rounding.codes_file import codes_path, write_codes
-from tqs_onnx.run_directory import refuse_overwriting
-from tqs_onnx.score.results import RESULTS_NAME, Results
-from tqs_onnx.score.store import Scores, read_scores
-from tqs_onnx.served import require_served
-from tqs_onnx.source import Source, open_source
+from tqs_onnx.score.measure.store import RESULTS_NAME, Results
+from tqs_onnx.score.scores import Scores, read_scores
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Codes
-from tqs_passes.model_io import write_text
-from tqs_passes.plan import Plan
+from tqs_passes.files.atomic import write_text
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.plan import Plan
 from tqs_passes.tier import Tier
 
 

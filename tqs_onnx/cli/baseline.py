@@ -7,7 +7,6 @@ from typing import Any, get_args
 
 import click
 
-from tqs_onnx.baseline import BaselineJob, baseline
 from tqs_onnx.cli.options import (
     FILE,
     data_files,
@@ -22,13 +21,14 @@ from tqs_onnx.cli.options import (
 from tqs_onnx.cli.outcome import finish, show_verification
 from tqs_onnx.cli.planning import calibration_option, opset_option
 from tqs_onnx.cli.show import print_json, say
-from tqs_onnx.rollout.child import require_loadable
+from tqs_onnx.jobs.baseline import BaselineJob, baseline
+from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import Method, RoundingOptions
 from tqs_onnx.verify.gates import parse_gate
-from tqs_passes.forms import PROFILES
-from tqs_passes.scales import FREE_ROUNDINGS
-from tqs_passes.targets import Serving
+from tqs_passes.grids.scales import FREE_ROUNDINGS
+from tqs_passes.plan.forms import PROFILES
+from tqs_passes.plan.targets import Serving
 
 
 @click.command("baseline")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import click
 
-from tqs_onnx.build import OptionValue, Step, read_build, run_build, steps_of
 from tqs_onnx.cli.options import FILE, json_option
 from tqs_onnx.cli.outcome import finish
 from tqs_onnx.cli.show import print_json, say
-from tqs_onnx.rollout.signature import close_match
+from tqs_onnx.jobs.build import OptionValue, Step, read_build, run_build, steps_of
+from tqs_onnx.rollout.spec.signature import close_match
 from tqs_onnx.verify.manifest import read_manifest, versions
 from tqs_passes.errors import GateError, InputError
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from tqs_onnx.bundled import demo_files
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.quantize import report
 from tqs_onnx.cli.show import progress, say
-from tqs_onnx.data import DataFiles
-from tqs_onnx.pipeline import Job, quantize
-from tqs_onnx.refine import RefineOptions
+from tqs_onnx.inputs.bundled import demo_files
+from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.jobs.quantize import Job, quantize
+from tqs_onnx.refine.refine import RefineOptions
 
 #: Half of those bundled: enough to rank 31 weights, and the demo stays well under a minute on two cores.
 _SCORING_CONTEXTS = 16

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
+from tqs_onnx.allocate.servable import require_served
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.emit import emit
+from tqs_onnx.inputs.source import open_source
+from tqs_onnx.jobs.run_directory import refuse_overwriting, with_data
 from tqs_onnx.rounding.codes_file import codes_beside, codes_path
-from tqs_onnx.run_directory import refuse_overwriting, with_data
-from tqs_onnx.served import require_served
-from tqs_onnx.source import open_source
 from tqs_passes.errors import InputError
-from tqs_passes.model_io import file_facts
-from tqs_passes.plan import ServingTarget, read_plan
+from tqs_passes.files.model import file_facts
+from tqs_passes.plan.plan import ServingTarget, read_plan
 
 
 @click.command("emit")

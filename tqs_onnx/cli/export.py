@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 import click
 
-from tqs_onnx.bundled import GROUP
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.show import print_json
+from tqs_onnx.inputs.bundled import GROUP
 from tqs_passes.errors import InputError
-from tqs_passes.model_io import file_facts
+from tqs_passes.files.model import file_facts
 
 
 class Exporter(Protocol):

@@ -10,10 +10,10 @@ import click
 from tqs_onnx.cli.options import FILE, json_option
 from tqs_onnx.cli.roles import role_option, with_given_roles
 from tqs_onnx.cli.show import print_json, print_table
-from tqs_onnx.source import Source, open_source
-from tqs_passes.feedback import render_rollout, suggest_feedback
-from tqs_passes.model_io import load_model
-from tqs_passes.random_ops import random_operators
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_passes.files.model import load_model
+from tqs_passes.graph.random_ops import random_operators
+from tqs_passes.survey.feedback import render_rollout, suggest_feedback
 from tqs_passes.weights import Weight
 
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tqs_onnx.data import DataFiles
+from tqs_onnx.inputs.data import DataFiles
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -11,14 +11,14 @@ from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.tier_set import TierSet, parse_rule
 from tqs_onnx.cli.options import FILE, F, all_of
-from tqs_onnx.refine import RefineOptions
+from tqs_onnx.refine.refine import RefineOptions
 from tqs_onnx.rounding.assign import DATA_AWARE, METHODS, RoundingOptions
 from tqs_passes.encode.weight import Encoding
 from tqs_passes.errors import InputError
-from tqs_passes.forms import PROFILES
-from tqs_passes.plan import Compute, ServingTarget
-from tqs_passes.scales import DEFAULT_ROUNDING
-from tqs_passes.targets import Serving
+from tqs_passes.grids.scales import DEFAULT_ROUNDING
+from tqs_passes.plan.forms import PROFILES
+from tqs_passes.plan.plan import Compute, ServingTarget
+from tqs_passes.plan.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS, parse_tiers
 
 opset_option = click.option(

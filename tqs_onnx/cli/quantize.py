@@ -31,9 +31,9 @@ from tqs_onnx.cli.planning import (
 )
 from tqs_onnx.cli.scoring import engine_options, probe_options, sweep_options
 from tqs_onnx.cli.show import print_json, print_table, progress, say
-from tqs_onnx.compare import Row, compare
-from tqs_onnx.pipeline import Job, Outcome, quantize
-from tqs_onnx.rollout.child import require_loadable
+from tqs_onnx.jobs.compare import Row, compare
+from tqs_onnx.jobs.quantize import Job, Outcome, quantize
+from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.verify.gates import parse_gate
 from tqs_onnx.verify.verify import Bench
 

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
-from tqs_onnx.source import Source
+from tqs_onnx.inputs.source import Source
 from tqs_passes.errors import InputError
-from tqs_passes.roles import with_roles
+from tqs_passes.survey.roles import with_roles
 from tqs_passes.weights import Role
 
 F = TypeVar("F", bound=Callable[..., Any])

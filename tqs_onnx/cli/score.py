@@ -12,21 +12,20 @@ from tqs_onnx.cli.options import FILE, data_files, data_options, force_option, j
 from tqs_onnx.cli.roles import role_option, with_given_roles
 from tqs_onnx.cli.scoring import engine_options, probe_option, probe_settings, sweep_options
 from tqs_onnx.cli.show import print_json, print_table, progress, say
-from tqs_onnx.data import read_spec
-from tqs_onnx.rollout.check import unjudged
-from tqs_onnx.rollout.child import require_loadable
-from tqs_onnx.rollout.contexts import load_contexts
-from tqs_onnx.run_directory import run_directory
-from tqs_onnx.score.agreement import spearman
+from tqs_onnx.inputs.data import read_spec
+from tqs_onnx.inputs.source import open_source, require_scorable
+from tqs_onnx.jobs.run_directory import run_directory
+from tqs_onnx.rollout.contexts.load import load_contexts
+from tqs_onnx.rollout.crash_check import require_loadable
+from tqs_onnx.rollout.spec.check import unjudged
 from tqs_onnx.score.estimate import Estimate, estimate
-from tqs_onnx.score.options import Blocks, EarlyStop, SweepOptions
-from tqs_onnx.score.plan import plan_sweep
-from tqs_onnx.score.probe import ProbeKind
-from tqs_onnx.score.results import RESULTS_NAME
-from tqs_onnx.score.store import Scores, Status
-from tqs_onnx.score.sweep import sweep
-from tqs_onnx.source import open_source, require_scorable
-from tqs_passes.model_io import write_text
+from tqs_onnx.score.measure.store import RESULTS_NAME
+from tqs_onnx.score.plan.options import Blocks, EarlyStop, SweepOptions
+from tqs_onnx.score.plan.probe import ProbeKind
+from tqs_onnx.score.plan.sweep_plan import plan_sweep
+from tqs_onnx.score.score import sweep
+from tqs_onnx.score.scores import Scores, Status, spearman
+from tqs_passes.files.atomic import write_text
 
 
 @click.command("score")

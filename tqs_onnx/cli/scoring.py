@@ -10,8 +10,8 @@ import click
 
 from tqs_onnx.cli.options import F, all_of
 from tqs_onnx.rollout.session import resolve_provider
-from tqs_onnx.score.options import SweepOptions
-from tqs_onnx.score.probe import Probe, ProbeKind
+from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.probe import Probe, ProbeKind
 from tqs_passes.errors import InputError
 
 engine_options = all_of(

@@ -8,8 +8,9 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from tqs_onnx.allocate.allocate import Solver
 from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.request import request_for, require_contexts_of
+from tqs_onnx.allocate.solver.algorithm2 import Solver
 from tqs_onnx.cli.options import (
     FILE,
     data_files,
@@ -22,17 +23,16 @@ from tqs_onnx.cli.options import (
 from tqs_onnx.cli.planning import plan_options, planning, rounding_options, serving
 from tqs_onnx.cli.planning import tiers as tiers_of
 from tqs_onnx.cli.show import print_json, print_table, say
-from tqs_onnx.data import read_data
-from tqs_onnx.frontier import Axis, Sweeper, trace
-from tqs_onnx.joint import Place
-from tqs_onnx.pareto import Pareto
-from tqs_onnx.request import request_for, require_contexts_of
+from tqs_onnx.inputs.data import read_data
+from tqs_onnx.inputs.source import open_source
+from tqs_onnx.jobs.frontier import Axis, Sweeper, trace
+from tqs_onnx.jobs.pareto import Pareto
+from tqs_onnx.jobs.run_directory import run_directory
+from tqs_onnx.refine.joint_drift import Place
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import RoundingOptions
-from tqs_onnx.run_directory import run_directory
-from tqs_onnx.score.results import RESULTS_NAME, Results
-from tqs_onnx.score.store import read_scores
-from tqs_onnx.source import open_source
+from tqs_onnx.score.measure.store import RESULTS_NAME, Results
+from tqs_onnx.score.scores import read_scores
 from tqs_onnx.verify.verify import Bench
 from tqs_passes.errors import InfeasibleError, InputError
 

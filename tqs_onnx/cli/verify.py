@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from tqs_onnx.allocate.request import require_contexts_of, require_scores_of
 from tqs_onnx.cli.options import (
     FILE,
     data_files,
@@ -20,21 +21,20 @@ from tqs_onnx.cli.options import (
 )
 from tqs_onnx.cli.outcome import finish, show_verification
 from tqs_onnx.cli.show import print_json, say
-from tqs_onnx.data import read_data
-from tqs_onnx.release import judge, manifest_of, require_evaluable
-from tqs_onnx.request import require_contexts_of, require_scores_of
-from tqs_onnx.rollout.child import require_loadable
+from tqs_onnx.inputs.data import read_data
+from tqs_onnx.inputs.source import open_source
+from tqs_onnx.jobs.release import judge, manifest_of, require_evaluable
+from tqs_onnx.jobs.run_directory import refuse_overwriting, with_data
+from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.codes_file import codes_beside, codes_path
-from tqs_onnx.run_directory import refuse_overwriting, with_data
-from tqs_onnx.score.store import read_scores
-from tqs_onnx.source import open_source
+from tqs_onnx.score.scores import read_scores
 from tqs_onnx.verify.gates import parse_gate
 from tqs_onnx.verify.manifest import licence_of
 from tqs_onnx.verify.verify import Bench, Subject, verify
 from tqs_passes.errors import InputError
-from tqs_passes.model_io import write_text
-from tqs_passes.plan import read_plan
+from tqs_passes.files.atomic import write_text
+from tqs_passes.plan.plan import read_plan
 
 
 @click.command("verify")

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from tqs_passes.errors import InputError
-from tqs_passes.model_io import write_text
+from tqs_passes.files.atomic import write_text
 
 PASS = "TqsQuantization"
 MODULE = f"tqs_onnx.packaging.olive_pass.{PASS}"

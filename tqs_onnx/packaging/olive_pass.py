@@ -11,12 +11,12 @@ from olive.model import ONNXModelHandler
 from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 
-from tqs_onnx.data import DataFiles
-from tqs_onnx.pipeline import Job, quantize
+from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.jobs.quantize import Job, quantize
 from tqs_onnx.verify.gates import parse_gate
 from tqs_passes.errors import GateError
-from tqs_passes.plan import ServingTarget
-from tqs_passes.targets import Serving
+from tqs_passes.plan.plan import ServingTarget
+from tqs_passes.plan.targets import Serving
 
 _LOG = logging.getLogger(__name__)
 

@@ -13,10 +13,12 @@ from pathlib import Path
 
 import onnx
 
-from tqs_onnx.rollout.signature import ModelSignature, Port, signature_of
+from tqs_onnx.rollout.spec.signature import ModelSignature, Port, signature_of
 from tqs_passes.errors import InputError, one_line
-from tqs_passes.model_io import atomic_file, iter_graphs, load_model, write_text
-from tqs_passes.save import save_model
+from tqs_passes.files.atomic import atomic_file, write_text
+from tqs_passes.files.model import load_model
+from tqs_passes.files.save import save_model
+from tqs_passes.files.tensors import iter_graphs
 
 _LACKING = {
     onnx.TensorProto.UINT8: "uint8 (bit planes)",

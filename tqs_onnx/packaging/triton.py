@@ -20,10 +20,12 @@ from pathlib import Path
 import numpy as np
 from onnx.external_data_helper import uses_external_data
 
-from tqs_onnx.rollout.signature import ModelSignature, Port, signature_of
+from tqs_onnx.rollout.spec.signature import ModelSignature, Port, signature_of
 from tqs_passes.errors import InputError, one_line
-from tqs_passes.model_io import Model, atomic_file, iter_tensors, load_model, write_text
-from tqs_passes.save import save_model
+from tqs_passes.files.atomic import atomic_file, write_text
+from tqs_passes.files.model import Model, load_model
+from tqs_passes.files.save import save_model
+from tqs_passes.files.tensors import iter_tensors
 
 _TYPES = {
     "bool": "TYPE_BOOL",

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 
 from tqs_onnx.rollout.options import Provider, SessionOptions
 from tqs_onnx.rollout.session import Session, Value, open_session
-from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import Trajectory
 
 _OPSET = 17

@@ -27,7 +27,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.options import PROVIDERS, Optimize, Provider, SessionOptions
-from tqs_onnx.rollout.signature import Dim, ModelSignature, Port, port
+from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port, port
 from tqs_passes.errors import InputError
 
 __all__ = [

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.variables import by_variable
-from tqs_passes.base import Skip
 from tqs_passes.errors import InputError
+from tqs_passes.graph_pass import Skip
 
 
 class NonFiniteError(InputError):

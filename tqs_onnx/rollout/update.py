@@ -23,8 +23,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tqs_onnx.rollout.signature import ModelSignature, Port
-from tqs_onnx.rollout.spec import Cut, Feedback, Fill, RolloutSpec
+from tqs_onnx.rollout.spec.signature import ModelSignature, Port
+from tqs_onnx.rollout.spec.spec import Cut, Feedback, Fill, RolloutSpec
 
 _OPSET = 17
 _IR_VERSION = 8

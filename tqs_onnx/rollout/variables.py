@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.context_set import Contexts, std
-from tqs_onnx.rollout.spec import RolloutSpec, Variable
+from tqs_onnx.rollout.contexts.context_set import Contexts, std
+from tqs_onnx.rollout.spec.spec import RolloutSpec, Variable
 from tqs_passes.errors import InputError
 
 

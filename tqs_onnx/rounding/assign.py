@@ -1,8 +1,8 @@
 """Round the integer weights of a plan with data, on the grids of the files written here.
 
 Weights are taken in graph order, each with the inputs that the model gives it whose weights before are rounded
-already. Scales come from the values alone (`tqs_passes.scales`): of the weight, for QEP of the corrected weight; levels
-are chosen by GPTQ or GPTAQ. A weight that no rule covers is rounded without data, with the reason.
+already. Scales come from the values alone (`tqs_passes.grids.scales`): of the weight, for QEP of the corrected weight;
+levels are chosen by GPTQ or GPTAQ. A weight that no rule covers is rounded without data, with the reason.
 
 QEP's correction is kept in bounds: while it would move a weight by more than its own norm the strength is halved.
 """
@@ -21,14 +21,14 @@ from tqs_onnx.rounding.calibrate import Calibration, Statistics
 from tqs_onnx.rounding.compensate import Factor, Matrix, compensate, drift_correction, factor
 from tqs_onnx.rounding.gptq import PUBLISHED_BLOCK, qep_correct
 from tqs_onnx.rounding.view import View
-from tqs_passes.base import Skip
 from tqs_passes.encode.weight import Form, np_dtype
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Codes, Grid, broadcast_shape, round_levels
-from tqs_passes.plan import Assignment, Plan
-from tqs_passes.rewrite import fed_weight, round_weight
-from tqs_passes.row_grid import Limits, limits_of
-from tqs_passes.scales import DEFAULT_ROUNDING, FreeRounding, free_rounding
+from tqs_passes.graph_pass import Skip
+from tqs_passes.grids.grid import Codes, Grid, broadcast_shape, round_levels
+from tqs_passes.grids.row_tiers import Limits, limits_of
+from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding, free_rounding
+from tqs_passes.plan.assigned import fed_weight, round_weight
+from tqs_passes.plan.plan import Assignment, Plan
 
 Method = Literal["rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
 METHODS: tuple[Method, ...] = ("rtn", "mse", "unbiased", "gptq", "gptaq", "qep")

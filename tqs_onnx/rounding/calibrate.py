@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.options import Provider, SessionOptions
-from tqs_onnx.rollout.run import Engine
 from tqs_onnx.rollout.session import Value, open_session
-from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rounding.compensate import Matrix
 from tqs_onnx.rounding.view import Uses, uses_of
-from tqs_passes.capture import Capture, captured_names
-from tqs_passes.model_io import Model, serialize
-from tqs_passes.perturb import Perturb, weight_values
+from tqs_passes.files.model import Model, serialize
+from tqs_passes.transforms.capture import Capture, captured_names
+from tqs_passes.transforms.expose import Perturb, weight_values
 from tqs_passes.weights import Weight
 
 #: Most bytes of FP32 activations and states kept between weights.

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from tqs_passes.errors import InputError
-from tqs_passes.grid import Codes, Grid, broadcast_shape, grids_for, round_levels
-from tqs_passes.model_io import atomic_file
-from tqs_passes.plan import Plan
-from tqs_passes.row_grid import codes_of_part, parts_of, widths_of, written
+from tqs_passes.files.atomic import atomic_file
+from tqs_passes.grids.grid import Codes, Grid, broadcast_shape, grids_for, round_levels
+from tqs_passes.grids.row_tiers import codes_of_part, parts_of, widths_of, written
+from tqs_passes.plan.plan import Plan
 
 CODES_NAME = "codes.npz"
 _GRIDS = (Grid.SIGNED, Grid.MIDRISE)

@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.holdout import held_out
+from tqs_onnx.rollout.contexts.context_set import Contexts, held_out
+from tqs_onnx.rollout.distance import drift_of, n_space, ruler_for
+from tqs_onnx.rollout.injection import ExposedWeights
 from tqs_onnx.rollout.options import Provider
-from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rounding.assign import RoundingOptions, decoded_weights, round_plan
 from tqs_onnx.rounding.calibrate import Calibration
-from tqs_onnx.score.divergence import drift_of, n_space, ruler_for
-from tqs_onnx.score.engine import ExposedWeights
-from tqs_passes.model_io import Model
-from tqs_passes.plan import Plan
+from tqs_passes.files.model import Model
+from tqs_passes.plan.plan import Plan
 from tqs_passes.weights import Weight
 
 DAMPS = (0.01, 0.1, 1.0)

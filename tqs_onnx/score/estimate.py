@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from tqs_onnx.score.memory import memory_of
-from tqs_onnx.score.plan import Plan
-from tqs_onnx.score.rolling import exposable_of, open_station
-from tqs_onnx.score.strategy import NOMINAL_ROLLOUTS
+from tqs_onnx.score.measure.station import exposable_of, open_station
+from tqs_onnx.score.plan.memory import memory_of
+from tqs_onnx.score.plan.strategy import NOMINAL_ROLLOUTS
+from tqs_onnx.score.plan.sweep_plan import SweepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class Estimate:
     Parameters
     ----------
     how : str
-        How weights are injected, see `tqs_onnx.score.strategy`.
+        How weights are injected, see `tqs_onnx.score.plan.strategy`.
     sessions : int
         Sessions, each with its own nominal rollout and floors.
     rollouts : int
@@ -43,7 +43,7 @@ class Estimate:
     memory_bytes: int
 
 
-def estimate(plan: Plan) -> Estimate:
+def estimate(plan: SweepPlan) -> Estimate:
     """Roll out once and estimate the rest; measures nothing that would be kept.
 
     Raises

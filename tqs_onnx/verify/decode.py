@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.session import Session, SessionOptions, open_session
 from tqs_onnx.verify.subject import Bench, Subject
-from tqs_passes.check import decoding
 from tqs_passes.encode.nbits import operands, unpacked
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError
-from tqs_passes.model_io import Model, serialize, tensor_array
-from tqs_passes.plan import Assignment
-from tqs_passes.readers import sole_readers
-from tqs_passes.rewrite import reference_weight
+from tqs_passes.files.model import Model, serialize
+from tqs_passes.files.tensors import tensor_array
+from tqs_passes.graph.decoding import decoding
+from tqs_passes.graph.readers import sole_readers
+from tqs_passes.plan.assigned import reference_weight
+from tqs_passes.plan.plan import Assignment
 
 #: Most bytes of weights decoded at once.
 _DECODE_CHUNK_BYTES = 256 << 20

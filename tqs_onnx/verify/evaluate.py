@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from tqs_onnx.rollout.context_set import Contexts
-from tqs_onnx.rollout.spec import RolloutSpec
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.distance import Arrays, drift_of, n_space, ruler_for
+from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.variables import by_variable
-from tqs_onnx.score.divergence import Arrays, drift_of, n_space, ruler_for
 from tqs_passes.errors import InputError
 
 

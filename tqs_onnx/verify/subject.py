@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqs_onnx.rollout.context_set import Contexts
+from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.session import Provider
-from tqs_onnx.rollout.spec import RolloutSpec
-from tqs_passes.grid import Codes
-from tqs_passes.model_io import Model
-from tqs_passes.plan import Plan
+from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_passes.files.model import Model
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.plan import Plan
 from tqs_passes.weights import Survey
 
 

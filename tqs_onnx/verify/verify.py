@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tqs_onnx.rollout.run import Engine, Trajectory
+from tqs_onnx.rollout.engine import Engine, Trajectory
+from tqs_onnx.rollout.injection import ExposedWeights
 from tqs_onnx.rollout.session import Provider, SessionOptions, open_session
-from tqs_onnx.score.engine import ExposedWeights
 from tqs_onnx.verify.decode import check_decoding
 from tqs_onnx.verify.evaluate import Drift, TruthError, measure_drift, measure_truth
 from tqs_onnx.verify.subject import Bench, Subject
-from tqs_passes.check import checker_complaint
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError, InputError
-from tqs_passes.model_io import file_facts, load_model
-from tqs_passes.plan import Compute
-from tqs_passes.rewrite import fed_weight
+from tqs_passes.files.checker import checker_complaint
+from tqs_passes.files.model import file_facts, load_model
+from tqs_passes.plan.assigned import fed_weight
+from tqs_passes.plan.plan import Compute
 
 #: Drift between the file and the simulated file that a sound runtime may add, per profile, absolute and as a share
 #: of the file's own drift: `fast` and `small` compute with 8-bit activations, 5e-3 a MatMul, and the

@@ -19,8 +19,8 @@ from tqs_models.aurora import ATMOS, HOURS, LICENCE, STATIC, SURFACE, rollout, t
 from tqs_models.checkpoint import load_weights
 from tqs_models.lean import fold_all_but, merge_constants, name_by_content, strip
 from tqs_passes.errors import InputError
-from tqs_passes.model_io import Model
-from tqs_passes.save import save_model
+from tqs_passes.files.model import Model
+from tqs_passes.files.save import save_model
 
 _SIZES = ("embed_dim", "num_heads", "latent_levels")
 _STEPS = 12

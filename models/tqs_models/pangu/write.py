@@ -13,8 +13,8 @@ import numpy as np
 from tqs_models.pangu import climate, rollout
 from tqs_models.pangu.shaped import PanguShape, build
 from tqs_passes.errors import InputError
-from tqs_passes.model_io import Model
-from tqs_passes.save import save_model
+from tqs_passes.files.model import Model
+from tqs_passes.files.save import save_model
 
 _NUMBERS = ("dim", "heads")
 

@@ -13,6 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from tqs_passes.files.wire import field_size
+
 AttributeValue = int | float | str | Sequence[int] | Sequence[float] | onnx.TensorProto
 
 
@@ -89,16 +91,6 @@ class Fragment:
             sizes.append(helper.make_opsetid(self.domain, 1).ByteSize())
         gone = 0 if self.reader is None else field_size(self.reader.ByteSize())
         return sum(field_size(n) for n in sizes) - gone
-
-
-def field_size(n: int) -> int:
-    """Bytes of a length-delimited protobuf field with a one-byte tag."""
-    length = 1
-    value = n
-    while value >= 128:
-        value >>= 7
-        length += 1
-    return 1 + length + n
 
 
 def _base36(n: int) -> str:

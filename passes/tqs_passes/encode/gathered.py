@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.planes import INT8_ADD_OPSET, affine, lookup_table, pack, plane_widths, stored_shape
-from tqs_passes.grid import Codes
+from tqs_passes.grids.grid import Codes
 
 _LANES = 8
 

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tqs_passes.encode.fragment import Fragment
-from tqs_passes.grid import Codes, Grid
+from tqs_passes.grids.grid import Codes, Grid
 
 
 def pack_nibbles(levels: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from onnx import helper
 
 from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.planes import affine, pack, plane_widths, stored_shape
-from tqs_passes.grid import Codes, Grid
+from tqs_passes.grids.grid import Codes, Grid
 
 DOMAIN = "com.microsoft"
 #: Bits of a code in the operator, and the code of level 0.

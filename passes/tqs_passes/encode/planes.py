@@ -6,7 +6,7 @@ bits first). One plane holds the same field of every value, packed high bits fir
     plane (uint8 [m]) → Cast(int32) → Gather(table [256, 8/width]) → Reshape(shape of the weight)
 
 where row r of the table holds the 8/width fields of byte r, already weighted (2^shift, twice that for the mid-rise
-grid) and, for the highest plane, offset. Planes are summed: the result is the levels of `tqs_passes.grid`. The
+grid) and, for the highest plane, offset. Planes are summed: the result is the levels of `tqs_passes.grids.grid`. The
 tables are computed in the graph from one uint8 ramp and fold away at load, so a table costs some 200 bytes, not 2 kB.
 
 int8 sums need opset 14; before that the tables, and so the levels, are float32.
@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tqs_passes.encode.fragment import Fragment
-from tqs_passes.grid import Codes, Grid
+from tqs_passes.grids.grid import Codes, Grid
 
 #: Lowest opset at which the planes encoding runs.
 MIN_OPSET = 9

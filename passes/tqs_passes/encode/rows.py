@@ -16,8 +16,8 @@ import onnx
 
 from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.planes import decode_levels, plane_widths
-from tqs_passes.grid import Codes
-from tqs_passes.row_grid import MOST_WIDTHS, codes_of_part, order_of, parts_of
+from tqs_passes.grids.grid import Codes
+from tqs_passes.grids.row_tiers import MOST_WIDTHS, codes_of_part, order_of, parts_of
 
 #: Most planes of a weight: three for 7 bits, two for 3, 5 and 6.
 MOST_PLANES = 1 + 2 * MOST_WIDTHS

@@ -33,7 +33,7 @@ from tqs_passes.encode.native import native_levels
 from tqs_passes.encode.nbits import encode_nbits
 from tqs_passes.encode.planes import decode_levels, plane_name, stored_shape
 from tqs_passes.encode.rows import MOST_PLANES, decode_rows
-from tqs_passes.grid import Codes, grouped_shape
+from tqs_passes.grids.grid import Codes, grouped_shape
 from tqs_passes.tier import Tier
 
 #: Lowest opset with per-axis DequantizeLinear, and with bfloat16 Cast.

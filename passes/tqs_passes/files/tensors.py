@@ -1,0 +1,163 @@
+"""The tensors of a model: iterate them, size them, read them, wherever they are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from tqs_passes.errors import InputError
+
+
+def iter_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield `graph` and, depth first, the body of every If, Loop and Scan node in it."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from iter_graphs(attribute.g)
+            for body in attribute.graphs:
+                yield from iter_graphs(body)
+
+
+def iter_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield every node: of the graph, its bodies, and local functions with theirs."""
+    for graph in iter_graphs(proto.graph):
+        yield from graph.node
+    for function in proto.functions:
+        for node in function.node:
+            yield node
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs):
+                    for graph in iter_graphs(body):
+                        yield from graph.node
+
+
+def iter_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every stored tensor: initializers and tensor attributes, of the graph, its bodies and local functions."""
+    for graph in iter_graphs(proto.graph):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield sparse.values
+            yield sparse.indices
+        for node in graph.node:
+            yield from _attribute_tensors(node)
+    for function in proto.functions:
+        for node in function.node:
+            yield from _attribute_tensors(node)
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.GRAPH:
+                    for graph in iter_graphs(attribute.g):
+                        yield from graph.initializer
+                        for inner in graph.node:
+                            yield from _attribute_tensors(inner)
+
+
+def _attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.TENSOR:
+            yield attribute.t
+        yield from attribute.tensors
+
+
+def external_location(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
+    """Return (location, offset in bytes, length in bytes or None) of a tensor stored externally."""
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        offset = int(fields.get("offset") or 0)
+        length = int(fields["length"]) if fields.get("length") else None
+    except ValueError as error:
+        raise InputError(
+            "external data has an offset or length that is no number", where=tensor.name
+        ) from error
+    return fields.get("location", ""), offset, length
+
+
+def external_file(tensor: onnx.TensorProto, folder: Path) -> Path:
+    location, _, _ = external_location(tensor)
+    if not location:
+        raise InputError("external data without a location", where=tensor.name, todo="Export the model again")
+    if "\0" in location:
+        raise InputError("external data location holds a null byte", where=tensor.name)
+    base = folder.resolve()
+    try:
+        path = (base / location).resolve()
+        path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise InputError("external data location cannot be looked up", where=tensor.name) from error
+    if Path(location).is_absolute() or not path.is_relative_to(base):
+        raise InputError(
+            f"external data location {location!r} leaves the model's folder",
+            where=tensor.name,
+            todo="Put the data file beside the model and export again",
+        )
+    return path
+
+
+def tensor_n_bytes(tensor: onnx.TensorProto) -> int:
+    """Return the number of bytes of the tensor's values, packed as raw data.
+
+    Raises
+    ------
+    InputError
+        The data type is unknown, a string, or a dimension is negative.
+    """
+    if any(d < 0 for d in tensor.dims):
+        raise InputError("a stored tensor has a negative dimension", where=tensor.name, todo="Export again")
+    n = 1
+    for dim in tensor.dims:
+        n *= dim
+    sub_byte = {
+        onnx.TensorProto.INT4: 4,
+        onnx.TensorProto.UINT4: 4,
+        getattr(onnx.TensorProto, "FLOAT4E2M1", -1): 4,
+        getattr(onnx.TensorProto, "INT2", -2): 2,
+        getattr(onnx.TensorProto, "UINT2", -3): 2,
+    }
+    if tensor.data_type in sub_byte:
+        return (n * sub_byte[tensor.data_type] + 7) // 8
+    try:
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"unknown data type {tensor.data_type}", where=tensor.name) from error
+    if dtype == np.dtype(object):
+        raise InputError("a tensor of strings has no numeric bytes", where=tensor.name)
+    return n * dtype.itemsize
+
+
+def tensor_array(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
+    """Return a tensor's values; external data comes as a read-only memory map, nothing is copied.
+
+    Raises
+    ------
+    InputError
+        The tensor's data does not fit its shape or type.
+    """
+    if uses_external_data(tensor):
+        _, offset, _ = external_location(tensor)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        shape = tuple(tensor.dims)
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        if dtype.kind == "V" and dtype.names is None and dtype.itemsize == 1:  # sub-byte types, packed
+            loaded = onnx.TensorProto()
+            loaded.CopyFrom(tensor)
+            del loaded.external_data[:]
+            loaded.data_location = onnx.TensorProto.DEFAULT
+            raw = np.memmap(external_file(tensor, folder), np.uint8, "r", offset, (tensor_n_bytes(tensor),))
+            loaded.raw_data = raw.tobytes()
+            return numpy_helper.to_array(loaded)
+        return np.memmap(external_file(tensor, folder), dtype, "r", offset, shape)
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            "stored data does not fit the tensor's shape and type",
+            where=tensor.name,
+            todo="Export the model again",
+        ) from error

@@ -1,0 +1,1 @@
+"""Facts about a graph: scopes, data flow, readers, patterns."""

@@ -1,0 +1,46 @@
+"""The names and the opset of a model: which names it leaves free for new tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from tqs_passes.files.tensors import iter_graphs
+from tqs_passes.graph.scope import defined_names
+
+
+def opset_of(proto: onnx.ModelProto) -> int:
+    """Return the version of the default ONNX operator set; 0 when the model imports none."""
+    return max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Which names a model leaves free.
+
+    Parameters
+    ----------
+    taken : frozenset of str
+        Every name of a tensor or node in its graph and their bodies.
+    namespace : str
+        A prefix that none of them starts with: `tqs`, else `tqs2`, `tqs3` and so on.
+    """
+
+    taken: frozenset[str]
+    namespace: str
+
+
+def names_of(proto: onnx.ModelProto) -> Names:
+    """Collect the names of a model; the cost is linear in its size."""
+    taken: set[str] = set()
+    for graph in iter_graphs(proto.graph):
+        taken |= defined_names(graph)
+        taken.update(node.name for node in graph.node)
+        taken.update(name for node in graph.node for name in node.input)
+    spaces = {name.partition(".")[0] for name in taken if name.startswith("tqs")}
+    space, count = "tqs", 1
+    while space in spaces:
+        count += 1
+        space = f"tqs{count}"
+    return Names(frozenset(taken), space)

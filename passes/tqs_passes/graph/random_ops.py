@@ -1,0 +1,20 @@
+"""Operators that draw random numbers: a rollout through one cannot be compared with another."""
+
+from __future__ import annotations
+
+import onnx
+
+from tqs_passes.files.tensors import iter_nodes
+
+_RANDOM = frozenset(
+    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
+)
+
+
+def random_operators(proto: onnx.ModelProto) -> tuple[str, ...]:
+    """Return ``operator 'node name'`` of each node, in the graph, its bodies and functions, that draws at random."""
+    return tuple(
+        f"{n.op_type} {n.name!r}"
+        for n in iter_nodes(proto)
+        if n.op_type in _RANDOM and n.domain in ("", "ai.onnx")
+    )

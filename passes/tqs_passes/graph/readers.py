@@ -1,0 +1,83 @@
+"""Which node alone reads a weight, and in which of the ways that serving tells apart.
+
+A weight whose one reader is known can be stored for that reader: as the packed operand of another operator, or as
+rows of codes of which only those read are decoded (`tqs_passes.encode.nbits`, `tqs_passes.encode.gathered`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from enum import StrEnum
+
+import onnx
+
+from tqs_passes.files.debug_notes import bare
+from tqs_passes.files.tensors import iter_graphs
+from tqs_passes.weights import Weight
+
+
+class Way(StrEnum):
+    """How a weight is read, as far as it decides how fast a form runs.
+
+    ``matrix``: B ``[K, N]`` of MatMul, or of a plain Gemm (alpha = beta = 1, A as it is) · ``turned``: B ``[N, K]``
+    of a Gemm that is plain but for transB = 1 · ``table``: rows ``[V, D]`` gathered along axis 0 · ``moved``: reached
+    through nodes that move its values (Transpose …) · ``body``: inside If, Loop or Scan · ``other``: any other.
+    """
+
+    MATRIX = "matrix"
+    TURNED = "turned"
+    TABLE = "table"
+    MOVED = "moved"
+    BODY = "body"
+    OTHER = "other"
+
+
+def sole_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return for each stored tensor that one node input alone reads that node, as it will be written.
+
+    The node has one output. Tensors read inside bodies, or that are graph outputs, have no such node. The cost is
+    linear in the graph.
+    """
+    stored = {t.name for t in graph.initializer}
+    uses = Counter(name for g in iter_graphs(graph) for node in g.node for name in node.input)
+    uses.update(output.name for g in iter_graphs(graph) for output in g.output)
+    found: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        for name in node.input:
+            if name in stored and uses[name] == 1 and len(node.output) == 1:
+                found[name] = bare(node)
+    return found
+
+
+def way_of(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> Way:
+    """Return how a weight is read; `readers` are those of `sole_readers`."""
+    if any(r.in_body for r in weight.readers):
+        return Way.BODY
+    if any(r.through for r in weight.readers):
+        return Way.MOVED
+    node = readers.get(weight.name)
+    if node is None or len(weight.readers) != 1 or len(weight.shape) != 2 or weight.dtype != "float32":
+        return Way.OTHER
+    reader = weight.readers[0]
+    at = reader.input_index
+    if node.domain not in ("", "ai.onnx"):
+        return Way.OTHER
+    if node.op_type == "MatMul" and at == 1:
+        return Way.MATRIX
+    if node.op_type == "Gemm" and at == 1 and _plain(node):
+        return Way.TURNED if _value(node, "transB", 0) else Way.MATRIX
+    if node.op_type == "Gather" and at == 0 and len(node.input) == 2 and _value(node, "axis", 0) in (0, -2):
+        return Way.TABLE
+    return Way.OTHER
+
+
+def _value(node: onnx.NodeProto, name: str, default: float) -> float:
+    for a in node.attribute:
+        if a.name == name:
+            return float(a.i if a.type == onnx.AttributeProto.INT else a.f)
+    return default
+
+
+def _plain(node: onnx.NodeProto) -> bool:
+    return not _value(node, "transA", 0) and _value(node, "alpha", 1) == 1 and _value(node, "beta", 1) == 1

@@ -1,0 +1,1 @@
+"""Integer grids, their scales, and rounding to them."""

@@ -1,0 +1,174 @@
+"""Uniform grids: which integers and scales stand for a weight, and what they decode to.
+
+A weight is seen as rows of values that share one scale: ``[channels, values]`` along a channel axis, one row per
+tensor. With b bits a value v of a row is ::
+
+    signed     v = s · q,   q ∈ {-2^(b-1), …, 2^(b-1) - 1}
+    midrise    v = s · q,   q ∈ {±1, ±3, …, ±(2^b - 1)}        (b ≤ 4; b = 1 is sign · mean|w|)
+
+The integers q are called *levels*; *codes* are their unsigned indices 0 … 2^b - 1. Scales are chosen in
+`tqs_passes.grids.scales`. NumPy only; deterministic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = np.float32
+G = TypeVar("G", bound=np.generic)
+MIDRISE_MAX_BITS = 4
+
+
+class Grid(StrEnum):
+    """Which levels a code can stand for (see module docstring)."""
+
+    SIGNED = "signed"
+    MIDRISE = "midrise"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Codes:
+    """Integer levels and scales of one weight.
+
+    Parameters
+    ----------
+    levels : int8 array, shape of the weight
+        Integer levels q.
+    scales : float16 or float32 array
+        One scale per channel, shaped to broadcast against `levels` (all axes 1 but the channel axis).
+    bits : int
+        Width b of a code, 1 to 8; of the widest channel where they differ.
+    grid : Grid
+    axis : int or None
+        Channel axis; None when one scale serves the whole tensor.
+    rows : str
+        Row tiers: the width of every channel, a digit each; empty when all have `bits` (see `row_tiers`).
+    group : int
+        Values of a channel of a matrix that share a scale; 0: all. Scales then have the shape that multiplies
+        `grouped_shape`.
+    """
+
+    levels: NDArray[np.int8]
+    scales: NDArray[np.float16] | NDArray[np.float32]
+    bits: int
+    grid: Grid
+    axis: int | None
+    rows: str = ""
+    group: int = 0
+
+    def decode(self) -> NDArray[np.float32]:
+        """Return float32(levels) · float32(scales): what the emitted graph computes, bit for bit."""
+        return self.levels.astype(F32) * self.wide_scales()
+
+    def wide_scales(self) -> NDArray[np.float32]:
+        """Return the scale of every value, float32, shape of the weight."""
+        scales, shape = self.scales.astype(F32), self.levels.shape
+        if self.group and self.axis is not None:
+            return np.broadcast_to(scales, grouped_shape(shape, self.axis, self.group)).reshape(shape)
+        return np.broadcast_to(scales, shape)
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether the levels are one value repeated without storage: a stand-in whose encoded size is wanted."""
+        return self.levels.size > 1 and not any(self.levels.strides)
+
+    def unsigned(self) -> NDArray[np.uint8]:
+        """Return the codes 0 … 2^b - 1, uint8, flat in C order."""
+        flat = self.levels.reshape(-1).astype(np.int16)
+        if self.grid is Grid.MIDRISE:
+            return ((flat + ((1 << self.bits) - 1)) >> 1).astype(np.uint8)
+        return (flat + (1 << (self.bits - 1))).astype(np.uint8)
+
+
+def grids_for(bits: int) -> tuple[Grid, ...]:
+    """Return the grids worth trying at a width: mid-rise pays at few bits only."""
+    if bits == 1:
+        return (Grid.MIDRISE,)
+    return (Grid.SIGNED, Grid.MIDRISE) if bits <= MIDRISE_MAX_BITS else (Grid.SIGNED,)
+
+
+def round_levels(x: NDArray[np.float32], bits: int, grid: Grid) -> NDArray[np.float32]:
+    """Return the level nearest to each x (already divided by its scale); ties go to the even level index."""
+    if grid is Grid.MIDRISE:
+        top = F32((1 << bits) - 1)
+        q: NDArray[np.float32] = np.floor(x * F32(0.5))
+        q *= F32(2.0)
+        q += F32(1.0)
+        np.clip(q, -top, top, out=q)
+        return q
+    half = 1 << (bits - 1)
+    q = np.rint(x)
+    np.clip(q, F32(-half), F32(half - 1), out=q)
+    return q
+
+
+def as_rows(w: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
+    """Return `w` as float32 ``[channels, values]``, one row per scale."""
+    if axis is None:
+        return w.reshape(1, -1)
+    return np.ascontiguousarray(np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1))
+
+
+def grouped_shape(shape: tuple[int, ...], axis: int, group: int) -> tuple[int, ...]:
+    """Return the shape of a matrix in which the groups of its channels have an axis of their own.
+
+    >>> grouped_shape((64, 10), 1, 32), grouped_shape((10, 64), 0, 32)
+    ((2, 32, 10), (10, 2, 32))
+    """
+    rows, columns = shape
+    return (rows, columns // group, group) if axis == 0 else (rows // group, group, columns)
+
+
+def as_groups(w: NDArray[G], axis: int, group: int) -> NDArray[G]:
+    """Return a matrix as ``[groups, values]``, one row per scale, in the order of the scales."""
+    seen = w.reshape(grouped_shape(w.shape, axis, group))
+    return np.ascontiguousarray(seen if axis == 0 else np.moveaxis(seen, 1, 2)).reshape(-1, group)
+
+
+def from_groups(levels: NDArray[np.int8], shape: tuple[int, ...], axis: int, group: int) -> NDArray[np.int8]:
+    """Return levels ``[groups, values]`` in the shape of the weight: the inverse of `as_groups`."""
+    split = grouped_shape(shape, axis, group)
+    seen = (
+        levels.reshape(split) if axis == 0 else np.moveaxis(levels.reshape(split[0], split[2], group), 2, 1)
+    )
+    return np.ascontiguousarray(seen).reshape(shape)
+
+
+def broadcast_shape(shape: tuple[int, ...], axis: int | None, group: int = 0) -> tuple[int, ...]:
+    """Return the shape that scales take to multiply a weight of `shape`, as `grouped_shape` where it has groups."""
+    if axis is None:
+        return ()
+    if group:
+        split = grouped_shape(shape, axis, group)
+        return (*split[:2], 1) if axis == 0 else (split[0], 1, split[2])
+    return tuple(d if i == axis else 1 for i, d in enumerate(shape))
+
+
+def from_rows(levels: NDArray[np.int8], shape: tuple[int, ...], axis: int) -> NDArray[np.int8]:
+    """Return levels ``[channels, values]`` in the shape of the weight: the inverse of `as_rows`."""
+    moved = (shape[axis], *(d for i, d in enumerate(shape) if i != axis))
+    return np.ascontiguousarray(np.moveaxis(levels.reshape(moved), 0, axis))
+
+
+def rtn(w: NDArray[np.float32], bits: int, axis: int | None) -> NDArray[np.float32]:
+    """Return plain symmetric b-bit round-to-nearest without clipping: the paper's Q_b (A.4), float32.
+
+    Scale = max|row| / (2^(b-1) - 1); at b = 1 sign · mean|row|.
+    """
+    rows = as_rows(w, axis)
+    if bits == 1:
+        sizes: NDArray[np.float32] = np.abs(rows).mean(axis=1, dtype=F32, keepdims=True)
+        out: NDArray[np.float32] = np.where(rows >= 0, sizes, -sizes)
+    else:
+        scale = np.max(np.abs(rows), axis=1, keepdims=True) / F32((1 << (bits - 1)) - 1)
+        scale = np.where(scale > 0, scale, F32(1)).astype(F32)
+        out = round_levels(rows / scale, bits, Grid.SIGNED) * scale
+    if axis is None:
+        return out.reshape(w.shape)
+    moved = (w.shape[axis], *(d for i, d in enumerate(w.shape) if i != axis))
+    return np.ascontiguousarray(np.moveaxis(out.reshape(moved), 0, axis))

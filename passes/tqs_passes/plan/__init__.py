@@ -1,0 +1,1 @@
+"""What a plan says of each weight, and what could be chosen."""

@@ -1,0 +1,306 @@
+"""Every way a weight can be stored, each with its exact bytes and its rounding error.
+
+These are the choices of the knapsack: tier × grid × channel axis × scale type, dominated ones (no fewer bytes and no
+less error than another) removed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tqs_passes.encode.planes import MIN_OPSET
+from tqs_passes.encode.weight import (
+    BF16_OPSET,
+    CAST_OPSET,
+    Encoding,
+    Form,
+    Target,
+    decoded_cast,
+    encode_cast,
+    encode_codes,
+    encode_kept,
+    np_dtype,
+    tensor_type,
+)
+from tqs_passes.files.debug_notes import kept_size
+from tqs_passes.files.model import Model
+from tqs_passes.files.tensors import tensor_array
+from tqs_passes.files.wire import field_size
+from tqs_passes.graph.names import Names, names_of, opset_of
+from tqs_passes.graph.readers import sole_readers
+from tqs_passes.grids.grid import Codes, broadcast_shape
+from tqs_passes.grids.rounding_error import Pricer
+from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding
+from tqs_passes.plan.assigned import reference_weight, target_of
+from tqs_passes.plan.forms import Profile, Setting, offered_forms, scale_axes
+from tqs_passes.plan.plan import Assignment, ServingTarget
+from tqs_passes.plan.row_offers import Channels, row_tiers
+from tqs_passes.plan.targets import Serving, refusal, serves
+from tqs_passes.tier import KEEP_TIER, Tier, offered
+from tqs_passes.weights import Weight
+
+#: More scales than this share of the values is no quantisation any more.
+_MAX_SCALE_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to store a weight.
+
+    Parameters
+    ----------
+    assignment : Assignment
+    shared : dict of str to int
+        Bytes of the pieces it shares with other weights (look-up tables, shapes), by key.
+    """
+
+    assignment: Assignment
+    shared: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Menu:
+    """The candidates of one weight, largest first; the first keeps it as it is stored, unless that is ruled out.
+
+    No candidate of one tier is beaten by another of one tier, nor one of row tiers by any.
+    """
+
+    weight: Weight
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kitchen:
+    """What candidates depend on besides the weight.
+
+    Parameters
+    ----------
+    model : Model
+        Lifted model.
+    opset : int
+    names : Names
+        Which names the model leaves free.
+    setting : Setting
+        What decides the forms.
+    serving : Serving
+        Candidates that its target cannot serve are left out.
+    rounding : {"rtn", "mse", "unbiased"}
+        How scales are chosen (see `tqs_passes.grids.scales`).
+    """
+
+    model: Model
+    opset: int
+    names: Names
+    setting: Setting
+    serving: Serving = field(default_factory=Serving)
+    rounding: FreeRounding = DEFAULT_ROUNDING
+
+
+def kitchen_of(
+    model: Model,
+    profile: Profile,
+    serving: Serving | None = None,
+    rounding: FreeRounding = DEFAULT_ROUNDING,
+) -> Kitchen:
+    """Collect what candidates of a lifted model depend on."""
+    opset, serving = opset_of(model.proto), serving or Serving()
+    setting = Setting(profile, opset, sole_readers(model.proto.graph), serving)
+    return Kitchen(model, opset, names_of(model.proto), setting, serving, rounding)
+
+
+def menus(
+    kitchen: Kitchen,
+    weights: tuple[Weight, ...],
+    tiers: tuple[Tier, ...],
+    exceptions: Mapping[str, frozenset[Tier]] | None = None,
+) -> tuple[Menu, ...]:
+    """Return the candidates of every weight, in order; the cost is one rounding per tier, grid and axis.
+
+    Parameters
+    ----------
+    kitchen : Kitchen
+    weights : tuple of Weight
+    tiers : tuple of Tier
+        Offered beside keeping a weight as it is.
+    exceptions : mapping of str to frozenset of Tier, optional
+        Weights that are offered these tiers and no other: their menus may lack the stored form, and be empty.
+    """
+    stored = {t.name: t for t in kitchen.model.proto.graph.initializer}
+    only = exceptions or {}
+    return tuple(
+        _menu(kitchen, weight, stored[weight.name], index, tiers, only.get(weight.name))
+        for index, weight in enumerate(weights)
+    )
+
+
+def _menu(
+    kitchen: Kitchen,
+    weight: Weight,
+    tensor: onnx.TensorProto,
+    index: int,
+    tiers: tuple[Tier, ...],
+    only: frozenset[Tier] | None,
+) -> Menu:
+    values = np.asarray(tensor_array(tensor, kitchen.model.folder))
+    pricer = Pricer(values, np_dtype(weight.dtype), kitchen.rounding)
+    keep = Assignment(
+        weight=weight.name,
+        label=weight.label,
+        shape=weight.shape,
+        dtype=weight.dtype,
+        tier=KEEP_TIER[weight.dtype],
+        form=Form.KEEP,
+        rounding="keep",
+        n_bytes=field_size(kept_size(tensor)),
+        error_energy=0.0,
+    )
+    if tensor.data_type != tensor_type(weight.dtype):  # a block computes with it in another type
+        keep = _converted(keep, target_of(keep, index, kitchen.opset, kitchen.names), values)
+    found = [Candidate(keep, {})]
+    channels: list[Channels] = []
+    wanted = tiers if only is None else tuple(t for t in Tier if t in only)
+    reader = kitchen.setting.readers.get(weight.name)
+    for tier in offered(wanted, weight.dtype)[1:]:
+        target = target_of(keep, index, kitchen.opset, kitchen.names, reader)
+        if tier.is_integer and pricer.in_range and kitchen.opset >= MIN_OPSET:
+            rounded = _integer(kitchen, weight, keep, target, tier, pricer)
+            found.extend(candidate for candidate, _ in rounded)
+            channels.extend(c for _, c in rounded if c is not None)
+        elif not tier.is_integer and kitchen.opset >= (BF16_OPSET if tier is Tier.BF16 else CAST_OPSET):
+            found.extend(_half(keep, target, tier, pricer))
+    if only is not None and keep.tier not in only:
+        found = found[1:]
+    plain = _undominated(found)
+    return Menu(weight, _with_rows(plain, channels, target_of(keep, index, kitchen.opset, kitchen.names)))
+
+
+def _converted(keep: Assignment, target: Target, values: NDArray[np.generic]) -> Assignment:
+    error = reference_weight(keep, values).astype(np.float64) - values.astype(np.float64)
+    update = {
+        "n_bytes": encode_kept(target, values).n_bytes(),
+        "error_energy": float(np.sum(error * error)),
+    }
+    return keep.model_copy(update=update)
+
+
+def _half(keep: Assignment, target: Target, tier: Tier, pricer: Pricer) -> list[Candidate]:
+    error = pricer.error_of(lambda values: decoded_cast(values, tier, keep.dtype))
+    if not math.isfinite(error):
+        return []  # out of this type's range
+    fragment = encode_cast(target, np.zeros(keep.shape, np.float16), tier)
+    update = {
+        "tier": tier,
+        "form": Form.CAST,
+        "rounding": "cast",
+        "n_bytes": fragment.n_bytes(),
+        "error_energy": error,
+    }
+    return [Candidate(keep.model_copy(update=update), {})]
+
+
+def _integer(
+    kitchen: Kitchen,
+    weight: Weight,
+    keep: Assignment,
+    target: Target,
+    tier: Tier,
+    pricer: Pricer,
+) -> list[tuple[Candidate, Channels | None]]:
+    found: list[tuple[Candidate, Channels | None]] = []
+    for axis in scale_axes(weight, tier):
+        n_scales = 1 if axis is None else weight.shape[axis]
+        if axis is not None and n_scales > _MAX_SCALE_SHARE * weight.n_values:
+            continue
+        for grid, form in offered_forms(kitchen.setting, weight, tier, axis):
+            draft = keep.model_copy(
+                update={
+                    "tier": tier,
+                    "grid": grid,
+                    "axis": axis,
+                    "half_scales": _wants_half(weight.shape, axis, kitchen.serving),
+                    "form": form,
+                    "encoding": kitchen.serving.stored_as,
+                    "rounding": kitchen.rounding,
+                }
+            )
+            if refusal(draft, weight, kitchen.serving.target, kitchen.opset) is not None:
+                continue
+            candidate, channels = _rounded(draft, target, pricer)
+            if math.isfinite(candidate.assignment.error_energy):
+                found.append((candidate, channels if kitchen.serving.rows_as_served else None))
+            for group in _groups(kitchen, weight, axis):
+                split = draft.model_copy(update={"group": group, "form": Form.CAST_MUL})
+                candidate, _ = _rounded(split, target, pricer)
+                if math.isfinite(candidate.assignment.error_energy):
+                    found.append((candidate, None))
+    return found
+
+
+def _groups(kitchen: Kitchen, weight: Weight, axis: int | None) -> Iterator[int]:
+    """Yield the groups that a weight may have: those asked for that divide its channels."""
+    serving = kitchen.serving
+    if axis is None or len(weight.shape) != 2 or serving.stored_as is not Encoding.PLANES:
+        return
+    if not serves(serving, Form.CAST_MUL):
+        return
+    n = weight.shape[1 - axis]
+    yield from (g for g in serving.groups if g < n and n % g == 0)
+
+
+def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> bool:
+    """Whether float16 scales pay: each saves 2 bytes, and costs one Cast node, which TensorRT's scales cannot have."""
+    if axis is None or serving.target is ServingTarget.TENSORRT:
+        return False
+    return shape[axis] * 2 > _HALF_SCALE_OVERHEAD_BYTES
+
+
+def _rounded(draft: Assignment, target: Target, pricer: Pricer) -> tuple[Candidate, Channels | None]:
+    assert draft.grid is not None
+    rounded = pricer.rounded(
+        draft.tier.bits, draft.axis, draft.grid, half_scales=draft.half_scales, group=draft.group
+    )
+    # Bytes do not depend on the levels: blank ones stand in for them.
+    blank = np.broadcast_to(np.int8(0), draft.shape)
+    scales = rounded.scales.reshape(broadcast_shape(draft.shape, draft.axis, draft.group))
+    codes = Codes(blank, scales, draft.tier.bits, draft.grid, draft.axis, group=draft.group)
+    fragment = encode_codes(target, codes, draft.form, draft.encoding)
+    update = {"n_bytes": fragment.n_bytes(), "error_energy": float(np.sum(rounded.energies))}
+    shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
+    channels = None
+    if draft.axis is not None and not draft.group:
+        channels = Channels(draft, rounded.energies, rounded.scales.dtype == np.float16)
+    return Candidate(draft.model_copy(update=update), shared), channels
+
+
+_HALF_SCALE_OVERHEAD_BYTES = 48
+
+
+def _with_rows(
+    plain: tuple[Candidate, ...], channels: list[Channels], target: Target
+) -> tuple[Candidate, ...]:
+    """Add row tiers where they pay: beaten neither by a candidate of one tier nor by other row tiers."""
+    sizes = [(c.assignment.n_bytes, c.assignment.error_energy) for c in plain]
+    rows = [Candidate(a, shared) for a, shared in row_tiers(channels, target, sizes)]
+    paying = [c for c in _undominated([*plain, *rows]) if c.assignment.rows]
+    kept = [c for c in plain[:1] if c.assignment.form is Form.KEEP]
+    others = [*plain[len(kept) :], *paying]
+    others.sort(key=lambda c: (-c.assignment.n_bytes, c.assignment.error_energy))
+    return (*kept, *others)
+
+
+def _undominated(found: list[Candidate]) -> tuple[Candidate, ...]:
+    """Drop every candidate that another beats in bytes and error; keep the stored form, where there is one, first."""
+    kept: list[Candidate] = []
+    for candidate in sorted(found, key=lambda c: (c.assignment.n_bytes, c.assignment.error_energy)):
+        if not kept or candidate.assignment.error_energy < kept[-1].assignment.error_energy:
+            kept.append(candidate)
+    kept.reverse()
+    if found and found[0].assignment.form is Form.KEEP and kept[0].assignment.form is not Form.KEEP:
+        kept.insert(0, found[0])
+    return tuple(kept)

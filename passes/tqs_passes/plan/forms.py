@@ -1,0 +1,128 @@
+"""Which form a weight is decoded by: one table over how it is read and the serving profile.
+
+The first form of a row that the weight, its codes and the target can take is written. What stands in the table was
+measured by ``tools/measure_forms.py``; its figures, with the runtime's version and the CPU, are in ``tools/forms.md``.
+In short: DequantizeLinear before a MatMul or plain Gemm is fused (8-bit activations inside); anywhere else it is run at
+every call. Cast → Mul folds at load and costs what FP32 costs, in time and in memory. MatMulNBits at level 0 is exact,
+faster than FP32 for large matrices and few rows at a time, and holds half a byte a weight. DequantizeLinear is never
+written where a Transpose follows: onnxruntime 1.17 to 1.23 abort while they load such a file (`tools/check_oldest.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import onnx
+
+from tqs_passes.encode.gathered import row_fits
+from tqs_passes.encode.nbits import block_of, fits
+from tqs_passes.encode.weight import DQ_OPSET, Encoding, Form
+from tqs_passes.graph.readers import Way, way_of
+from tqs_passes.grids.grid import Grid, grids_for
+from tqs_passes.plan.plan import ServingTarget
+from tqs_passes.plan.targets import Serving, serves
+from tqs_passes.tier import Tier
+from tqs_passes.weights import Weight
+
+Profile = Literal["fast", "exact", "small"]
+PROFILES: tuple[Profile, ...] = ("fast", "exact", "small")
+
+_DQ, _CM, _NBITS, _ROWS = Form.DEQUANTIZE, Form.CAST_MUL, Form.NBITS, Form.GATHERED
+#: Forms in order of preference; Cast → Mul stands behind every row.
+TABLE: dict[Profile, dict[Way, tuple[Form, ...]]] = {
+    "fast": {Way.MATRIX: (_DQ,)},
+    "exact": {Way.MATRIX: (_NBITS,), Way.TURNED: (_NBITS,)},
+    "small": {
+        Way.MATRIX: (_NBITS, _DQ),
+        Way.TURNED: (_NBITS, _DQ),
+        Way.TABLE: (_ROWS,),
+        Way.OTHER: (_DQ,),
+    },
+}
+#: Fewest values for which a form pays, by profile; a matrix counts as the square of its shorter side. With 8-bit
+#: activations a side below 256 takes 1.1 to 1.7 times as long as FP32 for 16 rows at a time and more. Below 16 M
+#: MatMulNBits at level 0 takes up to 1.3 times as long as FP32 for 4 to 32 rows at a time (and 0.5 to 0.7 of it for
+#: one), and `exact` promises FP32's speed at every batch.
+LEAST_VALUES: dict[tuple[Profile, Form], int] = {
+    ("fast", Form.DEQUANTIZE): 1 << 16,
+    ("exact", Form.NBITS): 1 << 24,
+    ("small", Form.NBITS): 1 << 12,
+    ("small", Form.GATHERED): 1 << 12,
+    ("small", Form.DEQUANTIZE): 1 << 12,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the form of a weight depends on besides the weight.
+
+    Parameters
+    ----------
+    profile : {"fast", "exact", "small"}
+    opset : int
+    readers : mapping of str to onnx.NodeProto
+        See `sole_readers`.
+    serving : Serving
+    """
+
+    profile: Profile
+    opset: int
+    readers: Mapping[str, onnx.NodeProto]
+    serving: Serving = field(default_factory=Serving)
+
+
+def integer_form(setting: Setting, weight: Weight, tier: Tier, grid: Grid, axis: int | None) -> Form:
+    """Return the form of a weight at an integer tier, with levels on a grid and scales along an axis."""
+    if setting.serving.target is ServingTarget.TENSORRT:
+        return _DQ
+    way = way_of(weight, setting.readers)
+    size = min(weight.shape) ** 2 if way in (Way.MATRIX, Way.TURNED) else weight.n_values
+    for form in TABLE[setting.profile].get(way, ()):
+        enough = size >= LEAST_VALUES.get((setting.profile, form), 0)
+        served = serves(setting.serving, form)
+        if enough and served and _takes(setting, form, way, weight, (tier, grid, axis)):
+            return form
+    return _CM
+
+
+def offered_forms(
+    setting: Setting, weight: Weight, tier: Tier, axis: int | None
+) -> tuple[tuple[Grid, Form], ...]:
+    """Return the grids worth trying at a width, each with its form: those whose form the profile likes best.
+
+    The mid-rise grid of 4 bits, a little better than the signed one, is no operand of MatMulNBits: where that is
+    written, it is not offered, or it would take away what the profile is for.
+    """
+    found = [(g, integer_form(setting, weight, tier, g, axis)) for g in grids_for(tier.bits)]
+    order = (*TABLE[setting.profile].get(way_of(weight, setting.readers), ()), _CM, _DQ)
+    best = min((form for _, form in found), key=order.index)
+    return tuple((g, form) for g, form in found if form is best)
+
+
+def _takes(
+    setting: Setting, form: Form, way: Way, weight: Weight, code: tuple[Tier, Grid, int | None]
+) -> bool:
+    tier, grid, axis = code
+    if form is Form.DEQUANTIZE:
+        return setting.opset >= DQ_OPSET and weight.dtype == "float32"
+    if setting.serving.stored_as is not Encoding.PLANES:
+        return False
+    if form is Form.GATHERED:
+        return row_fits(weight.shape[1])
+    columns, rows = (0, 1) if way is Way.TURNED else (1, 0)
+    return fits(tier.bits, grid) and axis in (None, columns) and block_of(weight.shape[rows]) is not None
+
+
+def scale_axes(weight: Weight, tier: Tier) -> tuple[int | None, ...]:
+    """Return the channel axes worth trying for the scales of an integer tier; None is one scale per tensor.
+
+    A matrix has its reader's channel axis. A table read by Add or Mul has none: every axis is tried, and the
+    allocator takes the one with the least error per byte. One-dimensional weights get one scale.
+    """
+    if not tier.is_integer or len(weight.shape) < 2:
+        return (None,)
+    if weight.channel_axis is not None:
+        return (weight.channel_axis, None)
+    return (None, *(i for i, d in enumerate(weight.shape) if 1 < d < weight.n_values))

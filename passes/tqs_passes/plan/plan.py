@@ -1,0 +1,345 @@
+"""The plan: which tier every weight gets, and how it is stored. The file is `plan.json`.
+
+The paper's counterpart is `precision_assignments.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tqs_passes.encode.nbits import fits
+from tqs_passes.encode.weight import Encoding, Form
+from tqs_passes.errors import InputError
+from tqs_passes.grids.grid import Grid, grids_for
+from tqs_passes.grids.row_tiers import MOST_WIDTHS, distinct_widths, nearest_tier
+from tqs_passes.tier import KEEP_TIER, Tier
+
+#: Forms that decode row tiers.
+ROW_FORMS = (Form.CAST_MUL, Form.DEQUANTIZE)
+
+
+class ServingTarget(StrEnum):
+    """What serves the file (see `tqs_passes.plan.targets`)."""
+
+    ORT_CPU = "ort-cpu"
+    ORT_CUDA = "ort-cuda"
+    TENSORRT = "tensorrt"
+    PORTABLE = "portable"
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", allow_inf_nan=True)
+
+
+class Compute(_Frozen):
+    """Which blocks compute with 16-bit floats (see `tqs_passes.transforms.half_precision`).
+
+    Attributes
+    ----------
+    dtype : {"float16", "bfloat16"}
+    blocks : str or None
+        Pattern over the labels of weights and the names of nodes; None: every node that takes the type.
+    """
+
+    dtype: Literal["float16", "bfloat16"]
+    blocks: str | None = None
+
+
+class Assignment(_Frozen):
+    """How one weight is stored.
+
+    Attributes
+    ----------
+    weight, label : str
+        Name of the initializer in the lifted graph, and its human name.
+    shape : tuple of int
+    dtype : str
+        Data type its readers expect: the source's, or that of the block which computes with it.
+    tier : Tier
+    grid : Grid or None
+        Levels of an integer tier.
+    axis : int or None
+        Channel axis of the scales; None when one scale serves the tensor.
+    half_scales : bool
+        Scales are stored as float16.
+    rows : str
+        Row tiers: the width of every channel along `axis`, a digit each; empty when all have the tier's. `tier` is
+        then the one nearest to their mean.
+    group : int
+        Values of a channel of a matrix that share a scale; 0: all.
+    form : Form
+        How it is decoded in the graph.
+    encoding : Encoding
+        How the levels of an integer tier are stored.
+    rounding : str
+        How integers were chosen: `rtn`, `mse` and `unbiased` need the weight only; others read `codes.npz`.
+    same_as : str or None
+        An earlier weight of equal content, stored in the same way: this one is an Identity of it.
+    n_bytes : int
+        Bytes this weight adds to the file: values, scales, names and nodes; shared tables are not counted.
+    error_energy : float
+        ‖Q(θ) − θ‖², squared Frobenius norm of the rounding error.
+    gamma : float or None
+        γ_task of Eq. 1 that the allocator saw; None when there is none (dead, unprobed).
+    amplification : float
+        A of design: mean ‖ΔY‖² / ‖δθ‖², ΔY in units of each variable's σ.
+    cost : float
+        Predicted ‖ΔY‖² of one context due to this weight.
+    dead : bool
+    block : str
+        Tie group whose members share a tier; empty for a weight by itself.
+    """
+
+    weight: str
+    label: str
+    shape: tuple[int, ...]
+    dtype: str
+    tier: Tier
+    grid: Grid | None = None
+    axis: int | None = Field(default=None, ge=0)
+    half_scales: bool = False
+    rows: str = Field(default="", pattern=r"^[1-8]*$")
+    group: int = Field(default=0, ge=0)
+    form: Form
+    encoding: Encoding = Encoding.PLANES
+    rounding: Literal["keep", "cast", "rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
+    same_as: str | None = None
+    n_bytes: int = Field(ge=0)
+    error_energy: float = Field(ge=0)
+    gamma: float | None = None
+    amplification: float = 0.0
+    cost: float = 0.0
+    dead: bool = False
+    block: str = ""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of an integer tier's codes, ascending: one, but for row tiers."""
+        if not self.tier.is_integer:
+            return ()
+        return distinct_widths(self.rows) if self.rows else (self.tier.bits,)
+
+    @property
+    def least_bits(self) -> int:
+        """Bits of a stored value; of the narrowest channel for row tiers."""
+        return self.widths[0] if self.rows else self.tier.bits
+
+    def stored_like(self, other: Assignment) -> bool:
+        """Whether two weights of equal content would decode to equal values from equal bytes."""
+        return self._storage() == other._storage()
+
+    def _storage(self) -> tuple[object, ...]:
+        kind = (self.tier, self.grid, self.axis, self.half_scales, self.rows, self.group)
+        return (self.shape, self.dtype, *kind, self.form, self.encoding, self.rounding)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse a form, grid or axis that does not go with the tier and shape."""
+        if self.dtype not in KEEP_TIER:
+            raise ValueError(f"no weight has the data type {self.dtype!r}")
+        if self.tier.is_integer:
+            if self.form in (Form.KEEP, Form.CAST) or (
+                self.form is Form.NBITS and not fits(self.tier.bits, self.grid or Grid.SIGNED)
+            ):
+                raise ValueError(f"form {self.form} does not decode {self.tier}")
+            if self.grid is None or not (self.rows or self.grid in grids_for(self.tier.bits)):
+                raise ValueError(f"{self.tier} has no grid {self.grid}")
+            if self.encoding is Encoding.NATIVE and (
+                self.grid is not Grid.SIGNED or self.tier not in (Tier.INT8, Tier.INT4)
+            ):
+                raise ValueError(f"{self.tier} on the {self.grid} grid has no native type")
+            if self.axis is not None and self.axis >= len(self.shape):
+                raise ValueError(f"axis {self.axis} is none of a weight of {len(self.shape)} dimensions")
+        elif self.form is Form.KEEP:
+            if self.tier is not KEEP_TIER[self.dtype]:
+                raise ValueError(f"{self.dtype} kept as it is is not {self.tier}")
+        elif self.form is not Form.CAST or self.tier is Tier.FP64:
+            raise ValueError(f"form {self.form} does not decode {self.tier}")
+        if self.rows:
+            self._require_row_tiers()
+        if self.group:
+            self._require_groups()
+        return self
+
+    def _require_groups(self) -> None:
+        if self.axis is None or len(self.shape) != 2 or self.rows or self.form is not Form.CAST_MUL:
+            raise ValueError(
+                "groups are of matrices with scales per channel, of one width, cast and multiplied"
+            )
+        if self.encoding is not Encoding.PLANES or self.shape[1 - self.axis] % self.group:
+            raise ValueError(
+                f"groups of {self.group} do not divide channels of {self.shape[1 - self.axis]} as planes"
+            )
+
+    def _require_row_tiers(self) -> None:
+        if not self.tier.is_integer or self.axis is None or self.encoding is not Encoding.PLANES:
+            raise ValueError("row tiers are of integer tiers with scales per channel, as bit planes")
+        if self.form not in ROW_FORMS:
+            raise ValueError(f"form {self.form} does not decode row tiers")
+        if len(self.rows) != self.shape[self.axis]:
+            raise ValueError(f"{len(self.rows)} row tiers for {self.shape[self.axis]} channels")
+        if not 2 <= len(self.widths) <= MOST_WIDTHS:
+            raise ValueError(f"row tiers have 2 to {MOST_WIDTHS} widths, not {len(self.widths)}")
+        if self.tier is not nearest_tier(self.rows):
+            raise ValueError(f"row tiers of this mean width are {nearest_tier(self.rows)}, not {self.tier}")
+
+
+class SolverFacts(_Frozen):
+    """What the allocator did.
+
+    Attributes
+    ----------
+    solver, objective : str
+    cost, bound, gap : float
+        Objective value, its proven lower bound, and their relative difference.
+    optimal : bool
+    p_fp32 : float
+        Fraction of the FP32 bytes protected, as applied.
+    budget_bytes : int
+        Bytes the file was allowed.
+    saturated : bool
+        More bytes would buy nothing: every weight left to the solver has its cheapest tier.
+    """
+
+    solver: str
+    objective: str
+    cost: float
+    bound: float
+    gap: float
+    optimal: bool
+    p_fp32: float
+    budget_bytes: int
+    saturated: bool = False
+
+
+class Plan(_Frozen):
+    """A mixed-precision plan for one model.
+
+    Attributes
+    ----------
+    version : int
+        Version of this schema.
+    source_sha256 : str
+        Digest of the `.onnx` file the plan is for.
+    profile : str
+        Serving profile: `fast`, `exact` or `small`.
+    assignments : tuple of Assignment
+        In graph order.
+    n_bytes : int
+        Predicted size in bytes of the emitted file.
+    source_bytes : int
+        Size in bytes of the input file, external data included.
+    predicted_drift : float or None
+        sqrt(Σ cost / N), N values of one context's trajectory; after data-aware rounding the joint drift, for
+        rounding errors no longer tell what they do to the output; None when nothing was scored.
+    joint_drift : float or None
+        Drift of all weights together on the scoring contexts; None when it was not measured.
+    codes_sha256 : str or None
+        Digest of the codes the plan was rounded to, kept in `codes.npz`; None when the weights alone decide them.
+    target : ServingTarget
+        What the file is made for.
+    constants : str
+        `small`: tensors that are not weights are stored losslessly small; `keep`: as they are.
+    opset : int or None
+        The model is converted to this opset; None: it keeps its own.
+    compute : Compute or None
+        Blocks that compute with 16-bit floats; None: none does.
+    solver : SolverFacts or None
+    warnings : tuple of str
+    """
+
+    version: Literal[1] = 1
+    source_sha256: str
+    profile: Literal["fast", "exact", "small"]
+    assignments: tuple[Assignment, ...]
+    n_bytes: int
+    source_bytes: int
+    predicted_drift: float | None = None
+    joint_drift: float | None = None
+    codes_sha256: str | None = None
+    target: ServingTarget = ServingTarget.ORT_CPU
+    constants: Literal["small", "keep"] = "keep"
+    opset: int | None = None
+    compute: Compute | None = None
+    solver: SolverFacts | None = None
+    warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_once(self) -> Self:
+        """Refuse a weight that is assigned twice."""
+        seen: dict[str, Assignment] = {}
+        for a in self.assignments:
+            first = seen.get(a.same_as or a.weight)
+            if a.same_as is not None and (first is None or not a.stored_like(first)):
+                raise ValueError(f"weight {a.weight!r} is not stored like an earlier {a.same_as!r}")
+            if a.same_as is None:
+                seen[a.weight] = a
+        names = [a.weight for a in self.assignments]
+        if len(set(names)) != len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"weight {twice!r} is assigned twice")
+        return self
+
+    @property
+    def weight_bytes(self) -> int:
+        """Stored bytes of the weights with scales, names and nodes (shared tables not counted)."""
+        return sum(a.n_bytes for a in self.assignments)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON, two-space indented, keys in schema order, newline at the end."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def digest(self) -> str:
+        """Return the SHA-256 of everything that decides the emitted bytes."""
+        decisive = [
+            [
+                a.weight,
+                a.tier,
+                a.grid,
+                a.axis,
+                a.half_scales,
+                a.group,
+                a.form,
+                a.encoding,
+                a.rounding,
+                a.same_as,
+                a.rows,
+            ]
+            for a in self.assignments
+        ]
+        compute = [] if self.compute is None else [[self.compute.dtype, self.compute.blocks]]
+        text = json.dumps(
+            [self.source_sha256, self.constants, self.opset, self.codes_sha256, decisive, *compute],
+            separators=(",", ":"),
+        )
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_plan(path: Path) -> Plan:
+    """Read `plan.json`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, not JSON, of another version, or has unknown or ill-typed keys.
+    """
+    try:
+        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InputError("is not a text file", where=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "document"
+        raise InputError(
+            f"is no plan of this version ({key}: {first['msg']})",
+            where=str(path),
+            todo="Give the plan.json that tqs allocate wrote",
+        ) from error

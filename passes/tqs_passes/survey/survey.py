@@ -1,0 +1,139 @@
+"""Find the weights of a lifted model: every float initializer is a weight, or excluded with a reason.
+
+Who reads a weight comes from `trace`, why a tensor is no weight from `constants`, its label from `naming`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+
+from tqs_passes.files.model import Model
+from tqs_passes.files.tensors import tensor_array, tensor_n_bytes
+from tqs_passes.graph import content
+from tqs_passes.graph.content import Array
+from tqs_passes.graph.flow import SHAPE_ONLY, Flow
+from tqs_passes.graph.scope import wire
+from tqs_passes.graph.trace import Candidate, Reading, Tracer
+from tqs_passes.survey.constants import Judge
+from tqs_passes.survey.lift import FLOAT_TYPES, is_weight_like, lift
+from tqs_passes.survey.naming import labels
+from tqs_passes.survey.roles import Roles
+from tqs_passes.weights import Excluded, Origin, Reader, Survey, Weight
+
+_DTYPES: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float32",
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.DOUBLE: "float64",
+}
+
+
+class _Stored:
+    """A tensor's values, read at first use."""
+
+    def __init__(self, tensor: onnx.TensorProto, model: Model) -> None:
+        self._tensor = tensor
+        self._folder = model.folder
+
+    def __call__(self) -> Array:
+        return np.asanyarray(tensor_array(self._tensor, self._folder))
+
+
+def find_weights(model: Model) -> tuple[Model, Survey]:
+    """Lift a model and survey it: return the lifted model, where every weight is an initializer, and them."""
+    lifted = lift(model)
+    return lifted.model, survey(lifted.model, lifted.origins)
+
+
+def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
+    """Tell every float initializer of a lifted model apart: weight, or excluded with its reason.
+
+    Parameters
+    ----------
+    model : Model
+        As `lift` returns it.
+    origins : mapping of str to Origin, optional
+        Where each tensor was stored; default: as an initializer.
+
+    Returns
+    -------
+    Survey
+        In initializer order. Deterministic; the cost is linear in the graph times its number of outputs.
+
+    Raises
+    ------
+    InputError
+        A stored tensor is damaged.
+    """
+    graph = model.proto.graph
+    wiring = wire(graph)
+    flow = Flow(wiring)
+    tracer, judge, roles = Tracer(model, wiring, flow), Judge(wiring, flow), Roles(wiring, flow)
+    outputs = flow.outputs_by_value()
+    excluded: list[Excluded] = []
+    found: list[tuple[onnx.TensorProto, tuple[int, ...], tuple[Reading, ...]]] = []
+    for tensor in graph.initializer:
+        if tensor.data_type not in FLOAT_TYPES:
+            continue
+        tensor_n_bytes(tensor)
+        shape = tuple(int(dim) for dim in tensor.dims)
+        readings: tuple[Reading, ...] = ()
+        if is_weight_like(tensor):
+            readings = tracer.readings((0, tensor.name), shape)
+            reason = judge.reason(Candidate(tensor.name, shape, readings, _Stored(tensor, model)))
+        else:
+            reason = "holds no values" if 0 in shape else "a scalar"
+        if reason is None:
+            found.append((tensor, shape, readings))
+        else:
+            excluded.append(Excluded(tensor.name, shape, _DTYPES[tensor.data_type], reason))
+    shown = labels((tensor.name, len(shape), readings) for tensor, shape, readings in found)
+    firsts = _duplicates([tensor for tensor, _, _ in found], model)
+    weights = [
+        Weight(
+            name=tensor.name,
+            label=shown[tensor.name],
+            shape=shape,
+            dtype=_DTYPES[tensor.data_type],
+            origin=(origins or {}).get(tensor.name, Origin.INITIALIZER),
+            readers=tuple(r.reader for r in readings),
+            channel_axis=agreed_axis([r.reader for r in readings]),
+            outputs=outputs.get((0, tensor.name), ()),
+            duplicate_of=firsts.get(tensor.name),
+            role=roles.of(readings),
+        )
+        for tensor, shape, readings in found
+    ]
+    return Survey(tuple(weights), tuple(excluded))
+
+
+def agreed_axis(readers: list[Reader]) -> int | None:
+    """Return the channel axis that all readers share; None when they disagree or have none.
+
+    A reader that looks only at the shape has no say.
+    """
+    axes = {reader.channel_axis for reader in readers if reader.op_type not in SHAPE_ONLY}
+    return axes.pop() if len(axes) == 1 else None
+
+
+def _duplicates(tensors: list[onnx.TensorProto], model: Model) -> dict[str, str]:
+    """Return for each tensor that repeats an earlier one the first one's name; hashes only possible twins."""
+    alike: dict[tuple[object, ...], list[onnx.TensorProto]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.data_type, *tensor.dims), []).append(tensor)
+    firsts: dict[str, str] = {}
+    for group in (g for g in alike.values() if len(g) > 1):
+        by_head: dict[bytes, list[onnx.TensorProto]] = {}
+        for tensor in group:
+            by_head.setdefault(content.head(_Stored(tensor, model)()), []).append(tensor)
+        for twins in (t for t in by_head.values() if len(t) > 1):
+            first_by_digest: dict[bytes, str] = {}
+            for tensor in twins:
+                digest = content.digest(_Stored(tensor, model)())
+                first = first_by_digest.setdefault(digest, tensor.name)
+                if first != tensor.name:
+                    firsts[tensor.name] = first
+    return firsts

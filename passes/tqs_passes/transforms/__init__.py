@@ -1,0 +1,1 @@
+"""Graph passes: model in, model out."""

@@ -1,0 +1,75 @@
+"""Append tensors to the graph outputs, so that a session shows what flows into a reader.
+
+Before → after ::
+
+    h ─▶ MatMul ─▶ y          h ─▶ MatMul ─▶ y
+                              └──▶ Identity ─▶ tqs_capture.0 (graph output)
+
+An Identity stands between, because a graph input may not be a graph output as it is and because the model may offer
+the tensor as an output already. Only the main graph is looked at. Nothing that is there changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+
+from tqs_passes.files.model import Model
+from tqs_passes.files.tensors import iter_graphs
+from tqs_passes.graph_pass import PassResult, Skip
+
+_PREFIX = "tqs_capture"
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The pass that makes tensors visible.
+
+    Parameters
+    ----------
+    tensors : tuple of str
+        Names of tensors of the main graph.
+    """
+
+    tensors: tuple[str, ...]
+
+    name: ClassVar[str] = "capture"
+
+    def apply(self, model: Model) -> PassResult:
+        """Return a model with one more output for each tensor, in the order given; see `captured_names`.
+
+        The outputs are declared without a type when the graph declares none for the tensor: runtimes infer it.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model.proto)
+        graph = proto.graph
+        declared = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
+        there = {*declared, *(o for n in graph.node for o in n.output), *(t.name for t in graph.initializer)}
+        outputs = captured_names(model, self.tensors)
+        changed: list[str] = []
+        skipped: list[Skip] = []
+        for name in self.tensors:
+            if name not in there:
+                skipped.append(Skip(name, "no such tensor in the main graph"))
+                continue
+            graph.node.add(op_type="Identity", input=[name], output=[outputs[name]], name=outputs[name])
+            value = graph.output.add(name=outputs[name])
+            if name in declared and declared[name].HasField("type"):
+                value.type.CopyFrom(declared[name].type)
+            changed.append(name)
+        return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))
+
+
+def captured_names(model: Model, tensors: tuple[str, ...]) -> dict[str, str]:
+    """Return for each tensor the name of the output that shows it."""
+    taken = {
+        name
+        for graph in iter_graphs(model.proto.graph)
+        for name in (*(o for n in graph.node for o in n.output), *(i.name for i in graph.input))
+    }
+    prefix = _PREFIX
+    while any(name.startswith(prefix) for name in taken):
+        prefix += "_"
+    return {name: f"{prefix}.{i}" for i, name in enumerate(dict.fromkeys(tensors))}

@@ -1,0 +1,116 @@
+"""Expose weights as graph inputs, so that one session can be fed the nominal or a perturbed weight.
+
+Before → after ::
+
+    w (initializer) ─▶ MatMul          w (graph input) ─▶ MatMul
+
+The same compiled graph then runs both trajectories (design rule: same fusions, same prepacking), and the weights'
+bytes are not part of the session. Readers inside If, Loop and Scan bodies see the input through the outer scope.
+The surgery is onnx-graphsurgeon's; what it drops (metadata) a probe session does not need.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from tqs_passes.encode.weight import np_dtype
+from tqs_passes.files.model import Model
+from tqs_passes.files.tensors import iter_graphs, tensor_array
+from tqs_passes.graph_pass import PassResult, Skip
+
+
+@dataclass(frozen=True, slots=True)
+class Perturb:
+    """The pass that exposes weights as required graph inputs.
+
+    Parameters
+    ----------
+    weights : tuple of str
+        Initializers of the main graph.
+    """
+
+    weights: tuple[str, ...]
+
+    name: ClassVar[str] = "perturb"
+
+    def apply(self, model: Model) -> PassResult:
+        """Return a model whose `weights` are inputs, appended in the order given; other tensors are inline."""
+        light = _without_values(model, frozenset(self.weights))
+        graph = cast(Any, gs.import_onnx(light))
+        tensors = _tensors(graph)
+        changed: list[str] = []
+        skipped: list[Skip] = []
+        dtypes = {t.name: t.data_type for t in model.proto.graph.initializer}
+        for name in self.weights:
+            tensor = tensors.get(name)
+            if tensor is None or name not in dtypes:
+                skipped.append(Skip(name, "no such initializer, or nothing reads it"))
+                continue
+            shape = tuple(tensor.shape)
+            tensor.to_variable(dtype=onnx.helper.tensor_dtype_to_np_dtype(dtypes[name]), shape=shape)
+            tensor.type = "tensor_type"  # graphsurgeon 0.6 forgets it in to_variable, and then cannot export
+            graph.inputs.append(tensor)
+            changed.append(name)
+        proto = gs.export_onnx(graph, do_type_check=False)
+        proto.ir_version = light.ir_version
+        return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))
+
+
+def _tensors(graph: gs.Graph) -> dict[str, Any]:
+    """Return the tensors that nodes of a graphsurgeon graph or of its bodies touch; outer ones hide inner ones.
+
+    graphsurgeon's own `tensors` leaves out a stored tensor of the main graph that only bodies read.
+    """
+    found = dict(graph.tensors())
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            if isinstance(value, gs.Graph):
+                found = _tensors(value) | found
+    return found
+
+
+def _without_values(model: Model, names: frozenset[str]) -> onnx.ModelProto:
+    """Return a copy whose named initializers hold no values (one broadcast zero), the others inline."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(_shallow(model.proto))
+    for tensor in model.proto.graph.initializer:
+        light = proto.graph.initializer.add()
+        if tensor.name in names:
+            light.name, light.data_type = tensor.name, tensor.data_type
+            light.dims.extend(tensor.dims)
+            light.raw_data = b"\0"
+        elif uses_external_data(tensor):
+            array = np.asarray(tensor_array(tensor, model.folder), order="C")
+            light.CopyFrom(numpy_helper.from_array(array, tensor.name))
+        else:
+            light.CopyFrom(tensor)
+    for graph in iter_graphs(proto.graph):
+        del graph.value_info[:]
+    return proto
+
+
+def _shallow(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model without the initializers of its main graph."""
+    out = onnx.ModelProto(ir_version=proto.ir_version)
+    out.opset_import.extend(proto.opset_import)
+    out.functions.extend(proto.functions)
+    graph = proto.graph
+    out.graph.name = graph.name
+    out.graph.node.extend(graph.node)
+    out.graph.input.extend(graph.input)
+    out.graph.output.extend(graph.output)
+    out.graph.sparse_initializer.extend(graph.sparse_initializer)
+    return out
+
+
+def weight_values(model: Model, name: str, dtype: str) -> np.ndarray[Any, np.dtype[np.generic]]:
+    """Return a weight's values as a C-contiguous array of its own dtype."""
+    tensor = next(t for t in model.proto.graph.initializer if t.name == name)
+    return np.ascontiguousarray(tensor_array(tensor, model.folder), np_dtype(dtype))

@@ -1,0 +1,190 @@
+"""Apply a plan: every planned weight is stored at its tier and decoded under its own name.
+
+Before → after, for a weight `w` at INT3 ::
+
+    w (float initializer) ─▶ MatMul          w_quantized, w_quantized_1, w_scale ─▶ planes ─▶ … ─▶ w ─▶ MatMul
+
+Readers, outputs and other nodes are untouched, whichever graph they are in, but for the readers that the forms `nbits`
+and `gathered` replace; the float original is gone. Stored tensors and nodes are written straight as protobuf (not
+through onnx-graphsurgeon, which drops node metadata and cannot say how many bytes it will write), so the bytes a plan
+predicts are the bytes of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import onnx
+
+from tqs_passes.encode.fragment import Fragment
+from tqs_passes.encode.planes import MIN_OPSET
+from tqs_passes.encode.weight import (
+    BF16_OPSET,
+    CAST_OPSET,
+    DQ_OPSET,
+    INT4_OPSET,
+    Encoding,
+    Form,
+    tensor_type,
+)
+from tqs_passes.errors import InputError
+from tqs_passes.files.model import Model
+from tqs_passes.files.spill import Spill
+from tqs_passes.files.tensors import tensor_array
+from tqs_passes.graph.content import digest
+from tqs_passes.graph.names import names_of, opset_of
+from tqs_passes.graph.readers import sole_readers
+from tqs_passes.graph_pass import PassResult, Skip
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.assigned import fragment_of, target_of, twin_fragment
+from tqs_passes.plan.plan import Assignment, Plan
+from tqs_passes.tier import Tier
+from tqs_passes.transforms.skeleton import skeleton
+
+
+def _require(
+    a: Assignment,
+    tensor: onnx.TensorProto | None,
+    codes: Codes | None,
+    opset: int,
+    computed: str | None,
+    reader: onnx.NodeProto | None,
+) -> None:
+    todo = "Allocate again for this model"
+    what = f"the plan's weight {a.label!r} of shape {list(a.shape)}"
+    if tensor is None or tuple(tensor.dims) != a.shape:
+        raise InputError(f"{what} is not in the model", todo=todo)
+    if a.dtype != computed if computed else tensor.data_type != tensor_type(a.dtype):
+        raise InputError(f"{what} is not {a.dtype} in the model", todo=todo)
+    if codes is not None and codes.levels.shape != a.shape:
+        raise InputError(f"{what} has codes of shape {list(codes.levels.shape)}", todo=todo)
+    reads = {Form.NBITS: ("MatMul", "Gemm"), Form.GATHERED: ("Gather",)}.get(a.form)
+    if reads is not None and (reader is None or reader.op_type not in reads):
+        raise InputError(f"{what} is not read by one {' or '.join(reads)} alone ({a.form})", todo=todo)
+    if codes is not None and codes.rows != a.rows:
+        raise InputError(f"{what} has codes of other row tiers", todo=todo)
+    needs_dq = a.form is Form.DEQUANTIZE and a.axis is not None
+    needs = 0 if a.form is Form.KEEP else CAST_OPSET if a.form is Form.CAST else MIN_OPSET
+    if needs_dq or (a.tier is Tier.BF16 and a.form is Form.CAST):
+        needs = max(DQ_OPSET, BF16_OPSET)
+    if a.encoding is Encoding.NATIVE and a.tier is Tier.INT4:
+        needs = INT4_OPSET
+    if opset < needs:
+        raise InputError(f"{what} cannot be stored as {a.tier} ({a.form}) at opset {opset}", todo=todo)
+
+
+def _twin(a: Assignment, stored: Mapping[str, onnx.TensorProto], model: Model) -> Fragment:
+    assert a.same_as is not None
+    mine, first = (tensor_array(stored[name], model.folder) for name in (a.weight, a.same_as))
+    if digest(mine) != digest(first):
+        raise InputError(
+            f"the plan says that {a.label!r} equals {a.same_as!r}, which it does not",
+            todo="Allocate again for this model",
+        )
+    return twin_fragment(a.weight, a.same_as)
+
+
+def _with_readings(
+    proto: onnx.ModelProto, fragments: list[Fragment], shared: Mapping[str, Fragment]
+) -> list[onnx.NodeProto]:
+    """Return the model's nodes with the readers that fragments replace replaced; import what those need.
+
+    The names of weights that such a reader reads mean packed bytes now: no note of their type may remain.
+    """
+    instead = {f.reader.output[0]: f.reading for f in fragments if f.reader is not None}
+    read = {name for f in fragments if f.reader is not None for name in f.reader.input}
+    made = {t.name for f in fragments for t in f.tensors} | {
+        o for f in fragments for n in f.nodes for o in n.output
+    }
+    notes = [v for v in proto.graph.value_info if v.name not in read or v.name not in made]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(notes)
+    imported = {o.domain for o in proto.opset_import}
+    domains = {piece.domain for piece in shared.values() if piece.domain} - imported
+    proto.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(domains))
+    nodes: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        nodes += instead.get(node.output[0], [node]) if node.output else [node]
+    return nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """The pass that emits mixed precision (see module docstring).
+
+    Parameters
+    ----------
+    plan : Plan
+    codes : mapping of str to Codes
+        Codes of data-aware roundings, by weight.
+    metadata : mapping of str to str
+        Added to the model's metadata.
+    version : str
+        Written as producer version.
+    spill : Spill or None
+        Where encoded tensors are put, so that one weight at a time is in memory; None: they stay in the model.
+    computed : mapping of str to str
+        The type of the block that reads a weight, where that is not the type it is stored in.
+    """
+
+    plan: Plan
+    codes: Mapping[str, Codes]
+    metadata: Mapping[str, str]
+    version: str
+    spill: Spill | None = None
+    computed: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    name: ClassVar[str] = "rewrite"
+
+    def apply(self, model: Model) -> PassResult:
+        """Return the rewritten model.
+
+        Raises
+        ------
+        InputError
+            The plan names a weight that the model lacks, or one of another shape or data type, or a form that
+            the model's opset lacks; or codes of another shape are given.
+        """
+        stored = {t.name: t for t in model.proto.graph.initializer}
+        changed: list[str] = []
+        skipped: list[Skip] = []
+        planned = frozenset(
+            a.weight
+            for a in self.plan.assignments
+            if a.form is not Form.KEEP or a.same_as is not None or a.weight in self.computed
+        )
+        opset, readers = opset_of(model.proto), sole_readers(model.proto.graph)
+        for a in self.plan.assignments:
+            computed, reader = self.computed.get(a.weight), readers.get(a.weight)
+            _require(a, stored.get(a.weight), self.codes.get(a.weight), opset, computed, reader)
+        proto = skeleton(model, planned, self.metadata, self.version)
+        names = names_of(model.proto)
+        shared: dict[str, Fragment] = {}
+        fragments: list[Fragment] = []
+        for index, a in enumerate(self.plan.assignments):
+            if a.same_as is not None:
+                fragments.append(_twin(a, stored, model))
+                changed.append(a.weight)
+                continue
+            if a.form is Form.KEEP and a.weight not in self.computed:
+                skipped.append(Skip(a.weight, f"kept as {a.tier}"))
+                continue
+            values = tensor_array(stored[a.weight], model.folder)
+            target = target_of(a, index, opset, names, readers.get(a.weight))
+            fragment = fragment_of(a, target, values, self.codes.get(a.weight))
+            for key, piece in fragment.shared.items():
+                shared.setdefault(key, piece)
+            if self.spill is not None:
+                self.spill.take(fragment.tensors)
+            fragments.append(fragment)
+            changed.append(a.weight)
+        nodes = _with_readings(proto, fragments, shared)
+        del proto.graph.node[:]
+        for piece in (*shared.values(), *fragments):
+            proto.graph.initializer.extend(piece.tensors)
+            proto.graph.node.extend(piece.nodes)
+            piece.tensors.clear()  # the graph holds a copy: only one is wanted in memory
+        proto.graph.node.extend(nodes)
+        return PassResult(Model(proto, model.folder, self.spill), tuple(changed), tuple(skipped))

@@ -1,0 +1,151 @@
+"""The frontier: one set of scores, many files."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from tqs_onnx.allocate.costing import PlanOptions
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.request import request_for
+from tqs_onnx.allocate.tier_set import TierSet
+from tqs_onnx.emit import emit
+from tqs_onnx.jobs.frontier import Axis, Sweeper, trace
+from tqs_onnx.jobs.pareto import Point, pareto_of
+from tqs_onnx.rounding.assign import RoundingOptions
+from tqs_onnx.rounding.codes_file import codes_beside
+from tqs_onnx.score.measure.store import Results
+from tqs_passes.plan.plan import read_plan
+from tqs_passes.tier import parse_tiers
+
+
+def traced_over(lorenz, axis, out, method="mse"):
+    with Results(None) as results:
+        sweeper = Sweeper(
+            lorenz.source,
+            lambda tiers: request_for(lorenz.source, lorenz.scores, "exact", tiers),
+            PlanOptions(),
+            RoundingOptions(method),
+            lorenz.place,
+            lorenz.bench,
+            results,
+        )
+        return trace(sweeper, axis, out, lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def traced(lorenz, tmp_path_factory):
+    out = tmp_path_factory.mktemp("frontier")
+    return traced_over(lorenz, Axis((2.0, 4.0, 8.0, 1000.0)), out), out
+
+
+def test_every_feasible_target_is_written_and_met(traced):
+    pareto, out = traced
+    for point in pareto.points[:3]:
+        assert (out / f"{point.name}.onnx").stat().st_size == point.n_bytes
+        assert point.compression >= point.compression_asked
+
+
+def test_a_target_below_the_floor_is_a_point_without_a_file(traced):
+    pareto, out = traced
+    assert pareto.points[3].n_bytes is None
+    assert not (out / f"{pareto.points[3].name}.onnx").exists()
+
+
+def test_more_compression_drifts_more(traced):
+    measured = [p.drift_measured for p in traced[0].points[:3]]
+    assert measured == sorted(measured)
+
+
+def test_prediction_ranks_the_points(traced):
+    assert traced[0].spearman == pytest.approx(1.0)
+
+
+def test_the_files_hold_what_is_returned(traced):
+    pareto, out = traced
+    assert json.loads((out / "pareto.json").read_text()) == json.loads(pareto.model_dump_json())
+    rows = list(csv.DictReader((out / "pareto.csv").read_text().splitlines()))
+    assert [r["name"] for r in rows] == [p.name for p in pareto.points]
+
+
+def test_tier_sets_are_an_axis(lorenz, tmp_path):
+    sets = tuple(TierSet(parse_tiers(text)) for text in ("FP32,INT8,INT4", "FP32,INT8,INT2"))
+    pareto = traced_over(lorenz, Axis((4.0,), sets), tmp_path)
+    assert [p.tiers for p in pareto.points] == ["FP32,INT8,INT4", "FP32,INT8,INT2"]
+    assert len({p.name for p in pareto.points}) == 2
+
+
+def test_every_combination_of_the_lists_is_a_series_with_files_of_its_own(lorenz, tmp_path):
+    axis = Axis(
+        (4.0,),
+        (TierSet(parse_tiers("FP32,INT8,INT4")),),
+        p_fp32=(0.0, 0.1),
+        gamma_min=(None, 100.0),
+        solvers=("mckp", "greedy-top"),
+        objectives=(Objective.ENERGY,),
+    )
+    found = [(o.p_fp32, o.gamma_min, o.solver, name) for _, o, name in axis.series(PlanOptions())]
+    assert len(found) == 8
+    assert len({name for *_, name in found}) == 8
+    assert found[0] == (0.0, None, "mckp", ".mckp.p0.gamma-none")
+
+
+def test_tier_sets_of_the_same_bottom_have_names_of_their_own():
+    sets = tuple(TierSet(parse_tiers(text)) for text in ("FP32,INT8,INT4", "FP32,INT4", "FP32,INT2"))
+    assert [name for *_, name in Axis((4.0,), sets).series(PlanOptions())] == [".tiers1", ".tiers2", ".int2"]
+
+
+def test_a_point_says_who_planned_it_and_what_is_left(traced):
+    for point in traced[0].points[:3]:
+        assert point.objective == "energy"
+        assert point.found_by.startswith("lagrangian")
+        assert point.unspent_bytes >= 0
+        assert not point.saturated
+
+
+def test_a_budget_that_buys_nothing_more_is_saturated(lorenz, tmp_path):
+    # every weight at INT8 at the finest: far below half the file
+    axis = Axis((1.0,), p_fp32=(0.0,), gamma_min=(1e9,))
+    point = traced_over(lorenz, axis, tmp_path).points[0]
+    assert point.saturated
+    assert point.unspent_bytes > point.n_bytes
+
+
+def test_data_aware_points_measure_their_responses_and_keep_their_codes(lorenz, tmp_path):
+    axis = Axis((4.0,), objectives=(Objective.MEASURED,))
+    point = traced_over(lorenz, axis, tmp_path, "gptq").points[0]
+    plan_file = tmp_path / f"{point.name}.plan.json"
+    plan = read_plan(plan_file)
+    emit(lorenz.source.lifted, plan, tmp_path / "again.onnx", codes_beside(plan_file, plan))
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / f"{point.name}.onnx").read_bytes()
+    assert plan.solver.objective == "measured"
+
+
+def point(predicted, joint, measured, **changes):
+    given = {
+        "name": "p",
+        "compression_asked": 2.0,
+        "tiers": "",
+        "p_fp32": 0.0,
+        "gamma_min": None,
+        "solver": "mckp",
+    }
+    given |= {"objective": "energy", "allocate_s": 0.0, **changes}
+    return Point(drift_predicted=predicted, drift_joint=joint, drift_measured=measured, **given)
+
+
+def test_one_joint_drift_calibrates_the_points_of_its_series():
+    points = [
+        point(1.0, 9.0, 2.0),
+        point(2.0, 4.0, 4.0),
+        point(4.0, 1.0, 8.0),
+        point(1.0, 3.0, 3.0, solver="greedy"),
+    ]
+    found = pareto_of("0", points)
+    # the point in the middle says: joint is twice what was added
+    assert [p.drift_calibrated for p in found.points] == [2.0, 4.0, 8.0, 3.0]
+    assert found.worst_calibrated_ratio == 1.0
+    assert found.worst_ratio == 3.0
+    assert found.worst_joint_ratio == 8.0

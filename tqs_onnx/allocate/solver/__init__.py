@@ -1,0 +1,1 @@
+"""The multiple-choice knapsack, on plain values."""

@@ -1,0 +1,1 @@
+"""What the user hands over: a model, contexts, a rollout spec."""

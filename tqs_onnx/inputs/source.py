@@ -1,0 +1,111 @@
+"""A model as it came from the user, opened once: its file, its lifted graph, its weights, its signature."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tqs_onnx.rollout.spec.signature import ModelSignature, signature_of
+from tqs_passes.errors import InputError
+from tqs_passes.files.model import FileFacts, Model, file_facts, load_model
+from tqs_passes.files.tensors import tensor_array
+from tqs_passes.graph.random_ops import random_operators
+from tqs_passes.graph_pass import Skip
+from tqs_passes.survey.lift import lift
+from tqs_passes.survey.survey import survey
+from tqs_passes.weights import Survey
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An opened model.
+
+    Parameters
+    ----------
+    path : Path
+    facts : FileFacts
+        Bytes and digests.
+    lifted : Model
+        The model with every weight an initializer of the main graph.
+    survey : Survey
+    signature : ModelSignature
+    metadata : dict of str to str
+        The file's own metadata.
+    skipped : tuple of Skip
+        Stored float tensors that stay where they are and are not surveyed, and why.
+    """
+
+    path: Path
+    facts: FileFacts
+    lifted: Model
+    survey: Survey
+    signature: ModelSignature
+    metadata: dict[str, str]
+    skipped: tuple[Skip, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The `.onnx` file and, when there are any, its external-data files."""
+        return tuple(self.path.parent / name for name in self.facts.sha256)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the `.onnx` file and, when there are any, of its external-data files."""
+        digests = self.facts.sha256
+        if len(digests) == 1:
+            return digests[self.path.resolve().name]
+        text = "\n".join(f"{digests[name]}  {name}" for name in sorted(digests))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def open_source(path: Path) -> Source:
+    """Open a model.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is not ONNX (see `load_model`).
+    """
+    model = load_model(path)
+    lifted = lift(model)
+    return Source(
+        path,
+        file_facts(path, model),
+        lifted.model,
+        survey(lifted.model, lifted.origins),
+        signature_of(model.proto),
+        {entry.key: entry.value for entry in model.proto.metadata_props},
+        lifted.skipped,
+    )
+
+
+def require_scorable(source: Source) -> None:
+    """Refuse a model that cannot be scored.
+
+    Raises
+    ------
+    InputError
+        It has no weights, weights that are not finite, or operators that draw random numbers.
+    """
+    if not source.survey.weights:
+        raise InputError("the model has no weights", where=str(source.path), todo="See tqs inspect")
+    drawing = random_operators(source.lifted.proto)
+    if drawing:
+        raise InputError(
+            f"operator {drawing[0]} draws random numbers: two rollouts would differ by chance",
+            where=str(source.path),
+            todo="Export the model in inference mode",
+        )
+    stored = {t.name: t for t in source.lifted.proto.graph.initializer}
+    for weight in source.survey.weights:
+        values = tensor_array(stored[weight.name], source.lifted.folder)
+        finite = np.isfinite(values.astype(np.float32) if values.dtype.kind == "V" else values)
+        if not finite.all():
+            raise InputError(
+                f"weight {weight.label!r} holds {int((~finite).sum())} NaN or infinite values",
+                where=str(source.path),
+                todo="Repair the model first",
+            )

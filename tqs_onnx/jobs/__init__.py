@@ -1,0 +1,1 @@
+"""Whole jobs: the stages of the trip, and what is written where."""

@@ -1,0 +1,353 @@
+"""A build: the whole trip declared in one file, each step run only when something it depends on has changed.
+
+`tqs.toml` ::
+
+    version = 1
+    model = "model.onnx"                # paths are relative to this file
+    out = "run"
+    [data]                              # options of score and verify
+    rollout = "rollout.toml"
+    contexts = "contexts.npz"
+    eval_contexts = "eval.npz"
+    [score]                             # options of `tqs score`, by their long names
+    probe = "quant"
+    [plan]                              # options of `tqs allocate`
+    compression = 8
+    profile = "exact"
+    rounding = "qep"                    # its integers go to codes.npz
+    [gates]                             # options of `tqs verify`
+    max_drift = 0.1
+    gate = ["drift:p95<=0.2"]
+    [run]                               # providers, batch, threads
+    threads = 1
+    [[package]]                         # options of `tqs package`, as often as wanted
+    format = "triton"
+
+A step's key is the SHA-256 of its arguments, of the digests of the files it reads, and of the versions of everything
+that decides results. `build.json` in the run directory holds the keys; a step is skipped when its key is there and
+every file it wrote is still what it was. What a skipped `verify` found still counts: its exit code is kept.
+A step that must run first drops what it wrote before, and one that fails drops what the steps behind it wrote: nothing
+in the run directory is left over from another declaration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tqs_onnx.rounding.assign import DATA_AWARE
+from tqs_onnx.rounding.codes_file import CODES_NAME
+from tqs_passes.errors import InputError
+from tqs_passes.files.atomic import write_text
+from tqs_passes.files.model import file_facts, sha256_of_file
+
+#: A value of an option: a flag, a number, a text, or several.
+OptionValue = bool | int | float | str | list[str] | list[int] | list[float]
+Options = dict[str, OptionValue]
+STATE_NAME = "build.json"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Table):
+    """The `[data]` table: see `tqs quantize --help` for its keys."""
+
+    rollout: str
+    contexts: str
+    eval_contexts: str | None = None
+    steps: int | None = Field(default=None, ge=1)
+    max_contexts: int | None = Field(default=None, ge=1)
+    max_eval_contexts: int | None = Field(default=None, ge=1)
+
+
+class BuildFile(_Table):
+    """The file `tqs.toml` (see module docstring)."""
+
+    version: Literal[1]
+    model: str
+    out: str = "run"
+    name: str | None = Field(default=None, pattern=r"^[^/\\\x00]+\.onnx$")
+    data: Data
+    score: Options = Field(default_factory=dict)
+    plan: Options
+    gates: Options = Field(default_factory=dict)
+    run: Options = Field(default_factory=dict)
+    package: tuple[Options, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a build.
+
+    Parameters
+    ----------
+    name : str
+        What it is called in the state: the command, numbered where there are several.
+    command : str
+        The `tqs` command that it runs.
+    arguments : tuple of str
+    options : dict of str to value
+        Declared options, by their long names.
+    reads, writes : tuple of Path
+        Files, or folders, that decide its result, and that it makes. The `.onnx` files among them stand for their
+        external data as well.
+    """
+
+    name: str
+    command: str
+    arguments: tuple[str, ...]
+    options: Options
+    reads: tuple[Path, ...]
+    writes: tuple[Path, ...]
+
+
+class Done(_Table):
+    """What the state remembers of a step."""
+
+    key: str
+    exit_code: int
+    written: dict[str, str]
+
+
+class State(_Table):
+    """The file `build.json`."""
+
+    version: Literal[1] = 1
+    steps: dict[str, Done] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a build did.
+
+    Parameters
+    ----------
+    ran, skipped : tuple of str
+        Names of steps, in order.
+    exit_code : int
+        0, or that of the first step whose gates failed.
+    files : dict of str to str
+        Digest of every file made, by path relative to the run directory.
+    """
+
+    ran: tuple[str, ...]
+    skipped: tuple[str, ...]
+    exit_code: int
+    files: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def read_build(path: Path) -> BuildFile:
+    """Read `tqs.toml`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, no TOML, or has unknown, missing or ill-typed keys.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            where=str(path),
+            todo="Give a build file, like the example under Build step in the README",
+        ) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"is not TOML: {error}", where=str(path)) from error
+    try:
+        return BuildFile.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "document"
+        raise InputError(f"{key}: {first['msg']}", where=str(path), todo="See tqs build --help") from error
+
+
+def steps_of(build: BuildFile, folder: Path) -> tuple[Step, ...]:
+    """Return the steps of a build in order; paths are taken relative to `folder`."""
+    model, out = folder / build.model, folder / build.out
+    rollout, contexts = folder / build.data.rollout, folder / build.data.contexts
+    evaluation = folder / build.data.eval_contexts if build.data.eval_contexts else None
+    scores, plan, manifest = out / "scores.json", out / "plan.json", out / "manifest.json"
+    emitted = out / (build.name or f"{model.stem}.tqs.onnx")
+    codes = (out / CODES_NAME,) if build.plan.get("rounding") in DATA_AWARE else ()
+    data: Options = {"rollout": str(rollout), "contexts": str(contexts)}
+    limits = {"steps": build.data.steps, "max-contexts": build.data.max_contexts}
+    data |= {key: value for key, value in limits.items() if value is not None}
+    judged = data | ({"eval-contexts": str(evaluation)} if evaluation else {})
+    if build.data.max_eval_contexts is not None:
+        judged["max-eval-contexts"] = build.data.max_eval_contexts
+    fed = (rollout, contexts)
+    seen = (*fed, evaluation) if evaluation else fed
+    steps = [
+        Step(
+            "score", "score", (str(model),), build.score | build.run | data | {"out": str(out)},
+            (model, *fed), (scores, out / "scores.csv"),
+        ),
+        Step(
+            "allocate", "allocate", (str(model),),
+            build.plan | build.run | data | {"scores": str(scores), "out": str(plan)},
+            (model, scores, *fed), (plan, *codes),
+        ),
+        Step(
+            "emit", "emit", (str(model),), {"plan": str(plan), "out": str(emitted)}, (model, plan, *codes),
+            (emitted,),
+        ),
+        Step(
+            "verify", "verify", (str(emitted),),
+            build.gates | build.run | judged
+            | {"source": str(model), "plan": str(plan), "scores": str(scores), "manifest": str(manifest)},
+            (model, emitted, plan, *codes, scores, *seen), (manifest,),
+        ),
+    ]  # fmt: skip
+    for index, options in enumerate(build.package):
+        target = out / f"package-{index + 1}"
+        name = f"package-{index + 1}"
+        steps.append(
+            Step(name, "package", (str(emitted),), options | {"out": str(target)}, (emitted,), (target,))
+        )
+    return tuple(steps)
+
+
+def run_build(
+    steps: Sequence[Step],
+    folder: Path,
+    out: Path,
+    run: Callable[[Step], int],
+    versions: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    anew: bool = False,
+) -> Report:
+    """Run the steps whose inputs changed; stop after one that fails.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+    folder : Path
+        Folder of the build file; a project that moves as a whole is unchanged.
+    out : Path
+        Run directory; made when missing.
+    run : callable
+        Runs one step and returns its exit code; raises what the command raises.
+    versions : mapping of str to str
+        Of everything that decides results.
+    say : callable
+        Called with one line a step.
+    anew : bool
+        Run every step.
+
+    Raises
+    ------
+    InputError
+        A file that a step reads is missing, or the run directory cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=str(out)) from error
+    known = dict(_read_state(out / STATE_NAME).steps)
+    kept: dict[str, Done] = {}
+    ran: list[str] = []
+    skipped: list[str] = []
+    files: dict[str, str] = {}
+    code = 0
+    for step in steps:
+        key = key_of(step, folder, versions)
+        done = known.get(step.name)
+        if not anew and done is not None and done.key == key and _digests(step.writes, out) == done.written:
+            skipped.append(step.name)
+            known.pop(step.name)
+            say(f"{step.name}: unchanged")
+        else:
+            say(f"{step.name}: running")
+            _drop(known.pop(step.name, None), out)
+            failed = True
+            try:
+                exit_code = run(step)
+                failed = exit_code != 0
+            finally:
+                if failed:
+                    for left in known.values():
+                        _drop(left, out)
+                    known = {}
+            done = Done(key=key, exit_code=exit_code, written=_digests(step.writes, out))
+            ran.append(step.name)
+        kept[step.name] = done
+        files |= done.written
+        write_text(out / STATE_NAME, State(steps=kept).model_dump_json(indent=2) + "\n")
+        if done.exit_code:
+            code = done.exit_code
+            break
+    return Report(tuple(ran), tuple(skipped), code, files)
+
+
+def key_of(step: Step, folder: Path, versions: Mapping[str, str]) -> str:
+    """Return the key of a step: see the module docstring.
+
+    Raises
+    ------
+    InputError
+        A file that it reads is missing.
+    """
+    reads = [_contents(path) for path in step.reads]
+    facts = [
+        step.command,
+        list(step.arguments),
+        sorted(step.options.items()),
+        reads,
+        sorted(versions.items()),
+    ]
+    text = json.dumps(facts).replace(json.dumps(str(folder))[1:-1], ".")
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _drop(done: Done | None, out: Path) -> None:
+    """Remove what a step wrote and emptied folders; a state that names files elsewhere is not believed."""
+    for name in done.written if done is not None else ():
+        path = out / name
+        if not path.resolve().is_relative_to(out.resolve()) or not path.is_file():
+            continue
+        path.unlink()
+        for folder in path.relative_to(out).parents[:-1]:
+            if any((out / folder).iterdir()):
+                break
+            (out / folder).rmdir()
+
+
+def _contents(path: Path) -> list[list[str]]:
+    """Return (name, digest) of a file, of a model with its external data, or of every file in a folder."""
+    if path.suffix == ".onnx":
+        return [[name, digest] for name, digest in sorted(file_facts(path).sha256.items())]
+    if path.is_dir():
+        inside = sorted(p for p in path.rglob("*") if p.is_file())
+        return [[p.relative_to(path).as_posix(), sha256_of_file(p)] for p in inside]
+    if not path.is_file():
+        raise InputError("no such file", where=str(path), todo="Correct its path in the build file")
+    return [[path.name, sha256_of_file(path)]]
+
+
+def _digests(paths: Sequence[Path], out: Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        if path.is_file():
+            inside += [p for p in [path.with_name(path.name + ".data")] if p.is_file()]
+        found |= {p.relative_to(out).as_posix(): sha256_of_file(p) for p in inside if p.is_file()}
+    return found
+
+
+def _read_state(path: Path) -> State:
+    """Return the state; an empty one when there is none or it cannot be read: then every step runs."""
+    try:
+        return State.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return State()

@@ -1,0 +1,100 @@
+"""Objectives against uniform rounding, at equal file bytes: each plan is emitted, and the files are rolled out.
+
+For every width W the budget is the size of the uniform file (every matrix at W bits per channel, the rest FP16); each
+objective may spend no more than that. All files are rounded alike, without data.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqs_onnx.allocate.costing import PlanOptions, Request
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.plan_within import plan_within
+from tqs_onnx.allocate.uniform_plan import uniform_plan
+from tqs_onnx.emit import emit
+from tqs_onnx.inputs.source import Source
+from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.verify.evaluate import measure_drift
+from tqs_onnx.verify.verify import Bench, roll_file
+from tqs_passes.errors import InfeasibleError
+from tqs_passes.files.model import file_facts
+from tqs_passes.plan.plan import Plan
+
+WIDTHS = (2, 3, 4)
+#: Objectives that need scores only.
+FREE = tuple(o for o in Objective if o is not Objective.MEASURED)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One file of the comparison.
+
+    Parameters
+    ----------
+    method : str
+        ``uniform`` or an objective.
+    bits : int
+        Width of the uniform file that sets the budget.
+    n_bytes : int
+        Bytes of this method's file on disk.
+    compression : float
+        Input file over this file.
+    drift_predicted, drift_measured : float or None
+        None when no file that small could be planned; measured also when its rollout is not finite.
+    """
+
+    method: str
+    bits: int
+    n_bytes: int | None
+    compression: float | None
+    drift_predicted: float | None
+    drift_measured: float | None
+
+
+def compare(source: Source, request: Request, bench: Bench, say: Callable[[str], None]) -> tuple[Row, ...]:
+    """Emit and measure uniform rounding, and the objectives that need scores only, at the bytes of uniform W2, W3, W4.
+
+    Parameters
+    ----------
+    source : Source
+    request : Request
+    bench : Bench
+        Evaluation contexts.
+    say : callable
+        Called with one line a file.
+    """
+    nominal = roll_file(source.path, bench, keep_other=False)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="tqs-compare-") as folder:
+        file = Path(folder) / "candidate.onnx"
+
+        def measure(method: str, bits: int, plan: Plan) -> Row:
+            emit(source.lifted, plan, file)
+            n_bytes = file_facts(file).n_bytes
+            ratio = source.facts.n_bytes / n_bytes
+            try:
+                ours = roll_file(file, bench, keep_other=False)
+            except NonFiniteError as error:
+                say(f"W{bits} {method}: {n_bytes} bytes, {error.what} at step {error.step}")
+                return Row(method, bits, n_bytes, ratio, plan.predicted_drift, None)
+            drift = measure_drift(
+                nominal.outputs, ours.outputs, bench.spec, bench.contexts, bench.sigma, nominal.time_after
+            ).total
+            say(f"W{bits} {method}: {n_bytes} bytes, drift {drift:.4g}")
+            return Row(method, bits, n_bytes, ratio, plan.predicted_drift, drift)
+
+        for bits in WIDTHS:
+            uniform = uniform_plan(request, bits)
+            rows.append(measure("uniform", bits, uniform))
+            for objective in FREE:
+                try:
+                    plan = plan_within(request, uniform.n_bytes, PlanOptions(objective=objective))
+                except InfeasibleError:
+                    rows.append(Row(objective.value, bits, None, None, None, None))
+                    continue
+                rows.append(measure(objective.value, bits, plan))
+    return tuple(rows)

@@ -1,0 +1,91 @@
+"""Hold a verified file to its gates, and write down what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tqs_onnx.inputs.data import Data
+from tqs_onnx.verify.gates import Gate, Measured, gate_value, needs_truth, passes
+from tqs_onnx.verify.manifest import GateResult, Manifest, versions
+from tqs_onnx.verify.verify import Subject, Verification
+from tqs_passes.errors import InputError
+from tqs_passes.files.model import file_facts, sha256_of_file
+
+
+def require_evaluable(gates: tuple[Gate, ...], data: Data) -> None:
+    """Refuse a gate that is bound to fail for want of data, before anything is computed.
+
+    Raises
+    ------
+    InputError
+        A gate needs the truth, and the evaluation contexts hold none.
+    """
+    for gate in gates:
+        if needs_truth(gate) and not data.evaluation.truth:
+            raise InputError(
+                f"gate {gate.text!r} cannot be evaluated: the evaluation contexts hold no truth",
+                where=data.evaluation.source,
+                todo="Add truth/<output> to them",
+            )
+
+
+def judge(gates: tuple[Gate, ...], verification: Verification) -> tuple[GateResult, ...]:
+    """Hold gates against what was measured.
+
+    Raises
+    ------
+    InputError
+        A gate cannot be evaluated.
+    """
+    measured = Measured(verification.drift, verification.truth, verification.compression)
+    values = [(gate, gate_value(gate, measured)) for gate in gates]
+    return tuple(GateResult(gate=g.text, value=v, passed=passes(g, v)) for g, v in values)
+
+
+def manifest_of(
+    subject: Subject,
+    files: dict[str, Path],
+    verification: Verification,
+    gates: tuple[GateResult, ...],
+    licence: str | None,
+    settings: dict[str, Any],
+) -> Manifest:
+    """Return the manifest of an emitted file."""
+    inputs = {"model": file_facts(subject.source).sha256}
+    inputs |= {role: {path.name: sha256_of_file(path)} for role, path in files.items() if path.is_file()}
+    inputs |= {
+        role: {p.name: sha256_of_file(p) for p in sorted(path.rglob("*")) if p.is_file()}
+        for role, path in files.items()
+        if path.is_dir()
+    }
+    return Manifest(
+        inputs=inputs,
+        output=file_facts(subject.emitted).sha256,
+        versions=versions(),
+        settings=settings,
+        profile=subject.plan.profile,
+        licence=licence,
+        plan_sha256=subject.plan.digest(),
+        verification=verification,
+        gates=gates,
+    )
+
+
+def summary_of(v: Verification, emitted: Path, plan_file: Path, manifest_file: Path) -> dict[str, Any]:
+    """Return what the JSON summary of every job says of its file."""
+    degradation: dict[str, float | None] = {"worst": None}
+    if v.truth:
+        degradation = {"worst": max(e.degradation for e in v.truth.values())}
+        degradation |= {name: e.degradation for name, e in v.truth.items()}
+    return {
+        "out": str(emitted),
+        "bytes_in": v.bytes_in,
+        "bytes_out": v.bytes_out,
+        "compression": v.compression,
+        "drift_predicted": v.predicted_drift,
+        "drift_measured": v.drift.total,
+        "degradation": degradation,
+        "plan": str(plan_file),
+        "manifest": str(manifest_file),
+    }

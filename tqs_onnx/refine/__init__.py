@@ -1,0 +1,1 @@
+"""From an allocated plan to the one that is emitted."""

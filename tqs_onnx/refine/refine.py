@@ -1,0 +1,110 @@
+"""From an allocated plan to the one that is emitted: joint repair, data-aware rounding, and a joint measurement.
+
+All three use the scoring contexts only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tqs_onnx.allocate.costing import PlanOptions, Request
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.refine.joint_drift import Joint, Place, where_of
+from tqs_onnx.refine.repair import repair
+from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
+from tqs_onnx.rounding.codes_file import codes_digest
+from tqs_onnx.rounding.tune import Tuner, qep_settings
+from tqs_passes.grids.grid import Codes
+from tqs_passes.grids.scales import DEFAULT_ROUNDING
+from tqs_passes.plan.plan import Assignment, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class RefineOptions:
+    """What is done to an allocated plan.
+
+    Parameters
+    ----------
+    repair_rounds : int
+        Most rounds of joint repair; 0 for none. Only for the objective `energy`.
+    rounding : RoundingOptions
+        How integers are chosen.
+    """
+
+    repair_rounds: int = 3
+    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions(method=DEFAULT_ROUNDING))
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """The plan that is emitted.
+
+    Parameters
+    ----------
+    plan : Plan
+    codes : dict of str to Codes
+        Codes of data-aware roundings, by weight; empty for the others.
+    """
+
+    plan: Plan
+    codes: dict[str, Codes]
+
+
+def _stored_once(assigned: Assigned) -> tuple[Plan, dict[str, Codes]]:
+    """Return the plan and codes in which a weight that is stored as another has that one's integers."""
+    by_name = {a.weight: a for a in assigned.plan.assignments}
+    codes = dict(assigned.codes)
+    rows: list[Assignment] = []
+    for a in assigned.plan.assignments:
+        first = by_name.get(a.same_as or "")
+        if first is not None:
+            a = a.model_copy(update={"rounding": first.rounding, "error_energy": first.error_energy})
+            codes.pop(a.weight, None)
+            if first.weight in codes:
+                codes[a.weight] = codes[first.weight]
+        rows.append(a)
+    return assigned.plan.model_copy(update={"assignments": tuple(rows)}), codes
+
+
+def refine(
+    plan: Plan,
+    request: Request,
+    place: Place,
+    planning: PlanOptions,
+    options: RefineOptions,
+    say: Callable[[str], None],
+) -> Refined:
+    """Repair a plan, choose its integers, and measure what they do together.
+
+    Parameters
+    ----------
+    plan : Plan
+    request : Request
+    place : Place
+        With the scoring contexts.
+    planning : PlanOptions
+    options : RefineOptions
+    say : callable
+        Called with one line a step.
+    """
+    if options.repair_rounds and planning.objective is Objective.ENERGY and planning.solver == "mckp":
+        plan = repair(plan, request, place, planning, options.repair_rounds, say).plan
+    codes: dict[str, Codes] = {}
+    if options.rounding.method in DATA_AWARE:
+        where = where_of(place)
+        rounding = options.rounding
+        if rounding.method == "qep":
+            rounding, _ = Tuner(where).best(plan, qep_settings(rounding), say)
+        assigned = round_plan(plan, where.calibration(), rounding)
+        for line in told(assigned.notes):
+            say(f"note: {line}")
+        plan, codes = _stored_once(assigned)
+        plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
+    joint = Joint(place).drift(plan.assignments, codes)
+    update = {"joint_drift": joint}
+    if (
+        codes
+    ):  # error energies of data-aware rounding say nothing of its output: the joint drift is the prediction
+        update["predicted_drift"] = joint
+    return Refined(plan.model_copy(update=update), codes)

@@ -1,0 +1,1 @@
+"""Contexts: read, cut, checked."""

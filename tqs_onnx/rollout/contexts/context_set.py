@@ -1,0 +1,191 @@
+"""A set of contexts: the arrays fed to the model at step 0, and what is known about them.
+
+Never imports onnxruntime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.spec.signature import Dim, Port
+from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_passes.errors import InputError
+
+#: A standard deviation below this share of the largest value is rounding, not variation.
+_CONSTANT = 1e-12
+#: Values that are widened to float64 at a time.
+_BLOCK_VALUES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """Initial conditions, first axis context everywhere.
+
+    Parameters
+    ----------
+    arrays : dict of str to NDArray
+        Model input to [context, *input shape without the batch axis], of the input's dtype; for a forcing
+        [context, step, *input shape without the batch axis].
+    truth : dict of str to NDArray
+        Trajectory output to [context, time, *rest], in data units; empty when there is none.
+    series : tuple of str or None
+        Label of each context.
+    rows : NDArray[np.int64] or None
+        [context, 2]: first row and one past the last row of the table that the context and its truth use.
+    source : str
+        File it was read from.
+    scales : dict of str to float or None
+        Series or column to its population standard deviation (ddof 0) over the training rows.
+    columns : tuple of str or None
+        Names of the columns along the last axis (layout `table`).
+    table : str or None
+        SHA-256 of the table that `rows` counts in.
+    notes : tuple of str
+        What the user should know of how they were read.
+    """
+
+    arrays: dict[str, NDArray[Any]]
+    truth: dict[str, NDArray[Any]]
+    series: tuple[str, ...] | None = None
+    rows: NDArray[np.int64] | None = None
+    source: str = ""
+    scales: dict[str, float] | None = None
+    columns: tuple[str, ...] | None = None
+    table: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_contexts(self) -> int:
+        """Number of contexts."""
+        return next((len(a) for a in self.arrays.values()), 0)
+
+    def take(self, indices: Sequence[int]) -> Contexts:
+        """Return the contexts at `indices`, in that order."""
+        chosen = list(indices)
+        return replace(
+            self,
+            arrays={k: a[chosen] for k, a in self.arrays.items()},
+            truth={k: a[chosen] for k, a in self.truth.items()},
+            series=None if self.series is None else tuple(self.series[i] for i in chosen),
+            rows=None if self.rows is None else self.rows[chosen],
+        )
+
+
+def thin(n: int, limit: int | None, groups: Sequence[str] | None = None) -> list[int]:
+    """Return at most `limit` of the indices 0 … n − 1, spread evenly, with `groups` over those too.
+
+    >>> thin(10, 3)
+    [1, 5, 8]
+    >>> thin(6, 4, ["a", "b", "a", "b", "a", "b"])
+    [0, 1, 4, 5]
+    """
+    if limit is None or limit >= n:
+        return list(range(n))
+    if limit < 1:
+        raise InputError("the limit of contexts must be at least 1")
+    if groups is None:
+        return [(2 * i + 1) * n // (2 * limit) for i in range(limit)]
+    members: dict[str, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    names = list(members)
+    names = [names[i] for i in thin(len(names), limit)]
+    chosen: list[int] = []
+    for rank, name in enumerate(names):
+        share = limit // len(names) + (rank < limit % len(names))
+        chosen += [members[name][i] for i in thin(len(members[name]), share)]
+    return sorted(chosen)
+
+
+def context_shape(spec: RolloutSpec, port: Port) -> tuple[Dim, ...] | None:
+    """Return the shape of one context of an input: the input's, without the batch axis; None if unknown."""
+    batch = spec.rollout.batch_axis
+    if port.shape is None or batch is None or port.name in spec.shared:
+        return port.shape
+    return port.shape[:batch] + port.shape[batch + 1 :]
+
+
+def cast(array: NDArray[Any], port: Port, where: str) -> NDArray[Any]:
+    """Return an array in the input's dtype: float to float, integer to integer if it fits, bool to bool.
+
+    Raises
+    ------
+    InputError
+        Another kind, e.g. integers for a float input, or integers that do not fit.
+    """
+    kinds = {"i": "integer", "u": "integer", "b": "bool", "f": "float"}
+    target = "float" if port.dtype.name == "bfloat16" else kinds.get(port.dtype.kind)
+    given = "float" if array.dtype.name == "bfloat16" else kinds.get(array.dtype.kind)
+    if given is None or given != target:
+        raise InputError(
+            f"input {port.name!r} expects {port.dtype.name}, got {array.dtype.name}",
+            where=where,
+            todo="Store the array as " + port.dtype.name,
+        )
+    if array.dtype == port.dtype:
+        return array
+    with np.errstate(over="ignore"):  # a float that becomes infinite is found by the check for finite values
+        result = array.astype(port.dtype)
+    if target == "integer" and not np.array_equal(result, array):
+        raise InputError(f"input {port.name!r} holds integers that do not fit {port.dtype.name}", where=where)
+    return result
+
+
+def check_finite(array: NDArray[Any], what: str, where: str) -> None:
+    """Raise InputError when an array [context, ...] holds NaN or an infinity, with the place of the first."""
+    if array.dtype.kind in "biuS":
+        return
+    bad = np.argwhere(~np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array))
+    if len(bad):
+        first = tuple(int(i) for i in bad[0])
+        value = "NaN" if np.isnan(float(array[first])) else "an infinity"
+        position = f" at position {list(first[1:])}" if first[1:] else ""
+        raise InputError(
+            f"{what} holds {value} in context {first[0]}{position}",
+            where=where,
+            todo="Fill or leave out such contexts",
+        )
+
+
+def std(array: NDArray[Any]) -> float:
+    """Return the population standard deviation (ddof 0) in float64; exactly 0 for constant values.
+
+    >>> std(np.full(10, 0.1))
+    0.0
+    """
+    if array.size == 0:
+        return 0.0
+    rows = np.atleast_1d(array)
+    size = max(1, _BLOCK_VALUES * len(rows) // rows.size)
+    blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
+    mean = sum(float(b.sum(dtype=np.float64)) for b in blocks) / rows.size
+    squares = sum(float(np.square(np.subtract(b, mean, dtype=np.float64)).sum()) for b in blocks)
+    deviation, most = math.sqrt(squares / rows.size), max(float(np.abs(b).max()) for b in blocks)
+    return 0.0 if deviation <= _CONSTANT * most else deviation
+
+
+def held_out(contexts: Contexts, share: float) -> tuple[Contexts, Contexts]:
+    """Return (the others, those held out); both are all contexts where there is only one start.
+
+    Parameters
+    ----------
+    contexts : Contexts
+    share : float
+        Of the starts, between 0 and 1; at least one is held out.
+    """
+    rows = contexts.rows
+    starts = np.arange(contexts.n_contexts) if rows is None else rows[:, 0]
+    distinct = np.unique(starts)
+    if len(distinct) < 2:
+        return contexts, contexts
+    first = distinct[-min(len(distinct) - 1, math.ceil(share * len(distinct)))]
+    held = starts >= first
+    before = ~held if rows is None else rows[:, 1] <= first
+    kept = before if before.any() else ~held
+    return contexts.take(np.flatnonzero(kept).tolist()), contexts.take(np.flatnonzero(held).tolist())

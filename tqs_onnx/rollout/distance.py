@@ -1,0 +1,133 @@
+"""The distance between two trajectories, in units of each variable's own standard deviation.
+
+For variable v with S_v contexts of n_v values each, e_v = Σ (ΔY/σ_v)². Drift is ::
+
+    drift² = mean over v of  e_v / (S_v · n_v)
+
+and the energy of one context is weighted so that the mean energy over contexts is N · drift², N the values of one
+context's trajectory: variables count alike, however many values they have. NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.variables import by_variable
+from tqs_passes.errors import InputError
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ruler:
+    """How a difference of trajectories is measured.
+
+    Parameters
+    ----------
+    spec : RolloutSpec
+    contexts : Contexts
+    sigma : dict of str to float
+        σ_v; all 1 measures in the data's own units.
+    rows : dict of str to int array
+        Variable to the contexts it has.
+    n_values : int
+        N, values of one context's trajectory.
+    balanced : bool
+        Variables count alike, however many values they have; else every value does, as in the paper's plain norm.
+    """
+
+    spec: RolloutSpec
+    contexts: Contexts
+    sigma: dict[str, float]
+    rows: dict[str, NDArray[np.int64]]
+    n_values: int
+    balanced: bool = True
+
+    def squares(self, a: Arrays, b: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
+        """Return Σ over space of ((a − b)/σ_v)², float64 ``[contexts of v, time]``, for each variable v.
+
+        `rows` names the contexts that the arrays hold, all unless given.
+        """
+        out: dict[str, NDArray[np.float64]] = {}
+        theirs = by_variable(b, self.spec, self.contexts, rows)
+        for name, mine in by_variable(a, self.spec, self.contexts, rows).items():
+            delta = (mine.astype(np.float64) - theirs[name]) / self.sigma[name]
+            flat = delta.reshape(*delta.shape[:2], math.prod(delta.shape[2:]))
+            out[name] = np.einsum("stx,stx->st", flat, flat)
+        return out
+
+    def parts(self, squares: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
+        """Return what `squares` does, from squared differences that are made already (`rollout.run.Squares`)."""
+        return {
+            name: part.sum(axis=tuple(range(2, part.ndim))) / self.sigma[name] ** 2
+            for name, part in by_variable(squares, self.spec, self.contexts, rows).items()
+        }
+
+    def energy(
+        self,
+        squares: Mapping[str, NDArray[np.float64]],
+        n_space: Mapping[str, int],
+        n_time: int | None = None,
+    ) -> NDArray[np.float64]:
+        """Return the weighted energy per context and time, float64 ``[contexts, time]`` (see module docstring).
+
+        `n_time` is the time values of a whole trajectory, where these squares are of one that was stopped early.
+        """
+        n_contexts = self.contexts.n_contexts
+        given = next(iter(squares.values())).shape[1]
+        total = np.zeros((n_contexts, given))
+        for name, square in squares.items():
+            n_v = n_space[name] * (n_time or given)
+            share = n_contexts * self.n_values / (len(squares) * len(self.rows[name]) * n_v)
+            total[self.rows[name]] += square * (share if self.balanced else 1.0)
+        return total
+
+
+def n_space(arrays: Arrays, spec: RolloutSpec, contexts: Contexts) -> dict[str, int]:
+    """Return the values per context and time of each variable."""
+    return {
+        name: int(np.prod(array.shape[2:], dtype=np.int64))
+        for name, array in by_variable(arrays, spec, contexts).items()
+    }
+
+
+def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapping[str, float]) -> Ruler:
+    """Return the ruler of trajectories shaped like `arrays`.
+
+    Raises
+    ------
+    InputError
+        A variable has no σ: the contexts hold other variables than those that were scored.
+    """
+    ids = {
+        name: np.broadcast_to(np.arange(len(a)).reshape(-1, *[1] * (a.ndim - 1)), (len(a), 1, *a.shape[2:]))
+        for name, a in arrays.items()
+    }
+    # The first index of each row, copied: a view would keep all of them.
+    rows = {
+        name: index.reshape(len(index), math.prod(index.shape[1:]))[:, 0].astype(np.int64)
+        for name, index in by_variable(ids, spec, contexts).items()
+    }
+    unknown = [name for name in rows if name not in sigma]
+    if unknown:
+        raise InputError(
+            f"variable {unknown[0]!r} was not scored, so its σ is not known",
+            where=contexts.source,
+            todo=f"Use contexts of the variables scored: {', '.join(sigma)}",
+        )
+    n_values = sum(int(np.prod(a.shape[1:], dtype=np.int64)) for a in arrays.values())
+    return Ruler(spec, contexts, {name: float(sigma[name]) for name in rows}, rows, n_values)
+
+
+def drift_of(squares: Mapping[str, NDArray[np.float64]], spaces: Mapping[str, int]) -> float:
+    """Return drift from per-variable squares (see module docstring)."""
+    parts = [float(np.mean(s)) / spaces[name] for name, s in squares.items()]
+    return float(np.sqrt(np.mean(parts)))

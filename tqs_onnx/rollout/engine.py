@@ -1,0 +1,482 @@
+"""Roll a model out: call it `steps` times, feed outputs back on the device, and collect the trajectory.
+
+    inputs₀ ──model──▶ outputs₁ ──update──▶ inputs₁ ──model──▶ outputs₂ … outputs_T
+                          └── trajectory: concatenated along time_axis, or stacked, then cut to `length`
+
+Contexts run in chunks along the batch axis. A run is deterministic for a given chunking; kernels may round
+differently for another batch size, so compare only runs of the same engine over the same contexts.
+
+A rollout that is only compared with another one leaves its values where they are made: see `Engine.hold`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout import postprocess as mirror
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.gauge import Held, Squares, gauge_for, squared
+from tqs_onnx.rollout.session import Session, SessionOptions, Value, host_value, open_session
+from tqs_onnx.rollout.spec.check import fixed_batch
+from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.split_session import SplitSession
+from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_time, join
+from tqs_onnx.rollout.update import build_update
+from tqs_onnx.rollout.variables import variable_at
+from tqs_passes.errors import InputError
+
+#: Contexts a call when the user names no number: enough to amortise reading the weights.
+DEFAULT_BATCH = 32
+#: What may be kept of the first step, in all chunks; beyond that it is computed again, with the same result.
+_MOST_KEPT_BYTES = 256 << 20
+
+#: What may be kept on a GPU of a rollout that others are compared with; beyond that it lies in host memory.
+_MOST_HELD_BYTES = 8 << 30
+
+#: Called after every step of the first chunk with the step, from 1, and each trajectory output's squares of that step,
+#: float64 ``[context, time, *rest]`` (see `Squares`); True stops the rollout there.
+Watch = Callable[[int, Mapping[str, NDArray[np.float64]]], bool]
+
+__all__ = [
+    "DEFAULT_BATCH",
+    "Engine",
+    "Held",
+    "NonFiniteError",
+    "Squares",
+    "Trajectory",
+    "Watch",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Contexts that run together: their values on the device, made once; `kept`: see `SplitSession.run`."""
+
+    contexts: range
+    inputs: dict[str, Value]
+    forcing: tuple[dict[str, Value], ...]
+    kept: dict[str, Value] = field(default_factory=dict[str, Value])
+
+
+class Engine:
+    """Rolls one session out over contexts, as often as asked, with weights overridden or not.
+
+    Parameters
+    ----------
+    session : Session or SplitSession
+        The model, possibly with weights exposed as further inputs. Of one in two halves, what the head gives for
+        the first step is kept from one rollout to the next.
+    spec : RolloutSpec
+        Checked against the model by `check_spec`.
+    contexts : Contexts
+    batch : int, optional
+        Most contexts a call, default 32. A model with a fixed batch size runs with that size, the last chunk
+        padded by repetition; a model without a batch axis runs one context at a time.
+
+    Raises
+    ------
+    InputError
+        The contexts lack an input, or the batch is below 1.
+    """
+
+    def __init__(
+        self,
+        session: Session | SplitSession,
+        spec: RolloutSpec,
+        contexts: Contexts,
+        *,
+        batch: int | None = None,
+    ) -> None:
+        self.session = session
+        self.spec = spec
+        self.contexts = contexts
+        for name in spec.inputs:
+            session.signature.input(name)
+            if name not in contexts.arrays:
+                raise InputError(f"holds no array for input {name!r}", where=contexts.source)
+        if batch is not None and batch < 1:
+            raise InputError("the batch must be at least 1")
+        if contexts.n_contexts == 0:
+            raise InputError("holds no context at all", where=contexts.source)
+        self._update = build_update(spec, session.signature)
+        self._updater: Session | None = None
+        if self._update.model is not None and spec.rollout.steps > 1:
+            # One thread: the graph only moves data, a second thread pool would compete with the model's.
+            self._updater = open_session(
+                self._update.model, provider=session.provider, options=SessionOptions(threads=1)
+            )
+        self._fixed = fixed_batch(spec, session.signature)
+        self._batch = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
+        self._asked = batch
+        self._mirror: Engine | None = None
+        self._chunks: dict[tuple[int, int], _Chunk] = {}
+        grown = [(f.input, f.axis) for f in spec.feedback if f.mode == "grow"]
+        self._covered = frozenset(spec.inputs)
+        fed = {o for kind, o in self._update.feeds.values() if kind == "output"}
+        self._fed = frozenset(fed | set(self._update.direct.values()))
+        self._grown: dict[str, int | None] = dict(
+            [*grown, *((f.input, f.axis) for f in spec.fill if f.mode == "grow")]
+        )
+
+    def over(self, contexts: Contexts) -> Engine:
+        """Return an engine of the same session over other contexts of the same shapes."""
+        other = copy.copy(self)
+        other.contexts, other._chunks, other._mirror = contexts, {}, None
+        return other
+
+    def of(self, session: Session) -> Engine:
+        """Return an engine of another session of the same signature, over the same contexts; not of one in halves."""
+        other = copy.copy(self)
+        other.session = session
+        other._mirror = None if self._mirror is None else self._mirror.of(session)
+        return other
+
+    def run(
+        self,
+        overrides: Mapping[str, Value] | None = None,
+        contexts: slice | None = None,
+        *,
+        keep_other: bool = False,
+    ) -> Trajectory:
+        """Roll out.
+
+        Parameters
+        ----------
+        overrides : mapping of str to Value, optional
+            Values of further graph inputs (weights), bound at every step; made by `session.value`.
+        contexts : slice, optional
+            A range of contexts, default all.
+        keep_other : bool
+            Keep the graph outputs outside the trajectory as well.
+
+        Raises
+        ------
+        NonFiniteError
+            A trajectory value is not finite.
+        InputError
+            An input has no value, an array changes its shape, the model fails, or the steps give fewer time
+            values than `length`.
+        """
+        overrides = self._complete(overrides)
+        chosen = range(self.contexts.n_contexts)[contexts or slice(None)]
+        if len(chosen) == 0 or chosen.step != 1:
+            raise InputError(
+                f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
+            )
+        return self._finished(self._joined(chosen, overrides, keep_other, None), overrides)
+
+    def hold(self, overrides: Mapping[str, Value] | None = None) -> tuple[Trajectory, Held]:
+        """Roll out all contexts, and keep what others need to be compared with it; see `run` for the errors."""
+        overrides = self._complete(overrides)
+        chosen = range(self.contexts.n_contexts)
+        if self.spec.rollout.is_made_whole:
+            made = self._finished(self._joined(chosen, overrides, False, None), overrides)
+            return made, Held(made.time_after, {}, None, made)
+        steps: dict[int, list[dict[str, Value]]] = {}
+        made = self._joined(chosen, overrides, False, steps)
+        first = next(iter(steps.values()))[0]
+        gauge = gauge_for(
+            first,
+            self.spec,
+            has_columns=self.contexts.columns is not None,
+            provider=self.session.provider,
+        )
+        return made, Held(made.time_after, steps, gauge)
+
+    def squares(
+        self, held: Held, overrides: Mapping[str, Value] | None = None, *, watch: Watch | None = None
+    ) -> Squares:
+        """Roll out all contexts and return the squared differences from a rollout of theirs that was held.
+
+        Parameters
+        ----------
+        held : Held
+            Made by an engine of the same session, or of one of the same signature, over contexts of these shapes.
+        overrides : mapping of str to Value, optional
+            See `run`.
+        watch : callable, optional
+            May stop the rollout early; the other chunks then make as many steps as the first. Not called where
+            `held.whole` is.
+
+        Raises
+        ------
+        NonFiniteError
+            A trajectory value, or the square of a difference, is not finite.
+        InputError
+            As `run` does.
+        """
+        overrides = self._complete(overrides)
+        chosen = range(self.contexts.n_contexts)
+        if held.whole is not None:
+            made = self._finished(self._joined(chosen, overrides, False, None), overrides)
+            return Squares(squared(made.outputs, held.whole.outputs), made.time_after)
+        steps = self.spec.rollout.steps
+        parts: list[Part] = []
+        for start in range(0, chosen.stop, self._batch):
+            chunk = self._chunk(start, min(start + self._batch, chosen.stop))
+            parts.append(self._compared(chunk, overrides, held, steps, watch))
+            steps, watch = parts[-1].steps, None
+        joined = join(parts, chosen, self.spec)
+        return Squares(joined.outputs, joined.time_after)
+
+    def _complete(self, overrides: Mapping[str, Value] | None) -> dict[str, Value]:
+        """Return the overrides, which with the spec give every input a value."""
+        given = dict(overrides or {})
+        for port in self.session.signature.inputs:
+            if port.name not in self._covered and port.name not in given:
+                raise InputError(
+                    f"input {port} has no value: rollout.toml does not cover it and no override gives it",
+                    todo=f'Add [[feedback]], [[forcing]] or [[static]] with input = "{port.name}"',
+                )
+        return given
+
+    def _finished(self, made: Trajectory, overrides: Mapping[str, Value]) -> Trajectory:
+        """Return a trajectory averaged and bounded, where the spec asks for it."""
+        if self.spec.rollout.flip_invariant:
+            if self._mirror is None:
+                turned = mirror.flipped(self.contexts, self.spec)
+                plain = mirror.without_mirror(self.spec)
+                self._mirror = Engine(self.session, plain, turned, batch=self._asked)
+            other = self._mirror._joined(made.contexts, overrides, False, None)
+            made = mirror.averaged(made, other)
+        return mirror.bounded(made, self.contexts, self.spec) if self.spec.rollout.non_negative else made
+
+    def _joined(
+        self,
+        chosen: range,
+        overrides: Mapping[str, Value],
+        keep_other: bool,
+        held: dict[int, list[dict[str, Value]]] | None,
+    ) -> Trajectory:
+        """Roll all chunks out; what is asked for goes to `held` as well, see `Held.steps`."""
+        parts: list[Part] = []
+        for start in range(chosen.start, chosen.stop, self._batch):
+            chunk = self._chunk(start, min(start + self._batch, chosen.stop))
+            keep = None if held is None else held.setdefault(start, [])
+            parts.append(self._roll(chunk, overrides, keep_other, keep))
+        return join(parts, chosen, self.spec)
+
+    def walk(
+        self, overrides: Mapping[str, Value] | None = None, extra: Sequence[str] = ()
+    ) -> Generator[tuple[dict[str, Value], dict[str, Value]]]:
+        """Yield (inputs, outputs) of every call of a rollout, chunk by chunk: for looking inside at each step.
+
+        Parameters
+        ----------
+        overrides : mapping of str to Value, optional
+            See `run`; not part of the inputs that are yielded.
+        extra : sequence of str
+            Outputs wanted besides those that are fed back.
+
+        Raises
+        ------
+        InputError
+            An array changes its shape, or the model fails.
+        """
+        for start in range(0, self.contexts.n_contexts, self._batch):
+            chunk = self._chunk(start, min(start + self._batch, self.contexts.n_contexts))
+            asked = {*extra, *self._fed}
+            for _, inputs, outputs in self._calls(chunk, overrides or {}, asked, self.spec.rollout.steps):
+                yield inputs, outputs
+
+    def _calls(
+        self, chunk: _Chunk, overrides: Mapping[str, Value], extra: Collection[str], steps: int
+    ) -> Generator[tuple[int, dict[str, Value], dict[str, Value]]]:
+        """Yield (step, inputs, outputs) of every call of a chunk; outputs are those of `extra` and those fed back."""
+        inputs = {**chunk.inputs, **chunk.forcing[0]}
+        for step in range(1, steps + 1):
+            wanted = {*extra, *(self._fed if step < steps else ())}
+            where = _where(step, chunk)
+            asked = [p.name for p in self.session.signature.outputs if p.name in wanted]
+            if step == 1 and isinstance(self.session, SplitSession):
+                outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
+            else:
+                outputs = self.session.run({**inputs, **overrides}, asked, where=where)
+            yield step, inputs, outputs
+            if step < steps:
+                inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
+
+    def _chunk(self, start: int, stop: int) -> _Chunk:
+        if (start, stop) not in self._chunks:
+            indices = list(range(start, stop))
+            indices += [stop - 1] * ((self._fixed or 0) - len(indices))
+            inputs = {
+                n: self._placed(n, self.contexts.arrays[n][indices], start)
+                for n in self.spec.inputs
+                if n not in self.spec.forced
+            }
+            forcing = tuple(
+                {
+                    n: self._placed(n, self.contexts.arrays[n][indices, step], start)
+                    for n in sorted(self.spec.forced)
+                }
+                for step in range(self.spec.rollout.steps)
+            )
+            self._chunks[start, stop] = _Chunk(range(start, stop), inputs, forcing)
+        return self._chunks[start, stop]
+
+    def _placed(self, name: str, array: NDArray[Any], start: int) -> Value:
+        """[context, ...] as the model takes it: batch axis in its place, or no batch axis."""
+        axis = self.spec.rollout.batch_axis
+        if axis is not None and name not in self.spec.shared:
+            return self.session.value(np.moveaxis(array, 0, axis))
+        if any(not np.array_equal(array[0], a) for a in array[1:]):
+            raise InputError(
+                f"input {name!r} is shared by a batch, but differs between the contexts from {start} on",
+                where=self.contexts.source,
+                todo="Run with batch 1",
+            )
+        return self.session.value(array[0])
+
+    def _roll(
+        self,
+        chunk: _Chunk,
+        overrides: Mapping[str, Value],
+        keep_other: bool,
+        held: list[dict[str, Value]] | None,
+    ) -> Part:
+        trajectory = self.spec.trajectory.outputs
+        names = [p.name for p in self.session.signature.outputs]
+        extra = [n for n in names if n not in trajectory] if keep_other else []
+        kept: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in trajectory}
+        other: dict[str, list[Value]] = {n: [] for n in extra}
+        for step, _, outputs in self._calls(chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps):
+            for name in trajectory:
+                kept[name].append(self._collected(outputs[name], name, step, chunk))
+            for name in extra:
+                other[name].append(outputs[name])
+            if held is not None:
+                held.append({n: outputs[n] for n in trajectory})
+        if held is not None and not self.session.on_host:
+            self._make_room(held)
+        return Part(
+            {n: [self._on_host(v, n, i, chunk) for i, v in enumerate(vs, 1)] for n, vs in kept.items()},
+            {n: [self._plain(v, chunk) for v in vs] for n, vs in other.items()},
+        )
+
+    def _make_room(self, held: list[dict[str, Value]]) -> None:
+        """Move a held chunk to host memory where all chunks would take too much of the device's."""
+        n_chunks = -(-self.contexts.n_contexts // self._batch)
+        if n_chunks * sum(v.n_bytes for outputs in held for v in outputs.values()) > _MOST_HELD_BYTES:
+            held[:] = [{n: host_value(v.numpy()) for n, v in outputs.items()} for outputs in held]
+
+    def _compared(
+        self, chunk: _Chunk, overrides: Mapping[str, Value], held: Held, steps: int, watch: Watch | None
+    ) -> Part:
+        """Roll a chunk out and return its squares, which come to the host at once only where that costs nothing."""
+        gauge, others = held.gauge, held.steps[chunk.contexts.start]
+        if gauge is None:
+            raise ValueError("a rollout held as a whole has no steps")
+        found: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in gauge.outputs}
+        at_once = self.session.on_host or watch is not None
+        for step, _, outputs in self._calls(chunk, overrides, gauge.outputs, steps):
+            made = gauge.squares(outputs, others[step - 1], where=_where(step, chunk))
+            here = (
+                {n: self._on_host(v, n, step, chunk, np.float64) for n, v in made.items()} if at_once else {}
+            )
+            for name, value in made.items():
+                found[name].append(here.get(name, value))
+            if watch is not None and watch(step, here):
+                break
+        return Part(
+            {
+                n: [self._on_host(v, n, i, chunk, np.float64) for i, v in enumerate(vs, 1)]
+                for n, vs in found.items()
+            },
+            {},
+        )
+
+    def _first(
+        self,
+        session: SplitSession,
+        chunk: _Chunk,
+        inputs: Mapping[str, Value],
+        names: Sequence[str],
+        where: str,
+    ) -> dict[str, Value]:
+        """Call the model for the first time of a rollout, which is all that overrides make different."""
+        outputs = session.run(inputs, names, where=where, kept=chunk.kept)
+        if sum(v.n_bytes for c in self._chunks.values() for v in c.kept.values()) > _MOST_KEPT_BYTES:
+            chunk.kept.clear()
+        return outputs
+
+    def _next(
+        self,
+        inputs: Mapping[str, Value],
+        outputs: Mapping[str, Value],
+        forcing: Mapping[str, Value],
+        step: int,
+    ) -> dict[str, Value]:
+        following = {**inputs, **forcing}
+        following.update({name: outputs[source] for name, source in self._update.direct.items()})
+        if self._updater is not None:
+            pools = {"current": inputs, "output": outputs, "forcing": forcing}
+            feeds = {feed: pools[kind][name] for feed, (kind, name) in self._update.feeds.items()}
+            results = self._updater.run(feeds, where=f"feedback before step {step}")
+            following.update({self._update.results[r]: v for r, v in results.items()})
+        for name, value in following.items():
+            before, axis = inputs[name].shape, self._grown.get(name)
+            same = len(before) == len(value.shape) and all(
+                b == v for i, (b, v) in enumerate(zip(before, value.shape, strict=True)) if i != axis
+            )
+            if not same:
+                raise InputError(
+                    f"input {name!r} was {list(before)} and would become {list(value.shape)}",
+                    where=f"feedback before step {step}",
+                    todo="Change select, expand, axis, mode or into in its [[feedback]]",
+                )
+        return following
+
+    def _collected(self, value: Value, name: str, step: int, chunk: _Chunk) -> Value | NDArray[Any]:
+        """On the CPU the array, checked at once; else the value, to be copied when the rollout is over."""
+        return self._on_host(value, name, step, chunk) if self.session.on_host else value
+
+    def _on_host(
+        self,
+        value: Value | NDArray[Any],
+        name: str,
+        step: int,
+        chunk: _Chunk,
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> NDArray[Any]:
+        if not isinstance(value, Value):
+            return value
+        array = in_time(value.numpy(), self.spec, len(chunk.contexts), dtype)
+        if not np.isfinite(array).all():
+            raise self._not_finite(name, array, step, chunk)
+        return array
+
+    def _not_finite(self, name: str, array: NDArray[Any], step: int, chunk: _Chunk) -> NonFiniteError:
+        position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        context = chunk.contexts.start + position[0]
+        variable = variable_at(self.spec, name, position)
+        series = self.contexts.series
+        label = f" of series {series[context]!r}" if series is not None else ""
+        return NonFiniteError(
+            f"variable {variable!r}{label} is NaN or infinite",
+            variable=variable,
+            step=step,
+            context=context,
+            todo="Check the contexts and the [[feedback]], or roll out fewer steps",
+        )
+
+    def _plain(self, value: Value, chunk: _Chunk) -> NDArray[Any]:
+        """Return an output outside the trajectory as [context, ...]; one without a batch axis is repeated."""
+        array = value.numpy()
+        if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+            array = array.astype(np.float32)
+        axis, n = self.spec.rollout.batch_axis, len(chunk.contexts)
+        size = self._fixed or n
+        if axis is not None and axis < array.ndim and array.shape[axis] == size:
+            return np.moveaxis(array, axis, 0)[:n]
+        return np.broadcast_to(array, (n, *array.shape))
+
+
+def _where(step: int, chunk: _Chunk) -> str:
+    return f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"

@@ -1,0 +1,287 @@
+"""Where perturbed rollouts come from: the seam between the sweep and how weights are injected.
+
+Three ways. `GroupSession` opens one session in which a group of weights are graph inputs; `Rebuilt` builds a session
+per rollout, with the perturbed weights as its constants ::
+
+    all in one group        every weight is an input; nothing is ever rebuilt. Kernels lose what they prepare from
+                            constant weights (prepacking): the more, the shorter the batch.
+    g weights a group       the others stay constants, shared with the session rather than copied, and prepacked;
+                            a session is built per group, and each has a nominal rollout of its own. It can be in two
+                            halves, cut where the group first matters: at the first step, what lies before is nominal
+                            in every rollout and computed once.
+    rebuilt                 nothing is lost at a call, one nominal rollout serves all; a session per rollout, which is
+                            built while the rollout before runs.
+
+Nominal and perturbed trajectories always come from the same compiled graph. Which is cheaper is for
+`tqs_onnx.score.plan.strategy` to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import onnx
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.engine import Engine, Held, Squares, Trajectory, Watch
+from tqs_onnx.rollout.session import Provider, Session, SessionOptions, Value, host_value, open_session
+from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.split_session import SplitSession
+from tqs_passes.files.model import Model, serialize
+from tqs_passes.graph.split_model import Halves, split, value_types
+from tqs_passes.transforms.expose import Perturb, weight_values
+from tqs_passes.weights import Weight
+
+#: Any location will do: the values are given to the session, the file is never opened.
+_NOWHERE = (("location", "unused"), ("offset", "0"))
+
+
+class Injection(Protocol):
+    """A way to roll a model out with some weights replaced."""
+
+    #: Whether a session is built for every rollout.
+    builds: bool
+
+    def values(self, weight: Weight) -> NDArray[Any]:
+        """Return the nominal values of a weight, in its dtype."""
+        ...
+
+    def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
+        """Do all that can be done before a rollout with these weights replaced; safe beside a rollout that runs."""
+        ...
+
+    def hold(self) -> tuple[Trajectory, Held]:
+        """Roll out with all weights nominal, and keep what others need to be compared with it."""
+        ...
+
+    def squares_from(self, contexts: Contexts, held: Held) -> Squares:
+        """Roll out from other contexts, all weights nominal, and compare."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ready:
+    """A rollout that is ready to run, once.
+
+    Parameters
+    ----------
+    engine : Engine
+    values : dict of str to Value
+        All exposed weights.
+    """
+
+    engine: Engine
+    values: dict[str, Value]
+
+    def squares(self, held: Held, *, watch: Watch | None = None) -> Squares:
+        """Roll out and compare with the nominal rollout; see `Engine.squares`."""
+        return self.engine.squares(held, self.values, watch=watch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Exposable:
+    """A model made ready to be opened with any group of its weights exposed.
+
+    Parameters
+    ----------
+    proto : ModelProto
+        The model with every weight a graph input: small, whatever the weights weigh.
+    arrays : dict of str to array
+        The weights' values: views of what the model holds, or of its memory-mapped file.
+    """
+
+    proto: onnx.ModelProto
+    arrays: dict[str, NDArray[Any]]
+
+    def opened_for(self, group: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
+        """Return the serialized model with `group` exposed, and the names of the weights it wants given instead."""
+        proto, names = self._with_constants(group)
+        return serialize(proto), names
+
+    def split_for(self, group: frozenset[str]) -> Halves | None:
+        """Return the model with `group` exposed, in two where the group first matters; None where that is at once."""
+        return split(self._with_constants(group)[0], group, value_types(self.proto))
+
+    def _with_constants(self, group: frozenset[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        constant = [i for i in proto.graph.input if i.name in self.arrays and i.name not in group]
+        for info in constant:
+            kind = info.type.tensor_type
+            array = self.arrays[info.name]
+            tensor = proto.graph.initializer.add(name=info.name, data_type=kind.elem_type, dims=array.shape)
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (*_NOWHERE, ("length", str(array.nbytes))):
+                tensor.external_data.add(key=key, value=value)
+        names = tuple(i.name for i in constant)
+        for info in constant:
+            proto.graph.input.remove(info)
+        return proto, names
+
+
+def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
+    """Return a lifted model, made ready once for all groups of these weights."""
+    chosen = tuple(weights)
+    exposed = Perturb(tuple(w.name for w in chosen)).apply(model)
+    present = set(exposed.changed)
+    arrays = {w.name: weight_values(model, w.name, w.dtype) for w in chosen if w.name in present}
+    return Exposable(exposed.model.proto, arrays)
+
+
+class GroupSession:
+    """One session with a group of weights as inputs (see module docstring).
+
+    Parameters
+    ----------
+    source : Exposable
+    group : tuple of Weight
+        The weights that can be replaced.
+    spec : RolloutSpec
+    contexts : Contexts
+    provider : str
+    batch : int or None
+        Most contexts a chunk.
+    threads : int
+        0: the runtime's choice.
+    prefix : bool
+        Compute what lies before the group once for the first step, where there is something.
+    """
+
+    builds = False
+
+    def __init__(
+        self,
+        source: Exposable,
+        group: tuple[Weight, ...],
+        spec: RolloutSpec,
+        contexts: Contexts,
+        *,
+        provider: Provider = "cpu",
+        batch: int | None = None,
+        threads: int = 0,
+        prefix: bool = False,
+    ) -> None:
+        names = [w.name for w in group if w.name in source.arrays]
+        self._arrays = source.arrays
+        self._constants = {n: host_value(a) for n, a in source.arrays.items() if n not in names}
+        self._provider: Provider = provider
+        self._threads = threads
+        halves = source.split_for(frozenset(names)) if prefix else None
+        self.session: Session | SplitSession
+        if halves is None:
+            self.session = self._opened(source.opened_for(frozenset(names))[0], self._constants)
+        else:
+            head, tail = (
+                self._opened(serialize(part), {t.name for t in part.graph.initializer})
+                for part in (halves.head, halves.tail)
+            )
+            self.session = SplitSession(
+                head, tail, halves.cut, tuple(o.name for o in source.proto.graph.output)
+            )
+        self._engine = Engine(self.session, spec, contexts, batch=batch)
+        self._nominal = {name: self.session.value(source.arrays[name]) for name in names}
+
+    def _opened(self, serialized: bytes, present: Collection[str]) -> Session:
+        stored = {name: value for name, value in self._constants.items() if name in present}
+        options = SessionOptions(threads=self._threads)
+        return open_session(serialized, provider=self._provider, options=options, stored=stored)
+
+    def values(self, weight: Weight) -> NDArray[Any]:
+        """Return the nominal values of a weight, in its dtype."""
+        return self._arrays[weight.name]
+
+    def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
+        """Put the replaced weights on the device."""
+        changed = {name: self.session.value(array) for name, array in replaced.items()}
+        return Ready(self._engine, {**self._nominal, **changed})
+
+    def hold(self) -> tuple[Trajectory, Held]:
+        """Roll out with all weights nominal, and keep what others need to be compared with it."""
+        return self._engine.hold(self._nominal)
+
+    def run(self, replaced: Mapping[str, NDArray[Any]], *, keep_other: bool = False) -> Trajectory:
+        """Roll out with the named weights replaced, all others nominal."""
+        return self._engine.run(self.prepare(replaced).values, keep_other=keep_other)
+
+    def squares_from(self, contexts: Contexts, held: Held) -> Squares:
+        """Roll out from other contexts, all weights nominal, and compare."""
+        return self._engine.over(contexts).squares(held, self._nominal)
+
+
+class Rebuilt:
+    """A session per rollout, its replaced weights as constants: prepacked, shared, and in the same compiled graph.
+
+    Weights of a single value are exposed instead: an optimizer may look at such a value and compile another graph.
+    See `GroupSession` for the parameters.
+    """
+
+    builds = True
+
+    def __init__(
+        self,
+        source: Exposable,
+        spec: RolloutSpec,
+        contexts: Contexts,
+        *,
+        batch: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        self._arrays = source.arrays
+        self._threads = threads
+        single = frozenset(name for name, array in source.arrays.items() if array.size == 1)
+        self._serialized, constants = source.opened_for(single)
+        self._constants = {name: host_value(source.arrays[name]) for name in constants}
+        self._nominal = {name: host_value(source.arrays[name]) for name in sorted(single)}
+        self._engine = Engine(self._built({}), spec, contexts, batch=batch)
+
+    def _built(self, replaced: Mapping[str, Value]) -> Session:
+        options = SessionOptions(threads=self._threads)
+        return open_session(self._serialized, options=options, stored={**self._constants, **replaced})
+
+    def values(self, weight: Weight) -> NDArray[Any]:
+        """Return the nominal values of a weight, in its dtype."""
+        return self._arrays[weight.name]
+
+    def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
+        """Build the session of a rollout."""
+        changed = {name: host_value(array) for name, array in replaced.items()}
+        constant = {name: value for name, value in changed.items() if name in self._constants}
+        exposed = {name: value for name, value in changed.items() if name not in constant}
+        engine = self._engine.of(self._built(constant)) if constant else self._engine
+        return Ready(engine, {**self._nominal, **exposed})
+
+    def hold(self) -> tuple[Trajectory, Held]:
+        """Roll out with all weights nominal, and keep what others need to be compared with it."""
+        return self._engine.hold(self._nominal)
+
+    def squares_from(self, contexts: Contexts, held: Held) -> Squares:
+        """Roll out from other contexts, all weights nominal, and compare."""
+        return self._engine.over(contexts).squares(held, self._nominal)
+
+
+class ExposedWeights(GroupSession):
+    """One session with all given weights of a lifted model as inputs; see `GroupSession` for the options."""
+
+    def __init__(
+        self,
+        model: Model,
+        weights: tuple[Weight, ...],
+        spec: RolloutSpec,
+        contexts: Contexts,
+        *,
+        provider: Provider = "cpu",
+        batch: int | None = None,
+        threads: int = 0,
+    ) -> None:
+        super().__init__(
+            exposable(model, weights),
+            weights,
+            spec,
+            contexts,
+            provider=provider,
+            batch=batch,
+            threads=threads,
+        )

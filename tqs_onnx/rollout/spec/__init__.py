@@ -1,0 +1,1 @@
+"""The rollout spec: read, and checked against the model."""

@@ -1,0 +1,1 @@
+"""Measure perturbed rollouts and keep the results."""

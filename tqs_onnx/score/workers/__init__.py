@@ -1,0 +1,1 @@
+"""Who measures: this process, local processes, or Ray actors."""
