@@ -79,6 +79,13 @@ def external_location(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
 
 
 def external_file(tensor: onnx.TensorProto, folder: Path) -> Path:
+    """Return the file that holds a tensor's external data.
+
+    Raises
+    ------
+    InputError
+        It is not named, or does not lie in the folder of the model.
+    """
     location, _, _ = external_location(tensor)
     if not location:
         raise InputError("external data without a location", where=tensor.name, todo="Export the model again")
