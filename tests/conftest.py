@@ -9,13 +9,13 @@ import pytest
 from tqs_models.lorenz96 import files
 from tqs_onnx.allocate.costing import Request
 from tqs_onnx.allocate.request import request_for
-from tqs_onnx.inputs.data import DataFiles, read_data
+from tqs_onnx.inputs.data import Data, DataFiles, read_data
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.refine.joint_drift import Place
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.score.score import SweepOptions, sweep
+from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.score.score import score
 from tqs_onnx.score.scores import Scores
-from tqs_onnx.verify.verify import Bench
 from tqs_passes.tier import DEFAULT_TIERS
 
 
@@ -24,8 +24,9 @@ class Scored:
     source: Source
     scores: Scores
     request: Request
-    place: Place
-    bench: Bench
+    bed: Testbed
+    judging: Testbed
+    data: Data
     scoring: Contexts
 
 
@@ -44,14 +45,15 @@ def lorenz() -> Scored:
         ),
         source,
     )
-    scores = sweep(
-        source.lifted, source.survey, data.spec, data.scoring, source.sha256, SweepOptions(threads=1)
-    )
+    bed = Testbed(source.lifted, source.survey, data.spec, data.scoring, RunOptions("cpu", threads=1))
+    scores = score(bed, source.sha256)
+    bed = bed.scaled(scores.sigma)
     return Scored(
         source=source,
         scores=scores,
         request=request_for(source, scores, "exact", DEFAULT_TIERS),
-        place=Place(source.lifted, source.survey, data.spec, data.scoring, scores.sigma, threads=1),
-        bench=Bench(data.spec, data.evaluation, scores.sigma, "cpu", None, 1),
+        bed=bed,
+        judging=bed.on(data.evaluation),
+        data=data,
         scoring=data.scoring,
     )

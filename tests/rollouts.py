@@ -12,10 +12,13 @@ from onnx import numpy_helper, parser
 
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.score.plan.probe import Probe
-from tqs_onnx.score.score import SweepOptions, sweep
+from tqs_onnx.score.score import ScoreOptions, score
 from tqs_onnx.score.scores import Scores
+from tqs_onnx.verify.subject import Subject
 
 Floats = NDArray[np.float32]
 
@@ -131,5 +134,26 @@ def scored(
     source: Source, spec: RolloutSpec, x: Floats, probe: Probe | None = None, **changes: object
 ) -> Scores:
     """Return the scores of a source on contexts x, one thread."""
-    options = SweepOptions(**({"probe": probe or Probe(), "threads": 1} | changes))
-    return sweep(source.lifted, source.survey, spec, Contexts({"x": x}, {}), source.sha256, options)
+    run = {name: changes.pop(name) for name in ("provider", "batch", "threads") if name in changes}
+    bed = bed_of(source, spec, Contexts({"x": x}, {}), **run)
+    return score(bed, source.sha256, ScoreOptions(**({"probe": probe or Probe()} | changes)))
+
+
+def bed_of(
+    source: Source,
+    spec: RolloutSpec,
+    contexts: Contexts,
+    sigma: dict[str, float] | None = None,
+    **run: object,
+) -> Testbed:
+    """Return where a source is rolled out, by default on the CPU with one thread."""
+    options = RunOptions(**({"provider": "cpu", "threads": 1} | run))
+    return Testbed(source.lifted, source.survey, spec, contexts, options, sigma)
+
+
+def judging(
+    subject: Subject, spec: RolloutSpec, contexts: Contexts, sigma: dict[str, float] | None = None
+) -> Testbed:
+    """Return where a subject is verified: on the CPU with one thread, σ 1 unless given."""
+    sigma = dict.fromkeys(spec.trajectory.outputs, 1.0) if sigma is None else sigma
+    return Testbed(subject.lifted, subject.survey, spec, contexts, RunOptions("cpu", threads=1), sigma)

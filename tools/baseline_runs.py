@@ -45,7 +45,7 @@ from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rounding.assign import Assigned, RoundingOptions, round_plan
 from tqs_onnx.rounding.tune import Tuner, qep_settings
 from tqs_onnx.score.measure.store import Results
-from tqs_onnx.score.score import SweepOptions, sweep
+from tqs_onnx.score.score import ScoreOptions, sweep
 from tqs_onnx.verify.evaluate import measure_drift, measure_truth
 from tqs_onnx.verify.verify import Bench, roll_file
 from tqs_passes.grids.scales import FREE_ROUNDINGS, FreeRounding
@@ -123,7 +123,7 @@ class Table:
         source, spec, scoring = split.source, split.spec, split.scoring
         self.split = split
         scores = sweep(
-            source.lifted, source.survey, spec, scoring, source.sha256, SweepOptions(threads=threads)
+            source.lifted, source.survey, spec, scoring, source.sha256, ScoreOptions(threads=threads)
         )
         place = Place(source.lifted, source.survey, spec, scoring, scores.sigma, threads=threads)
         self.requests = {

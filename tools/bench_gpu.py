@@ -34,7 +34,7 @@ from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import open_session, probe_provider
 from tqs_onnx.rollout.spec.spec import load_spec
 from tqs_onnx.score.measure.store import RESULTS_NAME, Results
-from tqs_onnx.score.plan.options import Blocks, SweepOptions
+from tqs_onnx.score.plan.options import Blocks, ScoreOptions
 from tqs_onnx.score.plan.probe import Probe, ProbeKind
 from tqs_onnx.score.plan.sweep_plan import plan_sweep
 from tqs_onnx.score.score import sweep
@@ -124,7 +124,7 @@ def main() -> int:
     print(f"one bare nominal rollout: {bare_s:.2f} s, GPU memory {memory}", flush=True)
     del engine
 
-    gauss = SweepOptions(
+    gauss = ScoreOptions(
         probe=Probe(kind=ProbeKind.GAUSS, bits=8, draws=given.draws),
         response_bits=(),
         provider=given.provider,

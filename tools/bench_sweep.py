@@ -27,7 +27,7 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec, load_spec, parse_spec
-from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.options import ScoreOptions
 from tqs_onnx.score.plan.probe import Probe, perturbed
 from tqs_onnx.score.plan.strategy import Strategy
 from tqs_onnx.score.plan.sweep_plan import plan_sweep
@@ -131,7 +131,7 @@ def measure(
     strategy: Strategy | None,
 ) -> Row:
     """Time a sweep with a single quant probe a weight, the bare rollout before and after it, and the naive way."""
-    options = SweepOptions(response_bits=(), threads=threads, batch=contexts.n_contexts, strategy=strategy)
+    options = ScoreOptions(response_bits=(), threads=threads, batch=contexts.n_contexts, strategy=strategy)
     session = open_session(source.path, options=SessionOptions(threads=threads))
     engine = Engine(session, spec, contexts, batch=options.batch)
     engine.run()

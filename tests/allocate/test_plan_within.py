@@ -8,12 +8,13 @@ import pytest
 from tests.conftest import Scored
 from tests.rollouts import forecaster, motley, opened, scored, spec_of, values
 from tqs_onnx.allocate import spend
+from tqs_onnx.allocate.budget import Budget, source_weight_bytes
 from tqs_onnx.allocate.costing import PlanOptions, Request, amplification
 from tqs_onnx.allocate.file_size import FileSize, shared_bytes
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.offers import OFF_TRAJECTORY_BITS, entries_of, offered
 from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.allocate.request import bytes_for_weights, request_for, source_weight_bytes
+from tqs_onnx.allocate.request import request_for
 from tqs_onnx.allocate.uniform_plan import uniform_plan
 from tqs_onnx.emit import emit
 from tqs_onnx.inputs.source import Source
@@ -272,7 +273,9 @@ def test_no_weight_is_lost(request_: Request) -> None:
 
 @pytest.mark.parametrize("ratio", [2, 3])
 def test_a_weight_compression_asked_for_is_reached_and_not_overshot(request_: Request, ratio: float) -> None:
-    plan = plan_within(request_, bytes_for_weights(request_.menus, request_.size, ratio), PlanOptions())
+    plan = plan_within(
+        request_, Budget(weight_compression=ratio).n_bytes(request_.menus, request_.size), PlanOptions()
+    )
     allowed, tables = (
         source_weight_bytes(request_.menus) / ratio,
         plan.n_bytes - request_.size.of(plan.weight_bytes),
@@ -284,7 +287,7 @@ def test_a_weight_compression_asked_for_is_reached_and_not_overshot(request_: Re
 
 def test_a_weight_compression_that_is_not_positive_is_refused(request_: Request) -> None:
     with pytest.raises(InputError, match="must be positive"):
-        bytes_for_weights(request_.menus, request_.size, 0.0)
+        Budget(weight_compression=0.0)
 
 
 @pytest.fixture(scope="module")

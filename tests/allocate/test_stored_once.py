@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from tests.rollouts import model, opened, scored, spec_of, values, write_case
+from tests.rollouts import judging, model, opened, scored, spec_of, values, write_case
 from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.plan_within import plan_within
 from tqs_onnx.allocate.request import request_for
@@ -16,7 +16,8 @@ from tqs_onnx.cli.main import main
 from tqs_onnx.emit import emit, rewritten
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.verify.verify import Bench, Subject, verify
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import verify
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import file_facts
@@ -48,8 +49,8 @@ def test_twins_are_stored_once_in_the_bytes_planned(tier: Tier, tmp_path: Path) 
     emit(source.lifted, plan, tmp_path / "o.onnx")
     assert file_facts(tmp_path / "o.onnx").n_bytes == plan.n_bytes < request.size.of(smallest)
     subject = Subject(source.path, tmp_path / "o.onnx", source.lifted, source.survey, plan, {})
-    bench = Bench(spec_of(), Contexts({"x": values(2, 40, seed=5)}, {}), {"y": 1.0}, threads=1)
-    assert verify(subject, bench).runtime_gap < 1e-6
+    bed = judging(subject, spec_of(), Contexts({"x": values(2, 40, seed=5)}, {}))
+    assert verify(subject, bed).runtime_gap < 1e-6
 
 
 def test_what_twins_save_is_spent(tmp_path: Path) -> None:

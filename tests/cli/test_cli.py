@@ -206,7 +206,8 @@ def test_responses_are_measured_on_the_contexts_of_the_scores(
 def test_verify_writes_down_how_it_rolled_out(shell: Shell, tmp_path: Path) -> None:
     assert main(shell.verify("--manifest", str(tmp_path / "m.json"), "--batch", "2")) == 0
     settings = json.loads((tmp_path / "m.json").read_text())["settings"]
-    assert settings == {"steps": 4, "provider": "cpu", "batch": 2, "threads": 1}
+    assert settings["command"] == "verify"
+    assert settings["options"]["run"] == {"provider": "auto", "batch": 2, "threads": 1}
 
 
 def test_a_spec_error_names_the_file_that_was_given(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
@@ -352,7 +353,7 @@ def test_the_demo_quarters_its_model(tmp_path: Path, capsys: Capture) -> None:
     assert found["drift_measured"] > 0
 
 
-@pytest.mark.parametrize("more", [["--objective", "measured"], ["--rounding", "qep"], ["--repair", "1"]])
+@pytest.mark.parametrize("more", [["--objective", "measured"], ["--rounding", "qep"]])
 def test_allocate_asks_for_contexts_where_it_must_roll_out(
     shell: Shell, tmp_path: Path, capsys: Capture, more: list[str]
 ) -> None:

@@ -14,6 +14,8 @@ from tqs_onnx.emit import emit
 from tqs_onnx.inputs.data import DataFiles
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.baseline import BaselineJob, baseline
+from tqs_onnx.jobs.options import BaselineOptions
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import read_codes
 from tqs_passes.plan.plan import read_plan
@@ -24,11 +26,9 @@ def job(out: Path, method: str, bits: int = 3, **options: object) -> BaselineJob
     data = DataFiles(
         found.rollout, found.contexts, found.evaluation, steps=3, max_contexts=6, max_eval_contexts=8
     )
-    return BaselineJob(found.model, data, out, bits, RoundingOptions(method), threads=1, **options)
-
-
-def silent(line: str) -> None:
-    del line
+    rounding = RoundingOptions(method, scales="mse")
+    chosen = BaselineOptions(bits, rounding, run=RunOptions("cpu", threads=1), **options)
+    return BaselineJob(found.model, data, out, chosen)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One run directory a method."""
     folder = tmp_path_factory.mktemp("baselines")
     for method in ("rtn", "mse", "gptq"):
-        baseline(job(folder / method, method), silent)
+        baseline(job(folder / method, method))
     return {method: folder / method for method in ("rtn", "mse", "gptq")}
 
 
@@ -83,7 +83,7 @@ def test_the_file_predicts_no_drift_that_nobody_scored(runs: dict[str, Path]) ->
 
 def test_the_settings_say_how_it_was_rounded(runs: dict[str, Path]) -> None:
     settings = manifest(runs["gptq"])["settings"]
-    assert settings["rounding"]["method"] == "gptq"
+    assert settings["rounding_used"]["method"] == "gptq"
     assert settings["data_aware"] is True
 
 

@@ -7,13 +7,13 @@ import json
 
 import pytest
 
-from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.request import request_for
 from tqs_onnx.allocate.tier_set import TierSet
 from tqs_onnx.emit import emit
 from tqs_onnx.jobs.frontier import Axis, Sweeper, trace
+from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Point, pareto_of
+from tqs_onnx.refine.refine import RefineOptions
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import codes_beside
 from tqs_onnx.score.measure.store import Results
@@ -23,16 +23,10 @@ from tqs_passes.tier import parse_tiers
 
 def traced_over(lorenz, axis, out, method="mse"):
     with Results(None) as results:
-        sweeper = Sweeper(
-            lorenz.source,
-            lambda tiers: request_for(lorenz.source, lorenz.scores, "exact", tiers),
-            PlanOptions(),
-            RoundingOptions(method),
-            lorenz.place,
-            lorenz.bench,
-            results,
-        )
-        return trace(sweeper, axis, out, lambda line: None)
+        refine = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method))
+        options = QuantizeOptions(profile="exact", refine=refine)
+        sweeper = Sweeper(lorenz.source, lorenz.scores, options, lorenz.bed, lorenz.data, results)
+        return trace(sweeper, axis, out)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +80,8 @@ def test_every_combination_of_the_lists_is_a_series_with_files_of_its_own(lorenz
         solvers=("mckp", "greedy-top"),
         objectives=(Objective.ENERGY,),
     )
-    found = [(o.p_fp32, o.gamma_min, o.solver, name) for _, o, name in axis.series(PlanOptions())]
+    series = [(o.plan, name) for o, name in axis.series(QuantizeOptions())]
+    found = [(o.p_fp32, o.gamma_min, o.solver, name) for o, name in series]
     assert len(found) == 8
     assert len({name for *_, name in found}) == 8
     assert found[0] == (0.0, None, "mckp", ".mckp.p0.gamma-none")
@@ -94,7 +89,11 @@ def test_every_combination_of_the_lists_is_a_series_with_files_of_its_own(lorenz
 
 def test_tier_sets_of_the_same_bottom_have_names_of_their_own():
     sets = tuple(TierSet(parse_tiers(text)) for text in ("FP32,INT8,INT4", "FP32,INT4", "FP32,INT2"))
-    assert [name for *_, name in Axis((4.0,), sets).series(PlanOptions())] == [".tiers1", ".tiers2", ".int2"]
+    assert [name for *_, name in Axis((4.0,), sets).series(QuantizeOptions())] == [
+        ".tiers1",
+        ".tiers2",
+        ".int2",
+    ]
 
 
 def test_a_point_says_who_planned_it_and_what_is_left(traced):

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 
 from tests.rollouts import Case, forecaster, values, write_case
+from tqs_onnx.allocate.budget import Budget
 from tqs_onnx.allocate.costing import PlanOptions
+from tqs_onnx.allocate.file_size import FileSize
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.request import budget_bytes
 from tqs_onnx.allocate.tier_set import TierSet
 from tqs_onnx.inputs.data import DataFiles
-from tqs_onnx.jobs import quantize as pipeline
+from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.quantize import Job, quantize
 from tqs_onnx.jobs.run_directory import emitted_name, run_directory
 from tqs_onnx.refine.refine import RefineOptions
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rounding.assign import RoundingOptions
-from tqs_onnx.score.score import SweepOptions
-from tqs_onnx.verify.gates import parse_gate
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.model import sha256_of_file
 from tqs_passes.plan.plan import read_plan
@@ -34,16 +35,13 @@ def case(tmp_path: Path) -> Case:
 def job(case: Case, **changes: object) -> Job:
     data = DataFiles(case.rollout, case.contexts, case.evaluation)
     out = case.model.parent.parent / "run"
-    options = {"compression": 2.0, "sweep": SweepOptions(threads=1)} | changes
-    return Job(case.model, data, out, **options)
+    force = bool(changes.pop("force", False))
+    given = {"budget": Budget(changes.pop("compression", 2.0)), "run": RunOptions("cpu", threads=1)}
+    return Job(case.model, data, out, QuantizeOptions(**(given | changes)), force)
 
 
 #: What took long and is whole.
 KEPT = [".unfinished", "plan.json", "scores.csv", "scores.json", "sweep.sqlite"]
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
 
 
 def left(job: Job) -> list[str]:
@@ -51,22 +49,22 @@ def left(job: Job) -> list[str]:
 
 
 def test_the_manifest_names_inputs_output_and_plan_by_digest(case: Case) -> None:
-    outcome = quantize(job(case), quiet)
+    outcome = quantize(job(case))
     manifest = json.loads(outcome.manifest_file.read_text())
     assert manifest["inputs"]["model"] == {"m.onnx": sha256_of_file(case.model)}
     assert manifest["inputs"]["evaluation"] == {"eval.npz": sha256_of_file(case.evaluation)}
     assert manifest["output"] == {"m.tqs.onnx": sha256_of_file(outcome.emitted)}
     assert manifest["plan_sha256"] == read_plan(outcome.plan_file).digest()
-    assert manifest["settings"]["profile"] == "fast"
+    assert manifest["settings"]["options"]["profile"] == "fast"
 
 
 def test_the_same_job_gives_the_same_bytes(case: Case) -> None:
-    first = quantize(job(case), quiet).emitted.read_bytes()
-    assert quantize(job(case, force=True), quiet).emitted.read_bytes() == first
+    first = quantize(job(case)).emitted.read_bytes()
+    assert quantize(job(case, force=True)).emitted.read_bytes() == first
 
 
 def test_the_tiers_allowed_are_the_tiers_used(case: Case) -> None:
-    plan = quantize(job(case, compression=1.5, tiers=TierSet((Tier.FP32, Tier.BF16))), quiet).plan
+    plan = quantize(job(case, compression=1.5, tiers=TierSet((Tier.FP32, Tier.BF16)))).plan
     assert {a.tier for a in plan.assignments} == {Tier.FP32, Tier.BF16}
 
 
@@ -74,38 +72,38 @@ def test_a_file_that_fails_its_verification_is_removed(case: Case, monkeypatch: 
     def refused(*_: object) -> None:
         raise GateError("no")
 
-    monkeypatch.setattr(pipeline, "verify", refused)
+    monkeypatch.setattr(stages, "verified", refused)
     with pytest.raises(GateError):
-        quantize(job(case), quiet)
+        quantize(job(case))
     assert left(job(case)) == KEPT
 
 
 def test_a_gate_that_cannot_be_evaluated_leaves_no_emitted_file(case: Case) -> None:
     with pytest.raises(InputError, match="no such variable"):
-        quantize(job(case, gates=(parse_gate("drift:variable=w<=1"),)), quiet)
+        quantize(job(case, gates=("drift:variable=w<=1",)))
     assert left(job(case)) == KEPT
 
 
 def test_a_failed_rerun_leaves_no_manifest_of_the_earlier_one(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize(job(case), quiet)
+    quantize(job(case))
 
     def refused(*_: object) -> None:
         raise GateError("no")
 
-    monkeypatch.setattr(pipeline, "verify", refused)
+    monkeypatch.setattr(stages, "verified", refused)
     with pytest.raises(GateError):
-        quantize(job(case, force=True), quiet)
+        quantize(job(case, force=True))
     assert left(job(case)) == KEPT
 
 
 def test_a_job_that_fails_before_its_scores_leaves_an_earlier_run_as_it_was(case: Case) -> None:
-    quantize(job(case), quiet)
+    quantize(job(case))
     before = {p.name: p.read_bytes() for p in job(case).out.iterdir()}
     case.contexts.unlink()
     with pytest.raises(InputError):
-        quantize(job(case, force=True), quiet)
+        quantize(job(case, force=True))
     assert {p.name: p.read_bytes() for p in job(case).out.iterdir()} == before
 
 
@@ -116,32 +114,32 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, stage: str, error: type[BaseExcepti
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, stage, stop)
+        patch.setattr(stages, stage, stop)
         with pytest.raises(error):
-            quantize(stopped, quiet)
+            quantize(stopped)
 
 
-@pytest.mark.parametrize("stage", ["planned", "refine", "emit", "verify", "judge"])
+@pytest.mark.parametrize("stage", ["planned", "refined", "emitted", "verified", "recorded"])
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
 def test_the_same_job_goes_on_where_it_was_stopped(
     case: Case, monkeypatch: pytest.MonkeyPatch, stage: str, stop: type[BaseException]
 ) -> None:
     stop_at(monkeypatch, stage, stop, job(case))
-    again = quantize(job(case), quiet)
+    again = quantize(job(case))
     assert ".unfinished" not in left(job(case))
     with pytest.raises(InputError, match="already holds"):
-        quantize(job(case), quiet)
+        quantize(job(case))
     elsewhere = replace(job(case), out=case.model.parent / "other")
-    assert quantize(elsewhere, quiet).emitted.read_bytes() == again.emitted.read_bytes()
+    assert quantize(elsewhere).emitted.read_bytes() == again.emitted.read_bytes()
 
 
 def test_a_forced_job_that_is_stopped_before_it_writes_leaves_a_finished_run_finished(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    quantize(job(case), quiet)
-    stop_at(monkeypatch, "sweep", KeyboardInterrupt, job(case, force=True))
+    quantize(job(case))
+    stop_at(monkeypatch, "scored", KeyboardInterrupt, job(case, force=True))
     with pytest.raises(InputError, match="already holds"):
-        quantize(job(case), quiet)
+        quantize(job(case))
 
 
 def test_what_an_unfinished_job_left_is_not_everybodys(tmp_path: Path) -> None:
@@ -203,10 +201,11 @@ def test_what_a_failed_job_already_wrote_stays(tmp_path: Path) -> None:
 
 
 def test_the_budget_is_the_file_over_the_compression() -> None:
-    assert budget_bytes(1000, 8.0, None) == 125
-    assert budget_bytes(1000, 3.0, None) == 333
-    assert budget_bytes(1000, None, 77) == 77
-    assert budget_bytes(1000, 1e-320, None) > 10**18
+    size = FileSize(1000, 10, 5)
+    assert Budget(8.0).n_bytes((), size) == 125
+    assert Budget(3.0).n_bytes((), size) == 333
+    assert Budget(max_bytes=77).n_bytes((), size) == 77
+    assert Budget(1e-320).n_bytes((), size) > 10**18
 
 
 def test_the_emitted_name_follows_the_model() -> None:
@@ -216,7 +215,7 @@ def test_the_emitted_name_follows_the_model() -> None:
 def test_one_set_of_contexts_is_not_both_scored_on_and_evaluated_on(case: Case) -> None:
     alone = replace(job(case), data=DataFiles(case.rollout, case.contexts))
     with pytest.raises(InputError, match="holds one set of contexts"):
-        quantize(alone, quiet)
+        quantize(alone)
     assert not alone.out.exists()
 
 
@@ -226,27 +225,27 @@ def test_a_calibration_set_of_its_own_is_named_in_the_manifest(case: Case) -> No
     data = DataFiles(case.rollout, case.contexts, case.evaluation, calibration=own)
     rounding = RefineOptions(repair_rounds=0, rounding=RoundingOptions("gptq"))
     changed = replace(job(case, refine=rounding, compression=3.0), data=data)
-    theirs = quantize(changed, quiet)
+    theirs = quantize(changed)
     assert json.loads(theirs.manifest_file.read_text())["inputs"]["calibration"] == {
         own.name: sha256_of_file(own)
     }
-    ours = quantize(job(case, refine=rounding, compression=3.0, force=True), quiet)
+    ours = quantize(job(case, refine=rounding, compression=3.0, force=True))
     assert ours.plan.codes_sha256 != theirs.plan.codes_sha256
 
 
 def test_calibration_contexts_that_are_evaluated_on_are_refused(case: Case) -> None:
     data = DataFiles(case.rollout, case.contexts, case.evaluation, calibration=case.evaluation)
     with pytest.raises(InputError, match="is also calibration context 0"):
-        quantize(replace(job(case), data=data), quiet)
+        quantize(replace(job(case), data=data))
 
 
-def test_a_job_measures_its_responses_once(case: Case) -> None:
-    said: list[str] = []
+def test_a_job_measures_its_responses_once(case: Case, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tqs_onnx")
     measured = PlanOptions(objective=Objective.MEASURED)
     rounding = RefineOptions(rounding=RoundingOptions("gptq"))
-    first = quantize(job(case, plan=measured, refine=rounding, compression=3.0), said.append)
-    again = quantize(job(case, plan=measured, refine=rounding, compression=3.0, force=True), said.append)
-    lines = [line for line in said if line.startswith("measured the responses of")]
+    first = quantize(job(case, plan=measured, refine=rounding, compression=3.0))
+    again = quantize(job(case, plan=measured, refine=rounding, compression=3.0, force=True))
+    lines = [line for line in caplog.messages if line.startswith("measured the responses of")]
     assert len(lines) == 2
     assert not lines[0].startswith("measured the responses of 0 ")
     assert lines[1].startswith("measured the responses of 0 ")

@@ -11,10 +11,12 @@ from unittest import mock
 import pytest
 
 from tests import kinds
+from tests.rollouts import judging
 from tqs_onnx.allocate.request import prepared_source
 from tqs_onnx.emit import emit
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.verify.verify import Bench, Subject, Verification, verify
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import Verification, verify
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.grids.grid import Grid, grids_for
 from tqs_passes.grids.row_tiers import nearest_tier
@@ -123,7 +125,7 @@ def verified(way: Way) -> tuple[Plan, Verification]:
     path = source().path.with_name("emitted.onnx")
     emit(source().lifted, plan, path)
     subject = Subject(source().path, path, source().lifted, source().survey, plan, {})
-    return plan, verify(subject, Bench(kinds.spec(), kinds.contexts(), {"y": 1.0, "z": 1.0}, threads=1))
+    return plan, verify(subject, judging(subject, kinds.spec(), kinds.contexts(), {"y": 1.0, "z": 1.0}))
 
 
 def test_the_model_has_every_kind_of_weight() -> None:

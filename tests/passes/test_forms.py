@@ -14,13 +14,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from tests.models import draws
+from tests.rollouts import judging
 from tqs_onnx.allocate.file_size import file_bytes
 from tqs_onnx.allocate.request import menus_of, prepared_source, size_of
 from tqs_onnx.emit import emit
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.spec.spec import parse_spec
-from tqs_onnx.verify.verify import Bench, Subject, Verification, verify
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import Verification, verify
 from tqs_passes.encode.nbits import block_of, nibble_values, unpacked
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import GateError, InputError
@@ -116,16 +119,17 @@ def emitted(tier: Tier, profile: Profile, opset: int = 18) -> Subject:
     return Subject(source(opset).path, path, source(opset).lifted, source(opset).survey, plan, {})
 
 
-def bench() -> Bench:
+def bed(subject: Subject) -> Testbed:
     rng = np.random.default_rng(3)
     x = rng.standard_normal((3, 64)).astype(np.float32)
     contexts = Contexts({"x": x, "idx": rng.integers(-7, 7, (3, 2))}, {})
-    return Bench(parse_spec(SPEC), contexts, {"y": 1.0, "z": 1.0, "v": 1.0}, threads=1)
+    return judging(subject, parse_spec(SPEC), contexts, {"y": 1.0, "z": 1.0, "v": 1.0})
 
 
 @functools.cache
 def verified(tier: Tier, profile: Profile, opset: int = 18) -> Verification:
-    return verify(emitted(tier, profile, opset), bench())
+    subject = emitted(tier, profile, opset)
+    return verify(subject, bed(subject))
 
 
 # ---- the table
@@ -251,13 +255,13 @@ def test_a_wrong_code_in_a_weight_stored_for_its_reader_is_caught(name: str, tmp
     tensor.raw_data = bytes(raw)
     onnx.save(proto, tmp_path / "wrong.onnx")
     with pytest.raises(GateError, match=f"weight '{name}' does not decode to what the plan says"):
-        verify(replace(subject, emitted=tmp_path / "wrong.onnx"), bench())
+        verify(replace(subject, emitted=tmp_path / "wrong.onnx"), bed(subject))
 
 
 def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
     subject = replace(emitted(Tier.INT4, "small"), emitted=emitted(Tier.INT4, "exact").emitted)
     with pytest.raises(GateError, match="is not decoded in the file: another plan made it"):
-        verify(subject, bench())
+        verify(subject, bed(subject))
 
 
 def test_a_packed_file_is_left_as_it_is() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.rollouts import Case, forecaster, opened, scored, spec_of, values, write_case
+from tests.rollouts import Case, forecaster, judging, opened, scored, spec_of, values, write_case
 from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.plan_within import plan_within
 from tqs_onnx.allocate.request import request_for
@@ -15,7 +15,8 @@ from tqs_onnx.cli.main import main
 from tqs_onnx.emit import emit
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rounding.codes_file import codes_digest, read_codes, write_codes
-from tqs_onnx.verify.verify import Bench, Subject, verify
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import verify
 from tqs_passes.grids.grid import Grid, as_groups, from_groups, grids_for
 from tqs_passes.grids.nearest import quantize
 from tqs_passes.plan.plan import read_plan
@@ -65,8 +66,8 @@ def test_files_with_groups_hold_their_bytes_and_decode_bit_for_bit(
     expected = request.size.of(sum(a.n_bytes for a in assignments) + sum(shared.values()))
     assert (tmp_path / "o.onnx").stat().st_size == expected
     subject = Subject(source.path, tmp_path / "o.onnx", source.lifted, source.survey, plan, {})
-    bench = Bench(spec_of(), Contexts({"x": values(2, 32, seed=5)}, {}), scores.sigma, threads=1)
-    assert verify(subject, bench).runtime_gap < 1e-6
+    bed = judging(subject, spec_of(), Contexts({"x": values(2, 32, seed=5)}, {}), scores.sigma)
+    assert verify(subject, bed).runtime_gap < 1e-6
 
 
 @pytest.fixture(scope="module")

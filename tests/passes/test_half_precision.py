@@ -225,7 +225,7 @@ REFUSED = [
     (["--compute", "bf16"], "ort-cpu does not compute with bfloat16"),
     (["--compute", "bf16", "--target", "portable"], "portable does not compute with bfloat16"),
     (["--compute", "bf16", "--target", "ort-cuda"], "cannot be rolled out on the CPU"),
-    (["--compute-blocks", "a"], "Add --compute"),
+    (["--compute-blocks", "a"], "--compute: is required by other options"),
     (["--compute", "fp16", "--compute-blocks", "["], "is no regular expression"),
     (["--compute", "fp16", "--compute-blocks", "nowhere"], "matches no weight and no node"),
 ]

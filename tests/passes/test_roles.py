@@ -224,7 +224,7 @@ def test_inspect_shows_the_role_that_is_given(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("text", ["norm.*", "=io.output", "norm.*=output"])
 def test_what_is_no_role_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(ZOO / "timesfm_mini" / "model.onnx"), "--role", text]) == 2
-    assert "is no role" in capsys.readouterr().err
+    assert "is not a role" in capsys.readouterr().err
 
 
 def test_scores_carry_the_role(tmp_path: Path) -> None:

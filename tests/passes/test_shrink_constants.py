@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 
-from tests.rollouts import model, scored, spec_of, values
+from tests.rollouts import bed_of, model, scored, spec_of, values
 from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.plan_within import plan_within
 from tqs_onnx.allocate.request import request_for
@@ -20,7 +20,6 @@ from tqs_onnx.emit import emit
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.session import SessionOptions, open_session
-from tqs_onnx.verify.verify import Bench, roll_file
 from tqs_passes.encode.constant import MOST_VALUES, distinct
 from tqs_passes.files.checker import checker_complaint
 from tqs_passes.files.model import Model, file_facts, load_model, serialize
@@ -248,6 +247,6 @@ def test_a_planned_file_has_the_bytes_planned_and_rolls_out_the_same(tmp_path: P
         sizes[constants] = file_facts(tmp_path / f"{constants}.onnx").n_bytes
         assert sizes[constants] == plan.n_bytes
     assert sizes["keep"] - sizes["small"] > 2 * mask.nbytes - mask.size / 8 - OVERHEAD
-    bench = Bench(spec_of(), Contexts({"x": values(2, 40, seed=3)}, {}), {"y": 1.0}, threads=1)
-    before, after = (roll_file(tmp_path / f, bench).outputs["y"] for f in ("m.onnx", "small.onnx"))
+    bed = bed_of(source, spec_of(), Contexts({"x": values(2, 40, seed=3)}, {}))
+    before, after = (bed.roll_file(tmp_path / f).outputs["y"] for f in ("m.onnx", "small.onnx"))
     assert before.tobytes() == after.tobytes()

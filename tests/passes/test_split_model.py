@@ -13,6 +13,7 @@ from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout import engine as run
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.injection import GroupSession, exposable
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import Session, Value, open_session
 from tqs_onnx.rollout.split_session import SplitSession
 from tqs_onnx.score.plan.strategy import Strategy
@@ -40,8 +41,7 @@ def _session(
         _weights(source, *names),
         spec_of(steps),
         Contexts({"x": values(n, 16)}, {}),
-        batch=batch,
-        threads=1,
+        RunOptions("cpu", batch, 1),
         prefix=True,
     )
 

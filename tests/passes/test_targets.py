@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import kinds
-from tests.rollouts import forecaster, opened, scored, spec_of, values
+from tests.rollouts import forecaster, judging, opened, scored, spec_of, values
 from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.plan_within import plan_within
 from tqs_onnx.allocate.request import prepared_source, request_for
@@ -18,7 +18,8 @@ from tqs_onnx.allocate.servable import require_served
 from tqs_onnx.cli.main import main
 from tqs_onnx.emit import emit, rewritten
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.verify.verify import Bench, Subject, verify
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import verify
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import file_facts
@@ -157,7 +158,7 @@ def test_the_file_has_the_bytes_planned_and_verifies(serving: Serving, tmp_path:
     assert file_facts(tmp_path / "o.onnx").n_bytes == plan.n_bytes
     subject = Subject(opened_.path, tmp_path / "o.onnx", opened_.lifted, opened_.survey, plan, {})
     contexts = kinds.Contexts({"x": values(2, 48, seed=7)}, {})
-    assert verify(subject, Bench(spec_of(), contexts, {"y": 1.0}, threads=1)).n_decoded >= 2
+    assert verify(subject, judging(subject, spec_of(), contexts)).n_decoded >= 2
 
 
 def test_a_plan_round_trips_with_its_target() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -13,23 +11,19 @@ from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.offers import entries_of
 from tqs_onnx.allocate.plan_within import plan_within
 from tqs_onnx.allocate.responses import expected, offered_finite
-from tqs_onnx.refine.joint_drift import where_of
+from tqs_onnx.refine.instruments import instruments_on
 from tqs_onnx.refine.measured_objective import NEGLIGIBLE, Responder, plan_measured
-from tqs_onnx.rollout.distance import drift_of, n_space, ruler_for
-from tqs_onnx.rollout.injection import ExposedWeights
 from tqs_onnx.rounding.assign import Alone, RoundingOptions
+from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.score.measure.store import Results
 
 OPTIONS = PlanOptions(objective=Objective.MEASURED)
 
 
-def quiet(line):
-    """Say nothing."""
-
-
-def responder(lorenz, results, method="gptq", **changes):
-    place = replace(lorenz.place, **changes)
-    return Responder(place, RoundingOptions(method), lorenz.source.sha256, results)
+def responder(lorenz, results, method="gptq", contexts=None, calibration=None):
+    bed = lorenz.bed if contexts is None else lorenz.bed.on(contexts)
+    instruments = instruments_on(bed, calibration)
+    return Responder(instruments, RoundingOptions(method), lorenz.source.sha256, results)
 
 
 def budget(lorenz, compression):
@@ -39,9 +33,9 @@ def budget(lorenz, compression):
 @pytest.fixture(scope="module")
 def run(lorenz):
     with Results(None) as results:
-        first = plan_measured(lorenz.request, budget(lorenz, 8), OPTIONS, responder(lorenz, results), quiet)
-        again = plan_measured(lorenz.request, budget(lorenz, 8), OPTIONS, responder(lorenz, results), quiet)
-        other = plan_measured(lorenz.request, budget(lorenz, 6), OPTIONS, responder(lorenz, results), quiet)
+        first = plan_measured(lorenz.request, budget(lorenz, 8), OPTIONS, responder(lorenz, results))
+        again = plan_measured(lorenz.request, budget(lorenz, 8), OPTIONS, responder(lorenz, results))
+        other = plan_measured(lorenz.request, budget(lorenz, 6), OPTIONS, responder(lorenz, results))
     return first, again, other
 
 
@@ -71,15 +65,11 @@ def test_all_but_a_hundredth_of_the_predicted_cost_is_measured(run):
 
 def test_a_response_is_the_squared_drift_of_the_weight_rounded_alone(lorenz, run):
     a = max(run[0].plan.assignments, key=lambda a: a.cost)
-    where = where_of(lorenz.place)
-    rollout = ExposedWeights(where.model, where.weights, where.spec, where.contexts, threads=1)
-    nominal = rollout.run({})
-    ours = rollout.run({a.weight: Alone(where.calibration(), RoundingOptions("gptq")).decoded(a)})
-    ruler = ruler_for(nominal.outputs, where.spec, where.contexts, where.sigma)
-    spaces = n_space(nominal.outputs, where.spec, where.contexts)
-    drift = drift_of(ruler.squares(ours.outputs, nominal.outputs), spaces)
+    bed = lorenz.bed
+    ours = bed.exposed.run({a.weight: Alone(Calibration(bed), RoundingOptions("gptq")).decoded(a)})
     # the same rollouts, added up in another order
-    assert run[0].request.responses[storage_key([a])] == pytest.approx(ruler.n_values * drift**2, rel=1e-9)
+    expected = bed.ruler.n_values * bed.drift(ours) ** 2
+    assert run[0].request.responses[storage_key([a])] == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_plan_is_charged_what_was_measured(run):
@@ -105,10 +95,8 @@ def test_no_plan_of_the_responses_known_is_cheaper(lorenz, run):
 
 def test_data_aware_roundings_share_their_responses(lorenz):
     with Results(None) as results:
-        plan_measured(lorenz.request, budget(lorenz, 8), OPTIONS, responder(lorenz, results), quiet)
-        found = plan_measured(
-            lorenz.request, budget(lorenz, 8), OPTIONS, responder(lorenz, results, "qep"), quiet
-        )
+        plan_measured(lorenz.request, budget(lorenz, 8), OPTIONS, responder(lorenz, results))
+        found = plan_measured(lorenz.request, budget(lorenz, 8), OPTIONS, responder(lorenz, results, "qep"))
     assert found.measured == 0
 
 

@@ -8,14 +8,14 @@ import pytest
 from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.plan_within import plan_within
 from tqs_onnx.emit import emit
-from tqs_onnx.refine.joint_drift import Joint
+from tqs_onnx.refine.instruments import instruments_on
+from tqs_onnx.refine.joint_drift import JointDrift
 from tqs_onnx.refine.refine import RefineOptions, refine
 from tqs_onnx.refine.repair import repair
 from tqs_onnx.rollout.contexts.context_set import held_out
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import codes_beside, codes_digest, write_codes
 from tqs_onnx.verify.evaluate import measure_drift
-from tqs_onnx.verify.verify import roll_file
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 
@@ -27,34 +27,32 @@ def plan(lorenz):
 
 def test_nothing_rounded_drifts_nothing(lorenz, plan):
     kept = tuple(m.candidates[0].assignment for m in lorenz.request.menus)
-    assert Joint(lorenz.place).drift(kept) == 0.0
+    assert JointDrift(lorenz.bed).drift(kept) == 0.0
 
 
 def test_the_joint_drift_is_that_of_the_file(lorenz, plan, tmp_path):
     file = tmp_path / "model.onnx"
     emit(lorenz.source.lifted, plan, file)
-    place = lorenz.place
-    bench = lorenz.bench.__class__(place.spec, place.contexts, place.sigma, "cpu", None, 1)
-    nominal, ours = roll_file(lorenz.source.path, bench), roll_file(file, bench)
+    bed = lorenz.bed
+    nominal, ours = bed.roll_file(lorenz.source.path), bed.roll_file(file)
     measured = measure_drift(
-        nominal.outputs, ours.outputs, bench.spec, bench.contexts, bench.sigma, nominal.time_after
+        nominal.outputs, ours.outputs, bed.spec, bed.contexts, bed.sigma, nominal.time_after
     ).total
     # The profile is exact: what is left is float32 rounding of two differently fused graphs.
-    assert Joint(place).drift(plan.assignments) == pytest.approx(measured, rel=1e-3)
+    assert JointDrift(bed).drift(plan.assignments) == pytest.approx(measured, rel=1e-3)
 
 
 def test_a_repair_never_raises_the_drift_on_the_acceptance_contexts(lorenz, plan):
-    mended = repair(plan, lorenz.request, lorenz.place, PlanOptions(), 2, lambda line: None)
+    mended = repair(plan, lorenz.request, JointDrift(lorenz.bed), lorenz.scoring, PlanOptions(), 2)
     assert mended.after <= mended.before
     _, acceptance = held_out(lorenz.scoring, 0.5)
-    place = lorenz.place.__class__(
-        lorenz.place.model, lorenz.place.survey, lorenz.place.spec, acceptance, lorenz.place.sigma, threads=1
+    assert JointDrift(lorenz.bed.on(acceptance)).drift(mended.plan.assignments) == pytest.approx(
+        mended.after, rel=1e-9
     )
-    assert Joint(place).drift(mended.plan.assignments) == pytest.approx(mended.after, rel=1e-9)
 
 
 def test_a_repaired_plan_keeps_the_budget_and_its_bytes_are_exact(lorenz, plan, tmp_path):
-    mended = repair(plan, lorenz.request, lorenz.place, PlanOptions(), 2, lambda line: None).plan
+    mended = repair(plan, lorenz.request, JointDrift(lorenz.bed), lorenz.scoring, PlanOptions(), 2).plan
     file = tmp_path / "model.onnx"
     emit(lorenz.source.lifted, mended, file)
     assert file.stat().st_size == mended.n_bytes <= plan.solver.budget_bytes
@@ -66,11 +64,11 @@ def test_repair_leaves_what_the_options_fix(lorenz):
     middle = sorted(s.gamma_task for s in scores.values() if s.gamma_task is not None)[3]
     capped = PlanOptions(max_fp32=0)
     plan = plan_within(lorenz.request, budget, capped)
-    mended = repair(plan, lorenz.request, lorenz.place, capped, 2, lambda line: None).plan
+    mended = repair(plan, lorenz.request, JointDrift(lorenz.bed), lorenz.scoring, capped, 2).plan
     assert not any(a.form is Form.KEEP for a in mended.assignments)
     floored = PlanOptions(gamma_min=middle)
     plan = plan_within(lorenz.request, budget, floored)
-    mended = repair(plan, lorenz.request, lorenz.place, floored, 2, lambda line: None).plan
+    mended = repair(plan, lorenz.request, JointDrift(lorenz.bed), lorenz.scoring, floored, 2).plan
     for before, after in zip(plan.assignments, mended.assignments, strict=True):
         gamma = scores[before.weight].gamma_task
         if gamma is not None and gamma <= middle:
@@ -78,11 +76,11 @@ def test_repair_leaves_what_the_options_fix(lorenz):
 
 
 def test_no_round_returns_the_plan_itself(lorenz, plan):
-    assert repair(plan, lorenz.request, lorenz.place, PlanOptions(), 0, lambda line: None).plan == plan
+    assert repair(plan, lorenz.request, JointDrift(lorenz.bed), lorenz.scoring, PlanOptions(), 0).plan == plan
 
 
 def test_drift_is_finite_for_every_tier_alone(lorenz):
-    joint = Joint(lorenz.place)
+    joint = JointDrift(lorenz.bed)
     menu = lorenz.request.menus[4]
     drifts = [joint.drift((c.assignment,)) for c in menu.candidates]
     assert np.isfinite(drifts).all()
@@ -91,8 +89,10 @@ def test_drift_is_finite_for_every_tier_alone(lorenz):
 
 def test_data_aware_rounding_lowers_the_joint_drift_and_names_its_codes(lorenz, plan):
     options = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method="gptq"))
-    plain = refine(plan, lorenz.request, lorenz.place, PlanOptions(), RefineOptions(repair_rounds=0), print)
-    aware = refine(plan, lorenz.request, lorenz.place, PlanOptions(), options, lambda line: None)
+    plain = refine(
+        plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), RefineOptions(repair_rounds=0)
+    )
+    aware = refine(plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), options)
     assert plain.plan.codes_sha256 is None
     assert plain.codes == {}
     assert aware.plan.codes_sha256 == codes_digest(aware.codes)
@@ -102,7 +102,7 @@ def test_data_aware_rounding_lowers_the_joint_drift_and_names_its_codes(lorenz, 
 
 def test_codes_of_another_plan_are_refused(lorenz, plan, tmp_path):
     options = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method="gptq"))
-    aware = refine(plan, lorenz.request, lorenz.place, PlanOptions(), options, lambda line: None)
+    aware = refine(plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), options)
     write_codes(tmp_path / "codes.npz", aware.codes)
     assert codes_beside(tmp_path / "plan.json", aware.plan).keys() == aware.codes.keys()
     fewer = dict(list(aware.codes.items())[1:])

@@ -72,12 +72,12 @@ def test_replace_feeds_the_output_back():
 
 
 def test_a_plain_replace_builds_no_update_graph():
-    assert engine(DECAY, spec_of(REPLACE), x=values(1, 3))._update.model is None
+    assert engine(DECAY, spec_of(REPLACE), x=values(1, 3)).feedback._update.model is None
 
 
 def test_an_update_graph_reads_only_what_it_needs():
     tables = REPLACE.replace('"replace"', '"replace"\nscale = 2')
-    update = engine(DECAY, spec_of(tables), x=values(1, 3))._update
+    update = engine(DECAY, spec_of(tables), x=values(1, 3)).feedback._update
     assert sorted(update.feeds.values()) == [("output", "y")]
     onnx.checker.check_model(onnx.load_from_string(update.model or b""))
 

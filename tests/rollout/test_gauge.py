@@ -183,7 +183,7 @@ def test_an_engine_of_another_session_gives_the_same(monkeypatch: pytest.MonkeyP
     contexts = Contexts({"x": values(5, 2, 3)}, {})
     engine, held, squares, _, _ = rolled(PLAIN, spec, contexts)
     opened: list[object] = []
-    monkeypatch.setattr(run, "open_session", lambda *a, **k: opened.append(a))
+    monkeypatch.setattr("tqs_onnx.rollout.feedback.open_session", lambda *a, **k: opened.append(a))
     other = engine.of(session_of(model(PLAIN)))
     again = other.squares(held, {"c": other.session.value(weight(2))})
     np.testing.assert_array_equal(again.outputs["y"], squares.outputs["y"])

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.rollouts import bed_of
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs.baseline import unscored_uniform_plan
 from tqs_onnx.rollout.contexts.context_set import Contexts
@@ -23,7 +24,7 @@ from tqs_onnx.rounding.assign import (
 )
 from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.rounding.codes_file import codes_digest, read_codes, write_codes
-from tqs_onnx.rounding.tune import DAMPS, STRENGTHS, Tuner, Where, qep_settings
+from tqs_onnx.rounding.tune import DAMPS, STRENGTHS, Tuner, qep_settings
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 from tqs_passes.grids.row_tiers import nearest_tier
@@ -95,7 +96,7 @@ def opened(tmp_path: Path) -> tuple[Source, RolloutSpec]:
 
 
 def calibration(source: Source, spec: RolloutSpec, *, batch: int | None = None) -> Calibration:
-    return Calibration(source.lifted, source.survey.weights, spec, contexts(), batch=batch, threads=1)
+    return Calibration(bed_of(source, spec, contexts(), {"y": 1.0}, batch=batch))
 
 
 def plan_of(source: Source, bits: int) -> Plan:
@@ -337,13 +338,15 @@ def test_levels_that_the_grid_lacks_are_refused(opened: tuple[Source, RolloutSpe
         read_codes(tmp_path / "codes.npz")
 
 
-def test_the_setting_with_the_least_held_out_drift_is_taken(opened: tuple[Source, RolloutSpec]) -> None:
+def test_the_setting_with_the_least_held_out_drift_is_taken(
+    opened: tuple[Source, RolloutSpec], caplog: pytest.LogCaptureFixture
+) -> None:
     source, spec = opened
-    tuner = Tuner(Where(source.lifted, source.survey.weights, spec, contexts(), {"y": 1.0}, threads=1))
-    lines: list[str] = []
+    tuner = Tuner(bed_of(source, spec, contexts(), {"y": 1.0}))
+    caplog.set_level("INFO", "tqs_onnx")
     settings = (RoundingOptions("gptq"), *qep_settings(RoundingOptions("qep")))
-    best, trials = tuner.best(plan_of(source, 3), settings, lines.append)
+    best, trials = tuner.best(plan_of(source, 3), settings)
     assert tuple(t.setting for t in trials) == settings
     assert [(s.qep_damp, s.qep_strength) for s in settings[1:]] == [(d, s) for d in DAMPS for s in STRENGTHS]
     assert best == min(trials, key=lambda t: t.drift).setting
-    assert len(lines) == len(trials)
+    assert len(caplog.messages) == len(trials)

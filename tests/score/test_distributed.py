@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.rollouts import forecaster, opened, scored, spec_of, values, write_case
+from tests.rollouts import bed_of, forecaster, opened, scored, spec_of, values, write_case
 from tests.score.test_group_test import modulated
 from tqs_onnx.cli.main import main
 from tqs_onnx.inputs.source import Source, open_source
@@ -26,11 +26,11 @@ from tqs_onnx.score.measure.floors import SessionFloors
 from tqs_onnx.score.measure.station import Frame, exposable_of
 from tqs_onnx.score.measure.store import StoppedError
 from tqs_onnx.score.measure.task import Found, Task, parts_of, tasks_of
-from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.options import ScoreOptions
 from tqs_onnx.score.plan.probe import Probe, ProbeKind
 from tqs_onnx.score.plan.strategy import Strategy
 from tqs_onnx.score.plan.sweep_plan import SweepPlan, plan_sweep
-from tqs_onnx.score.score import Progress, sweep
+from tqs_onnx.score.score import Progress, score
 from tqs_onnx.score.scores import Scores
 from tqs_onnx.score.workers.ray_actor import Actor, Refused
 from tqs_onnx.score.workers.ray_shipment import Bytes, Packed, Shipment, pack, unpack
@@ -40,10 +40,11 @@ TWO = Strategy("expose", 2)
 
 
 def planned(source: Source, **changes: object) -> SweepPlan:
-    options = SweepOptions(**({"threads": 1, "strategy": TWO} | changes))  # type: ignore[arg-type]
+    run = {name: changes.pop(name) for name in ("batch", "threads") if name in changes}
+    options = ScoreOptions(**({"strategy": TWO} | changes))  # type: ignore[arg-type]
     width = source.survey.weights[0].shape[0]
     contexts = Contexts({"x": values(3, width)}, {})
-    return plan_sweep(source.lifted, source.survey, spec_of(), contexts, source.sha256, options)
+    return plan_sweep(bed_of(source, spec_of(), contexts, **run), source.sha256, options)
 
 
 def shuffled(plan: SweepPlan, have: Collection[str], floors: Mapping[int, Floors]) -> tuple[Task, ...]:
@@ -66,12 +67,9 @@ def test_shuffled_stopped_and_resumed_a_sweep_scores_as_in_one_go(
             raise KeyboardInterrupt
 
     def run(progress: Progress | None, **more: object) -> Scores:
-        options = SweepOptions(**({"threads": 1, "strategy": strategy} | more))  # type: ignore[arg-type]
-        contexts = Contexts({"x": values(3, 16)}, {})
-        return sweep(
-            *(source.lifted, source.survey, spec_of(), contexts, source.sha256, options, progress),
-            store=tmp_path / "s.sqlite",
-        )
+        options = ScoreOptions(**({"strategy": strategy} | more))  # type: ignore[arg-type]
+        bed = bed_of(source, spec_of(), Contexts({"x": values(3, 16)}, {}))
+        return score(bed, source.sha256, options, progress, store=tmp_path / "s.sqlite")
 
     monkeypatch.setattr("tqs_onnx.score.score.tasks_of", shuffled)
     with pytest.raises(StoppedError):

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.rollouts import forecaster, opened, scored, spec_of, values
+from tests.rollouts import bed_of, forecaster, opened, scored, spec_of, values
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.injection import Rebuilt
 from tqs_onnx.score.measure.facts import Floors
 from tqs_onnx.score.measure.station import Station
 from tqs_onnx.score.measure.store import StoppedError
-from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.options import ScoreOptions
 from tqs_onnx.score.plan.strategy import Strategy
 from tqs_onnx.score.plan.sweep_plan import SweepPlan
-from tqs_onnx.score.score import Progress, sweep
+from tqs_onnx.score.score import Progress, score
 from tqs_onnx.score.scores import Scores, Status
 
 TWO = Strategy("expose", 2)
@@ -72,11 +72,9 @@ def test_floors_that_are_kept_are_not_measured_again(tmp_path: Path, monkeypatch
 
     def run(progress: Progress | None = None) -> Scores:
         contexts = Contexts({"x": values(2, 16)}, {})
-        options = SweepOptions(threads=1, strategy=TWO)
-        return sweep(
-            *(source.lifted, source.survey, spec_of(), contexts, source.sha256, options, progress),
-            store=tmp_path / "s.sqlite",
-        )
+        bed = bed_of(source, spec_of(), contexts)
+        options = ScoreOptions(strategy=TWO)
+        return score(bed, source.sha256, options, progress, store=tmp_path / "s.sqlite")
 
     source = opened(tmp_path, forecaster())
     monkeypatch.setattr("tqs_onnx.score.measure.desk.floors_of", floors_of)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from tests.rollouts import REPLACE, forecaster, linear, model, opened, scored, spec_of, values
+from tests.rollouts import REPLACE, bed_of, forecaster, linear, model, opened, scored, spec_of, values
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.spec.spec import parse_spec
@@ -20,7 +20,7 @@ from tqs_onnx.score.plan.group_test import families, settle
 from tqs_onnx.score.plan.options import EarlyStop
 from tqs_onnx.score.plan.perturbation import Perturbation
 from tqs_onnx.score.plan.probe import Probe, ProbeKind, perturbed
-from tqs_onnx.score.score import SweepOptions, sweep
+from tqs_onnx.score.score import ScoreOptions, score
 from tqs_onnx.score.scores import Scores, Status, spearman
 from tqs_passes.errors import InputError
 
@@ -170,7 +170,7 @@ def test_what_is_averaged_as_a_whole_cannot_be_stopped_early(tmp_path: Path) -> 
 
 def test_a_resumed_group_test_scores_like_an_uninterrupted_one(tmp_path: Path) -> None:
     source = opened(tmp_path, modulated(alive=(1, 4)))
-    options = SweepOptions(threads=1, response_bits=(), group_test=True)
+    options = ScoreOptions(response_bits=(), group_test=True)
     contexts = Contexts({"x": values(2, 6)}, {})
 
     def run(store: Path, stop_at: int | None) -> str:
@@ -178,9 +178,8 @@ def test_a_resumed_group_test_scores_like_an_uninterrupted_one(tmp_path: Path) -
             if done == stop_at:
                 raise KeyboardInterrupt
 
-        return sweep(
-            source.lifted, source.survey, spec_of(), contexts, "", options, progress, store=store
-        ).to_json()
+        bed = bed_of(source, spec_of(), contexts)
+        return score(bed, "", options, progress, store=store).to_json()
 
     whole = run(tmp_path / "whole.sqlite", None)
     for stop_at in (1, 2, 3, 5):

@@ -15,17 +15,17 @@ from typing import Any
 import onnx
 import pytest
 
-from tests.rollouts import forecaster, opened, scored, spec_of, values, write_case
+from tests.rollouts import bed_of, forecaster, opened, scored, spec_of, values, write_case
 from tests.score.test_group_test import modulated
 from tqs_onnx.cli.main import main
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.score.measure.station import Frame
 from tqs_onnx.score.measure.task import Task, parts_of
-from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.options import ScoreOptions
 from tqs_onnx.score.plan.strategy import Strategy
 from tqs_onnx.score.plan.sweep_plan import SweepPlan
-from tqs_onnx.score.score import sweep
+from tqs_onnx.score.score import score
 from tqs_onnx.score.scores import Scores
 from tqs_onnx.score.workers.ray_crew import OnCluster
 from tqs_passes.errors import InputError
@@ -113,15 +113,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 def swept(
     source: Source,
     store: Path | None = None,
-    say: Callable[[str], None] | None = None,
     **changes: object,
 ) -> Scores:
     """Return the scores of a sweep in two sessions, unless changed."""
-    options = SweepOptions(**({"threads": 1, "strategy": Strategy("expose", 2)} | changes))  # type: ignore[arg-type]
-    contexts = Contexts({"x": values(3, 16)}, {})
-    return sweep(
-        *(source.lifted, source.survey, spec_of(), contexts, source.sha256, options), store=store, say=say
-    )
+    run = {name: changes.pop(name) for name in ("batch", "threads") if name in changes}
+    options = ScoreOptions(**({"strategy": Strategy("expose", 2)} | changes))  # type: ignore[arg-type]
+    bed = bed_of(source, spec_of(), Contexts({"x": values(3, 16)}, {}), **run)
+    return score(bed, source.sha256, options, store=store)
 
 
 @pytest.fixture(scope="module")
@@ -195,20 +193,17 @@ def test_group_tests_settle_the_same_there(two: Two, tmp_path: Path) -> None:
 
 
 def test_a_node_killed_without_grace_costs_what_it_was_measuring(
-    two: Two, source: Source, local: str, watched: Any
+    two: Two, source: Source, local: str, watched: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
-
     def kill(crew: OnCluster, seat: Any, task: Task) -> None:
         if two.second is not None and seat.node == two.second.node_id:
             two.kill()
 
     watched(kill)
-    scores = swept(source, engine="ray", address=two.address, say=said.append)
+    scores = swept(source, engine="ray", address=two.address)
     assert scores.to_json() == local
     assert two.second is None
-    (line,) = said
-    assert "died: what it was measuring starts again" in line
+    assert any("died: its task starts again" in line for line in caplog.messages)
 
 
 def test_with_no_node_left_the_sweep_ends_in_one_line_and_can_be_resumed(
@@ -241,16 +236,15 @@ def test_a_task_that_kills_its_actors_is_given_up(two: Two, source: Source, watc
 
 
 def test_nodes_that_would_measure_otherwise_are_not_used(
-    two: Two, source: Source, monkeypatch: pytest.MonkeyPatch
+    two: Two, source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
     monkeypatch.setattr(
         "tqs_onnx.score.workers.ray_crew.identity", lambda provider: {"instruction set": "riscv64"}
     )
     with pytest.raises(InputError, match="no node of the Ray cluster that can be used"):
-        swept(source, engine="ray", address=two.address, say=said.append)
+        swept(source, engine="ray", address=two.address)
+    said = [line for line in caplog.messages if "is not used: its instruction set is " in line]
     assert len(said) == 2
-    assert all("is not used: its instruction set is " in line for line in said)
 
 
 def test_a_model_that_does_not_run_is_the_users_error_there_too(two: Two, tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.rollouts import forecaster, linear, model, motley, opened, scored, spec_of, values
+from tests.rollouts import bed_of, forecaster, linear, model, motley, opened, scored, spec_of, values
 from tqs_onnx.inputs.source import open_source, require_scorable
+from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.score.plan.probe import Probe, ProbeKind, perturbed
+from tqs_onnx.score.score import score
 from tqs_onnx.score.scores import Scores, Status, WeightScore, read_scores
 from tqs_passes.errors import InputError
 from tqs_passes.weights import Survey
@@ -137,20 +139,9 @@ def test_the_same_seed_gives_the_same_scores_and_another_gives_others(tmp_path: 
 
 
 def test_progress_counts_every_weight(tmp_path: Path) -> None:
-    from tqs_onnx.rollout.contexts.context_set import Contexts
-    from tqs_onnx.score.score import SweepOptions, sweep
-
     source, seen = opened(tmp_path, motley()), []
     contexts = Contexts({"x": values(1, 6)}, {})
-    sweep(
-        source.lifted,
-        source.survey,
-        spec_of(),
-        contexts,
-        "",
-        SweepOptions(threads=1),
-        lambda *t: seen.append(t),
-    )
+    score(bed_of(source, spec_of(), contexts), "", progress=lambda *t: seen.append(t))
     assert [(done, total) for done, total, _ in seen] == [(i, 5) for i in range(1, 6)]
     assert {label for *_, label in seen} == {"W", "D", "G", "U", "O"}
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.rollouts import forecaster, opened, spec_of, values
+from tests.rollouts import bed_of, forecaster, opened, spec_of, values
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.score.measure.meter import Measurement
 from tqs_onnx.score.measure.mounts import network_filesystem
 from tqs_onnx.score.measure.store import Results
 from tqs_onnx.score.plan.fingerprint import contexts_hash
-from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.options import ScoreOptions
 from tqs_onnx.score.plan.strategy import Strategy
-from tqs_onnx.score.score import sweep
+from tqs_onnx.score.score import score
 from tqs_passes.errors import InputError
 
 M = Measurement(values(2, 3).astype(np.float64) / 3, np.array([1 / 3]), 1e-300, 4)
@@ -183,9 +183,9 @@ except InputError as error:
 def _swept(folder: Path, out: Path, **changes: object) -> tuple[str, int]:
     """Return the scores and the number of measurements in the store after a sweep."""
     source = opened(folder, forecaster())
-    options = SweepOptions(**{"threads": 1, **changes})
-    contexts = Contexts({"x": values(2, 16)}, {})
-    scores = sweep(source.lifted, source.survey, spec_of(), contexts, source.sha256, options, store=out)
+    run = {name: changes.pop(name) for name in ("batch", "threads") if name in changes}
+    bed = bed_of(source, spec_of(), Contexts({"x": values(2, 16)}, {}), **run)
+    scores = score(bed, source.sha256, ScoreOptions(**changes), store=out)
     with sqlite3.connect(out) as database:
         (count,) = database.execute("SELECT count(*) FROM measurement").fetchone()
     database.close()

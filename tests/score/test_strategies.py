@@ -11,6 +11,7 @@ import pytest
 from tests.rollouts import forecaster, linear, opened, scored, spec_of, values
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.injection import Rebuilt, exposable
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.score.plan.perturbation import Perturbation
 from tqs_onnx.score.plan.probe import Probe, perturbed
 from tqs_onnx.score.plan.strategy import Shape, Strategy, choose, grouped
@@ -42,7 +43,9 @@ def test_a_rebuilt_session_sees_the_weight_that_was_replaced(tmp_path: Path) -> 
     matrix = np.diag(np.array([0.5, 2.0], np.float32)) + np.float32(0.25)
     source = opened(tmp_path, linear(matrix))
     x = np.ones((1, 2), np.float32)
-    made = Rebuilt(exposable(source.lifted, source.survey.weights), spec_of(1), Contexts({"x": x}, {}))
+    made = Rebuilt(
+        exposable(source.lifted, source.survey.weights), spec_of(1), Contexts({"x": x}, {}), RunOptions()
+    )
     nominal, held = made.hold()
     moved = made.prepare({"A": 2 * matrix}).squares(held).outputs["y"]
     assert moved.tolist() == [[[float(np.square(x @ matrix).sum())]]]  # sums of powers of two: exact

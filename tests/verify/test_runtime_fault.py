@@ -10,13 +10,16 @@ import pytest
 from onnx import numpy_helper, parser
 
 from tests.models import draws
+from tests.rollouts import judging
 from tqs_onnx.allocate.request import menus_of, prepared_source
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.rollout.spec.spec import parse_spec
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verify.decode import check_decoding
-from tqs_onnx.verify.verify import Bench, Subject, verify
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import verify
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import GateError
 from tqs_passes.files.model import load_model
@@ -79,8 +82,9 @@ def native_int2(folder: Path, n: int) -> Subject:
     return Subject(opened.path, folder / "emitted.onnx", opened.lifted, opened.survey, plan, {})
 
 
-def bench() -> Bench:
-    return Bench(parse_spec(SPEC), Contexts({"x": draws(5, 3, 64)}, {}), {"y": 1.0, "h": 1.0}, threads=1)
+def bed(subject: Subject) -> Testbed:
+    contexts = Contexts({"x": draws(5, 3, 64)}, {})
+    return judging(subject, parse_spec(SPEC), contexts, {"y": 1.0, "h": 1.0})
 
 
 def error_of_the_product(subject: Subject) -> float:
@@ -99,14 +103,14 @@ def test_a_file_is_refused_just_when_the_runtime_computes_something_else_with_it
 ) -> None:
     # onnxruntime 1.31: garbage at 33 columns, 8-bit activations (5e-3) at 36. Where a runtime is mended, both pass.
     subject = native_int2(tmp_path, n)
-    assert check_decoding(subject, load_model(subject.emitted), bench()) == 1  # decoding shows nothing
+    assert check_decoding(subject, load_model(subject.emitted), bed(subject)) == 1  # decoding shows nothing
     if error_of_the_product(subject) > 0.5:
         with pytest.raises(
             GateError, match="the runtime does not compute with this file what its weights say"
         ):
-            verify(subject, bench())
+            verify(subject, bed(subject))
     else:
-        assert verify(subject, bench()).runtime_gap < 0.1
+        assert verify(subject, bed(subject)).runtime_gap < 0.1
 
 
 def test_native_int2_is_never_offered(tmp_path: Path) -> None:

@@ -8,14 +8,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from tests.rollouts import forecaster, linear, motley, opened, scored, spec_of, values
+from tests.rollouts import forecaster, judging, linear, motley, opened, scored, spec_of, values
 from tqs_onnx.allocate.costing import PlanOptions
 from tqs_onnx.allocate.plan_within import plan_within
 from tqs_onnx.allocate.request import request_for
 from tqs_onnx.emit import emit
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.verify.verify import Bench, Subject, Verification, check_decoding, roll_file, verify
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.verify.decode import check_decoding
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import Verification, verify
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.model import load_model
 from tqs_passes.files.save import save_model
@@ -37,8 +40,8 @@ class Job:
     def subject(self) -> Subject:
         return Subject(self.source.path, self.emitted, self.source.lifted, self.source.survey, self.plan, {})
 
-    def bench(self, contexts: Contexts = EVALUATION) -> Bench:
-        return Bench(spec_of(), contexts, self.sigma, threads=1)
+    def bed(self, contexts: Contexts = EVALUATION) -> Testbed:
+        return judging(self.subject, spec_of(), contexts, self.sigma)
 
     def edited(self, folder: Path, edit) -> Subject:
         """The subject with an emitted file that `edit` changed."""
@@ -63,7 +66,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.fixture(scope="module")
 def found(job: Job) -> Verification:
-    return verify(job.subject, job.bench())
+    return verify(job.subject, job.bed())
 
 
 def stored(proto: onnx.ModelProto, ending: str) -> onnx.TensorProto:
@@ -91,14 +94,14 @@ def test_a_sound_file_decodes_as_planned(job: Job, found: Verification) -> None:
 
 
 def test_the_drift_is_between_the_two_files(job: Job, found: Verification) -> None:
-    a, b = (roll_file(p, job.bench()).outputs["y"].astype(float) for p in (job.source.path, job.emitted))
+    a, b = (job.bed().roll_file(p).outputs["y"].astype(float) for p in (job.source.path, job.emitted))
     # The squares are summed in another order.
     assert found.drift.total == pytest.approx(np.sqrt(np.mean(((a - b) / job.sigma["y"]) ** 2)), rel=1e-9)
     assert found.drift.total > 0
 
 
 def test_the_truth_is_compared_with_both_files(job: Job, found: Verification) -> None:
-    a, b = (roll_file(p, job.bench()).outputs["y"].astype(float) for p in (job.source.path, job.emitted))
+    a, b = (job.bed().roll_file(p).outputs["y"].astype(float) for p in (job.source.path, job.emitted))
     truth = EVALUATION.truth["y"].astype(float)
     maes = [np.abs(a - truth).mean(), np.abs(b - truth).mean()]
     assert [found.truth["y"].mae_fp32, found.truth["y"].mae] == pytest.approx(maes, rel=1e-9)
@@ -109,7 +112,7 @@ def test_one_changed_byte_of_codes_is_caught(job: Job, tmp_path: Path) -> None:
     name = rewritten(job)
     subject = job.edited(tmp_path, lambda p: flip(stored(p, f"{name}_quantized")))
     with pytest.raises(GateError, match=f"weight '{name}' does not decode to what the plan says") as caught:
-        verify(subject, job.bench())
+        verify(subject, job.bed())
     assert caught.value.exit_code == 3
 
 
@@ -121,26 +124,26 @@ def test_a_wrong_scale_is_caught(job: Job, tmp_path: Path) -> None:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 2, tensor.name))
 
     with pytest.raises(GateError, match="does not decode"):
-        verify(job.edited(tmp_path, double), job.bench())
+        verify(job.edited(tmp_path, double), job.bed())
 
 
 def test_a_changed_value_of_a_kept_weight_is_caught(job: Job, tmp_path: Path) -> None:
     name = kept(job)
     with pytest.raises(GateError, match=f"weight '{name}' is not what the source holds"):
-        verify(job.edited(tmp_path, lambda p: flip(stored(p, name))), job.bench())
+        verify(job.edited(tmp_path, lambda p: flip(stored(p, name))), job.bed())
 
 
 def test_a_file_made_by_another_plan_is_caught(job: Job) -> None:
     untouched = replace(job.subject, emitted=job.source.path)
     with pytest.raises(GateError, match="is not decoded in the file: another plan made it"):
-        verify(untouched, job.bench())
+        verify(untouched, job.bed())
 
 
 def test_a_plan_for_another_model_is_refused(job: Job, tmp_path: Path) -> None:
     other = opened(tmp_path, linear(values(N, N, scale=0.2)))
     subject = replace(job.subject, source=other.path, lifted=other.lifted, survey=other.survey)
     with pytest.raises(InputError, match="the plan is for another model"):
-        verify(subject, job.bench())
+        verify(subject, job.bed())
 
 
 def test_a_file_that_computes_something_else_with_its_weights_is_caught(job: Job, tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_a_file_that_computes_something_else_with_its_weights_is_caught(job: Job
         next(n for n in proto.graph.node if n.op_type == "Tanh").op_type = "Sin"
 
     with pytest.raises(GateError, match="the runtime does not compute with this file what its weights say"):
-        verify(job.edited(tmp_path, other_nonlinearity), job.bench())
+        verify(job.edited(tmp_path, other_nonlinearity), job.bed())
 
 
 def test_a_file_that_the_checker_refuses_is_caught(job: Job, tmp_path: Path) -> None:
@@ -156,14 +159,14 @@ def test_a_file_that_the_checker_refuses_is_caught(job: Job, tmp_path: Path) -> 
         proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
 
     with pytest.raises(GateError, match="the ONNX checker refuses the emitted file"):
-        verify(job.edited(tmp_path, other_type), job.bench())
+        verify(job.edited(tmp_path, other_type), job.bed())
 
 
 def test_an_emitted_file_that_is_truncated_is_bad_input(job: Job, tmp_path: Path) -> None:
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(job.emitted.read_bytes()[:1500])
     with pytest.raises(InputError, match="truncated"):
-        verify(replace(job.subject, emitted=cut), job.bench())
+        verify(replace(job.subject, emitted=cut), job.bed())
 
 
 def test_the_runtime_adds_next_to_nothing_to_plain_weights(found: Verification) -> None:
@@ -180,14 +183,14 @@ SIX = Contexts({"x": values(3, 6, seed=20)}, {})
 
 
 def test_every_output_outside_the_trajectory_is_compared(strange: Job) -> None:
-    found = verify(strange.subject, strange.bench(SIX))
-    a, b = (roll_file(p, strange.bench(SIX)).other["z"] for p in (strange.source.path, strange.emitted))
+    found = verify(strange.subject, strange.bed(SIX))
+    a, b = (strange.bed(SIX).roll_file(p).other["z"] for p in (strange.source.path, strange.emitted))
     assert list(found.outputs) == ["z"]
     assert found.outputs["z"] == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-5)
 
 
 def test_dead_weights_together_are_confirmed_to_move_nothing(strange: Job) -> None:
-    assert verify(strange.subject, strange.bench(SIX)).dead_drift == 0.0
+    assert verify(strange.subject, strange.bed(SIX)).dead_drift == 0.0
 
 
 def test_weights_that_are_not_dead_after_all_are_caught(tmp_path: Path) -> None:
@@ -197,7 +200,7 @@ def test_weights_that_are_not_dead_after_all_are_caught(tmp_path: Path) -> None:
     called_dead = tuple(a.model_copy(update={"dead": True}) for a in wide.plan.assignments)
     subject = replace(wide.subject, plan=wide.plan.model_copy(update={"assignments": called_dead}))
     with pytest.raises(GateError, match=r"weights scored as dead move the evaluation contexts \(.*\): A"):
-        verify(subject, wide.bench(contexts))
+        verify(subject, wide.bed(contexts))
 
 
 def test_without_dead_weights_there_is_no_dead_drift(found: Verification) -> None:
@@ -206,11 +209,11 @@ def test_without_dead_weights_there_is_no_dead_drift(found: Verification) -> Non
 
 def test_evaluation_contexts_of_a_variable_that_was_not_scored_are_refused(job: Job) -> None:
     with pytest.raises(InputError, match="variable 'y' was not scored"):
-        verify(job.subject, replace(job.bench(), sigma={"other": 1.0}))
+        verify(job.subject, job.bed().scaled({"other": 1.0}))
 
 
 def test_decoding_alone_can_be_asked_for(job: Job, found: Verification) -> None:
-    assert check_decoding(job.subject, load_model(job.emitted), job.bench()) == found.n_decoded
+    assert check_decoding(job.subject, load_model(job.emitted), job.bed()) == found.n_decoded
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +231,7 @@ WIDE = Contexts({"x": values(3, 48, seed=20)}, {})
 
 def test_a_file_with_external_data_is_verified_in_full(outside: Job) -> None:
     inside = replace(outside.subject, emitted=outside.emitted.with_name("out.onnx"))
-    found, expected = (verify(s, outside.bench(WIDE)) for s in (outside.subject, inside))
+    found, expected = (verify(s, outside.bed(WIDE)) for s in (outside.subject, inside))
     assert found.drift == expected.drift
     assert found.n_decoded == expected.n_decoded > 0
 
@@ -240,4 +243,4 @@ def test_damage_in_external_data_is_found(outside: Job, tmp_path: Path) -> None:
     damaged[-1] ^= 0x40
     (tmp_path / "e.onnx.data").write_bytes(damaged)
     with pytest.raises(GateError, match=r"does not decode|is not what the source holds"):
-        verify(replace(outside.subject, emitted=tmp_path / "e.onnx"), outside.bench(WIDE))
+        verify(replace(outside.subject, emitted=tmp_path / "e.onnx"), outside.bed(WIDE))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class PlanOptions:
 
     Parameters
     ----------
-    objective : Objective
+    objective : Objective or None
+        None: `measured` where integers are chosen by data, else `energy`; see `decided`.
     solver : {"mckp", "greedy", "greedy-top"}
     p_fp32 : float or None
         Fraction of the FP32 bytes that the most sensitive weights keep; None: 0.02 for the paper's objectives, else 0.
@@ -47,7 +48,7 @@ class PlanOptions:
         Weights that were scored as a block may get different tiers.
     """
 
-    objective: Objective = Objective.ENERGY
+    objective: Objective | None = None
     solver: Solver = "mckp"
     p_fp32: float | None = None
     gamma_min: float | None = None
@@ -57,11 +58,21 @@ class PlanOptions:
     untie: bool = False
 
     @property
+    def aim(self) -> Objective:
+        """The objective, `energy` where none was decided on."""
+        return self.objective or Objective.ENERGY
+
+    def decided(self, *, by_data: bool) -> PlanOptions:
+        """Return these options with an objective: `measured` by default where integers are chosen by data."""
+        usual = Objective.MEASURED if by_data else Objective.ENERGY
+        return replace(self, objective=self.objective or usual)
+
+    @property
     def protected_share(self) -> float:
         """p_FP32 as it applies."""
         if self.p_fp32 is not None:
             return self.p_fp32
-        return 0.02 if self.objective in (Objective.PAPER, Objective.PAPER_LITERAL) else 0.0
+        return 0.02 if self.aim in (Objective.PAPER, Objective.PAPER_LITERAL) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

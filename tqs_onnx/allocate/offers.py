@@ -78,11 +78,11 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
         scores = tuple(by_name[m.weight.name] for m in members)
         offers = [offered(m, s.status, options) for m, s in zip(members, scores, strict=True)]
         bundles = tied([_of_one_width(offer) for offer in offers]) if block else singles(offers[0])
-        if options.objective is Objective.MEASURED:
+        if options.aim is Objective.MEASURED:
             bundles = offered_finite(bundles, request.responses)
         units.append(_Unit(members, scores, block, bundles))
     amps = [[_amplifications(unit, b, request.scores) for b in unit.bundles] for unit in units]
-    if options.objective is Objective.MEASURED:
+    if options.aim is Objective.MEASURED:
         guesses = [
             [_total(a, b) for a, b in zip(row, u.bundles, strict=True)]
             for row, u in zip(amps, units, strict=True)
@@ -100,7 +100,7 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     energies = [np.array([b.error_energy for b in u.bundles]) for u in units]
     gammas = [max(gamma_of(s, request.scores) for s in u.scores) for u in units]
     table = costs(
-        options.objective,
+        options.aim,
         amplification=[
             np.array(
                 [
@@ -166,7 +166,7 @@ def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate
     if status is Status.OFF_TRAJECTORY and not options.drop_outputs:
         fine = tuple(c for c in candidates if c.assignment.least_bits >= OFF_TRAJECTORY_BITS)
         candidates = fine or candidates  # pinned lower
-    if options.objective in (Objective.PAPER, Objective.PAPER_LITERAL):
+    if options.aim in (Objective.PAPER, Objective.PAPER_LITERAL):
         # These objectives see a tier's bits only: give each tier its best grid, or the worst would be chosen; and no
         # row tiers, whose bits are no tier's.
         best: dict[str, Candidate] = {}

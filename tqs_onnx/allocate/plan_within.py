@@ -77,7 +77,7 @@ def _plan(request: Request, found: Found, options: PlanOptions, max_bytes: int) 
         predicted_drift=added_drift(assignments, request.scores),
         solver=SolverFacts(
             solver=solution.solver,
-            objective=options.objective.value,
+            objective=options.aim.value,
             cost=solution.cost,
             bound=solution.bound,
             gap=solution.gap,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 
 from onnx.external_data_helper import uses_external_data
@@ -20,7 +17,6 @@ from tqs_onnx.score.plan.fingerprint import contexts_hash
 from tqs_onnx.score.scores import Scores
 from tqs_onnx.version import VERSION
 from tqs_passes.encode.planes import MIN_OPSET
-from tqs_passes.encode.weight import np_dtype
 from tqs_passes.errors import InputError
 from tqs_passes.files.debug_notes import kept_size
 from tqs_passes.files.wire import field_size
@@ -141,67 +137,3 @@ def note_of_opset(source: Source, serving: Serving) -> str | None:
     if opset >= MIN_OPSET:
         return None
     return f"opset {opset} has no integer tiers, {MIN_OPSET} or more has: --opset 13 converts the model"
-
-
-def require_one_budget(
-    compression: float | None, weight_compression: float | None, max_bytes: int | None
-) -> None:
-    """Refuse none of these, or several.
-
-    Raises
-    ------
-    InputError
-        Not exactly one is given.
-    """
-    if [compression, weight_compression, max_bytes].count(None) != 2:
-        raise InputError("give one of --compression, --weight-compression and --max-bytes")
-
-
-def budget_of(
-    menus: Sequence[Menu],
-    size: FileSize,
-    compression: float | None,
-    weight_compression: float | None,
-    max_bytes: int | None,
-) -> int:
-    """Return the byte budget of a file, by the one of the three that is given; see `require_one_budget`."""
-    if weight_compression is not None:
-        return bytes_for_weights(menus, size, weight_compression)
-    return budget_bytes(size.source_bytes, compression, max_bytes)
-
-
-def budget_bytes(source_bytes: int, compression: float | None, max_bytes: int | None) -> int:
-    """Return the byte budget of a file, by the one of these two that is given.
-
-    Raises
-    ------
-    InputError
-        Neither is given, or it is not positive.
-    """
-    if max_bytes is not None:
-        if max_bytes <= 0:
-            raise InputError(f"--max-bytes must be positive, not {max_bytes}")
-        return max_bytes
-    if compression is None or not compression > 0:
-        raise InputError(f"--compression must be positive, not {compression}")
-    ratio = source_bytes / compression
-    return int(ratio) if math.isfinite(ratio) else sys.maxsize
-
-
-def bytes_for_weights(menus: Sequence[Menu], size: FileSize, weight_compression: float) -> int:
-    """Return the byte budget of a file whose weights, with scales, tables, names and nodes, are so many times smaller.
-
-    Raises
-    ------
-    InputError
-        The ratio is not positive.
-    """
-    if not weight_compression > 0:
-        raise InputError(f"--weight-compression must be positive, not {weight_compression}")
-    ratio = source_weight_bytes(menus) / weight_compression
-    return size.of(int(ratio)) if math.isfinite(ratio) else sys.maxsize
-
-
-def source_weight_bytes(menus: Sequence[Menu]) -> int:
-    """Return the bytes of the weights' values in the source."""
-    return sum(m.weight.n_values * np_dtype(m.weight.dtype).itemsize for m in menus)

@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+import cloup
 
+from tqs_onnx.cli import flags as table
+from tqs_onnx.cli.flags import Flag, nested
 from tqs_onnx.cli.options import FILE, json_option
 from tqs_onnx.cli.outcome import finish
-from tqs_onnx.cli.show import print_json, say
-from tqs_onnx.jobs.build import OptionValue, Step, read_build, run_build, steps_of
+from tqs_onnx.cli.show import print_json, progress
+from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.jobs.build import BuildFile, Declared, read_build, run_build, steps_of
+from tqs_onnx.jobs.options import QuantizeOptions, options_from
+from tqs_onnx.jobs.rebuild import declared_by
+from tqs_onnx.packaging.package import PackageOptions
 from tqs_onnx.rollout.spec.signature import close_match
+from tqs_onnx.score.score import Progress
 from tqs_onnx.verify.manifest import read_manifest, versions
 from tqs_passes.errors import GateError, InputError
 
+#: The flags that each table of a build file takes, by their long names.
+TABLES: dict[str, tuple[Flag, ...]] = {
+    "score": (*table.SCORING, *table.ENGINE),
+    "plan": (*table.BUDGET, *table.PLANNING, *table.SERVING, *table.REFINING),
+    "gates": table.GATES,
+    "run": table.RUN,
+}
 
-@click.command("build")
-@click.argument("file", type=FILE, default=Path("tqs.toml"))
-@click.option("--force", is_flag=True, help="Run every step, changed or not.")
+
+@cloup.command("build")
+@cloup.argument("file", type=FILE, default=Path("tqs.toml"))
+@cloup.option("--out", type=FILE, help="Run directory [default: that of FILE].")
+@cloup.option("--force", is_flag=True, help="Run every step, changed or not.")
 @json_option
-def command(file: Path, force: bool, as_json: bool) -> int:
+def command(file: Path, out: Path | None, force: bool, as_json: bool) -> int:
     r"""Run what FILE declares [default: tqs.toml]; steps whose inputs are unchanged are skipped.
 
-    Tables [score], [plan], [gates] and [[package]] take the long options of `tqs score`, `allocate`, `verify` and
-    `package`; [run] takes --providers, --batch and --threads. Exits as the step that failed does: 3 for a gate, also
-    when `verify` was skipped because nothing changed.
+    Tables [score], [plan], [gates] and [run] take the long options of `tqs quantize`; [[package]] those of `tqs
+    package`. Exits as the step that failed does: 3 for a gate, also when `verify` was skipped because nothing changed.
+    FILE may also be the manifest.json of an earlier run, with --out: the same inputs give the same bytes again.
 
     \b
     Example:
       tqs build tqs.toml
     """
-    build = read_build(file)
     folder = file.resolve().parent
-    steps = steps_of(build, folder)
-    lines = [
-        (step, command_line(step)) for step in steps
-    ]  # all of them are checked before the first one runs
-    arguments = {step.name: line for step, line in lines}
-    report = run_build(
-        steps,
-        folder,
-        folder / build.out,
-        lambda step: _run(step, arguments[step.name]),
-        versions(),
-        say,
-        anew=force,
-    )
-    if report.exit_code == GateError.exit_code and "verify" in report.skipped:
-        # Nothing ran that would have said which gate failed.
-        finish(read_manifest(next(s.writes[0] for s in steps if s.name == "verify")).gates)
+    with progress("score") as tick:
+        if file.suffix == ".json":
+            trip = declared_by(file, out, tick)
+        else:
+            trip = declared(read_build(file), folder, out, tick)
+        steps = steps_of(trip)
+        report = run_build(steps, folder, trip.out, versions(), anew=force)
+    if report.exit_code == GateError.exit_code:
+        finish(read_manifest(trip.out / "manifest.json").gates)
     if as_json:
         print_json(
             {
@@ -62,51 +69,86 @@ def command(file: Path, force: bool, as_json: bool) -> int:
             }
         )
     else:
-        click.echo(f"{len(report.ran)} steps run, {len(report.skipped)} unchanged; see {folder / build.out}")
+        click.echo(f"{len(report.ran)} steps run, {len(report.skipped)} unchanged; see {trip.out}")
     return report.exit_code
 
 
-def _command(name: str) -> click.Command:
-    found: click.Command = importlib.import_module(f"tqs_onnx.cli.{name}").command
-    return found
-
-
-def _run(step: Step, arguments: list[str]) -> int:
-    with contextlib.redirect_stdout(sys.stderr):  # stdout belongs to --json
-        result: object = _command(step.command).main(arguments, prog_name=step.command, standalone_mode=False)
-    return result if isinstance(result, int) else 0
-
-
-def command_line(step: Step) -> list[str]:
-    """Return the arguments of a step's command.
+def declared(build: BuildFile, folder: Path, out: Path | None, tick: Progress) -> Declared:
+    """Return what a build file declares; its paths are relative to `folder`.
 
     Raises
     ------
     InputError
-        An option is unknown to the command, or is no flag and has no value.
+        A table has an option that there is not, or a value that the option does not take.
     """
-    known = {
-        opt.removeprefix("--"): param
-        for param in _command(step.command).params
-        if isinstance(param, click.Option)
-        for opt in param.opts
-    }
-    words = [*step.arguments, *(["--force"] if "force" in known else [])]
-    for given, value in step.options.items():
-        name = given.replace("_", "-")
-        if name not in known:
-            todo = close_match(name, known) or f"See tqs {step.command} --help"
-            raise InputError(f"tqs {step.command} has no option {given!r}", where=step.name, todo=todo)
-        words += _words(f"--{name}", value, known[name])
-    return words
+    data = build.data
+    files = DataFiles(
+        folder / data.rollout,
+        folder / data.contexts,
+        folder / data.eval_contexts if data.eval_contexts else None,
+        data.steps,
+        data.max_contexts,
+        data.max_eval_contexts,
+        folder / data.calibration if data.calibration else None,
+    )
+    tables = {"score": build.score, "plan": build.plan, "gates": build.gates, "run": build.run}
+    settings: dict[str, Any] = {}
+    for name, given in tables.items():
+        _merge(settings, nested(TABLES[name], _values(TABLES[name], given, name)))
+    model = folder / build.model
+    target = out or folder / build.out
+    packages = tuple(options_from(_hyphened(p), PackageOptions) for p in build.package)
+    return Declared(
+        model,
+        target,
+        target / (build.name or f"{model.stem}.tqs.onnx"),
+        files,
+        options_from(settings, QuantizeOptions),
+        packages,
+        tick,
+    )
 
 
-def _words(option: str, value: OptionValue, param: click.Option) -> list[str]:
-    if param.is_flag:
+def _values(flags: Iterable[Flag], given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the values of a table by `Flag.key`, as click would give them."""
+    known = {flag.key: flag for flag in flags}
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        key = name.replace("-", "_")
+        if key not in known:
+            todo = close_match(key, known) or f"There are: {', '.join(known)}"
+            raise InputError(f"there is no option {name!r}", where=f"[{where}]", todo=todo)
+        found[key] = _value(known[key], value, f"[{where}] {name}")
+    return found
+
+
+def _value(flag: Flag, value: Any, where: str) -> Any:  # noqa: ANN401  (a value of TOML)
+    if flag.switch:
         if not isinstance(value, bool):
-            raise InputError(f"{option} is true or false", where="build file")
-        return [option] if value else list(param.secondary_opts[:1])  # a flag such as --rows/--no-rows
-    if isinstance(value, list):
-        texts = [str(v) for v in value]
-        return [w for t in texts for w in (option, t)] if param.multiple else [option, ",".join(texts)]
-    return [option, str(value)]
+            raise InputError("is true or false", where=where)
+        return value
+    if flag.several:
+        return tuple(str(v) for v in (value if isinstance(value, list) else [value]))
+    text = ",".join(str(v) for v in value) if isinstance(value, list) else str(value)
+    if flag.kind is None:
+        return text
+    try:
+        return click.types.convert_type(flag.kind).convert(text, None, None)
+    except click.BadParameter as error:
+        raise InputError(error.message, where=where) from error
+
+
+def _hyphened(given: Mapping[str, Any]) -> dict[str, Any]:
+    named = {key.replace("-", "_"): value for key, value in given.items()}
+    if "limit" in named:
+        limits = named.pop("limit")
+        named["limits"] = limits if isinstance(limits, list) else [limits]
+    return named
+
+
+def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for key, value in more.items():
+        if isinstance(value, dict):
+            _merge(into.setdefault(key, {}), value)
+        else:
+            into[key] = value

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
+from tqs_onnx.allocate.budget import Budget
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.quantize import report
-from tqs_onnx.cli.show import progress, say
+from tqs_onnx.cli.show import progress
 from tqs_onnx.inputs.bundled import demo_files
 from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.quantize import Job, quantize
-from tqs_onnx.refine.refine import RefineOptions
 
 #: Half of those bundled: enough to rank 31 weights, and the demo stays well under a minute on two cores.
 _SCORING_CONTEXTS = 16
@@ -46,10 +47,9 @@ def command(compression: float, comparing: bool, out: Path | None, force: bool, 
             max_contexts=_SCORING_CONTEXTS,
         ),
         out=out or Path(tempfile.mkdtemp(prefix="tqs-demo-")),
-        compression=compression,
-        refine=RefineOptions(repair_rounds=1),
+        options=QuantizeOptions(Budget(compression)),
         force=force,
     )
     with progress("score") as tick:
-        outcome = quantize(job, say, tick)
-    return report(outcome, job, comparing=comparing, as_json=as_json)
+        outcome = quantize(job, tick)
+    return report(outcome, comparing=comparing, as_json=as_json)

@@ -5,24 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
 
-from tqs_onnx.allocate.servable import require_served
-from tqs_onnx.cli.options import FILE, force_option, json_option
+from tqs_onnx.cli.options import FILE, force_option, json_option, out_option
 from tqs_onnx.cli.show import print_json
-from tqs_onnx.emit import emit
-from tqs_onnx.inputs.source import open_source
-from tqs_onnx.jobs.run_directory import refuse_overwriting, with_data
-from tqs_onnx.rounding.codes_file import codes_beside, codes_path
-from tqs_passes.errors import InputError
-from tqs_passes.files.model import file_facts
-from tqs_passes.plan.plan import ServingTarget, read_plan
+from tqs_onnx.jobs.single import emit_files
+from tqs_passes.plan.plan import ServingTarget
 
 
-@click.command("emit")
-@click.argument("model", type=FILE)
-@click.option("--plan", "plan_file", type=FILE, required=True, help="plan.json of this model.")
-@click.option("--out", type=FILE, required=True, help="The .onnx file to write.")
-@click.option(
+@cloup.command("emit")
+@cloup.argument("model", type=FILE)
+@cloup.option("--plan", "plan_file", type=FILE, required=True, help="plan.json of this model.")
+@out_option("The .onnx file to write.")
+@cloup.option(
     "--target",
     type=click.Choice([t.value for t in ServingTarget]),
     help="Refuse the plan if this cannot serve it [default: the plan's own target].",
@@ -36,28 +31,18 @@ def command(model: Path, plan_file: Path, out: Path, target: str | None, force: 
     Example:
       tqs emit model.onnx --plan run/plan.json --out run/model.tqs.onnx
     """
-    source = open_source(model)
-    refuse_overwriting(with_data(out), [*source.files, plan_file, codes_path(plan_file)])
-    if out.exists() and not force:
-        raise InputError("exists", where=str(out), todo="Choose another --out, or give --force")
-    plan = read_plan(plan_file)
-    if plan.source_sha256 != source.sha256:
-        raise InputError(
-            "the plan is for another model", where=str(plan_file), todo="Allocate for this model"
-        )
-    require_served(plan, source, ServingTarget(target) if target else plan.target)
-    emit(source.lifted, plan, out, codes_beside(plan_file, plan))
-    n_bytes = file_facts(out).n_bytes
+    made = emit_files(model, plan_file, out, target=ServingTarget(target) if target else None, force=force)
     if as_json:
         print_json(
             {
                 "out": str(out),
-                "bytes_in": source.facts.n_bytes,
-                "bytes_out": n_bytes,
-                "bytes_planned": plan.n_bytes,
+                "bytes_in": made.bytes_in,
+                "bytes_out": made.bytes_out,
+                "bytes_planned": made.bytes_planned,
             }
         )
         return
     click.echo(
-        f"{out}: {n_bytes:,} bytes (planned {plan.n_bytes:,}), {source.facts.n_bytes / n_bytes:.3f} times smaller"
+        f"{out}: {made.bytes_out:,} bytes (planned {made.bytes_planned:,}), "
+        f"{made.bytes_in / made.bytes_out:.3f} times smaller"
     )

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
-from tqs_onnx.cli.options import FILE, json_option
-from tqs_onnx.cli.roles import role_option, with_given_roles
+from tqs_onnx.cli.flags import ROLE
+from tqs_onnx.cli.options import FILE, flag_options, json_option
 from tqs_onnx.cli.show import print_json, print_table
-from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.inputs.source import Source, open_source, parse_role
 from tqs_passes.files.model import load_model
 from tqs_passes.graph.random_ops import random_operators
 from tqs_passes.survey.feedback import render_rollout, suggest_feedback
+from tqs_passes.survey.roles import with_roles
 from tqs_passes.weights import Weight
 
 
-@click.command("inspect")
-@click.argument("model", type=FILE)
-@role_option
+@cloup.command("inspect")
+@cloup.argument("model", type=FILE)
+@flag_options((ROLE,))
 @json_option
-def command(model: Path, roles: tuple[str, ...], as_json: bool) -> None:
+def command(model: Path, role: tuple[str, ...], as_json: bool) -> None:
     r"""List the weights of MODEL, who reads them, what is not a weight and why, and suggest the feedback wiring.
 
     \b
     Example:
       tqs inspect model.onnx
     """
-    source = with_given_roles(open_source(model), roles)
+    source = open_source(model)
+    source = replace(source, survey=with_roles(source.survey, [parse_role(text) for text in role]))
     if as_json:
         print_json(_document(source))
         return

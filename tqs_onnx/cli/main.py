@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import logging
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,28 +15,41 @@ from typing import Any
 
 import click
 
+from tqs_onnx.cli.logs import LEVELS, log_to_stderr
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import TqsError, one_line
 
-_COMMANDS = (
-    "inspect",
-    "score",
-    "allocate",
-    "emit",
-    "verify",
-    "quantize",
-    "sweep",
-    "baseline",
-    "package",
-    "build",
-    "export",
-    "demo",
-    "doctor",
-)
+_COMMANDS = {
+    "inspect": "List the weights of a model, and suggest how it is rolled out.",
+    "quantize": "Make a model smaller: score, allocate, emit and verify in one go.",
+    "build": "Run what tqs.toml declares; what is unchanged is skipped.",
+    "score": "Measure how strongly each weight's rounding error grows over the forecast.",
+    "allocate": "Choose a precision for every weight within a byte budget.",
+    "emit": "Write the file that a plan describes.",
+    "verify": "Roll an emitted file out against its source, and hold it to gates.",
+    "sweep": "Write and measure a model at many compressions.",
+    "baseline": "Round a model uniformly, as a file to compare with.",
+    "package": "Wrap an emitted file for Triton, TensorRT or Olive.",
+    "export": "Write the ONNX file of a known architecture.",
+    "demo": "Quantize a bundled model, as a first look.",
+    "doctor": "Say which execution providers really work on this machine.",
+}
+_SECTIONS = {
+    "Start here": ("demo", "inspect", "quantize", "build"),
+    "One stage at a time": ("score", "allocate", "emit", "verify"),
+    "Compare": ("sweep", "baseline"),
+    "Around it": ("package", "export", "doctor"),
+}
 
 
 class _Commands(click.Group):
     """A group whose commands are imported when they are asked for: `tqs --help` starts no runtime."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by what they are for; their one-line help is here, so that none is imported."""
+        for title, names in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, _COMMANDS[name]) for name in names])
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the command names, in the order of the trip."""
@@ -77,10 +90,10 @@ class _Commands(click.Group):
 @click.option("--traceback", is_flag=True, help="Show where an error came from.")
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="warning",
+    type=click.Choice(LEVELS),
+    default="info",
     show_default=True,
-    help="Detail of log messages on stderr.",
+    help="Detail of notes on stderr.",
 )
 def cli(traceback: bool, log_level: str) -> None:
     """Make an ONNX forecasting model smaller where its rollout forgives it.
@@ -88,9 +101,7 @@ def cli(traceback: bool, log_level: str) -> None:
     Start with `tqs demo`, then `tqs inspect MODEL` and `tqs quantize MODEL`.
     """
     del traceback  # read by main, before click runs
-    logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
-    )
+    log_to_stderr(log_level)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -102,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result: Any = cli.main(args=rest, prog_name="tqs", standalone_mode=False)
     except TqsError as error:
-        _report(str(error), verbose)
+        _report(in_flags(error), verbose)
         return error.exit_code
     except click.Abort:
         _report("stopped. Run the same command again to go on", verbose)
@@ -123,6 +134,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(f"internal error: {type(error).__name__}: {one_line(str(error))} (see --traceback)", verbose)
         return 1
     return result if isinstance(result, int) else 0
+
+
+def in_flags(error: TqsError) -> str:
+    """Return an error as one line in which parameters are called by their flags: `batch` becomes --batch."""
+    from tqs_onnx.cli.flags import (
+        flags_by_parameter,  # not before there is an error: it imports every option class
+    )
+
+    known = flags_by_parameter()
+    where = next(
+        (known[path] for path in _heads(error.where) if path in known),
+        error.where,
+    )
+    line = str(TqsError(error.what, where=where, todo=error.todo))
+    return re.sub(r"`(\w+)`", lambda m: known.get(m.group(1), m.group(0)), line)
+
+
+def _heads(path: str) -> list[str]:
+    """Return a path with dots and what it begins with, the longest first."""
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts), 1, -1)]
 
 
 def _report(line: str, verbose: bool) -> None:

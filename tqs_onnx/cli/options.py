@@ -1,119 +1,119 @@
-"""Options that several commands share, and what they become; those of a sweep and of a plan have their own files."""
+"""What turns the table of flags into options of a command, and what is given into option classes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import cloup
 
+from tqs_onnx.cli import flags as table
+from tqs_onnx.cli.flags import Flag, Group, default_of, nested
 from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions, options_from
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = click.Path(path_type=Path)
 
+json_option = cloup.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
+)
+force_option = cloup.option(
+    "--force", is_flag=True, help="Replace what an earlier run left; what it measured is used again."
+)
 
-def all_of(*decorators: Callable[[F], F]) -> Callable[[F], F]:
-    """Return a decorator that applies all of these, so that they are listed in this order."""
+
+def out_option(help: str = "Run directory.", *, required: bool = True) -> Callable[[F], F]:  # noqa: A002
+    """Return `--out`."""
+    return cloup.option("--out", type=FILE, required=required, help=help)
+
+
+def flag_options(
+    chosen: Sequence[Flag],
+    *,
+    everyday: Sequence[Flag] = (),
+    required: Sequence[Flag] = (),
+    more: Sequence[Callable[..., Any]] = (),
+    kind: type[QuantizeOptions] | type[BaselineOptions] = QuantizeOptions,
+) -> Callable[[F], F]:
+    """Return a decorator that gives a command these flags, in groups, the everyday ones first.
+
+    Parameters
+    ----------
+    chosen : sequence of Flag
+    everyday : sequence of Flag
+        Those of `chosen` that are listed first, whatever their group.
+    required : sequence of Flag
+    more : sequence of decorators
+        Further options of the everyday group.
+    kind : type
+        Option class whose defaults are shown.
+    """
+    groups: dict[Group, list[Callable[..., Any]]] = {
+        Group.EVERYDAY: [*(_option(f, f in required, kind) for f in everyday), *more]
+    }
+    for flag in chosen:
+        if flag not in everyday:
+            groups.setdefault(flag.group, []).append(_option(flag, flag in required, kind))
 
     def apply(function: F) -> F:
-        for decorator in reversed(decorators):
-            function = decorator(function)
+        for title in reversed([g for g in Group if groups.get(g)]):
+            function = cloup.option_group(title.value, *groups[title])(function)
         return function
 
     return apply
 
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
-)
-force_option = click.option(
-    "--force", is_flag=True, help="Replace what an earlier run left; what it measured is used again."
-)
-
-run_options = all_of(
-    click.option(
-        "--providers",
-        type=click.Choice(["cpu", "cuda", "tensorrt", "auto"]),
-        default="cpu",
-        show_default=True,
-        help="Where the model runs.",
-    ),
-    click.option("--batch", type=click.IntRange(min=1), help="Most contexts a call [default: 32]."),
-    click.option(
-        "--threads", type=click.IntRange(min=0), default=0, help="Threads a call; 0: the runtime's choice."
-    ),
-)
-
-
-def _data_options(*, required: bool) -> Callable[[F], F]:
-    return all_of(
-        click.option(
-            "--rollout", type=FILE, required=required, help="Rollout spec: how outputs re-enter as inputs."
-        ),
-        click.option(
-            "--contexts",
-            type=FILE,
-            required=required,
-            help="Scoring contexts: .npz, folder of .npy, or a table (.csv, .csv.gz).",
-        ),
-        click.option(
-            "--steps", type=click.IntRange(min=1), help="Model calls a rollout [default: the spec's]."
-        ),
-        click.option("--max-contexts", type=click.IntRange(min=1), help="At most so many scoring contexts."),
+def _option(
+    flag: Flag, required: bool, kind: type[QuantizeOptions] | type[BaselineOptions]
+) -> Callable[..., Any]:
+    default = default_of(flag, kind)
+    text = flag.help if default is None else f"{flag.help.rstrip('.')} [default: {default}]."
+    return cloup.option(
+        flag.name,
+        flag.key,
+        type=None if flag.switch else flag.kind,
+        is_flag=flag.switch,
+        default=None,
+        required=required,
+        multiple=flag.several,
+        metavar=flag.metavar,
+        help=text,
     )
 
 
-data_options = _data_options(required=True)
-optional_data_options = _data_options(required=False)
+def quantize_options(given: Mapping[str, Any], chosen: Iterable[Flag] = table.QUANTIZE) -> QuantizeOptions:
+    """Return the options that flags give; the others keep the defaults of their classes.
 
-evaluation_options = all_of(
-    click.option(
-        "--eval-contexts", type=FILE, help="Evaluation contexts [default: the test rows of the table]."
-    ),
-    click.option(
-        "--max-eval-contexts", type=click.IntRange(min=1), help="At most so many evaluation contexts."
-    ),
-)
-
-
-gate_options = all_of(
-    click.option("--max-drift", type=float, help="Fail (exit 3) when the drift is larger."),
-    click.option(
-        "--max-degradation", type=float, help="Fail when the worst variable's MAE degrades more, in percent."
-    ),
-    click.option("--min-compression", type=float, help="Fail when the file is larger than that."),
-    click.option(
-        "--gate",
-        "gates",
-        multiple=True,
-        help="Any gate, e.g. 'drift:p95<=0.2', 'drift:variable=OT<=0.1', 'degradation:step=4<=5'. Repeatable.",
-    ),
-)
+    Raises
+    ------
+    InputError
+        A value is not one of its field.
+    """
+    settings = nested([f for f in chosen if not f.path.startswith("data.")], given)
+    return options_from(settings, QuantizeOptions)
 
 
-def data_files(options: dict[str, Any]) -> DataFiles:
-    """Return the files and limits given."""
-    return DataFiles(
-        rollout=options["rollout"],
-        contexts=options["contexts"],
-        evaluation=options.get("eval_contexts"),
-        steps=options["steps"],
-        max_contexts=options["max_contexts"],
-        max_eval_contexts=options.get("max_eval_contexts"),
-        calibration=options.get("calibration"),
-    )
+def baseline_options(given: Mapping[str, Any]) -> BaselineOptions:
+    """Return the options of a baseline that flags give; see `quantize_options`."""
+    settings = nested(table.BASELINE, given)
+    rounding = settings.setdefault("rounding", {})
+    rounding.setdefault("scales", "mse")
+    if {"qep_damp", "qep_strength"} & rounding.keys():
+        settings["tune"] = False
+    return options_from(settings, BaselineOptions)
 
 
-def gate_texts(options: dict[str, Any]) -> list[str]:
-    """Return every gate given, as text."""
-    texts = list(options["gates"])
-    if options["max_drift"] is not None:
-        texts.append(f"drift<={options['max_drift']}")
-    if options["max_degradation"] is not None:
-        texts.append(f"degradation<={options['max_degradation']}")
-    if options["min_compression"] is not None:
-        texts.append(f"compression>={options['min_compression']}")
-    return texts
+def data_files(given: Mapping[str, Any]) -> DataFiles:
+    """Return the files and limits given.
+
+    Raises
+    ------
+    InputError
+        A value is not one of its field.
+    """
+    chosen = (*table.DATA, *table.EVALUATION, table.CALIBRATION)
+    return options_from(nested(chosen, given)["data"], DataFiles)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import click
 
 from tqs_onnx.cli.show import print_table, say
 from tqs_onnx.verify.manifest import GateResult
 from tqs_onnx.verify.verify import Verification
 from tqs_passes.errors import GateError
+from tqs_passes.plan.plan import Plan
+from tqs_passes.tier import Tier
 
 
 def show_verification(v: Verification) -> None:
@@ -45,3 +50,37 @@ def finish(results: tuple[GateResult, ...]) -> int:
         state = "holds" if result.passed else "FAILED"
         say(f"gate {result.gate}: {result.value:.4g} {state}")
     return 0 if all(r.passed for r in results) else GateError.exit_code
+
+
+_ADDED = "errors of single weights added as if uncorrelated, which underrates what they do together"
+
+
+def show_plan(plan: Plan) -> None:
+    """Print a plan's tiers and totals."""
+    counts, values, stored = Counter[str](), Counter[str](), Counter[str]()
+    order = list(Tier)
+    for a in sorted(plan.assignments, key=lambda a: (order.index(a.tier), bool(a.rows))):
+        name = f"{a.tier.value} by rows" if a.rows else a.tier.value
+        counts[name] += 1
+        values[name] += math.prod(a.shape)
+        stored[name] += a.n_bytes
+    rows = [[name, counts[name], values[name], stored[name]] for name in counts]
+    print_table(["tier", "weights", "values", "bytes"], rows)
+    groups = {a.block for a in plan.assignments if a.block}
+    if groups:
+        click.echo(
+            f"{len(groups)} blocks of {sum(bool(a.block) for a in plan.assignments)} weights share their tiers"
+        )
+    line = f"file {plan.n_bytes:,} bytes, {plan.source_bytes / plan.n_bytes:.3f} times smaller"
+    if plan.predicted_drift is not None:
+        how = "all weights together on the scoring contexts" if plan.codes_sha256 else _ADDED
+        line += f"; predicted drift {plan.predicted_drift:.4g} ({how})"
+    if plan.joint_drift is not None and not plan.codes_sha256:
+        line += f"; all weights together on the scoring contexts {plan.joint_drift:.4g}"
+    click.echo(line)
+    if plan.solver is not None:
+        proven = "proven optimal" if plan.solver.optimal else f"within {plan.solver.gap:.2%} of the bound"
+        click.echo(f"{plan.solver.objective} by {plan.solver.solver}: {proven}")
+        unspent = plan.solver.budget_bytes - plan.n_bytes
+        why = ": more would buy nothing" if plan.solver.saturated else ""
+        click.echo(f"{unspent:,} of {plan.solver.budget_bytes:,} bytes are left unspent{why}")

@@ -6,110 +6,58 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
-from tqs_onnx.cli.allocate import show_plan
+from tqs_onnx.cli import flags as table
 from tqs_onnx.cli.options import (
     FILE,
     data_files,
-    data_options,
-    evaluation_options,
+    flag_options,
     force_option,
-    gate_options,
-    gate_texts,
     json_option,
-    run_options,
+    out_option,
+    quantize_options,
 )
-from tqs_onnx.cli.outcome import finish, show_verification
-from tqs_onnx.cli.planning import (
-    budget_options,
-    plan_options,
-    planning,
-    refine_options,
-    refining,
-    serving,
-    tiers,
-)
-from tqs_onnx.cli.scoring import engine_options, probe_options, sweep_options
-from tqs_onnx.cli.show import print_json, print_table, progress, say
+from tqs_onnx.cli.outcome import finish, show_plan, show_verification
+from tqs_onnx.cli.show import print_json, print_table, progress
 from tqs_onnx.jobs.compare import Row, compare
 from tqs_onnx.jobs.quantize import Job, Outcome, quantize
-from tqs_onnx.rollout.crash_check import require_loadable
-from tqs_onnx.verify.gates import parse_gate
-from tqs_onnx.verify.verify import Bench
 
-
-@click.command("quantize")
-@click.argument("model", type=FILE)
-@data_options
-@evaluation_options
-@budget_options
-@plan_options
-@probe_options
-@refine_options
-@gate_options
-@run_options
-@engine_options
-@click.option(
+compare_option = cloup.option(
     "--compare",
     "comparing",
     is_flag=True,
     help="Also measure uniform W2, W3, W4 and every objective at their bytes.",
 )
-@click.option("--out", type=FILE, required=True, help="Run directory.")
-@force_option
-@json_option
-def command(
-    model: Path,
-    compression: float | None,
-    weight_compression: float | None,
-    max_bytes: int | None,
-    comparing: bool,
-    out: Path,
-    force: bool,
-    as_json: bool,
-    **options: Any,
-) -> int:
+
+
+@cloup.command("quantize")
+@cloup.argument("model", type=FILE)
+@flag_options(
+    table.QUANTIZE,
+    everyday=(
+        *(table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.COMPRESSION, table.ROUNDING),
+        *(table.PROFILE, table.MAX_DRIFT),
+    ),
+    required=(table.ROLLOUT, table.CONTEXTS),
+    more=(out_option(), force_option, json_option, compare_option),
+)
+def command(model: Path, comparing: bool, out: Path, force: bool, as_json: bool, **options: Any) -> int:
     r"""Make MODEL smaller: score, allocate, emit and verify in one go.
 
     \b
     Example:
       tqs quantize model.onnx --rollout rollout.toml --contexts ETTh1.csv.gz --compression 8 --out run
     """
-    job = Job(
-        model=model,
-        data=data_files(options),
-        out=out,
-        compression=compression,
-        weight_compression=weight_compression,
-        max_bytes=max_bytes,
-        sweep=sweep_options(options),
-        plan=planning(options),
-        profile=options["profile"],
-        serving=serving(options),
-        tiers=tiers(options),
-        gates=tuple(parse_gate(text) for text in gate_texts(options)),
-        refine=refining(options),
-        force=force,
-    )
-    require_loadable(model, job.sweep.provider)
+    job = Job(model, data_files(options), out, quantize_options(options), force)
     with progress("score") as tick:
-        outcome = quantize(job, say, tick)
-    return report(outcome, job, comparing=comparing, as_json=as_json)
+        outcome = quantize(job, tick)
+    return report(outcome, comparing=comparing, as_json=as_json)
 
 
-def report(outcome: Outcome, job: Job, *, comparing: bool, as_json: bool) -> int:
+def report(outcome: Outcome, *, comparing: bool, as_json: bool) -> int:
     """Print the result of a job, compare when asked to, and return the exit code."""
-    rows: tuple[Row, ...] = ()
-    if comparing:
-        bench = Bench(
-            outcome.data.spec,
-            outcome.data.evaluation,
-            outcome.scores.sigma,
-            job.sweep.provider,
-            job.sweep.batch,
-            job.sweep.threads,
-        )
-        rows = compare(outcome.source, outcome.request, bench, say)
+    rows = compare(outcome.source, outcome.request, outcome.bed) if comparing else ()
     if as_json:
         extra = {"compare": [_row(r) for r in rows]} if rows else {}
         print_json({**outcome.summary(), **extra})

@@ -78,6 +78,46 @@ def read_spec(files: DataFiles, source: Source) -> RolloutSpec:
     return spec
 
 
+@dataclass(frozen=True, slots=True)
+class ScoringData:
+    """The rollout of a job and the contexts that it may learn from.
+
+    Parameters
+    ----------
+    spec : RolloutSpec
+    scoring : Contexts
+    calibration : Contexts or None
+        None where the scoring contexts serve.
+    notes : tuple of str
+        What the user should know of them.
+    """
+
+    spec: RolloutSpec
+    scoring: Contexts
+    calibration: Contexts | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_scoring(files: DataFiles, source: Source) -> ScoringData:
+    """Read the spec, the scoring contexts and the calibration contexts; no evaluation contexts are read.
+
+    Raises
+    ------
+    InputError
+        A file is bad, or the spec does not fit the model.
+    """
+    spec = read_spec(files, source)
+    scoring = load_contexts(
+        files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
+    )
+    calibration = None
+    if files.calibration is not None:
+        calibration = load_contexts(
+            files.calibration, spec, source.signature, split="train", limit=files.max_contexts
+        )
+    return ScoringData(spec, scoring, calibration, (*unjudged(spec, source.signature), *scoring.notes))
+
+
 def read_data(files: DataFiles, source: Source) -> Data:
     """Read spec and contexts.
 
@@ -86,32 +126,29 @@ def read_data(files: DataFiles, source: Source) -> Data:
     InputError
         A file is bad, the spec does not fit the model, or scoring or calibration contexts overlap with evaluation.
     """
-    spec = read_spec(files, source)
-    scoring = load_contexts(
-        files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
-    )
-    if files.evaluation is None and scoring.rows is None:
+    found = read_scoring(files, source)
+    if files.evaluation is None and found.scoring.rows is None:
         raise InputError(
-            "holds one set of contexts: they cannot be both scored on and evaluated on",
+            "holds one set of contexts, which cannot be used for both scoring and evaluation",
             where=str(files.contexts),
-            todo="Give --eval-contexts",
+            todo="Give `eval_contexts`",
         )
     evaluation = load_contexts(
         files.evaluation or files.contexts,
-        spec,
+        found.spec,
         source.signature,
         split="test",
         limit=files.max_eval_contexts,
     )
-    check_disjoint(scoring, evaluation)
-    notes = (*unjudged(spec, source.signature), *scoring.notes, *evaluation.notes)
-    named = {"rollout": files.rollout, "contexts": files.contexts}
-    if files.evaluation is not None:
-        named["evaluation"] = files.evaluation
-    if files.calibration is None:
-        return Data(spec, scoring, evaluation, named, notes=notes)
-    calibration = load_contexts(
-        files.calibration, spec, source.signature, split="train", limit=files.max_contexts
-    )
-    check_disjoint(calibration, evaluation, "calibration")
-    return Data(spec, scoring, evaluation, named | {"calibration": files.calibration}, calibration, notes)
+    check_disjoint(found.scoring, evaluation)
+    if found.calibration is not None:
+        check_disjoint(found.calibration, evaluation, "calibration")
+    given = {
+        "rollout": files.rollout,
+        "contexts": files.contexts,
+        "evaluation": files.evaluation,
+        "calibration": files.calibration,
+    }
+    named = {role: path for role, path in given.items() if path is not None}
+    notes = (*found.notes, *evaluation.notes)
+    return Data(found.spec, found.scoring, evaluation, named, found.calibration, notes)

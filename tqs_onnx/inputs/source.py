@@ -16,7 +16,7 @@ from tqs_passes.graph.random_ops import random_operators
 from tqs_passes.graph_pass import Skip
 from tqs_passes.survey.lift import lift
 from tqs_passes.survey.survey import survey
-from tqs_passes.weights import Survey
+from tqs_passes.weights import Role, Survey
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +109,26 @@ def require_scorable(source: Source) -> None:
                 where=str(source.path),
                 todo="Repair the model first",
             )
+
+
+def parse_role(text: str) -> tuple[str, Role]:
+    """Return the pattern and the role in ``PATTERN=ROLE``.
+
+    Raises
+    ------
+    InputError
+        The text is not a pattern and a role.
+
+    Examples
+    --------
+    >>> parse_role("encoder.*=io.input")
+    ('encoder.*', <Role.IO_INPUT: 'io.input'>)
+    """
+    pattern, _, role = text.rpartition("=")
+    if not pattern or role not in {r.value for r in Role}:
+        raise InputError(
+            f"{text!r} is not a role",
+            where="`role`",
+            todo=f"Write PATTERN=ROLE, e.g. 'encoder.*=io.input'; roles are {', '.join(Role)}",
+        )
+    return pattern, Role(role)

@@ -7,6 +7,7 @@ own; the evaluation contexts are not touched before the file is there.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from tqs_onnx.allocate.file_size import file_bytes
 from tqs_onnx.allocate.request import menus_of, note_of_opset, prepared_source, size_of
 from tqs_onnx.allocate.servable import require_served
 from tqs_onnx.allocate.uniform_plan import uniform_choices
-from tqs_onnx.emit import emit
-from tqs_onnx.inputs.data import DataFiles, read_data
-from tqs_onnx.inputs.source import Source, open_source, require_scorable
-from tqs_onnx.jobs.quantize import Say
-from tqs_onnx.jobs.release import judge, manifest_of, require_evaluable, summary_of
+from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.inputs.source import Source
+from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.options import BaselineOptions, job_settings, settings_of
+from tqs_onnx.jobs.release import summary_of
 from tqs_onnx.jobs.run_directory import (
     emitted_name,
     refuse_overwriting,
@@ -28,21 +29,20 @@ from tqs_onnx.jobs.run_directory import (
     run_directory,
     with_data,
 )
-from tqs_onnx.rollout.injection import ExposedWeights
-from tqs_onnx.rollout.options import Provider
-from tqs_onnx.rollout.variables import sigma
+from tqs_onnx.refine.instruments import instruments_on
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import CODES_NAME, codes_digest, write_codes
-from tqs_onnx.rounding.tune import Tuner, Where, qep_settings
-from tqs_onnx.verify.gates import Gate
-from tqs_onnx.verify.manifest import GateResult, licence_of
-from tqs_onnx.verify.verify import Bench, Subject, Verification, verify
+from tqs_onnx.rounding.tune import qep_settings
+from tqs_onnx.verify.manifest import GateResult
+from tqs_onnx.verify.verify import Verification
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.plan import Plan
 from tqs_passes.plan.targets import Serving
 from tqs_passes.tier import Tier
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +55,7 @@ class BaselineJob:
     data : DataFiles
     out : Path
         Run directory.
-    bits : int
-        1 to 8.
-    rounding : RoundingOptions
-    group : int
-        Values of a channel that share a scale; 0: all.
-    tune : bool
-        Choose QEP's damping and strength on held-out scoring contexts.
-    profile : {"fast", "exact", "small"}
-    serving : Serving
-    gates : tuple of Gate
-    provider : str
-    batch : int or None
-    threads : int
+    options : BaselineOptions
     force : bool
         Write into a directory that holds an earlier run.
     """
@@ -75,16 +63,7 @@ class BaselineJob:
     model: Path
     data: DataFiles
     out: Path
-    bits: int
-    rounding: RoundingOptions
-    group: int = 0
-    tune: bool = True
-    profile: Profile = "fast"
-    serving: Serving = field(default_factory=Serving)
-    gates: tuple[Gate, ...] = ()
-    provider: Provider = "cpu"
-    batch: int | None = None
-    threads: int = 0
+    options: BaselineOptions = field(default_factory=BaselineOptions)
     force: bool = False
 
 
@@ -139,6 +118,7 @@ def unscored_uniform_plan(
         raise InputError(f"bits must be 1 to 8, not {bits}")
     if note := note_of_opset(source, serving):
         raise InputError(f"cannot round to {bits} bits: {note}", where=str(source.path))
+    serving = replace(serving, groups=(group,)) if group else serving
     ready = prepared_source(source, serving)
     tiers = (Tier(f"INT{bits}"), Tier.FP16)
     chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits, group)
@@ -155,7 +135,7 @@ def unscored_uniform_plan(
     )
 
 
-def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
+def baseline(job: BaselineJob) -> BaselineOutcome:
     """Round uniformly, emit and verify.
 
     Raises
@@ -164,75 +144,47 @@ def baseline(job: BaselineJob, say: Say) -> BaselineOutcome:
         See the stages. Failed gates do not raise: they are in the outcome.
     """
     start = time.perf_counter()
-    source = open_source(job.model)
-    require_scorable(source)
-    data = read_data(job.data, source)
-    require_evaluable(job.gates, data)
-    for note in data.notes:
-        say(f"note: {note}")
+    options = job.options
+    source = stages.opened(job.model, options.run, options.roles)
+    data = stages.read(job.data, source, options.gates)
     name = emitted_name(job.model)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     files = [name, "plan.json", CODES_NAME, "manifest.json"]
     outputs = [*(job.out / file for file in files), *with_data(emitted)]
     refuse_overwriting(outputs, [*source.files, *data.files.values()])
-    plan = unscored_uniform_plan(source, job.bits, job.profile, job.serving, job.group)
+    plan = unscored_uniform_plan(source, options.bits, options.profile, options.serving, options.group)
     require_served(plan, source, plan.target)
-    run = {"provider": job.provider, "batch": job.batch, "threads": job.threads}
-    rolled = tuple(w for w in source.survey.weights if w.outputs)
     with run_directory(job.out, files, force=job.force) as begin:
-        nominal = ExposedWeights(
-            source.lifted,
-            (),
-            data.spec,
-            data.scoring,
-            provider=job.provider,
-            batch=job.batch,
-            threads=job.threads,
-        ).run({})
-        scale = sigma(data.spec, data.scoring, nominal.outputs).values
-        fed = data.scoring if data.calibration is None else data.calibration
-        where = Where(source.lifted, rolled, data.spec, fed, scale, job.provider, job.batch, job.threads)
-        rounding = job.rounding
-        if rounding.method == "qep" and job.tune:
-            rounding, _ = Tuner(where).best(plan, qep_settings(rounding), say)
-        assigned = round_plan(plan, where.calibration(), rounding)
+        bed = stages.testbed(source, data, options.run)
+        bed = bed.scaled(bed.sigma)
+        instruments = instruments_on(bed, data.calibration)
+        rounding = options.rounding
+        if rounding.method == "qep" and options.tune:
+            rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
+        assigned = round_plan(plan, instruments.calibration, rounding)
         for line in told(assigned.notes):
-            say(f"note: {line}")
+            _LOG.info("note: %s", line)
         begin()
         if assigned.codes:
             plan = assigned.plan.model_copy(update={"codes_sha256": codes_digest(assigned.codes)})
             assigned = replace(assigned, plan=plan)
         write_text(plan_file, assigned.plan.to_json())
         write_codes(job.out / CODES_NAME, assigned.codes)
-        subject = Subject(job.model, emitted, source.lifted, source.survey, assigned.plan, assigned.codes)
-        bench = Bench(data.spec, data.evaluation, scale, job.provider, job.batch, job.threads)
         made = {"plan": plan_file, "codes": job.out / CODES_NAME}
         with removed_on_failure(emitted):
-            emit(source.lifted, assigned.plan, emitted, assigned.codes)
-            verification = verify(subject, bench)
-            results = judge(job.gates, verification)
-            settings = {
-                "baseline": rounding.method,
-                "bits": job.bits,
-                "group": job.group,
-                "rounding": asdict(rounding),
-                "data_aware": rounding.method in DATA_AWARE,
-                "tuned": rounding.method == "qep" and job.tune,
-                "profile": job.profile,
-                **run,
-                "steps": job.data.steps,
-                "max_contexts": job.data.max_contexts,
-                "max_eval_contexts": job.data.max_eval_contexts,
-            }
-            manifest = manifest_of(
-                subject, data.files | made, verification, results, licence_of(source.metadata), settings
+            subject = stages.emitted(source, assigned.plan, emitted, assigned.codes)
+            verification, gates = stages.verified(subject, bed, data, options.gates)
+            settings = job_settings("baseline", job.model, job.data, job.out, options)
+            used = {"rounding_used": settings_of(rounding), "data_aware": rounding.method in DATA_AWARE}
+            manifest = stages.recorded(
+                subject, source, data.files | made, verification, gates, settings | used
             )
             write_text(manifest_file, manifest.to_json())
     return BaselineOutcome(
         assigned,
         rounding,
         verification,
-        results,
+        gates,
         emitted,
         plan_file,
         manifest_file,

@@ -23,8 +23,8 @@
     [[package]]                         # options of `tqs package`, as often as wanted
     format = "triton"
 
-A step's key is the SHA-256 of its arguments, of the digests of the files it reads, and of the versions of everything
-that decides results. `build.json` in the run directory holds the keys; a step is skipped when its key is there and
+A step's key is the SHA-256 of its options, of the digests of the files it reads, and of the versions of
+everything that decides results. `build.json` in the run directory holds the keys; a step is skipped when its key is there and
 every file it wrote is still what it was. What a skipped `verify` found still counts: its exit code is kept.
 A step that must run first drops what it wrote before, and one that fails drops what the steps behind it wrote: nothing
 in the run directory is left over from another declaration.
@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,9 +43,23 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.jobs.options import QuantizeOptions, job_settings, settings_of
+from tqs_onnx.jobs.single import (
+    AllocateJob,
+    ScoreJob,
+    VerifyJob,
+    allocate_files,
+    emit_files,
+    score_files,
+    verify_files,
+)
+from tqs_onnx.packaging.package import PackageOptions, package
+from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.rounding.codes_file import CODES_NAME
-from tqs_passes.errors import InputError
+from tqs_onnx.score.score import Progress
+from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts, sha256_of_file
 
@@ -52,18 +67,20 @@ from tqs_passes.files.model import file_facts, sha256_of_file
 OptionValue = bool | int | float | str | list[str] | list[int] | list[float]
 Options = dict[str, OptionValue]
 STATE_NAME = "build.json"
+_LOG = logging.getLogger(__name__)
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Data(_Table):
+class DataTable(_Table):
     """The `[data]` table: see `tqs quantize --help` for its keys."""
 
     rollout: str
     contexts: str
     eval_contexts: str | None = None
+    calibration: str | None = None
     steps: int | None = Field(default=None, ge=1)
     max_contexts: int | None = Field(default=None, ge=1)
     max_eval_contexts: int | None = Field(default=None, ge=1)
@@ -76,7 +93,7 @@ class BuildFile(_Table):
     model: str
     out: str = "run"
     name: str | None = Field(default=None, pattern=r"^[^/\\\x00]+\.onnx$")
-    data: Data
+    data: DataTable
     score: Options = Field(default_factory=dict)
     plan: Options
     gates: Options = Field(default_factory=dict)
@@ -85,27 +102,49 @@ class BuildFile(_Table):
 
 
 @dataclass(frozen=True, slots=True)
+class Declared:
+    """What a build makes, with every option in its class.
+
+    Parameters
+    ----------
+    model, out, emitted : Path
+        The model, the run directory, and the file to write in it.
+    data : DataFiles
+    options : QuantizeOptions
+    packages : tuple of PackageOptions
+    progress : callable, optional
+        See `score`.
+    """
+
+    model: Path
+    out: Path
+    emitted: Path
+    data: DataFiles
+    options: QuantizeOptions
+    packages: tuple[PackageOptions, ...] = ()
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """One step of a build.
 
     Parameters
     ----------
     name : str
-        What it is called in the state: the command, numbered where there are several.
-    command : str
-        The `tqs` command that it runs.
-    arguments : tuple of str
+        What it is called in the state: the stage, numbered where there are several.
+    run : callable
+        Runs it and returns its exit code; raises what the stage raises.
     options : dict of str to value
-        Declared options, by their long names.
+        Those that decide its result.
     reads, writes : tuple of Path
         Files, or folders, that decide its result, and that it makes. The `.onnx` files among them stand for their
         external data as well.
     """
 
     name: str
-    command: str
-    arguments: tuple[str, ...]
-    options: Options
+    run: Callable[[], int]
+    options: Mapping[str, object]
     reads: tuple[Path, ...]
     writes: tuple[Path, ...]
 
@@ -171,59 +210,74 @@ def read_build(path: Path) -> BuildFile:
         raise InputError(f"{key}: {first['msg']}", where=str(path), todo="See tqs build --help") from error
 
 
-def steps_of(build: BuildFile, folder: Path) -> tuple[Step, ...]:
-    """Return the steps of a build in order; paths are taken relative to `folder`."""
-    model, out = folder / build.model, folder / build.out
-    rollout, contexts = folder / build.data.rollout, folder / build.data.contexts
-    evaluation = folder / build.data.eval_contexts if build.data.eval_contexts else None
+def steps_of(trip: Declared) -> tuple[Step, ...]:
+    """Return the steps of a build in order."""
+    out, data = trip.out, trip.data
     scores, plan, manifest = out / "scores.json", out / "plan.json", out / "manifest.json"
-    emitted = out / (build.name or f"{model.stem}.tqs.onnx")
-    codes = (out / CODES_NAME,) if build.plan.get("rounding") in DATA_AWARE else ()
-    data: Options = {"rollout": str(rollout), "contexts": str(contexts)}
-    limits = {"steps": build.data.steps, "max-contexts": build.data.max_contexts}
-    data |= {key: value for key, value in limits.items() if value is not None}
-    judged = data | ({"eval-contexts": str(evaluation)} if evaluation else {})
-    if build.data.max_eval_contexts is not None:
-        judged["max-eval-contexts"] = build.data.max_eval_contexts
-    fed = (rollout, contexts)
-    seen = (*fed, evaluation) if evaluation else fed
-    steps = [
-        Step(
-            "score", "score", (str(model),), build.score | build.run | data | {"out": str(out)},
-            (model, *fed), (scores, out / "scores.csv"),
-        ),
-        Step(
-            "allocate", "allocate", (str(model),),
-            build.plan | build.run | data | {"scores": str(scores), "out": str(plan)},
-            (model, scores, *fed), (plan, *codes),
-        ),
-        Step(
-            "emit", "emit", (str(model),), {"plan": str(plan), "out": str(emitted)}, (model, plan, *codes),
-            (emitted,),
-        ),
-        Step(
-            "verify", "verify", (str(emitted),),
-            build.gates | build.run | judged
-            | {"source": str(model), "plan": str(plan), "scores": str(scores), "manifest": str(manifest)},
-            (model, emitted, plan, *codes, scores, *seen), (manifest,),
-        ),
-    ]  # fmt: skip
-    for index, options in enumerate(build.package):
-        target = out / f"package-{index + 1}"
-        name = f"package-{index + 1}"
-        steps.append(
-            Step(name, "package", (str(emitted),), options | {"out": str(target)}, (emitted,), (target,))
+    options = trip.options
+    codes = (out / CODES_NAME,) if options.refine.rounding.method in DATA_AWARE else ()
+    fed = [path for path in (data.rollout, data.contexts, data.calibration) if path is not None]
+    seen = [*fed, *([data.evaluation] if data.evaluation else [])]
+    settings = job_settings("quantize", trip.model, data, out, options)
+    chosen = settings["options"]
+    run = chosen["run"] | {"provider": resolve_provider(options.run.provider)}
+    limits = {"run": run, "steps": data.steps, "max_contexts": data.max_contexts}
+    scored = limits | {"score": chosen["score"], "roles": chosen["roles"]}
+    planned = limits | {k: v for k, v in chosen.items() if k not in ("score", "roles", "gates", "run")}
+    judged = limits | {"gates": chosen["gates"], "max_eval_contexts": data.max_eval_contexts}
+
+    def score() -> int:
+        score_files(
+            ScoreJob(trip.model, data, out, (options.score,), options.run, options.roles, force=True),
+            trip.progress,
+            budgeted=options,
         )
+        return 0
+
+    def allocate() -> int:
+        allocate_files(AllocateJob(trip.model, scores, plan, options, data, force=True))
+        return 0
+
+    def emit() -> int:
+        emit_files(trip.model, plan, trip.emitted, force=True)
+        return 0
+
+    def verify() -> int:
+        files = (trip.emitted, trip.model, plan, scores)
+        job = VerifyJob(*files, data, manifest, options.gates, options.run, settings, force=True)
+        _, gates = verify_files(job)
+        return 0 if all(g.passed for g in gates) else GateError.exit_code
+
+    steps = [
+        Step("score", score, scored, (trip.model, *fed), (scores, out / "scores.csv")),
+        Step("allocate", allocate, planned, (trip.model, scores, *fed), (plan, *codes)),
+        Step("emit", emit, {}, (trip.model, plan, *codes), (trip.emitted,)),
+        Step(
+            *("verify", verify, judged),
+            (trip.model, trip.emitted, plan, *codes, scores, *seen),
+            (manifest,),
+        ),
+    ]
+    for index, wanted in enumerate(trip.packages):
+        name = f"package-{index + 1}"
+        wrap = _packaging(trip.emitted, out / name, wanted)
+        steps.append(Step(name, wrap, settings_of(wanted), (trip.emitted,), (out / name,)))
     return tuple(steps)
+
+
+def _packaging(emitted: Path, target: Path, wanted: PackageOptions) -> Callable[[], int]:
+    def wrap() -> int:
+        package(emitted, target, wanted, force=True)
+        return 0
+
+    return wrap
 
 
 def run_build(
     steps: Sequence[Step],
     folder: Path,
     out: Path,
-    run: Callable[[Step], int],
     versions: Mapping[str, str],
-    say: Callable[[str], None],
     *,
     anew: bool = False,
 ) -> Report:
@@ -236,12 +290,8 @@ def run_build(
         Folder of the build file; a project that moves as a whole is unchanged.
     out : Path
         Run directory; made when missing.
-    run : callable
-        Runs one step and returns its exit code; raises what the command raises.
     versions : mapping of str to str
         Of everything that decides results.
-    say : callable
-        Called with one line a step.
     anew : bool
         Run every step.
 
@@ -266,13 +316,13 @@ def run_build(
         if not anew and done is not None and done.key == key and _digests(step.writes, out) == done.written:
             skipped.append(step.name)
             known.pop(step.name)
-            say(f"{step.name}: unchanged")
+            _LOG.info("%s: unchanged", step.name)
         else:
-            say(f"{step.name}: running")
+            _LOG.info("%s: running", step.name)
             _drop(known.pop(step.name, None), out)
             failed = True
             try:
-                exit_code = run(step)
+                exit_code = step.run()
                 failed = exit_code != 0
             finally:
                 if failed:
@@ -299,13 +349,8 @@ def key_of(step: Step, folder: Path, versions: Mapping[str, str]) -> str:
         A file that it reads is missing.
     """
     reads = [_contents(path) for path in step.reads]
-    facts = [
-        step.command,
-        list(step.arguments),
-        sorted(step.options.items()),
-        reads,
-        sorted(versions.items()),
-    ]
+    written = [path.as_posix() for path in step.writes]
+    facts = [step.name, written, sorted(step.options.items()), reads, sorted(versions.items())]
     text = json.dumps(facts).replace(json.dumps(str(folder))[1:-1], ".")
     return hashlib.sha256(text.encode()).hexdigest()
 

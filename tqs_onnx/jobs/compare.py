@@ -6,8 +6,8 @@ objective may spend no more than that. All files are rounded alike, without data
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from tqs_onnx.allocate.plan_within import plan_within
 from tqs_onnx.allocate.uniform_plan import uniform_plan
 from tqs_onnx.emit import emit
 from tqs_onnx.inputs.source import Source
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError
-from tqs_onnx.verify.evaluate import measure_drift
-from tqs_onnx.verify.verify import Bench, roll_file
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.model import file_facts
 from tqs_passes.plan.plan import Plan
 
+_LOG = logging.getLogger(__name__)
 WIDTHS = (2, 3, 4)
 #: Objectives that need scores only.
 FREE = tuple(o for o in Objective if o is not Objective.MEASURED)
@@ -55,19 +55,17 @@ class Row:
     drift_measured: float | None
 
 
-def compare(source: Source, request: Request, bench: Bench, say: Callable[[str], None]) -> tuple[Row, ...]:
+def compare(source: Source, request: Request, bed: Testbed) -> tuple[Row, ...]:
     """Emit and measure uniform rounding, and the objectives that need scores only, at the bytes of uniform W2, W3, W4.
 
     Parameters
     ----------
     source : Source
     request : Request
-    bench : Bench
-        Evaluation contexts.
-    say : callable
-        Called with one line a file.
+    bed : Testbed
+        With the evaluation contexts.
     """
-    nominal = roll_file(source.path, bench, keep_other=False)
+    nominal = bed.roll_file(source.path, keep_other=False)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="tqs-compare-") as folder:
         file = Path(folder) / "candidate.onnx"
@@ -77,14 +75,12 @@ def compare(source: Source, request: Request, bench: Bench, say: Callable[[str],
             n_bytes = file_facts(file).n_bytes
             ratio = source.facts.n_bytes / n_bytes
             try:
-                ours = roll_file(file, bench, keep_other=False)
+                ours = bed.roll_file(file, keep_other=False)
             except NonFiniteError as error:
-                say(f"W{bits} {method}: {n_bytes} bytes, {error.what} at step {error.step}")
+                _LOG.info("W%d %s: %d bytes, %s at step %d", bits, method, n_bytes, error.what, error.step)
                 return Row(method, bits, n_bytes, ratio, plan.predicted_drift, None)
-            drift = measure_drift(
-                nominal.outputs, ours.outputs, bench.spec, bench.contexts, bench.sigma, nominal.time_after
-            ).total
-            say(f"W{bits} {method}: {n_bytes} bytes, drift {drift:.4g}")
+            drift = bed.drift(ours, nominal)
+            _LOG.info("W%d %s: %d bytes, drift %.4g", bits, method, n_bytes, drift)
             return Row(method, bits, n_bytes, ratio, plan.predicted_drift, drift)
 
         for bits in WIDTHS:

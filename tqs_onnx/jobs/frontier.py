@@ -8,38 +8,42 @@ and objectives make the ablations of the paper (Table 3, A.15): every combinatio
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tqs_onnx.allocate.costing import PlanOptions, Request
+from tqs_onnx.allocate.budget import Budget
+from tqs_onnx.allocate.costing import Request
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.servable import require_served
+from tqs_onnx.allocate.request import request_for, require_contexts_of
 from tqs_onnx.allocate.solver.algorithm2 import Solver
 from tqs_onnx.allocate.tier_set import TierSet
-from tqs_onnx.emit import emit
+from tqs_onnx.inputs.data import Data, DataFiles
 from tqs_onnx.inputs.source import Source
+from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto, Point, pareto_of
-from tqs_onnx.refine.joint_drift import Joint, Place
-from tqs_onnx.refine.measured_objective import planned
-from tqs_onnx.refine.refine import RefineOptions, refine
+from tqs_onnx.jobs.run_directory import run_directory
+from tqs_onnx.refine.instruments import instruments_on
+from tqs_onnx.refine.refine import Refined
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
-from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions
 from tqs_onnx.rounding.codes_file import codes_path, write_codes
-from tqs_onnx.score.measure.store import Results
-from tqs_onnx.verify.evaluate import measure_drift, measure_truth
-from tqs_onnx.verify.verify import Bench, roll_file
+from tqs_onnx.score.measure.store import RESULTS_NAME, Results
+from tqs_onnx.score.scores import Scores, read_scores
+from tqs_onnx.verify.evaluate import measure_truth
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
-from tqs_passes.grids.grid import Codes
-from tqs_passes.plan.plan import Plan
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What is varied: every combination is one series of targets.
+    """What is varied: every combination is one series of targets. What is empty stays as the options have it.
 
     Parameters
     ----------
@@ -54,25 +58,26 @@ class Axis:
     """
 
     compressions: tuple[float, ...]
-    tier_sets: tuple[TierSet, ...] = (TierSet(),)
-    p_fp32: tuple[float | None, ...] = (None,)
-    gamma_min: tuple[float | None, ...] = (None,)
-    solvers: tuple[Solver, ...] = ("mckp",)
-    objectives: tuple[Objective, ...] = (Objective.ENERGY,)
+    tier_sets: tuple[TierSet, ...] = ()
+    p_fp32: tuple[float | None, ...] = ()
+    gamma_min: tuple[float | None, ...] = ()
+    solvers: tuple[Solver, ...] = ()
+    objectives: tuple[Objective, ...] = ()
 
-    def series(self, options: PlanOptions) -> Iterator[tuple[TierSet, PlanOptions, str]]:
-        """Yield the tier set, the plan options and what is added to the file name, of every series."""
-        bottoms = [t.tiers[-1].value.lower() for t in self.tier_sets]
-        several = (
-            len(self.objectives) > 1,
-            len(self.solvers) > 1,
-            len(self.p_fp32) > 1,
-            len(self.gamma_min) > 1,
-        )
+    def series(self, options: QuantizeOptions) -> Iterator[tuple[QuantizeOptions, str]]:
+        """Yield the options of every series, and what is added to its file names."""
+        plan = options.planning
+        tier_sets = self.tier_sets or (options.tiers,)
+        bottoms = [t.tiers[-1].value.lower() for t in tier_sets]
+        varied = [len(values) > 1 for values in (self.objectives, self.solvers, self.p_fp32, self.gamma_min)]
         for (i, tiers), objective, solver, share, least in itertools.product(
-            enumerate(self.tier_sets), self.objectives, self.solvers, self.p_fp32, self.gamma_min
+            enumerate(tier_sets),
+            self.objectives or (plan.aim,),
+            self.solvers or (plan.solver,),
+            self.p_fp32 or (plan.p_fp32,),
+            self.gamma_min or (plan.gamma_min,),
         ):
-            chosen = replace(options, objective=objective, solver=solver, p_fp32=share, gamma_min=least)
+            chosen = replace(plan, objective=objective, solver=solver, p_fp32=share, gamma_min=least)
             bottom = bottoms[i] if bottoms.count(bottoms[i]) == 1 else f"tiers{i + 1}"
             texts = (
                 objective.value,
@@ -81,143 +86,184 @@ class Axis:
                 "gamma-none" if least is None else f"gamma{least:g}",
             )
             parts = [bottom] if len(bottoms) > 1 else []
-            parts += [text for text, varied in zip(texts, several, strict=True) if varied]
-            yield tiers, chosen, ".".join(["", *parts])
+            parts += [text for text, shown in zip(texts, varied, strict=True) if shown]
+            yield replace(options, tiers=tiers, plan=chosen), ".".join(["", *parts])
 
 
 @dataclass(frozen=True, slots=True)
-class Sweeper:
-    """What every point needs.
+class SweepJob:
+    """A sweep over many targets, from one set of scores.
 
     Parameters
     ----------
-    source : Source
-    request_of : callable
-        Returns the candidates for a tier set.
-    options : PlanOptions
-        As far as the axis does not say otherwise.
-    rounding : RoundingOptions
-    scoring : Place
-        The scoring contexts.
-    bench : Bench
-        The evaluation contexts.
-    results : Results
-        Where measured responses are kept.
-    """
-
-    source: Source
-    request_of: Callable[[TierSet], Request]
-    options: PlanOptions
-    rounding: RoundingOptions
-    scoring: Place
-    bench: Bench
-    results: Results
-
-
-def trace(sweeper: Sweeper, axis: Axis, out: Path, say: Callable[[str], None]) -> Pareto:
-    """Plan, write and measure every target; write plans, files, `pareto.json` and `pareto.csv` into `out`.
-
-    Parameters
-    ----------
-    sweeper : Sweeper
-    axis : Axis
+    model : Path
+    scores : Path
+        scores.json of the model; measured responses are kept in the store beside it, where there is one.
+    data : DataFiles
     out : Path
-        Existing folder.
-    say : callable
-        Called with one line a point.
+        Run directory.
+    axis : Axis
+    options : QuantizeOptions
+        As far as the axis does not say otherwise; the budget is not used.
+    force : bool
+        Write into a directory that holds an earlier run.
     """
-    source = sweeper.source
-    nominal = roll_file(source.path, sweeper.bench, keep_other=False)
-    joint = Joint(sweeper.scoring)
-    requests: dict[TierSet, Request] = {}
-    points: list[Point] = []
-    for tiers, options, suffix in axis.series(sweeper.options):
-        request = requests.get(tiers) or sweeper.request_of(tiers)
-        for compression in axis.compressions:
-            blank = Point(
-                name=f"{source.path.stem}.C{compression:g}{suffix}",
-                compression_asked=compression,
-                tiers=",".join(tiers.tiers),
-                p_fp32=options.protected_share,
-                gamma_min=options.gamma_min,
-                objective=options.objective.value,
-                solver=options.solver,
-                allocate_s=0.0,
-            )
-            start = time.perf_counter()
-            try:
-                plan, request = planned(
-                    request,
-                    int(request.size.source_bytes / compression),
-                    options,
-                    sweeper.scoring,
-                    sweeper.rounding,
-                    sweeper.results,
-                    say,
-                )
-            except InfeasibleError as error:
-                say(f"{blank.name}: {error}")
-                points.append(blank.model_copy(update={"allocate_s": time.perf_counter() - start}))
-                continue
-            require_served(plan, source, plan.target)
-            spent_s = time.perf_counter() - start
-            rounded, codes, together = _rounded(sweeper, plan, request, options, joint, say)
-            point = _written(sweeper, rounded, codes, nominal, out / f"{blank.name}.onnx", blank)
-            found = {"drift_predicted": plan.predicted_drift, "drift_joint": together, "allocate_s": spent_s}
-            points.append(point.model_copy(update=found))
-            drift = _text(point.drift_measured)
-            say(f"{point.name}: {point.n_bytes} bytes, drift {drift}, allocated in {spent_s:.2f} s")
-        requests[tiers] = request
-    pareto = pareto_of(source.sha256, points)
+
+    model: Path
+    scores: Path
+    data: DataFiles
+    out: Path
+    axis: Axis
+    options: QuantizeOptions = field(default_factory=QuantizeOptions)
+    force: bool = False
+
+
+def sweep(job: SweepJob) -> Pareto:
+    """Plan, write and measure every target; write plans, files, `pareto.json` and `pareto.csv` into the run directory.
+
+    Raises
+    ------
+    InputError
+        See the stages. A budget that cannot be met is a point without a file.
+    """
+    options = job.options
+    source = stages.opened(job.model, options.run, options.roles)
+    known = read_scores(job.scores)
+    data = stages.read(job.data, source)
+    require_contexts_of(known, data.spec, data.scoring)
+    store = job.scores.with_name(RESULTS_NAME)
+    with (
+        run_directory(job.out, ["pareto.json", "pareto.csv"], force=job.force) as begin,
+        Results(store if store.exists() else job.out / RESULTS_NAME) as results,
+    ):
+        if results.note:
+            _LOG.info(results.note)
+        begin()
+        bed = stages.testbed(source, data, options.run, known)
+        sweeper = Sweeper(source, known, options, bed, data, results)
+        return trace(sweeper, job.axis, job.out)
+
+
+def trace(sweeper: Sweeper, axis: Axis, out: Path) -> Pareto:
+    """Write and measure every point of an axis into a folder, and `pareto.json` and `pareto.csv` beside the files."""
+    pareto = pareto_of(sweeper.source_sha256, list(sweeper.points(axis, out)))
     write_text(out / "pareto.json", pareto.model_dump_json(indent=2) + "\n")
     write_text(out / "pareto.csv", pareto.to_csv())
     return pareto
 
 
-def _rounded(
-    sweeper: Sweeper,
-    plan: Plan,
-    request: Request,
-    options: PlanOptions,
-    joint: Joint,
-    say: Callable[[str], None],
-) -> tuple[Plan, dict[str, Codes], float | None]:
-    """Return the plan with its integers chosen, their codes, and the joint drift on the scoring contexts."""
-    if sweeper.rounding.method not in DATA_AWARE:
-        return plan, {}, joint.drift(plan.assignments)
-    refining = RefineOptions(repair_rounds=0, rounding=sweeper.rounding)
-    refined = refine(plan, request, sweeper.scoring, options, refining, say)
-    return refined.plan, refined.codes, refined.plan.joint_drift
+class Sweeper:
+    """What all points share: the sessions of one testbed, what was captured, and the responses that were measured.
 
+    Parameters
+    ----------
+    source : Source
+    scores : Scores
+    options : QuantizeOptions
+    bed : Testbed
+        With the scoring contexts and the σ of the scores.
+    data : Data
+    results : Results
+        Where measured responses are kept.
+    """
 
-def _written(
-    sweeper: Sweeper, plan: Plan, codes: dict[str, Codes], nominal: Trajectory, file: Path, blank: Point
-) -> Point:
-    """Write the file of a plan, roll it out, and return its point."""
-    bench = sweeper.bench
-    emit(sweeper.source.lifted, plan, file, codes)
-    plan_file = file.with_name(f"{blank.name}.plan.json")
-    write_text(plan_file, plan.to_json())
-    if codes:
-        write_codes(codes_path(plan_file), codes)
-    n_bytes = file_facts(file).n_bytes
-    facts = plan.solver
-    update: dict[str, object] = {
-        "compression": sweeper.source.facts.n_bytes / n_bytes,
-        "n_bytes": n_bytes,
-        "unspent_bytes": None if facts is None else facts.budget_bytes - n_bytes,
-        "found_by": None if facts is None else facts.solver,
-        "saturated": facts is not None and facts.saturated,
-    }
-    try:
-        ours = roll_file(file, bench, keep_other=False)
-    except NonFiniteError:
+    def __init__(
+        self,
+        source: Source,
+        scores: Scores,
+        options: QuantizeOptions,
+        bed: Testbed,
+        data: Data,
+        results: Results,
+    ) -> None:
+        self.source_sha256 = source.sha256
+        self._source = source
+        self._scores = scores
+        self._options = options
+        self._instruments = instruments_on(bed, data.calibration)
+        self._judging = bed.on(data.evaluation)
+        self._results = results
+
+    def points(self, axis: Axis, out: Path) -> Iterator[Point]:
+        """Yield every point of an axis; its plan and its file are in the folder `out` by then."""
+        source = self._source
+        nominal = self._judging.roll_file(source.path, keep_other=False)
+        requests: dict[TierSet, Request] = {}
+        for options, suffix in axis.series(self._options):
+            tiers = options.tiers
+            request = requests.get(tiers) or self._request(tiers)
+            for compression in axis.compressions:
+                name = f"{source.path.stem}.C{compression:g}{suffix}"
+                blank = _blank(name, compression, options)
+                start = time.perf_counter()
+                max_bytes = Budget(compression).n_bytes(request.menus, request.size)
+                try:
+                    found, request = stages.planned(
+                        *(request, max_bytes, source, self._instruments, options, self._results)
+                    )
+                except InfeasibleError as error:
+                    _LOG.warning("%s: %s", name, error)
+                    yield blank.model_copy(update={"allocate_s": time.perf_counter() - start})
+                    continue
+                spent_s = time.perf_counter() - start
+                refined = stages.refined(found, request, self._instruments, options)
+                point = self._written(refined, nominal, out / f"{name}.onnx", blank)
+                update = {
+                    "drift_predicted": found.predicted_drift,
+                    "drift_joint": refined.plan.joint_drift,
+                    "allocate_s": spent_s,
+                }
+                drift = _text(point.drift_measured)
+                _LOG.info("%s: %s bytes, drift %s, allocated in %.2f s", name, point.n_bytes, drift, spent_s)
+                yield point.model_copy(update=update)
+            requests[tiers] = request
+
+    def _request(self, tiers: TierSet) -> Request:
+        options = self._options
+        rounding = options.refine.rounding.free
+        return request_for(self._source, self._scores, options.profile, tiers, options.serving, rounding)
+
+    def _written(self, refined: Refined, nominal: Trajectory, file: Path, blank: Point) -> Point:
+        """Write the file of a plan, roll it out, and return its point."""
+        plan, judging = refined.plan, self._judging
+        stages.emitted(self._source, plan, file, refined.codes)
+        plan_file = file.with_name(f"{blank.name}.plan.json")
+        write_text(plan_file, plan.to_json())
+        if refined.codes:
+            write_codes(codes_path(plan_file), refined.codes)
+        n_bytes = file_facts(file).n_bytes
+        facts = plan.solver
+        update: dict[str, object] = {
+            "compression": self._source.facts.n_bytes / n_bytes,
+            "n_bytes": n_bytes,
+            "unspent_bytes": None if facts is None else facts.budget_bytes - n_bytes,
+            "found_by": None if facts is None else facts.solver,
+            "saturated": facts is not None and facts.saturated,
+        }
+        try:
+            ours = judging.roll_file(file, keep_other=False)
+        except NonFiniteError:
+            return blank.model_copy(update=update)
+        compared = (nominal.outputs, ours.outputs, judging.spec, judging.contexts)
+        truth = measure_truth(*compared, nominal.time_after)
+        update["drift_measured"] = judging.drift(ours, nominal)
+        update["degradation"] = max((e.degradation for e in truth.values()), default=None)
         return blank.model_copy(update=update)
-    compared = (nominal.outputs, ours.outputs, bench.spec, bench.contexts)
-    truth = measure_truth(*compared, nominal.time_after)
-    update["drift_measured"] = measure_drift(*compared, bench.sigma, nominal.time_after).total
-    update["degradation"] = max((e.degradation for e in truth.values()), default=None)
-    return blank.model_copy(update=update)
+
+
+def _blank(name: str, compression: float, options: QuantizeOptions) -> Point:
+    """Return a point of which nothing is known yet but what was asked for."""
+    plan = options.planning
+    return Point(
+        name=name,
+        compression_asked=compression,
+        tiers=",".join(options.tiers.tiers),
+        p_fp32=plan.protected_share,
+        gamma_min=plan.gamma_min,
+        objective=plan.aim.value,
+        solver=plan.solver,
+        allocate_s=0.0,
+    )
 
 
 def _text(drift: float | None) -> str:

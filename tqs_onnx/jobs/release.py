@@ -8,7 +8,8 @@ from typing import Any
 from tqs_onnx.inputs.data import Data
 from tqs_onnx.verify.gates import Gate, Measured, gate_value, needs_truth, passes
 from tqs_onnx.verify.manifest import GateResult, Manifest, versions
-from tqs_onnx.verify.verify import Subject, Verification
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import Verification
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import file_facts, sha256_of_file
 

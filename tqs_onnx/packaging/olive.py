@@ -2,7 +2,7 @@
 
 Olive knows passes by a package configuration: a JSON file given as `--package-config`, which names the module of each
 pass and what it supports. `olive run --config olive_run.json --package-config olive_package.json` then finds
-`TqsQuantization` of `tqs_onnx.packaging.olive_pass`.
+`TqsQuantization` of `tqs_onnx.jobs.olive_pass`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 
 PASS = "TqsQuantization"
-MODULE = f"tqs_onnx.packaging.olive_pass.{PASS}"
+MODULE = f"tqs_onnx.jobs.olive_pass.{PASS}"
 
 
 def package_config() -> dict[str, object]:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,13 +32,11 @@ from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.objective import Objective
 from tqs_onnx.allocate.offers import Entry, entries_of
 from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.refine.joint_drift import Place, where_of
+from tqs_onnx.refine.instruments import Instruments
 from tqs_onnx.rollout.distance import n_space, ruler_for
-from tqs_onnx.rollout.injection import ExposedWeights
 from tqs_onnx.rollout.spec.spec import content_hash
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rounding.assign import DATA_AWARE, Alone, RoundingOptions
-from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.score.measure.meter import Measurement, Meter
 from tqs_onnx.score.measure.store import Results
 from tqs_onnx.score.plan.fingerprint import contexts_hash, job_facts, job_id
@@ -45,6 +44,7 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.plan.assigned import fed_weight
 from tqs_passes.plan.plan import Plan
 
+_LOG = logging.getLogger(__name__)
 #: Choices below this share of the predicted cost, all together, are not measured.
 NEGLIGIBLE = 0.01
 _MOST_ROUNDS = 20
@@ -76,31 +76,32 @@ class Responder:
 
     Parameters
     ----------
-    place : Place
-        With the scoring contexts.
+    instruments : Instruments
     rounding : RoundingOptions
     source_sha256 : str
     results : Results
         Where responses are kept.
     """
 
-    def __init__(self, place: Place, rounding: RoundingOptions, source_sha256: str, results: Results) -> None:
-        self._place = place
+    def __init__(
+        self, instruments: Instruments, rounding: RoundingOptions, source_sha256: str, results: Results
+    ) -> None:
+        bed, calibrating = instruments.bed, instruments.calibrating
         method = "gptq" if rounding.method in DATA_AWARE else rounding.method
+        self._instruments = instruments
         self._rounding = replace(rounding, method=method)
         self._results = results
-        calibration = place.calibration if method == "gptq" else None
+        by_data = method == "gptq"
+        calibration = calibrating.contexts if by_data and calibrating is not bed else None
         facts = job_facts(
-            provider=place.provider,
+            provider=bed.provider,
             source_sha256=source_sha256,
-            rollout_sha256=content_hash(place.spec),
-            contexts_sha256=contexts_hash(place.contexts),
-            sigma=place.sigma,
-            batch=place.batch,
+            rollout_sha256=content_hash(bed.spec),
+            contexts_sha256=contexts_hash(bed.contexts),
+            sigma=bed.sigma,
+            batch=bed.run.batch,
             response=1,
-            rounding=[method, rounding.scales, rounding.damp, rounding.act_order]
-            if method == "gptq"
-            else [method],
+            rounding=[method, rounding.scales, rounding.damp, rounding.act_order] if by_data else [method],
             calibration=None if calibration is None else contexts_hash(calibration),
         )
         text = json.dumps(facts, sort_keys=True)
@@ -120,7 +121,7 @@ class Responder:
     def measure(self, bundles: Iterable[Bundle]) -> dict[str, float]:
         """Measure and keep responses; those of one weight should follow each other, for they share its inputs."""
         if self._open is None:
-            self._open = _Open(self._place, self._rounding)
+            self._open = _Open(self._instruments, self._rounding)
         todo = list(bundles)
         for bundle in todo:
             self._results.put(self._job, [(self._key(bundle), self._open.measured(bundle))])
@@ -133,23 +134,15 @@ class Responder:
 class _Open:
     """The sessions that measuring needs, and the nominal rollout in one of them."""
 
-    def __init__(self, place: Place, rounding: RoundingOptions) -> None:
-        where = where_of(place)
-        self._calibration: Calibration = where.calibration()
+    def __init__(self, instruments: Instruments, rounding: RoundingOptions) -> None:
+        bed = instruments.bed
+        self._calibration = instruments.calibration
         self._alone = Alone(self._calibration, rounding)
-        self._rollout = ExposedWeights(
-            place.model,
-            where.weights,
-            place.spec,
-            place.contexts,
-            provider=place.provider,
-            batch=place.batch,
-            threads=place.threads,
-        )
-        nominal, held = self._rollout.hold()
-        ruler = ruler_for(nominal.outputs, place.spec, place.contexts, place.sigma)
-        spaces = n_space(nominal.outputs, place.spec, place.contexts)
-        self._meter = Meter(ruler, spaces, held, (place.spec.rollout.steps,))
+        self._exposed = bed.exposed
+        nominal, held = self._exposed.hold()
+        ruler = ruler_for(nominal.outputs, bed.spec, bed.contexts, bed.sigma)
+        spaces = n_space(nominal.outputs, bed.spec, bed.contexts)
+        self._meter = Meter(ruler, spaces, held, (bed.spec.rollout.steps,))
 
     def measured(self, bundle: Bundle) -> Measurement:
         """Roll out with the members of a choice replaced."""
@@ -163,13 +156,13 @@ class _Open:
             replaced[a.weight] = decoded
             delta_sq += float(np.sum((decoded.astype(np.float64) - values.astype(np.float64)) ** 2))
         try:
-            return self._meter.measure(self._rollout.prepare(replaced).squares(self._meter.held), delta_sq)
+            return self._meter.measure(self._exposed.prepare(replaced).squares(self._meter.held), delta_sq)
         except NonFiniteError:
             return self._meter.blank(delta_sq, finite=False)
 
 
 def plan_measured(
-    request: Request, max_bytes: int, options: PlanOptions, responder: Responder, say: Callable[[str], None]
+    request: Request, max_bytes: int, options: PlanOptions, responder: Responder
 ) -> MeasuredPlan:
     """Return the plan of least measured cost (see module docstring).
 
@@ -180,8 +173,6 @@ def plan_measured(
     options : PlanOptions
         Of the objective `measured`.
     responder : Responder
-    say : callable
-        Called with one line when it is done.
 
     Raises
     ------
@@ -203,9 +194,8 @@ def plan_measured(
     else:
         request = replace(request, responses=dict(responses))
         plan = plan_within(request, max_bytes, options)
-    say(
-        f"measured the responses of {n_measured} choices, {reused} were known, of {sum(len(e.bundles) for e in every)}"
-    )
+    n_choices = sum(len(e.bundles) for e in every)
+    _LOG.info("measured the responses of %d choices, %d were known, of %d", n_measured, reused, n_choices)
     return MeasuredPlan(plan, request, n_measured, reused)
 
 
@@ -213,16 +203,15 @@ def planned(
     request: Request,
     max_bytes: int,
     options: PlanOptions,
-    place: Place,
+    instruments: Instruments,
     rounding: RoundingOptions,
     results: Results,
-    say: Callable[[str], None],
 ) -> tuple[Plan, Request]:
     """Return a plan by any objective, and the request with what was measured for it (see `plan_measured`)."""
-    if options.objective is not Objective.MEASURED:
+    if options.aim is not Objective.MEASURED:
         return plan_within(request, max_bytes, options), request
-    responder = Responder(place, rounding, request.scores.source_sha256, results)
-    found = plan_measured(request, max_bytes, options, responder, say)
+    responder = Responder(instruments, rounding, request.scores.source_sha256, results)
+    found = plan_measured(request, max_bytes, options, responder)
     return found.plan, found.request
 
 

@@ -5,19 +5,20 @@ All three use the scoring contexts only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass, field
 
 from tqs_onnx.allocate.costing import PlanOptions, Request
 from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.refine.joint_drift import Joint, Place, where_of
+from tqs_onnx.refine.instruments import Instruments
 from tqs_onnx.refine.repair import repair
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import codes_digest
-from tqs_onnx.rounding.tune import Tuner, qep_settings
+from tqs_onnx.rounding.tune import qep_settings
 from tqs_passes.grids.grid import Codes
-from tqs_passes.grids.scales import DEFAULT_ROUNDING
 from tqs_passes.plan.plan import Assignment, Plan
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,13 @@ class RefineOptions:
         Most rounds of joint repair; 0 for none. Only for the objective `energy`.
     rounding : RoundingOptions
         How integers are chosen.
+    tune : bool
+        Choose QEP's damping and strength on contexts held out.
     """
 
     repair_rounds: int = 3
-    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions(method=DEFAULT_ROUNDING))
+    rounding: RoundingOptions = field(default_factory=RoundingOptions)
+    tune: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +74,9 @@ def _stored_once(assigned: Assigned) -> tuple[Plan, dict[str, Codes]]:
 def refine(
     plan: Plan,
     request: Request,
-    place: Place,
+    instruments: Instruments,
     planning: PlanOptions,
     options: RefineOptions,
-    say: Callable[[str], None],
 ) -> Refined:
     """Repair a plan, choose its integers, and measure what they do together.
 
@@ -81,30 +84,28 @@ def refine(
     ----------
     plan : Plan
     request : Request
-    place : Place
-        With the scoring contexts.
+    instruments : Instruments
     planning : PlanOptions
+        How the plan was made.
     options : RefineOptions
-    say : callable
-        Called with one line a step.
     """
-    if options.repair_rounds and planning.objective is Objective.ENERGY and planning.solver == "mckp":
-        plan = repair(plan, request, place, planning, options.repair_rounds, say).plan
+    joint = instruments.joint
+    if options.repair_rounds and planning.aim is Objective.ENERGY and planning.solver == "mckp":
+        contexts = instruments.bed.contexts
+        plan = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
     codes: dict[str, Codes] = {}
     if options.rounding.method in DATA_AWARE:
-        where = where_of(place)
         rounding = options.rounding
-        if rounding.method == "qep":
-            rounding, _ = Tuner(where).best(plan, qep_settings(rounding), say)
-        assigned = round_plan(plan, where.calibration(), rounding)
+        if rounding.method == "qep" and options.tune:
+            rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
+        assigned = round_plan(plan, instruments.calibration, rounding)
         for line in told(assigned.notes):
-            say(f"note: {line}")
+            _LOG.info("note: %s", line)
         plan, codes = _stored_once(assigned)
         plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
-    joint = Joint(place).drift(plan.assignments, codes)
-    update = {"joint_drift": joint}
-    if (
-        codes
-    ):  # error energies of data-aware rounding say nothing of its output: the joint drift is the prediction
-        update["predicted_drift"] = joint
+    drift = joint.drift(plan.assignments, codes)
+    update = {"joint_drift": drift}
+    # Error energies of data-aware rounding do not describe its output: the joint drift is the prediction.
+    if codes:
+        update["predicted_drift"] = drift
     return Refined(plan.model_copy(update=update), codes)

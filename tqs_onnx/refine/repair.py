@@ -9,18 +9,19 @@ contexts it is judged by (measured in the notes of the field: search error falls
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass
 
 from tqs_onnx.allocate.costing import PlanOptions, Request, amplification, gamma_of
 from tqs_onnx.allocate.file_size import file_bytes
-from tqs_onnx.refine.joint_drift import Joint, Place
-from tqs_onnx.rollout.contexts.context_set import held_out
+from tqs_onnx.refine.joint_drift import JointDrift
+from tqs_onnx.rollout.contexts.context_set import Contexts, held_out
 from tqs_onnx.score.scores import Status
 from tqs_passes.encode.weight import Form
 from tqs_passes.plan.candidates import Candidate
 from tqs_passes.plan.plan import Assignment, Plan
 
+_LOG = logging.getLogger(__name__)
 #: A promotion leaves at most this share of the error energy: row tiers make menus finer than what a trial shows.
 _PROMOTED_ERROR = 0.7
 #: Promotions tried a round.
@@ -50,7 +51,7 @@ class Repair:
     accepted: int
 
 
-class _Bench:
+class _Ladders:
     """The candidates of every weight that may be moved, finest first, each as the plan would hold it.
 
     Weights below γ_min stay at the bottom and those that p_FP32 protects at the top; under a cap on FP32 none is
@@ -61,7 +62,7 @@ class _Bench:
         self.request = request
         known = {s.weight: s for s in request.scores.weights}
         kept = {a.weight for a in plan.assignments if a.form is Form.KEEP}
-        self.ladders: dict[str, list[Candidate]] = {}
+        self.of: dict[str, list[Candidate]] = {}
         for menu in request.menus:
             score = known[menu.weight.name]
             if score.status is not Status.ALIVE:
@@ -81,16 +82,16 @@ class _Bench:
                     "cost": a * c.assignment.error_energy,
                 }
                 rungs.append(Candidate(c.assignment.model_copy(update=update), c.shared))
-            self.ladders[menu.weight.name] = rungs
+            self.of[menu.weight.name] = rungs
 
 
 def repair(
     plan: Plan,
     request: Request,
-    place: Place,
+    joint: JointDrift,
+    contexts: Contexts,
     options: PlanOptions,
     rounds: int,
-    say: Callable[[str], None],
 ) -> Repair:
     """Repair a plan at its own byte budget (see module docstring).
 
@@ -98,24 +99,23 @@ def repair(
     ----------
     plan : Plan
     request : Request
-    place : Place
-        With the scoring contexts, which are split in two.
+    joint : JointDrift
+    contexts : Contexts
+        The scoring contexts, which are split in two.
     options : PlanOptions
         How the plan was made: what it fixed stays.
     rounds : int
         Most rounds; each costs a dozen joint rollouts.
-    say : callable
-        Called with one line a round.
     """
     # A trial could part weights that are stored once, or tied.
     if not rounds or any(a.same_as or a.block for a in plan.assignments):
         if rounds:
-            say("no repair: a trial could part weights that are tied or stored once")
-        drift = Joint(place).drift(plan.assignments)
+            _LOG.info("no repair: a trial could part weights that are tied or stored once")
+        drift = joint.on(contexts).drift(plan.assignments)
         return Repair(plan, drift, drift, 0, 0)
-    search, acceptance = held_out(place.contexts, 0.5)
-    searching, accepting = Joint(replace(place, contexts=search)), Joint(replace(place, contexts=acceptance))
-    bench = _Bench(plan, request, options)
+    search, acceptance = held_out(contexts, 0.5)
+    searching, accepting = joint.on(search), joint.on(acceptance)
+    ladders = _Ladders(plan, request, options)
     budget = plan.solver.budget_bytes if plan.solver is not None else plan.n_bytes
     held = _held(plan, request)
     before = after = accepting.drift(plan.assignments)
@@ -125,13 +125,13 @@ def repair(
     accepted = tried = 0
     for tried in range(1, rounds + 1):
         if not drifts:  # the plan changed: all trials are new
-            trials = {n: t for n in _promising(held, bench) if (t := _trial(held, n, bench, budget))}
+            trials = {n: t for n in _promising(held, ladders) if (t := _trial(held, n, ladders, budget))}
             drifts = {n: searching.drift(tuple(c.assignment for c in t.values())) for n, t in trials.items()}
         name = min(drifts, key=lambda n: (drifts[n], n), default=None)
         if name is None or drifts[name] >= found:
             break
         judged = accepting.drift(tuple(c.assignment for c in trials[name].values()))
-        say(f"repair round {tried}: drift {after:.4g} → {judged:.4g} on the acceptance contexts")
+        _LOG.info("repair round %d: drift %.4g → %.4g on the acceptance contexts", tried, after, judged)
         if judged >= after:
             del drifts[name]
             continue
@@ -147,7 +147,7 @@ def repair(
             "predicted_drift": drift,
         }
     )
-    say(f"repair: drift {before:.4g} → {after:.4g} on the acceptance contexts, {accepted} trials kept")
+    _LOG.info("repair: drift %.4g → %.4g on the acceptance contexts, %d trials kept", before, after, accepted)
     return Repair(mended if accepted else plan, before, after, tried, accepted)
 
 
@@ -165,21 +165,23 @@ def _key(a: Assignment) -> tuple[object, ...]:
     return (a.tier, a.grid, a.axis, a.half_scales, a.rows, a.group, a.form)
 
 
-def _promising(held: dict[str, Candidate], bench: _Bench) -> list[str]:
+def _promising(held: dict[str, Candidate], ladders: _Ladders) -> list[str]:
     """Return the weights whose promotion is tried: those of the largest cost."""
-    names = [n for n in held if n in bench.ladders]
+    names = [n for n in held if n in ladders.of]
     return sorted(names, key=lambda n: (-held[n].assignment.cost, n))[:_TRIALS]
 
 
-def _trial(held: dict[str, Candidate], name: str, bench: _Bench, budget: int) -> dict[str, Candidate] | None:
+def _trial(
+    held: dict[str, Candidate], name: str, ladders: _Ladders, budget: int
+) -> dict[str, Candidate] | None:
     """Promote one weight, then demote others where it costs least a byte, until the file fits; None if it cannot."""
-    finer = _step(held[name], bench.ladders[name], -1)
+    finer = _step(held[name], ladders.of[name], -1)
     if finer is None:
         return None
     trial = {**held, name: finer}
-    while file_bytes(bench.request.size, list(trial.values())) > budget:
+    while file_bytes(ladders.request.size, list(trial.values())) > budget:
         best: tuple[float, str, Candidate] | None = None
-        for other, ladder in bench.ladders.items():
+        for other, ladder in ladders.of.items():
             coarser = None if other == name else _step(trial[other], ladder, 1)
             if coarser is None:
                 continue

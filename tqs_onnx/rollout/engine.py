@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout import postprocess as mirror
 from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.feedback import Feedback
 from tqs_onnx.rollout.gauge import Held, Squares, gauge_for, squared
-from tqs_onnx.rollout.session import Session, SessionOptions, Value, host_value, open_session
+from tqs_onnx.rollout.session import Session, Value, host_value
 from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
 from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_time, join
-from tqs_onnx.rollout.update import build_update
 from tqs_onnx.rollout.variables import variable_at
 from tqs_passes.errors import InputError
 
@@ -78,6 +78,8 @@ class Engine:
     batch : int, optional
         Most contexts a call, default 32. A model with a fixed batch size runs with that size, the last chunk
         padded by repetition; a model without a batch axis runs one context at a time.
+    feedback : Feedback, optional
+        That of another engine of the same model and rollout, to share; made anew where there is none.
 
     Raises
     ------
@@ -92,46 +94,40 @@ class Engine:
         contexts: Contexts,
         *,
         batch: int | None = None,
+        feedback: Feedback | None = None,
     ) -> None:
         self.session = session
         self.spec = spec
         self.contexts = contexts
-        for name in spec.inputs:
-            session.signature.input(name)
-            if name not in contexts.arrays:
-                raise InputError(f"holds no array for input {name!r}", where=contexts.source)
+        _require_inputs(session, spec, contexts)
         if batch is not None and batch < 1:
             raise InputError("the batch must be at least 1")
         if contexts.n_contexts == 0:
             raise InputError("holds no context at all", where=contexts.source)
-        self._update = build_update(spec, session.signature)
-        self._updater: Session | None = None
-        if self._update.model is not None and spec.rollout.steps > 1:
-            # One thread: the graph only moves data, a second thread pool would compete with the model's.
-            self._updater = open_session(
-                self._update.model, provider=session.provider, options=SessionOptions(threads=1)
-            )
+        self.feedback = feedback or Feedback(spec, session)
         self._fixed = fixed_batch(spec, session.signature)
         self._batch = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
         self._asked = batch
         self._mirror: Engine | None = None
         self._chunks: dict[tuple[int, int], _Chunk] = {}
-        grown = [(f.input, f.axis) for f in spec.feedback if f.mode == "grow"]
         self._covered = frozenset(spec.inputs)
-        fed = {o for kind, o in self._update.feeds.values() if kind == "output"}
-        self._fed = frozenset(fed | set(self._update.direct.values()))
-        self._grown: dict[str, int | None] = dict(
-            [*grown, *((f.input, f.axis) for f in spec.fill if f.mode == "grow")]
-        )
 
     def over(self, contexts: Contexts) -> Engine:
         """Return an engine of the same session over other contexts of the same shapes."""
+        _require_inputs(self.session, self.spec, contexts)
         other = copy.copy(self)
         other.contexts, other._chunks, other._mirror = contexts, {}, None
         return other
 
     def of(self, session: Session) -> Engine:
-        """Return an engine of another session of the same signature, over the same contexts; not of one in halves."""
+        """Return an engine of another session of the same model, over the same contexts; not of one in halves.
+
+        Raises
+        ------
+        InputError
+            The session has other inputs than the rollout feeds.
+        """
+        _require_inputs(session, self.spec, self.contexts)
         other = copy.copy(self)
         other.session = session
         other._mirror = None if self._mirror is None else self._mirror.of(session)
@@ -281,7 +277,7 @@ class Engine:
         """
         for start in range(0, self.contexts.n_contexts, self._batch):
             chunk = self._chunk(start, min(start + self._batch, self.contexts.n_contexts))
-            asked = {*extra, *self._fed}
+            asked = {*extra, *self.feedback.fed}
             for _, inputs, outputs in self._calls(chunk, overrides or {}, asked, self.spec.rollout.steps):
                 yield inputs, outputs
 
@@ -291,7 +287,7 @@ class Engine:
         """Yield (step, inputs, outputs) of every call of a chunk; outputs are those of `extra` and those fed back."""
         inputs = {**chunk.inputs, **chunk.forcing[0]}
         for step in range(1, steps + 1):
-            wanted = {*extra, *(self._fed if step < steps else ())}
+            wanted = {*extra, *(self.feedback.fed if step < steps else ())}
             where = _where(step, chunk)
             asked = [p.name for p in self.session.signature.outputs if p.name in wanted]
             if step == 1 and isinstance(self.session, SplitSession):
@@ -300,7 +296,7 @@ class Engine:
                 outputs = self.session.run({**inputs, **overrides}, asked, where=where)
             yield step, inputs, outputs
             if step < steps:
-                inputs = self._next(inputs, outputs, chunk.forcing[step], step + 1)
+                inputs = self.feedback.advance(inputs, outputs, chunk.forcing[step], step + 1)
 
     def _chunk(self, start: int, stop: int) -> _Chunk:
         if (start, stop) not in self._chunks:
@@ -406,33 +402,6 @@ class Engine:
             chunk.kept.clear()
         return outputs
 
-    def _next(
-        self,
-        inputs: Mapping[str, Value],
-        outputs: Mapping[str, Value],
-        forcing: Mapping[str, Value],
-        step: int,
-    ) -> dict[str, Value]:
-        following = {**inputs, **forcing}
-        following.update({name: outputs[source] for name, source in self._update.direct.items()})
-        if self._updater is not None:
-            pools = {"current": inputs, "output": outputs, "forcing": forcing}
-            feeds = {feed: pools[kind][name] for feed, (kind, name) in self._update.feeds.items()}
-            results = self._updater.run(feeds, where=f"feedback before step {step}")
-            following.update({self._update.results[r]: v for r, v in results.items()})
-        for name, value in following.items():
-            before, axis = inputs[name].shape, self._grown.get(name)
-            same = len(before) == len(value.shape) and all(
-                b == v for i, (b, v) in enumerate(zip(before, value.shape, strict=True)) if i != axis
-            )
-            if not same:
-                raise InputError(
-                    f"input {name!r} was {list(before)} and would become {list(value.shape)}",
-                    where=f"feedback before step {step}",
-                    todo="Change select, expand, axis, mode or into in its [[feedback]]",
-                )
-        return following
-
     def _collected(self, value: Value, name: str, step: int, chunk: _Chunk) -> Value | NDArray[Any]:
         """On the CPU the array, checked at once; else the value, to be copied when the rollout is over."""
         return self._on_host(value, name, step, chunk) if self.session.on_host else value
@@ -476,6 +445,13 @@ class Engine:
         if axis is not None and axis < array.ndim and array.shape[axis] == size:
             return np.moveaxis(array, axis, 0)[:n]
         return np.broadcast_to(array, (n, *array.shape))
+
+
+def _require_inputs(session: Session | SplitSession, spec: RolloutSpec, contexts: Contexts) -> None:
+    for name in spec.inputs:
+        session.signature.input(name)
+        if name not in contexts.arrays:
+            raise InputError(f"has no array for input {name!r}", where=contexts.source)
 
 
 def _where(step: int, chunk: _Chunk) -> str:

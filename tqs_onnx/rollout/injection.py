@@ -18,6 +18,7 @@ Nominal and perturbed trajectories always come from the same compiled graph. Whi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -27,7 +28,9 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine, Held, Squares, Trajectory, Watch
-from tqs_onnx.rollout.session import Provider, Session, SessionOptions, Value, host_value, open_session
+from tqs_onnx.rollout.feedback import Feedback
+from tqs_onnx.rollout.options import RunOptions, SessionOptions
+from tqs_onnx.rollout.session import Session, Value, host_value, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
 from tqs_passes.files.model import Model, serialize
@@ -141,13 +144,11 @@ class GroupSession:
         The weights that can be replaced.
     spec : RolloutSpec
     contexts : Contexts
-    provider : str
-    batch : int or None
-        Most contexts a chunk.
-    threads : int
-        0: the runtime's choice.
+    run : RunOptions
     prefix : bool
         Compute what lies before the group once for the first step, where there is something.
+    feedback : Feedback, optional
+        See `Engine`.
     """
 
     builds = False
@@ -158,17 +159,15 @@ class GroupSession:
         group: tuple[Weight, ...],
         spec: RolloutSpec,
         contexts: Contexts,
+        run: RunOptions,
         *,
-        provider: Provider = "cpu",
-        batch: int | None = None,
-        threads: int = 0,
         prefix: bool = False,
+        feedback: Feedback | None = None,
     ) -> None:
         names = [w.name for w in group if w.name in source.arrays]
         self._arrays = source.arrays
         self._constants = {n: host_value(a) for n, a in source.arrays.items() if n not in names}
-        self._provider: Provider = provider
-        self._threads = threads
+        self._run = run
         halves = source.split_for(frozenset(names)) if prefix else None
         self.session: Session | SplitSession
         if halves is None:
@@ -181,13 +180,19 @@ class GroupSession:
             self.session = SplitSession(
                 head, tail, halves.cut, tuple(o.name for o in source.proto.graph.output)
             )
-        self._engine = Engine(self.session, spec, contexts, batch=batch)
+        self.engine = Engine(self.session, spec, contexts, batch=run.batch, feedback=feedback)
         self._nominal = {name: self.session.value(source.arrays[name]) for name in names}
 
     def _opened(self, serialized: bytes, present: Collection[str]) -> Session:
         stored = {name: value for name, value in self._constants.items() if name in present}
-        options = SessionOptions(threads=self._threads)
-        return open_session(serialized, provider=self._provider, options=options, stored=stored)
+        options = SessionOptions(threads=self._run.threads)
+        return open_session(serialized, provider=self._run.provider, options=options, stored=stored)
+
+    def over(self, contexts: Contexts) -> GroupSession:
+        """Return the same session over other contexts of the same shapes."""
+        other = copy.copy(self)
+        other.engine = self.engine.over(contexts)
+        return other
 
     def values(self, weight: Weight) -> NDArray[Any]:
         """Return the nominal values of a weight, in its dtype."""
@@ -196,19 +201,19 @@ class GroupSession:
     def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
         """Put the replaced weights on the device."""
         changed = {name: self.session.value(array) for name, array in replaced.items()}
-        return Ready(self._engine, {**self._nominal, **changed})
+        return Ready(self.engine, {**self._nominal, **changed})
 
     def hold(self) -> tuple[Trajectory, Held]:
         """Roll out with all weights nominal, and keep what others need to be compared with it."""
-        return self._engine.hold(self._nominal)
+        return self.engine.hold(self._nominal)
 
     def run(self, replaced: Mapping[str, NDArray[Any]], *, keep_other: bool = False) -> Trajectory:
         """Roll out with the named weights replaced, all others nominal."""
-        return self._engine.run(self.prepare(replaced).values, keep_other=keep_other)
+        return self.engine.run(self.prepare(replaced).values, keep_other=keep_other)
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
         """Roll out from other contexts, all weights nominal, and compare."""
-        return self._engine.over(contexts).squares(held, self._nominal)
+        return self.engine.over(contexts).squares(held, self._nominal)
 
 
 class Rebuilt:
@@ -225,17 +230,15 @@ class Rebuilt:
         source: Exposable,
         spec: RolloutSpec,
         contexts: Contexts,
-        *,
-        batch: int | None = None,
-        threads: int = 0,
+        run: RunOptions,
     ) -> None:
         self._arrays = source.arrays
-        self._threads = threads
+        self._threads = run.threads
         single = frozenset(name for name, array in source.arrays.items() if array.size == 1)
         self._serialized, constants = source.opened_for(single)
         self._constants = {name: host_value(source.arrays[name]) for name in constants}
         self._nominal = {name: host_value(source.arrays[name]) for name in sorted(single)}
-        self._engine = Engine(self._built({}), spec, contexts, batch=batch)
+        self._engine = Engine(self._built({}), spec, contexts, batch=run.batch)
 
     def _built(self, replaced: Mapping[str, Value]) -> Session:
         options = SessionOptions(threads=self._threads)
@@ -260,28 +263,3 @@ class Rebuilt:
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
         """Roll out from other contexts, all weights nominal, and compare."""
         return self._engine.over(contexts).squares(held, self._nominal)
-
-
-class ExposedWeights(GroupSession):
-    """One session with all given weights of a lifted model as inputs; see `GroupSession` for the options."""
-
-    def __init__(
-        self,
-        model: Model,
-        weights: tuple[Weight, ...],
-        spec: RolloutSpec,
-        contexts: Contexts,
-        *,
-        provider: Provider = "cpu",
-        batch: int | None = None,
-        threads: int = 0,
-    ) -> None:
-        super().__init__(
-            exposable(model, weights),
-            weights,
-            spec,
-            contexts,
-            provider=provider,
-            batch=batch,
-            threads=threads,
-        )

@@ -6,10 +6,47 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tqs_passes.errors import InputError
+
 Provider = Literal["cpu", "cuda", "tensorrt"]
+AnyProvider = Literal["auto", "cpu", "cuda", "tensorrt"]
 Optimize = Literal["all", "extended", "basic", "disable"]
 
 PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Where rollouts run, and how much at a time.
+
+    Parameters
+    ----------
+    provider : {"auto", "cpu", "cuda", "tensorrt"}
+        The execution provider; `auto`: CUDA where a session really runs on it, else the CPU.
+    batch : int or None
+        Most contexts a call; None: 32. A model of a fixed batch size runs with that size.
+    threads : int
+        Threads a call; 0: the runtime's choice.
+
+    Raises
+    ------
+    InputError
+        The provider is unknown, or a number is too small.
+    """
+
+    provider: AnyProvider = "auto"
+    batch: int | None = None
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.provider not in ("auto", *PROVIDERS):
+            raise InputError(
+                f"unknown `provider` {self.provider!r}", todo=f"Choose auto, {', '.join(PROVIDERS)}"
+            )
+        if self.batch is not None and self.batch < 1:
+            raise InputError(f"`batch` must be at least 1, not {self.batch}")
+        if self.threads < 0:
+            raise InputError(f"`threads` must be at least 0, not {self.threads}")
 
 
 @dataclass(frozen=True, slots=True)

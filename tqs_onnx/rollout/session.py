@@ -15,10 +15,12 @@ import contextlib
 import ctypes
 import importlib
 import io
+import logging
 import math
 from collections.abc import Generator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -26,7 +28,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.options import PROVIDERS, Optimize, Provider, SessionOptions
+from tqs_onnx.rollout.options import PROVIDERS, AnyProvider, Optimize, Provider, SessionOptions
 from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port, port
 from tqs_passes.errors import InputError
 
@@ -44,6 +46,7 @@ __all__ = [
     "runtime_version",
 ]
 
+_LOG = logging.getLogger(__name__)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FATAL = 4
 #: A value that is let go of as soon as a run is over.
@@ -227,7 +230,7 @@ def host_value(array: NDArray[Any]) -> Value:
 def open_session(
     model: bytes | Path,
     *,
-    provider: Provider | Literal["auto"] = "cpu",
+    provider: AnyProvider = "cpu",
     options: SessionOptions | None = None,
     folder: Path | None = None,
     stored: Mapping[str, Value] | None = None,
@@ -291,11 +294,20 @@ def open_session(
     return Session(raw, provider)
 
 
-def resolve_provider(provider: Provider | Literal["auto"]) -> Provider:
+def resolve_provider(provider: AnyProvider) -> Provider:
     """Return the provider meant: for `auto`, CUDA when it really works, else the CPU."""
-    if provider != "auto":
-        return provider
-    return "cpu" if probe_provider("cuda") else "cuda"
+    return _best_provider() if provider == "auto" else provider
+
+
+@cache
+def _best_provider() -> Provider:
+    """Return what `auto` means on this machine; found out once a process, and logged."""
+    reason = probe_provider("cuda")
+    if reason is None:
+        _LOG.info("provider auto: cuda")
+        return "cuda"
+    _LOG.debug("provider auto: cpu, because %s", reason)
+    return "cpu"
 
 
 def available_providers() -> tuple[Provider, ...]:

@@ -61,7 +61,7 @@ class RoundingOptions:
         Damping and strength of QEP's correction.
     """
 
-    method: Method = "gptq"
+    method: Method = DEFAULT_ROUNDING
     scales: FreeRounding = DEFAULT_ROUNDING
     damp: float = 0.01
     act_order: bool = True

@@ -14,22 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.engine import Engine
-from tqs_onnx.rollout.options import Provider, SessionOptions
-from tqs_onnx.rollout.session import Value, open_session
-from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.session import Value
+from tqs_onnx.rollout.testbed import Capturing, Testbed
 from tqs_onnx.rounding.compensate import Matrix
 from tqs_onnx.rounding.view import Uses, uses_of
-from tqs_passes.files.model import Model, serialize
-from tqs_passes.transforms.capture import Capture, captured_names
-from tqs_passes.transforms.expose import Perturb, weight_values
-from tqs_passes.weights import Weight
 
 #: Most bytes of FP32 activations and states kept between weights.
 KEPT_BYTES = 512 << 20
@@ -61,56 +55,31 @@ class _Call:
 
 
 class Calibration:
-    """Runs the FP32 and the rounded model side by side over contexts.
+    """Runs the FP32 and the rounded model side by side over contexts; opens its session when it is first needed.
 
     Parameters
     ----------
-    model : Model
-        Lifted model.
-    weights : tuple of Weight
-        Those that may be rounded.
-    spec : RolloutSpec
-    contexts : Contexts
-    provider : str
-    batch : int or None
-        Most contexts a call. A model of fixed batch size repeats the last context to fill a call.
-    threads : int
-
-    Raises
-    ------
-    InputError
-        The model does not load.
+    bed : Testbed
+        With the contexts to calibrate on. A model of fixed batch size repeats the last context to fill a call.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        weights: tuple[Weight, ...],
-        spec: RolloutSpec,
-        contexts: Contexts,
-        *,
-        provider: Provider = "cpu",
-        batch: int | None = None,
-        threads: int = 0,
-    ) -> None:
-        names = tuple(w.name for w in weights)
-        self.shapes = {w.name: w.shape for w in weights}
-        self.uses: dict[str, Uses] = uses_of(
-            model.proto.graph, self.shapes, {w.name: len(w.readers) for w in weights}
-        )
-        tensors = tuple(dict.fromkeys(use.activation for u in self.uses.values() for use in u.uses))
-        exposed = Perturb(names).apply(model)
-        self._outputs = captured_names(exposed.model, tensors)
-        visible = Capture(tensors).apply(exposed.model)
-        self._session = open_session(
-            serialize(visible.model.proto), provider=provider, options=SessionOptions(threads=threads)
-        )
-        self._engine = Engine(self._session, spec, contexts, batch=batch)
-        dtypes = {w.name: w.dtype for w in weights}
-        self.arrays = {name: weight_values(model, name, dtypes[name]) for name in exposed.changed}
-        self._nominal = {name: self._session.value(array) for name, array in self.arrays.items()}
+    def __init__(self, bed: Testbed) -> None:
+        self.shapes = {w.name: w.shape for w in bed.weights}
+        n_readers = {w.name: len(w.readers) for w in bed.weights}
+        self.uses: dict[str, Uses] = uses_of(bed.model.proto.graph, self.shapes, n_readers)
+        self._tensors = tuple(dict.fromkeys(use.activation for u in self.uses.values() for use in u.uses))
+        self._bed = bed
         self._kept: tuple[_Call, ...] | None = None
         self._too_big = False
+
+    @cached_property
+    def _seeing(self) -> Capturing:
+        return self._bed.capturing(self._tensors)
+
+    @property
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Nominal values of the weights."""
+        return self._seeing.arrays
 
     def statistics(self, weight: str, replaced: Mapping[str, NDArray[Any]]) -> Statistics:
         """Return the sums for one weight.
@@ -123,15 +92,17 @@ class Calibration:
             Decoded values of the weights rounded so far.
         """
         uses, shape = self.uses[weight].uses, self.shapes[weight]
-        wanted = [self._outputs[name] for name in dict.fromkeys(use.activation for use in uses)]
-        changed = {n: self._session.value(a) for n, a in replaced.items() if n in self._nominal}
-        weights = {**self._nominal, **changed}
+        seeing = self._seeing
+        outputs = seeing.outputs
+        wanted = [outputs[name] for name in dict.fromkeys(use.activation for use in uses)]
+        changed = {n: seeing.session.value(a) for n, a in replaced.items() if n in seeing.nominal}
+        weights = {**seeing.nominal, **changed}
         sums: tuple[Matrix, Matrix] | None = None
         n_rows = 0
         for call in self._calls(wanted):
-            ours = self._session.run({**call.inputs, **weights}, wanted, where="calibration")
+            ours = seeing.session.run({**call.inputs, **weights}, wanted, where="calibration")
             for use in uses:
-                output = self._outputs[use.activation]
+                output = outputs[use.activation]
                 x = use.view.rows(ours[output].numpy(), shape)
                 gap = use.view.rows(call.seen[output], shape) - x
                 xt = np.swapaxes(x, 1, 2)
@@ -149,7 +120,7 @@ class Calibration:
         if not self._too_big:
             kept: list[_Call] = []
             size = 0
-            for call in self._walk(list(self._outputs.values())):
+            for call in self._walk(list(self._seeing.outputs.values())):
                 kept.append(call)
                 size += sum(a.nbytes for a in call.seen.values())
                 if size > KEPT_BYTES:
@@ -161,5 +132,5 @@ class Calibration:
         return self._walk(wanted)
 
     def _walk(self, wanted: list[str]) -> Iterable[_Call]:
-        for inputs, outputs in self._engine.walk(self._nominal, wanted):
+        for inputs, outputs in self._seeing.engine.walk(self._seeing.nominal, wanted):
             yield _Call(inputs, {name: outputs[name].numpy() for name in wanted})

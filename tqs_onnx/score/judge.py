@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqs_onnx.score.measure.facts import Floors
 from tqs_onnx.score.measure.gamma import EPSILON, Gammas, gammas
 from tqs_onnx.score.measure.meter import Measurement
-from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.options import ScoreOptions
 from tqs_onnx.score.scores import ResponsePoint, Status, WeightScore
 from tqs_passes.weights import Weight
 
@@ -65,7 +65,7 @@ def judge(
     further: Sequence[Measurement],
     horizons: tuple[int, ...],
     floors: Floors,
-    options: SweepOptions,
+    options: ScoreOptions,
 ) -> Judged:
     """Return the score of a target from the measurements of its draws and of its response, and its session's floors."""
     everything = (*primary, *further)

@@ -6,13 +6,14 @@ is rolled out. All others are measured (`plan` → `task` → `crew` → `result
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.session import runtime_version
-from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash
+from tqs_onnx.rollout.spec.spec import content_hash
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.score.judge import Judged, blank, judge, mean_of, scored, settle_minimum
 from tqs_onnx.score.measure.facts import Floors
 from tqs_onnx.score.measure.floors import SessionFloors
@@ -20,53 +21,40 @@ from tqs_onnx.score.measure.station import Frame
 from tqs_onnx.score.measure.store import Results, StoppedError
 from tqs_onnx.score.measure.task import Found, tasks_of
 from tqs_onnx.score.plan.fingerprint import contexts_hash
-from tqs_onnx.score.plan.options import SweepOptions
+from tqs_onnx.score.plan.options import ScoreOptions
 from tqs_onnx.score.plan.sweep_plan import SweepPlan, on_trajectory, plan_sweep
 from tqs_onnx.score.scores import ProbeFacts, Scores, Status, WeightScore
 from tqs_onnx.score.workers.local import Crew, Here, Workers
 from tqs_onnx.score.workers.ray_crew import cluster_crew
 from tqs_passes.errors import InputError
-from tqs_passes.files.model import Model
 from tqs_passes.weights import Survey
 
 Progress = Callable[[int, int, str], None]
-Say = Callable[[str], None]
+_LOG = logging.getLogger(__name__)
 
-__all__ = ["Progress", "SweepOptions", "on_trajectory", "sweep"]
+__all__ = ["Progress", "ScoreOptions", "on_trajectory", "score"]
 
 
-def sweep(
-    model: Model,
-    survey: Survey,
-    spec: RolloutSpec,
-    contexts: Contexts,
+def score(
+    bed: Testbed,
     source_sha256: str,
-    options: SweepOptions,
+    options: ScoreOptions | None = None,
     progress: Progress | None = None,
     *,
     store: Path | None = None,
-    say: Say | None = None,
 ) -> Scores:
-    """Score every weight of a lifted model.
+    """Score every weight of a lifted model; see `plan_sweep` for the parameters it shares.
 
     Parameters
     ----------
-    model : Model
-        Lifted model.
-    survey : Survey
-        Its weights.
-    spec : RolloutSpec
-    contexts : Contexts
-        The scoring contexts.
+    bed : Testbed
+        With the scoring contexts.
     source_sha256 : str
-        Digest of the file the model was read from.
-    options : SweepOptions
+    options : ScoreOptions, optional
     progress : callable, optional
         Called with (done, total, label) after each weight.
     store : Path, optional
         SQLite file in which measurements are kept as they arrive, and from which an earlier run is resumed.
-    say : callable, optional
-        Called with a line about the store or the crew, when there is something to say.
 
     Raises
     ------
@@ -76,13 +64,15 @@ def sweep(
     StoppedError
         The user stopped it; what was measured is in the store.
     """
-    plan = plan_sweep(model, survey, spec, contexts, source_sha256, options)
+    options = options or ScoreOptions()
+    plan = plan_sweep(bed, source_sha256, options)
+    survey = bed.survey
     with Results(store) as results:
-        if say is not None and results.note:
-            say(results.note)
+        if results.note:
+            _LOG.info(results.note)
         counter = _Counter(plan, survey, progress)
         try:
-            frame, floors = _measure(plan, results, counter, say or _unsaid)
+            frame, floors = _measure(plan, results, counter)
             counter.finish()
         except KeyboardInterrupt as error:
             if store is None:
@@ -94,15 +84,15 @@ def sweep(
         judged, saved = _judged(plan, results, floors)
     return Scores(
         source_sha256=source_sha256,
-        rollout_sha256=content_hash(spec),
-        contexts_sha256=contexts_hash(contexts),
-        provider=options.provider,
+        rollout_sha256=content_hash(bed.spec),
+        contexts_sha256=contexts_hash(bed.contexts),
+        provider=bed.provider,
         runtime=runtime_version(),
         probe=_probe_facts(options),
         horizons=plan.horizons,
         units=options.units,
         sigma=frame.sigma,
-        n_contexts=contexts.n_contexts,
+        n_contexts=bed.contexts.n_contexts,
         n_values=frame.n_values,
         noise_floor=max(f.noise for f in floors),
         rounding_floor=max(f.rounding for f in floors),
@@ -153,9 +143,7 @@ class _Counter:
             self._progress(self._done, self._total, label)
 
 
-def _measure(
-    plan: SweepPlan, results: Results, counter: _Counter, say: Say
-) -> tuple[Frame, tuple[Floors, ...]]:
+def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Frame, tuple[Floors, ...]]:
     """Make every measurement that the store lacks; return what is known of the nominal rollout, and of each session."""
     kept = results.known(r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t))
     counter.kept(kept)
@@ -171,7 +159,7 @@ def _measure(
         counter.kept({key for key, _ in found})
 
     if frame is None or tasks:
-        with crew_for(plan, say) as crew:
+        with crew_for(plan) as crew:
             if frame is None:
                 frame = crew.frame()
                 results.put_frame(plan.job, plan.facts, frame.model_dump_json())
@@ -181,11 +169,11 @@ def _measure(
 
 
 @contextmanager
-def crew_for(plan: SweepPlan, say: Say) -> Generator[Crew]:
-    """Yield who measures, as a plan's options ask; `say` is called with a line where there is something to say."""
+def crew_for(plan: SweepPlan) -> Generator[Crew]:
+    """Yield who measures, as a plan's options ask."""
     options = plan.options
     if options.engine == "ray":
-        with cluster_crew(plan, say) as crew:
+        with cluster_crew(plan) as crew:
             yield crew
     elif options.workers is not None and options.workers > 1:
         yield Workers(plan, options.workers)
@@ -240,11 +228,7 @@ def _rows(
     return tuple(rows)
 
 
-def _unsaid(line: str) -> None:
-    del line
-
-
-def _probe_facts(options: SweepOptions) -> ProbeFacts:
+def _probe_facts(options: ScoreOptions) -> ProbeFacts:
     probe = options.probe
     return ProbeFacts(
         kind=probe.kind,

@@ -19,7 +19,8 @@ import onnx
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.session import Session, SessionOptions, open_session
-from tqs_onnx.verify.subject import Bench, Subject
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.verify.subject import Subject
 from tqs_passes.encode.nbits import operands, unpacked
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError
@@ -39,7 +40,7 @@ _PROBE_VALUES = 1 << 22
 _STORED_FOR_READER = (Form.NBITS, Form.GATHERED)
 
 
-def check_decoding(subject: Subject, emitted: Model, bench: Bench) -> int:
+def check_decoding(subject: Subject, emitted: Model, bed: Testbed) -> int:
     """Decode every rewritten weight through the runtime; return how many equal the reference bit for bit.
 
     Raises
@@ -48,7 +49,7 @@ def check_decoding(subject: Subject, emitted: Model, bench: Bench) -> int:
         One does not, or one that the plan keeps is not what the source holds.
     """
     _check_kept(subject, emitted)
-    probe = _Probe(subject, emitted, bench)
+    probe = _Probe(subject, emitted, bed)
     planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP or a.same_as is not None]
     chunk: list[Assignment] = []
     size = 0
@@ -85,8 +86,8 @@ def _check_kept(subject: Subject, emitted: Model) -> None:
 class _Probe:
     """Decodes weights of one file."""
 
-    def __init__(self, subject: Subject, emitted: Model, bench: Bench) -> None:
-        self._subject, self._emitted, self._bench = subject, emitted, bench
+    def __init__(self, subject: Subject, emitted: Model, bed: Testbed) -> None:
+        self._subject, self._emitted, self._bed = subject, emitted, bed
         self._stored = {t.name: t for t in subject.lifted.proto.graph.initializer}
         self._made = {out for node in emitted.proto.graph.node for out in node.output}
         self._readers = sole_readers(subject.lifted.proto.graph)
@@ -144,9 +145,9 @@ class _Probe:
         return reference_weight(a, values, self._subject.codes.get(a.weight))
 
     def _session(self, proto: onnx.ModelProto) -> Session:
-        options = SessionOptions(threads=self._bench.threads)
+        options = SessionOptions(threads=self._bed.run.threads)
         return open_session(
-            serialize(proto), provider=self._bench.provider, options=options, folder=self._emitted.folder
+            serialize(proto), provider=self._bed.provider, options=options, folder=self._emitted.folder
         )
 
     def _require_equal(self, a: Assignment, got: NDArray[Any], wanted: NDArray[Any]) -> None:

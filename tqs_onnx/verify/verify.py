@@ -13,17 +13,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tqs_onnx.rollout.engine import Engine, Trajectory
-from tqs_onnx.rollout.injection import ExposedWeights
-from tqs_onnx.rollout.session import Provider, SessionOptions, open_session
+from tqs_onnx.rollout.engine import Trajectory
+from tqs_onnx.rollout.session import Provider
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verify.decode import check_decoding
 from tqs_onnx.verify.evaluate import Drift, TruthError, measure_drift, measure_truth
-from tqs_onnx.verify.subject import Bench, Subject
+from tqs_onnx.verify.subject import Subject
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.checker import checker_complaint
@@ -88,14 +87,14 @@ class Verification(BaseModel):
     notes: tuple[str, ...] = ()
 
 
-def roll_file(path: Path, bench: Bench, *, keep_other: bool = True) -> Trajectory:
-    """Roll a file out in a session with stock options."""
-    session = open_session(path, provider=bench.provider, options=SessionOptions(threads=bench.threads))
-    return Engine(session, bench.spec, bench.contexts, batch=bench.batch).run(keep_other=keep_other)
-
-
-def verify(subject: Subject, bench: Bench) -> Verification:
+def verify(subject: Subject, bed: Testbed) -> Verification:
     """Verify an emitted file (see module docstring).
+
+    Parameters
+    ----------
+    subject : Subject
+    bed : Testbed
+        Of the lifted source, with the evaluation contexts and the σ of the scores.
 
     Raises
     ------
@@ -105,17 +104,16 @@ def verify(subject: Subject, bench: Bench) -> Verification:
     InputError
         A file is missing, does not load, its rollout is not finite, or the plan is for another model.
     """
-    require_runs(subject.plan.compute, bench.provider)
+    require_runs(subject.plan.compute, bed.provider)
     emitted = load_model(subject.emitted)
     _require_plan_of(subject)
     notes = _check(subject)
-    n_decoded = check_decoding(subject, emitted, bench)
-    nominal = roll_file(subject.source, bench)
-    ours = roll_file(subject.emitted, bench)
-    drift = measure_drift(
-        nominal.outputs, ours.outputs, bench.spec, bench.contexts, bench.sigma, nominal.time_after
-    )
-    gap, dead = _simulate(subject, bench, ours)
+    n_decoded = check_decoding(subject, emitted, bed)
+    nominal = bed.roll_file(subject.source)
+    ours = bed.roll_file(subject.emitted)
+    compared = nominal.outputs, ours.outputs, bed.spec, bed.contexts
+    drift = measure_drift(*compared, bed.sigma, nominal.time_after)
+    gap, dead = _simulate(subject, bed, ours)
     _judge(subject, drift, gap, dead)
     sizes = file_facts(subject.source).n_bytes, file_facts(subject.emitted).n_bytes
     itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -132,8 +130,8 @@ def verify(subject: Subject, bench: Bench) -> Verification:
         runtime_gap=gap,
         dead_drift=dead.drift,
         outputs=_other_outputs(nominal, ours),
-        truth=measure_truth(nominal.outputs, ours.outputs, bench.spec, bench.contexts, nominal.time_after),
-        n_contexts=bench.contexts.n_contexts,
+        truth=measure_truth(*compared, nominal.time_after),
+        n_contexts=bed.contexts.n_contexts,
         notes=notes,
     )
 
@@ -182,7 +180,7 @@ class _Dead:
     movers: tuple[str, ...] = ()
 
 
-def _simulate(subject: Subject, bench: Bench, ours: Trajectory) -> tuple[float, _Dead]:
+def _simulate(subject: Subject, bed: Testbed, ours: Trajectory) -> tuple[float, _Dead]:
     """Return the runtime gap, and what the dead do: see steps 5 and 6 of the module docstring."""
     stored = subject.survey.by_name()
     planned = {
@@ -193,35 +191,22 @@ def _simulate(subject: Subject, bench: Bench, ours: Trajectory) -> tuple[float, 
     weights = tuple(w for w in subject.survey.weights if w.name in planned and w.outputs)
     if not weights:
         return 0.0, _Dead()
-    fed = ExposedWeights(
-        subject.lifted,
-        weights,
-        bench.spec,
-        bench.contexts,
-        provider=bench.provider,
-        batch=bench.batch,
-        threads=bench.threads,
-    )
+    fed = bed.exposed
     replaced = {
         w.name: np.asarray(fed_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
         for w in weights
     }
     simulated = fed.run(replaced)
-    gap = _distance(simulated, ours, bench)
+    gap = bed.drift(simulated, ours)
     dead = {name: value for name, value in replaced.items() if planned[name].dead}
     if not dead:
         return gap, _Dead()
-    nominal = fed.run({})
-    drift = _distance(nominal, fed.run(dead), bench)
+    drift = bed.drift(fed.run(dead))
     if drift <= DEAD_DRIFT_LIMIT:
         return gap, _Dead(drift)
     looked_at = list(dead)[:_MOST_LOOKED_AT]
-    moved = [n for n in looked_at if _distance(nominal, fed.run({n: dead[n]}), bench) > DEAD_DRIFT_LIMIT]
+    moved = [n for n in looked_at if bed.drift(fed.run({n: dead[n]})) > DEAD_DRIFT_LIMIT]
     return gap, _Dead(drift, tuple(planned[n].label for n in moved))
-
-
-def _distance(a: Trajectory, b: Trajectory, bench: Bench) -> float:
-    return measure_drift(a.outputs, b.outputs, bench.spec, bench.contexts, bench.sigma, a.time_after).total
 
 
 def _judge(subject: Subject, drift: Drift, gap: float, dead: _Dead) -> None:
@@ -259,8 +244,3 @@ def _other_outputs(nominal: Trajectory, ours: Trajectory) -> dict[str, float]:
         difference = float(np.linalg.norm(ours.other[name].astype(np.float64) - wide))
         result[name] = difference / norm if norm > 0 else difference
     return result
-
-
-__all__ = [
-    "Bench", "InputError", "Subject", "Verification", "check_decoding", "require_runs", "roll_file", "verify",
-]  # fmt: skip

@@ -66,30 +66,21 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
     InputError
         The model does not run, or its nominal rollout is not finite.
     """
-    options = plan.options
+    run = replace(plan.run, batch=plan.batch)
     weights = plan.weights_of(group)
     injection: Injection
     if plan.how == "rebuild":
-        injection = Rebuilt(source, plan.spec, plan.contexts, batch=plan.batch, threads=options.threads)
+        injection = Rebuilt(source, plan.spec, plan.contexts, run)
     else:
-        injection = GroupSession(
-            source,
-            weights,
-            plan.spec,
-            plan.contexts,
-            provider=options.provider,
-            batch=plan.batch,
-            threads=options.threads,
-            prefix=plan.prefix,
-        )
+        injection = GroupSession(source, weights, plan.spec, plan.contexts, run, prefix=plan.prefix)
     nominal, held = injection.hold()
     if frame is None:
         scale = sigma(plan.spec, plan.contexts, nominal.outputs).values
-        scale = dict.fromkeys(scale, 1.0) if options.units == "raw" else scale
+        scale = dict.fromkeys(scale, 1.0) if plan.options.units == "raw" else scale
     else:
         scale = frame.sigma
     ruler = ruler_for(nominal.outputs, plan.spec, plan.contexts, scale)
-    ruler = replace(ruler, balanced=options.units == "std")
+    ruler = replace(ruler, balanced=plan.options.units == "std")
     spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
     return Station(injection, Meter(ruler, spaces, held, plan.horizons))
 

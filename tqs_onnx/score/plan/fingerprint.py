@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.session import Provider, runtime_version
+from tqs_onnx.rollout.session import runtime_version
 
 _SETS = (
     *("avx", "avx2", "fma", "f16c", "avx_vnni"),
@@ -46,7 +46,7 @@ def contexts_hash(contexts: Contexts) -> str:
 
 
 @cache
-def instruction_set(provider: Provider) -> str:
+def instruction_set(provider: str) -> str:
     """Return the processor's instruction sets that kernels choose by, or the name of the GPU."""
     if provider != "cpu":
         cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
@@ -62,7 +62,7 @@ def instruction_set(provider: Provider) -> str:
 
 
 def job_facts(
-    *, provider: Provider, source_sha256: str, rollout_sha256: str, contexts_sha256: str, **chosen: object
+    *, provider: str, source_sha256: str, rollout_sha256: str, contexts_sha256: str, **chosen: object
 ) -> dict[str, object]:
     """Return everything that a measurement of a job depends on, JSON-ready; `chosen`: the sweep's own choices."""
     return {

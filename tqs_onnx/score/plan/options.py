@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
-from tqs_onnx.rollout.session import Provider
 from tqs_onnx.score.plan.probe import Probe
 from tqs_onnx.score.plan.strategy import Strategy
 from tqs_passes.errors import InputError
@@ -44,7 +44,7 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
-class SweepOptions:
+class ScoreOptions:
     """How a sweep is run.
 
     Parameters
@@ -56,12 +56,8 @@ class SweepOptions:
     horizons : tuple of int
         Steps at which γ(T) is taken; empty: the default schedule.
     units : {"std", "raw"}
-    provider : str
-    batch : int or None
-        Most contexts a chunk.
     max_memory : int or None
         Bytes that the sweep may hold, by the estimate of `tqs_onnx.score.plan.memory`; chunks are cut to it.
-    threads : int
     blocks : Blocks or None
         None: every weight by itself.
     early_stop : EarlyStop or None
@@ -79,16 +75,18 @@ class SweepOptions:
         Processes, or most actors on a cluster; None: one process, or as many actors as there is room for.
     strategy : Strategy or None
         How weights are injected; None: what the cost model says.
+
+    Raises
+    ------
+    InputError
+        A width is not one, the horizons do not increase, or an address is given without a cluster.
     """
 
     probe: Probe = field(default_factory=Probe)
     response_bits: tuple[int, ...] = (4, 2)
     horizons: tuple[int, ...] = ()
     units: Literal["std", "raw"] = "std"
-    provider: Provider = "cpu"
-    batch: int | None = None
     max_memory: int | None = None
-    threads: int = 0
     blocks: Blocks | None = None
     early_stop: EarlyStop | None = None
     group_test: bool = False
@@ -98,6 +96,19 @@ class SweepOptions:
     address: str | None = None
     workers: int | None = None
     strategy: Strategy | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
+        if any(not 1 <= bits <= 8 for bits in self.response_bits):
+            raise InputError(
+                f"`response_bits` must lie between 1 and 8, not {self.response_bits}", todo="Give e.g. 4,2"
+            )
+        if any(b <= a for a, b in pairwise((0, *self.horizons))):
+            raise InputError(
+                f"`horizons` must increase from 1 or more, not {self.horizons}", todo="Give e.g. 1,5,10"
+            )
+        if self.address is not None and self.engine != "ray":
+            raise InputError("`address` names a Ray cluster", todo="Give `engine` ray with it")
 
 
 def require_horizons(horizons: tuple[int, ...], steps: int) -> None:

@@ -11,18 +11,20 @@ from dataclasses import asdict, dataclass
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import DEFAULT_BATCH
 from tqs_onnx.rollout.injection import exposable
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.signature import signature_of
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.score.plan.blocks import blocks_of
 from tqs_onnx.score.plan.fingerprint import contexts_hash, job_facts, job_id
 from tqs_onnx.score.plan.memory import memory_of
-from tqs_onnx.score.plan.options import SweepOptions, default_horizons, require_horizons
+from tqs_onnx.score.plan.options import ScoreOptions, default_horizons, require_horizons
 from tqs_onnx.score.plan.perturbation import Perturbation, Rollout, rollouts_of
 from tqs_onnx.score.plan.strategy import How, Shape, choose, grouped
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model
-from tqs_passes.weights import Survey, Weight
+from tqs_passes.weights import Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +37,9 @@ class SweepPlan:
         Lifted model.
     spec : RolloutSpec
     contexts : Contexts
-    options : SweepOptions
+    options : ScoreOptions
+    run : RunOptions
+        Its provider is one that was found, never `auto`.
     horizons : tuple of int
     batch : int
         Most contexts a chunk.
@@ -56,7 +60,8 @@ class SweepPlan:
     model: Model
     spec: RolloutSpec
     contexts: Contexts
-    options: SweepOptions
+    options: ScoreOptions
+    run: RunOptions
     horizons: tuple[int, ...]
     batch: int
     how: How
@@ -95,15 +100,16 @@ def on_trajectory(weight: Weight, spec: RolloutSpec) -> bool:
     return not wanted.isdisjoint(weight.outputs)
 
 
-def plan_sweep(
-    model: Model,
-    survey: Survey,
-    spec: RolloutSpec,
-    contexts: Contexts,
-    source_sha256: str,
-    options: SweepOptions,
-) -> SweepPlan:
+def plan_sweep(bed: Testbed, source_sha256: str, options: ScoreOptions) -> SweepPlan:
     """Return the plan of a sweep over every weight that reaches the trajectory.
+
+    Parameters
+    ----------
+    bed : Testbed
+        With the scoring contexts. Its sessions are not used: the plan says how weights are injected.
+    source_sha256 : str
+        Digest of the file that the model was read from.
+    options : ScoreOptions
 
     Raises
     ------
@@ -111,6 +117,7 @@ def plan_sweep(
         The block rule is not one, or matches nothing; a horizon lies beyond the steps; or an early stop is asked for
         where it cannot be.
     """
+    model, spec, contexts = bed.model, bed.spec, bed.contexts
     require_horizons(options.horizons, spec.rollout.steps)
     if options.early_stop is not None and spec.rollout.is_made_whole:
         raise InputError(
@@ -118,12 +125,12 @@ def plan_sweep(
             where="--early-stop",
             todo="Leave it out, or flip_invariant and non_negative in rollout.toml",
         )
-    rolled = tuple(w for w in survey.weights if on_trajectory(w, spec))
+    rolled = tuple(w for w in bed.survey.weights if on_trajectory(w, spec))
     blocks = () if options.blocks is None else blocks_of(model, rolled, options.blocks.rule)
     block_of = {w.name: b.name for b in blocks for w in b.weights}
     joint = options.blocks is not None and options.blocks.score == "joint"
     targets = blocks if joint else tuple(Perturbation(w.name, (w,)) for w in rolled)
-    chunk = 1 if spec.rollout.batch_axis is None else options.batch or DEFAULT_BATCH
+    chunk = 1 if spec.rollout.batch_axis is None else bed.run.batch or DEFAULT_BATCH
     chunk = min(chunk, contexts.n_contexts)
     fixed = fixed_batch(spec, signature_of(model.proto))
     if options.max_memory is not None:
@@ -137,13 +144,13 @@ def plan_sweep(
         n_chunks,
         chunk,
         len(model.proto.graph.node),
-        options.provider,
+        bed.provider,
     )
     strategy = options.strategy or choose(targets, shape)
     groups = grouped(targets, strategy.groups) if targets else ()
     horizons = options.horizons or default_horizons(spec.rollout.steps)
     facts = job_facts(
-        provider=options.provider,
+        provider=bed.provider,
         source_sha256=source_sha256,
         rollout_sha256=content_hash(spec),
         contexts_sha256=contexts_hash(contexts),
@@ -158,6 +165,6 @@ def plan_sweep(
     )
     text = json.dumps(facts, sort_keys=True)
     return SweepPlan(
-        *(model, spec, contexts, options, horizons, chunk),
+        *(model, spec, contexts, options, bed.run, horizons, chunk),
         *(strategy.how, strategy.prefix, groups, block_of, text, job_id(json.loads(text))),
     )

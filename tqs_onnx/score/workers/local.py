@@ -78,12 +78,12 @@ class Workers:
             A worker died; what was measured before is kept.
         """
         parts = parts_of(self.plan, tasks, self.workers)
-        threads = self.plan.options.threads or max(1, (os.cpu_count() or 1) // self.workers)
+        threads = self.plan.run.threads or max(1, (os.cpu_count() or 1) // self.workers)
         pool = ProcessPoolExecutor(
             min(self.workers, len(parts)),
             multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(replace(self.plan, options=replace(self.plan.options, threads=threads)), frame),
+            initargs=(replace(self.plan, run=replace(self.plan.run, threads=threads)), frame),
         )
         try:
             running: list[Future[list[Found]]] = [pool.submit(_work, part) for part in parts]
@@ -93,7 +93,7 @@ class Workers:
         except BrokenProcessPool as error:
             raise InputError(
                 "a worker process died; what was measured is kept",
-                todo="Run the same command again, with fewer --workers if memory ran out",
+                todo="Run the same command again, with fewer `workers` if memory ran out",
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

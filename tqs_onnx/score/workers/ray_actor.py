@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tqs_onnx.rollout.session import Provider, runtime_version
+from tqs_onnx.rollout.session import runtime_version
 from tqs_onnx.score.measure.desk import Desk
 from tqs_onnx.score.measure.station import Frame
 from tqs_onnx.score.measure.task import Found, Task
@@ -31,7 +31,7 @@ class Refused:
     todo: str
 
 
-def identity(provider: Provider) -> dict[str, str]:
+def identity(provider: str) -> dict[str, str]:
     """Return what must be the same on every machine of a sweep."""
     return {
         "tqs-onnx": VERSION,
@@ -59,7 +59,7 @@ class Actor:
         self._threads = threads
         self._desk: Desk | None = None
 
-    def identity(self, provider: Provider) -> dict[str, str]:
+    def identity(self, provider: str) -> dict[str, str]:
         """Return what this machine is (see the function)."""
         return identity(provider)
 
@@ -77,10 +77,10 @@ class Actor:
     def _made_desk(self) -> Desk:
         ray = imported_ray()
         shipment: Shipment = ray.get(self._cargo[0])
-        options = replace(shipment.plan.options, threads=self._threads)
+        run = replace(shipment.plan.run, threads=self._threads)
 
         def get(sha256: str) -> Bytes:
             content: Bytes = ray.get(self._content[sha256])
             return content
 
-        return Desk(replace(shipment.plan, options=options), unpack(shipment, get))
+        return Desk(replace(shipment.plan, run=run), unpack(shipment, get))

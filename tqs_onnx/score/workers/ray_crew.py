@@ -14,6 +14,7 @@ is what it is here, so that a cluster keeps the scores that this machine would.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
@@ -29,7 +30,8 @@ from tqs_onnx.score.workers.ray_connect import connected
 from tqs_onnx.score.workers.ray_shipment import Bytes, pack
 from tqs_passes.errors import InputError
 
-#: Cores of an actor when --threads does not say: more of them gain little in one rollout.
+_LOG = logging.getLogger(__name__)
+#: Cores of an actor when `threads` is 0: more of them gain little in one rollout.
 _CORES = 4
 #: Actors that may die on a node, or with a task, before it is given up.
 _DEATHS = 3
@@ -57,14 +59,11 @@ class OnCluster:
     ray : module
         Connected.
     plan : SweepPlan
-    say : callable
-        Called with a line about nodes and actors that are lost or cannot be used.
     """
 
-    def __init__(self, ray: ModuleType, plan: SweepPlan, say: Callable[[str], None]) -> None:
+    def __init__(self, ray: ModuleType, plan: SweepPlan) -> None:
         self._ray = ray
         self._plan = plan
-        self._say = say
         self._content: dict[str, Any] = {}
         self._cargo = [ray.put(pack(plan, exposable_of(plan), self._put))]
         self._seats: list[_Seat] = []
@@ -167,7 +166,7 @@ class OnCluster:
 
     def _look_at(self, seat: _Seat, theirs: dict[str, str]) -> None:
         """Put an actor to work if its machine is what this one is."""
-        ours = identity(self._plan.options.provider)
+        ours = identity(self._plan.run.provider)
         other = next((name for name, value in ours.items() if theirs.get(name) != value), None)
         if other is None:
             seat.fit, seat.answer = True, None
@@ -176,7 +175,7 @@ class OnCluster:
 
     def _give_up(self, seat: _Seat, reason: str) -> None:
         if seat.node not in self._unfit:
-            self._say(f"node {self._name(seat.node)} is not used: {reason}")
+            _LOG.warning("node %s is not used: %s", self._name(seat.node), reason)
         self._unfit.add(seat.node)
         self._dismiss(seat)
 
@@ -188,12 +187,12 @@ class OnCluster:
         if seat.task is not None:
             key = (seat.task.session, tuple(seat.task.todo))
             self._deaths[key] += 1
-            self._say(f"an actor on node {self._name(seat.node)} died: what it was measuring starts again")
+            _LOG.warning("an actor on node %s died: its task starts again", self._name(seat.node))
             if self._deaths[key] >= _DEATHS:
                 raise InputError(
                     f"{_DEATHS} actors died of the same task; what was measured is kept",
                     where=_names(seat.task),
-                    todo="See Ray's log; if memory ran out, use a smaller --batch or fewer --workers",
+                    todo="See Ray's log; if memory ran out, use a smaller `batch` or fewer `workers`",
                 ) from error
             self._queue.insert(0, seat.task)
         if self._deaths[seat.node] >= _DEATHS:
@@ -228,16 +227,16 @@ class OnCluster:
         near = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         cores, gpus = (1, 1) if self._on_gpu else (self._cores(node), 0)
         make = self._ray.remote(Actor).options(num_cpus=cores, num_gpus=gpus, scheduling_strategy=near)
-        actor = make.remote(self._cargo, self._content, self._plan.options.threads or cores)
-        return _Seat(actor, node["NodeID"], actor.identity.remote(self._plan.options.provider))
+        actor = make.remote(self._cargo, self._content, self._plan.run.threads or cores)
+        return _Seat(actor, node["NodeID"], actor.identity.remote(self._plan.run.provider))
 
     @property
     def _on_gpu(self) -> bool:
-        return self._plan.options.provider != "cpu"
+        return self._plan.run.provider != "cpu"
 
     def _cores(self, node: dict[str, Any]) -> int:
         n_cpus = int(node["Resources"].get("CPU", 0))
-        return self._plan.options.threads or max(1, min(_CORES, n_cpus))
+        return self._plan.run.threads or max(1, min(_CORES, n_cpus))
 
     def _room(self, node: dict[str, Any]) -> int:
         """Return how many actors a node holds when nobody else uses it."""
@@ -246,13 +245,13 @@ class OnCluster:
         return int(node["Resources"].get("CPU", 0)) // self._cores(node)
 
     def _nobody(self) -> InputError:
-        cores = self._plan.options.threads
+        cores = self._plan.run.threads
         needed = "a GPU" if self._on_gpu else f"{cores} cores" if cores > 1 else "a core"
         return InputError(
             f"no node of the Ray cluster that can be used has {needed}; what was measured is kept",
-            where="--engine ray",
+            where="`engine` ray",
             todo="Run the same command again when there is one"
-            + (", or with fewer --threads" if cores > 1 else ""),
+            + (", or with fewer `threads`" if cores > 1 else ""),
         )
 
 
@@ -262,7 +261,7 @@ def _names(task: Task) -> str:
 
 
 @contextlib.contextmanager
-def cluster_crew(plan: SweepPlan, say: Callable[[str], None]) -> Generator[OnCluster]:
+def cluster_crew(plan: SweepPlan) -> Generator[OnCluster]:
     """Yield a crew on the cluster that a plan's options name.
 
     Raises
@@ -271,7 +270,7 @@ def cluster_crew(plan: SweepPlan, say: Callable[[str], None]) -> Generator[OnClu
         Ray is not installed, or the cluster cannot be reached.
     """
     with connected(plan.options.address) as ray:
-        crew = OnCluster(ray, plan, say)
+        crew = OnCluster(ray, plan)
         try:
             yield crew
         finally:

@@ -3,7 +3,6 @@
 # pyright: reportMissingImports=false, reportUnknownParameterType=false
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ from olive.model import ONNXModelHandler
 from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 
+from tqs_onnx.allocate.budget import Budget
 from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.quantize import Job, quantize
-from tqs_onnx.verify.gates import parse_gate
 from tqs_passes.errors import GateError
 from tqs_passes.plan.plan import ServingTarget
 from tqs_passes.plan.targets import Serving
-
-_LOG = logging.getLogger(__name__)
 
 
 class TqsQuantization(Pass):  # type: ignore[misc]
@@ -65,13 +63,15 @@ class TqsQuantization(Pass):  # type: ignore[misc]
                 evaluation=Path(config.eval_contexts) if config.eval_contexts else None,
             ),
             out=Path(output_model_path).with_suffix(""),
-            compression=config.compression,
-            profile=config.profile,
-            serving=Serving(target=ServingTarget(config.target)),
-            gates=tuple(parse_gate(text) for text in config.gates),
+            options=QuantizeOptions(
+                Budget(config.compression),
+                profile=config.profile,
+                serving=Serving(target=ServingTarget(config.target)),
+                gates=tuple(config.gates),
+            ),
             force=True,
         )
-        outcome = quantize(job, _LOG.info)
+        outcome = quantize(job)
         failed = [gate.gate for gate in outcome.gates if not gate.passed]
         if failed:
             raise GateError(f"gate {failed[0]} failed", where=str(outcome.emitted))

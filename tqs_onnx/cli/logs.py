@@ -1,0 +1,32 @@
+"""Log records of this project as lines on stderr."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+LEVELS = ("debug", "info", "warning", "error")
+_LOGGERS = ("tqs_onnx", "tqs_passes")
+
+
+class _Stderr(logging.Handler):
+    """Prints notes as they are, warnings with that word before them, and further detail with its module."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            text = f"{record.levelname.lower()}: {text}"
+        elif record.levelno <= logging.DEBUG:
+            text = f"debug: {record.name}: {text}"
+        click.echo(text, err=True)
+
+
+def log_to_stderr(level: str) -> None:
+    """Print the records of this project's loggers, from a level up; calling it again changes the level."""
+    for name in _LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(level.upper())
+        if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+            logger.addHandler(_Stderr())

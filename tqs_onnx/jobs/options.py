@@ -1,0 +1,170 @@
+"""The options of a job: one value that every way in fills, that decides the result, and that the manifest holds.
+
+Options are frozen dataclasses with the defaults of the whole project. `settings_of` writes them down as JSON, every
+field, and `options_from` reads them back: a manifest can be turned into the job that made it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from tqs_onnx.allocate.budget import Budget
+from tqs_onnx.allocate.costing import PlanOptions
+from tqs_onnx.allocate.tier_set import TierSet
+from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.refine.refine import RefineOptions
+from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions
+from tqs_onnx.score.plan.options import ScoreOptions
+from tqs_passes.errors import InputError
+from tqs_passes.plan.forms import Profile
+from tqs_passes.plan.targets import Serving
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """Everything that decides what a quantize job makes of a model and its data.
+
+    Parameters
+    ----------
+    budget : Budget
+    score : ScoreOptions
+        How sensitivity is measured.
+    plan : PlanOptions
+        How bytes are spent.
+    tiers : TierSet
+        The precisions allowed.
+    profile : {"fast", "exact", "small"}
+        Serving profile written into the file.
+    serving : Serving
+        What the file is made for.
+    refine : RefineOptions
+        How integers are chosen, and joint repair.
+    gates : tuple of str
+        Conditions that the file must meet, e.g. ``drift:p95<=0.2``.
+    roles : tuple of str
+        Roles given by hand, ``PATTERN=ROLE``.
+    run : RunOptions
+        Where rollouts run.
+    """
+
+    budget: Budget = field(default_factory=Budget)
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    tiers: TierSet = field(default_factory=TierSet)
+    profile: Profile = "fast"
+    serving: Serving = field(default_factory=Serving)
+    refine: RefineOptions = field(default_factory=RefineOptions)
+    gates: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    run: RunOptions = field(default_factory=RunOptions)
+
+    @property
+    def planning(self) -> PlanOptions:
+        """How bytes are spent, with the objective decided: `measured` where integers are chosen by data."""
+        return self.plan.decided(by_data=self.refine.rounding.method in DATA_AWARE)
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineOptions:
+    """Everything that decides a uniform baseline.
+
+    Parameters
+    ----------
+    bits : int
+        Width of every matrix, 1 to 8.
+    rounding : RoundingOptions
+        GPTQ, GPTAQ and QEP were published on `mse` scales.
+    tune : bool
+        Choose QEP's damping and strength on contexts held out.
+    group : int
+        Values of a channel that share a scale; 0: all.
+    profile, serving, gates, roles, run
+        See `QuantizeOptions`.
+
+    Raises
+    ------
+    InputError
+        There is no such width, or the group is negative.
+    """
+
+    bits: int = 4
+    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions("rtn", scales="mse"))
+    tune: bool = True
+    group: int = 0
+    profile: Profile = "fast"
+    serving: Serving = field(default_factory=Serving)
+    gates: tuple[str, ...] = ()
+    roles: tuple[str, ...] = ()
+    run: RunOptions = field(default_factory=RunOptions)
+
+    def __post_init__(self) -> None:
+        """Refuse widths and groups that do not exist."""
+        if not 1 <= self.bits <= 8:
+            raise InputError(f"`bits` must be 1 to 8, not {self.bits}")
+        if self.group < 0:
+            raise InputError(f"`group` must be at least 0, not {self.group}")
+
+
+def settings_of(options: object) -> dict[str, Any]:
+    """Return every field of an option class, nested, JSON-ready."""
+    settings: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
+    return settings
+
+
+def job_settings(command: str, model: Path, data: DataFiles, out: Path, options: object) -> dict[str, Any]:
+    """Return the settings of a job for its manifest; paths are relative to the run directory."""
+
+    def beside(path: Path | None) -> str | None:
+        return None if path is None else Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
+
+    named = {
+        name: beside(getattr(data, name)) for name in ("rollout", "contexts", "evaluation", "calibration")
+    }
+    return {
+        "command": command,
+        "model": beside(model),
+        "data": settings_of(data) | named,
+        "options": settings_of(options),
+    }
+
+
+def options_from(settings: dict[str, Any], kind: type[T]) -> T:
+    """Return options from their settings; what is left out has its default.
+
+    Raises
+    ------
+    InputError
+        A key is unknown, or a value is not one of its field; `where` is the path of the field, with dots.
+    """
+    adapter: TypeAdapter[T] = TypeAdapter(kind)
+    try:
+        options = adapter.validate_python(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise InputError("is required by other options that are given", where=path) from error
+        raise InputError(f"{first['msg']}, not {first['input']!r}", where=path) from error
+    unknown = _unknown(settings, adapter.dump_python(options, mode="json"), "")
+    if unknown:
+        raise InputError("there is no such option", where=unknown[0])
+    return options
+
+
+def _unknown(given: object, known: object, path: str) -> list[str]:
+    """Return the paths of keys that were given and that no field took."""
+    if not isinstance(given, dict) or not isinstance(known, dict):
+        return []
+    found: list[str] = []
+    for key, value in given.items():
+        here = f"{path}.{key}" if path else str(key)
+        found += _unknown(value, known[key], here) if key in known else [here]
+    return found

@@ -1,0 +1,69 @@
+"""A manifest turned back into the job that made it: the same inputs and options give the same bytes again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.jobs.build import Declared
+from tqs_onnx.jobs.options import QuantizeOptions, options_from
+from tqs_onnx.score.score import Progress
+from tqs_onnx.verify.manifest import Manifest, read_manifest
+from tqs_passes.errors import InputError
+from tqs_passes.files.model import file_facts, sha256_of_file
+
+_ROLES = ("rollout", "contexts", "evaluation", "calibration")
+
+
+def declared_by(file: Path, out: Path | None, progress: Progress | None = None) -> Declared:
+    """Return the build that makes again what a manifest is of.
+
+    Parameters
+    ----------
+    file : Path
+        manifest.json of a quantize job or of a build; the inputs are found relative to it.
+    out : Path or None
+        Run directory; it must not be that of the manifest.
+    progress : callable, optional
+        See `score`.
+
+    Raises
+    ------
+    InputError
+        It is not the manifest of such a job, no other run directory is given, or an input is missing or has changed.
+    """
+    manifest = read_manifest(file)
+    folder = file.resolve().parent
+    settings = manifest.settings
+    if settings.get("command") != "quantize":
+        raise InputError("is not the manifest of a quantize job", where=str(file))
+    if out is None or out.resolve() == folder:
+        raise InputError(
+            "would overwrite the run that it describes", where=str(file), todo="Give another `out`"
+        )
+    model, data = folder / settings["model"], _data(settings["data"], folder)
+    _require_unchanged(manifest, model, data)
+    options = options_from(settings["options"], QuantizeOptions)
+    name = next(iter(manifest.output))
+    return Declared(model, out, out / name, data, options, progress=progress)
+
+
+def _data(settings: dict[str, Any], folder: Path) -> DataFiles:
+    paths = {role: folder / settings[role] for role in _ROLES if settings[role] is not None}
+    return options_from({**settings, **paths}, DataFiles)
+
+
+def _require_unchanged(manifest: Manifest, model: Path, data: DataFiles) -> None:
+    found = {"model": file_facts(model).sha256}
+    for role in _ROLES:
+        path: Path | None = getattr(data, role)
+        if path is not None and path.is_file():
+            found[role] = {path.name: sha256_of_file(path)}
+    for role, digests in found.items():
+        if manifest.inputs.get(role) != digests:
+            raise InputError(
+                f"the {role} is not the one that the manifest names",
+                where=str(model if role == "model" else getattr(data, role)),
+                todo="Restore the file, or quantize anew",
+            )

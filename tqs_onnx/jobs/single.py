@@ -1,0 +1,333 @@
+"""The stages one by one, from files to files: what the commands `score`, `allocate`, `emit` and `verify` do.
+
+Each reads what the one before wrote, and goes through the same stages as `quantize`: the same options give the same
+bytes, whichever way in is taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqs_onnx.allocate.costing import Request
+from tqs_onnx.allocate.objective import Objective
+from tqs_onnx.allocate.plan_within import plan_within
+from tqs_onnx.allocate.request import require_contexts_of, require_scores_of
+from tqs_onnx.allocate.servable import require_served
+from tqs_onnx.emit import emit
+from tqs_onnx.inputs.data import DataFiles, read_scoring
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.options import QuantizeOptions
+from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
+from tqs_onnx.refine.instruments import instruments_on
+from tqs_onnx.rollout.crash_check import require_loadable
+from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.rounding.assign import DATA_AWARE
+from tqs_onnx.rounding.codes_file import codes_beside, codes_path, write_codes
+from tqs_onnx.score.estimate import Estimate, estimate
+from tqs_onnx.score.measure.store import RESULTS_NAME, Results
+from tqs_onnx.score.plan.options import ScoreOptions
+from tqs_onnx.score.plan.sweep_plan import plan_sweep
+from tqs_onnx.score.score import Progress
+from tqs_onnx.score.scores import Scores, read_scores
+from tqs_onnx.verify.manifest import GateResult
+from tqs_onnx.verify.subject import Subject
+from tqs_onnx.verify.verify import Verification
+from tqs_passes.errors import InputError
+from tqs_passes.files.atomic import write_text
+from tqs_passes.files.model import file_facts
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.plan import Plan, ServingTarget, read_plan
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreJob:
+    """Score a model, from files into a run directory.
+
+    Parameters
+    ----------
+    model : Path
+    data : DataFiles
+        Its evaluation contexts are not read.
+    out : Path
+        Run directory: `scores.json` and `scores.csv` of the first run, `scores.<probe>.json` of further ones.
+    runs : tuple of ScoreOptions
+    run : RunOptions
+    roles : tuple of str
+    force : bool
+    """
+
+    model: Path
+    data: DataFiles
+    out: Path
+    runs: tuple[ScoreOptions, ...] = (ScoreOptions(),)
+    run: RunOptions = RunOptions()
+    roles: tuple[str, ...] = ()
+    force: bool = False
+
+
+def score_files(
+    job: ScoreJob, progress: Progress | None = None, *, budgeted: QuantizeOptions | None = None
+) -> tuple[Scores, ...]:
+    """Score a model and write the scores.
+
+    Parameters
+    ----------
+    job : ScoreJob
+    progress : callable, optional
+        See `score`.
+    budgeted : QuantizeOptions, optional
+        What the scores are for: a budget that no file can meet is refused before anything is rolled out.
+
+    Raises
+    ------
+    InputError, InfeasibleError, StoppedError
+        See the stages.
+    """
+    source, bed = _scoring_bed(job)
+    if budgeted is not None:
+        stages.require_room(stages.offer(source, budgeted), source, bed.spec, budgeted)
+    names = ["scores" if i == 0 else f"scores.{run.probe.kind.value}" for i, run in enumerate(job.runs)]
+    files = [f"{name}.{kind}" for name in names for kind in ("json", "csv")]
+    with run_directory(job.out, files, force=job.force) as begin:
+        store = job.out / RESULTS_NAME
+        found = tuple(stages.scored(source, bed, run, store, progress) for run in job.runs)
+        begin()
+        for name, scores in zip(names, found, strict=True):
+            write_text(job.out / f"{name}.json", scores.to_json())
+            write_text(job.out / f"{name}.csv", scores.to_csv())
+    return found
+
+
+def estimate_files(job: ScoreJob) -> tuple[Estimate, ...]:
+    """Return what scoring would take, by one timed rollout for each run; nothing is written."""
+    source, bed = _scoring_bed(job)
+    return tuple(estimate(plan_sweep(bed, source.sha256, run)) for run in job.runs)
+
+
+def _scoring_bed(job: ScoreJob) -> tuple[Source, Testbed]:
+    source = stages.opened(job.model, job.run, job.roles)
+    data = read_scoring(job.data, source)
+    for note in data.notes:
+        _LOG.info("note: %s", note)
+    return source, Testbed(source.lifted, source.survey, data.spec, data.scoring, job.run)
+
+
+@dataclass(frozen=True, slots=True)
+class AllocateJob:
+    """Allocate from scores.
+
+    Parameters
+    ----------
+    model, scores : Path
+    out : Path
+        Where plan.json goes; integers chosen by data go to codes.npz beside it.
+    options : QuantizeOptions
+    data : DataFiles or None
+        The contexts that were scored on. Without them nothing is rolled out: no repair, no rounding by data, no
+        objective `measured`, and no joint drift in the plan.
+    force : bool
+    """
+
+    model: Path
+    scores: Path
+    out: Path
+    options: QuantizeOptions
+    data: DataFiles | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Allocated:
+    """A plan as it was written.
+
+    Parameters
+    ----------
+    plan : Plan
+    codes : dict of str to Codes
+    request : Request
+    """
+
+    plan: Plan
+    codes: dict[str, Codes]
+    request: Request
+
+
+def allocate_files(job: AllocateJob) -> Allocated:
+    """Spend a byte budget and write the plan.
+
+    Raises
+    ------
+    InputError, InfeasibleError
+        See the stages; or the options need rollouts and there are no contexts.
+    """
+    options, out = job.options, job.out
+    source = open_source(job.model)
+    read = [] if job.data is None else [job.data.rollout, job.data.contexts, job.data.calibration]
+    refuse_overwriting(
+        [out, codes_path(out)], [*source.files, job.scores, *(p for p in read if p is not None)]
+    )
+    if out.exists() and not job.force:
+        raise InputError("exists", where=str(out), todo="Choose another `out`, or give `force`")
+    scores = read_scores(job.scores)
+    require_scores_of(source, scores)
+    offer = stages.offer(source, options)
+    request = Request(offer.menus, scores, offer.size, options.profile, options.serving)
+    codes: dict[str, Codes] = {}
+    if job.data is None:
+        plan = _planned_at_once(request, offer.max_bytes, source, options)
+    else:
+        data = read_scoring(job.data, source)
+        require_contexts_of(scores, data.spec, data.scoring)
+        bed = Testbed(source.lifted, source.survey, data.spec, data.scoring, options.run, scores.sigma)
+        instruments = instruments_on(bed, data.calibration)
+        store = job.scores.with_name(RESULTS_NAME)
+        with Results(store if store.exists() else None) as results:
+            if results.note:
+                _LOG.info(results.note)
+            plan, request = stages.planned(request, offer.max_bytes, source, instruments, options, results)
+        refined = stages.refined(plan, request, instruments, options)
+        plan, codes = refined.plan, refined.codes
+    if codes:
+        write_codes(codes_path(out), codes)
+    write_text(out, plan.to_json())
+    return Allocated(plan, codes, request)
+
+
+def _planned_at_once(request: Request, max_bytes: int, source: Source, options: QuantizeOptions) -> Plan:
+    """Return a plan by scores alone."""
+    planning = options.planning
+    if planning.aim is Objective.MEASURED or options.refine.rounding.method in DATA_AWARE:
+        raise InputError(
+            "the objective `measured` and rounding by data need rollouts",
+            todo="Give `rollout` and `contexts`",
+        )
+    if options.refine.repair_rounds:
+        _LOG.info("note: no joint repair, which needs rollouts: give rollout and contexts for it")
+    plan = plan_within(request, max_bytes, planning)
+    require_served(plan, source, plan.target)
+    for warning in plan.warnings:
+        _LOG.warning("%s", warning)
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """A file as it was written.
+
+    Parameters
+    ----------
+    out : Path
+    bytes_in, bytes_out, bytes_planned : int
+    """
+
+    out: Path
+    bytes_in: int
+    bytes_out: int
+    bytes_planned: int
+
+
+def emit_files(
+    model: Path, plan_file: Path, out: Path, *, target: ServingTarget | None = None, force: bool = False
+) -> Emitted:
+    """Write the file that a plan describes.
+
+    Parameters
+    ----------
+    model, plan_file, out : Path
+    target : ServingTarget, optional
+        Refuse the plan if this cannot serve it; the plan's own target unless given.
+    force : bool
+        Replace a file that exists.
+
+    Raises
+    ------
+    InputError
+        The plan is for another model, its target cannot serve it, or `out` exists or is an input.
+    """
+    source = open_source(model)
+    refuse_overwriting(with_data(out), [*source.files, plan_file, codes_path(plan_file)])
+    if out.exists() and not force:
+        raise InputError("exists", where=str(out), todo="Choose another `out`, or give `force`")
+    plan = _plan_of(source, plan_file)
+    require_served(plan, source, target or plan.target)
+    emit(source.lifted, plan, out, codes_beside(plan_file, plan))
+    return Emitted(out, source.facts.n_bytes, file_facts(out).n_bytes, plan.n_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyJob:
+    """Verify an emitted file.
+
+    Parameters
+    ----------
+    emitted, source, plan, scores : Path
+        The file, what it was made from, the plan it was made by, and scores.json for its σ.
+    data : DataFiles
+    manifest : Path
+        Where manifest.json goes.
+    gates : tuple of str
+    run : RunOptions
+    settings : dict
+        The job, for the manifest.
+    force : bool
+    """
+
+    emitted: Path
+    source: Path
+    plan: Path
+    scores: Path
+    data: DataFiles
+    manifest: Path
+    gates: tuple[str, ...]
+    run: RunOptions
+    settings: dict[str, Any]
+    force: bool = False
+
+
+def verify_files(job: VerifyJob) -> tuple[Verification, tuple[GateResult, ...]]:
+    """Verify a file and write its manifest.
+
+    Raises
+    ------
+    InputError, GateError
+        See the stages. Failed gates do not raise: they are returned.
+    """
+    source = open_source(job.source)
+    data_files = [job.data.rollout, job.data.contexts, job.data.evaluation]
+    read = [*source.files, *with_data(job.emitted), job.plan, job.scores, *data_files]
+    refuse_overwriting([job.manifest], [p for p in read if p is not None])
+    if job.manifest.exists() and not job.force:
+        raise InputError("exists", where=str(job.manifest), todo="Choose another `manifest`, or give `force`")
+    for file in (job.source, job.emitted):
+        require_loadable(file)
+    plan = _plan_of(source, job.plan)
+    data = stages.read(job.data, source, job.gates)
+    scores = read_scores(job.scores)
+    require_scores_of(source, scores)
+    require_contexts_of(scores, data.spec, data.scoring)
+    bed = stages.testbed(source, data, job.run, scores)
+    codes = codes_beside(job.plan, plan)
+    subject = Subject(job.source, job.emitted, source.lifted, source.survey, plan, codes)
+    verification, gates = stages.verified(subject, bed, data, job.gates)
+    made = {"plan": job.plan, "scores": job.scores}
+    if plan.codes_sha256 is not None:
+        made["codes"] = codes_path(job.plan)
+    manifest = stages.recorded(subject, source, data.files | made, verification, gates, job.settings)
+    write_text(job.manifest, manifest.to_json())
+    return verification, gates
+
+
+def _plan_of(source: Source, plan_file: Path) -> Plan:
+    plan = read_plan(plan_file)
+    if plan.source_sha256 != source.sha256:
+        raise InputError(
+            "the plan is for another model", where=str(plan_file), todo="Allocate for this model"
+        )
+    return plan

@@ -1,0 +1,233 @@
+"""Where rollouts happen: a model, how it is rolled out, from which contexts, in units of which σ, and on what.
+
+A testbed opens sessions when they are first needed, at most one of each kind, and shares them with every testbed that
+it is turned into by `on` (other contexts) and `scaled` (another σ) ::
+
+    exposed      every weight that reaches an output is a graph input: any of them can be replaced
+    capturing    the same, and the tensors that rounding looks at are outputs
+    file         a file as a stock server runs it; closed after its rollout
+
+Memory: the sessions share the weights with the model; a nominal trajectory is kept for each testbed that asks for it.
+`close` lets go of all sessions.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.distance import Ruler, drift_of, n_space, ruler_for
+from tqs_onnx.rollout.engine import Engine
+from tqs_onnx.rollout.feedback import Feedback
+from tqs_onnx.rollout.injection import GroupSession, exposable
+from tqs_onnx.rollout.options import RunOptions, SessionOptions
+from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
+from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.trajectory import Trajectory
+from tqs_onnx.rollout.variables import sigma
+from tqs_passes.files.model import Model, serialize
+from tqs_passes.transforms.capture import Capture, captured_names
+from tqs_passes.transforms.expose import Perturb, weight_values
+from tqs_passes.weights import Survey
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Capturing:
+    """The session that shows what weights are multiplied with.
+
+    Parameters
+    ----------
+    session : Session
+    engine : Engine
+        Over the contexts of its testbed.
+    outputs : dict of str to str
+        Captured tensor to the graph output that shows it.
+    arrays : dict of str to NDArray
+        Nominal values of the exposed weights.
+    nominal : dict of str to Value
+        The same on the device.
+    """
+
+    session: Session
+    engine: Engine
+    outputs: dict[str, str]
+    arrays: dict[str, NDArray[Any]]
+    nominal: dict[str, Value]
+
+
+@dataclass(slots=True, eq=False)
+class _Sessions:
+    """What testbeds of one model share."""
+
+    exposed: GroupSession | None = None
+    capturing: Capturing | None = None
+    captured: tuple[str, ...] = ()
+    feedback: Feedback | None = None
+
+
+class Testbed:
+    """Where rollouts happen (see module docstring).
+
+    Parameters
+    ----------
+    model : Model
+        Lifted model.
+    survey : Survey
+        Its weights.
+    spec : RolloutSpec
+        Checked against the model.
+    contexts : Contexts
+    run : RunOptions
+    sigma : dict of str to float, optional
+        σ_v of every variable; measured on the contexts where it is not given.
+    """
+
+    __test__ = False  # pytest collects classes whose name begins with "Test"
+
+    def __init__(
+        self,
+        model: Model,
+        survey: Survey,
+        spec: RolloutSpec,
+        contexts: Contexts,
+        run: RunOptions | None = None,
+        sigma: Mapping[str, float] | None = None,
+    ) -> None:
+        run = run or RunOptions()
+        self.model = model
+        self.survey = survey
+        self.weights = tuple(w for w in survey.weights if w.outputs)
+        self.spec = spec
+        self.contexts = contexts
+        self.provider: Provider = resolve_provider(run.provider)
+        self.run = replace(run, provider=self.provider)
+        self._sigma = None if sigma is None else dict(sigma)
+        self._sessions = _Sessions()
+        self._nominal: Trajectory | None = None
+
+    def on(self, contexts: Contexts) -> Testbed:
+        """Return a testbed that shares the sessions of this one, over other contexts of the same shapes."""
+        if contexts is self.contexts:
+            return self
+        other = copy.copy(self)
+        other.contexts, other._nominal = contexts, None
+        return other
+
+    def scaled(self, sigma: Mapping[str, float]) -> Testbed:
+        """Return a testbed that shares the sessions and the nominal rollout of this one, in units of another σ."""
+        other = copy.copy(self)
+        other._sigma = dict(sigma)
+        return other
+
+    def close(self) -> None:
+        """Let go of all sessions, also for the testbeds that share them; one that is needed again is opened again."""
+        sessions = self._sessions
+        sessions.exposed = sessions.capturing = sessions.feedback = None
+        sessions.captured = ()
+
+    @property
+    def exposed(self) -> GroupSession:
+        """The session in which every weight that reaches an output can be replaced, over these contexts.
+
+        Raises
+        ------
+        InputError
+            The model does not load.
+        """
+        sessions = self._sessions
+        if sessions.exposed is None:
+            source = exposable(self.model, self.weights)
+            sessions.exposed = GroupSession(
+                source, self.weights, self.spec, self.contexts, self.run, feedback=sessions.feedback
+            )
+            sessions.feedback = sessions.exposed.engine.feedback
+        return sessions.exposed.over(self.contexts)
+
+    @property
+    def nominal(self) -> Trajectory:
+        """The rollout of the exposed session with nothing replaced, made once.
+
+        Raises
+        ------
+        InputError, NonFiniteError
+            See `Engine.run`.
+        """
+        if self._nominal is None:
+            self._nominal = self.exposed.run({})
+        return self._nominal
+
+    @property
+    def sigma(self) -> dict[str, float]:
+        """σ_v of every variable: as given, else measured on the nominal rollout (see `variables.sigma`)."""
+        if self._sigma is None:
+            self._sigma = sigma(self.spec, self.contexts, self.nominal.outputs).values
+        return self._sigma
+
+    @property
+    def ruler(self) -> Ruler:
+        """What measures the distance of trajectories of these contexts, in units of σ."""
+        return ruler_for(self.nominal.outputs, self.spec, self.contexts, self.sigma)
+
+    def drift(self, trajectory: Trajectory, other: Trajectory | None = None) -> float:
+        """Return the drift of a trajectory from another one of these contexts, by default from the nominal one."""
+        base = self.nominal if other is None else other
+        ruler = ruler_for(base.outputs, self.spec, self.contexts, self.sigma)
+        squares = ruler.squares(trajectory.outputs, base.outputs)
+        return drift_of(squares, n_space(base.outputs, self.spec, self.contexts))
+
+    def capturing(self, tensors: tuple[str, ...]) -> Capturing:
+        """Return the session in which these tensors can be seen, over these contexts.
+
+        Raises
+        ------
+        InputError
+            The model does not load.
+        """
+        sessions = self._sessions
+        if sessions.capturing is None or sessions.captured != tensors:
+            sessions.capturing, sessions.captured = self._opened_capturing(tensors), tensors
+        found = sessions.capturing
+        return replace(found, engine=found.engine.over(self.contexts))
+
+    def _opened_capturing(self, tensors: tuple[str, ...]) -> Capturing:
+        exposed = Perturb(tuple(w.name for w in self.weights)).apply(self.model)
+        outputs = captured_names(exposed.model, tensors)
+        visible = Capture(tensors).apply(exposed.model)
+        options = SessionOptions(threads=self.run.threads)
+        session = open_session(serialize(visible.model.proto), provider=self.provider, options=options)
+        dtypes = {w.name: w.dtype for w in self.weights}
+        arrays = {name: weight_values(self.model, name, dtypes[name]) for name in exposed.changed}
+        nominal = {name: session.value(array) for name, array in arrays.items()}
+        return Capturing(session, self._engine_of(session), outputs, arrays, nominal)
+
+    def roll_file(self, path: Path, *, keep_other: bool = True) -> Trajectory:
+        """Roll a file out in a session with stock options, as a server would run it.
+
+        Parameters
+        ----------
+        path : Path
+            A model of the same inputs and outputs.
+        keep_other : bool
+            Keep the graph outputs outside the trajectory as well.
+
+        Raises
+        ------
+        InputError, NonFiniteError
+            See `open_session` and `Engine.run`.
+        """
+        options = SessionOptions(threads=self.run.threads)
+        session = open_session(path, provider=self.provider, options=options)
+        return self._engine_of(session).run(keep_other=keep_other)
+
+    def _engine_of(self, session: Session) -> Engine:
+        """Return an engine of a session, over these contexts; what moves states from step to step is shared."""
+        sessions, batch = self._sessions, self.run.batch
+        engine = Engine(session, self.spec, self.contexts, batch=batch, feedback=sessions.feedback)
+        sessions.feedback = engine.feedback
+        return engine
