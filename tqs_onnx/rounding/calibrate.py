@@ -28,7 +28,7 @@ from tqs_onnx.rounding.compensate import Matrix
 from tqs_onnx.rounding.view import Uses, uses_of
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.transforms.capture import Capture, captured_names
-from tqs_passes.transforms.expose import Perturb, weight_values
+from tqs_passes.transforms.expose import Expose, weight_values
 from tqs_passes.weights import Weight
 
 #: Most bytes of FP32 activations and states kept between weights.
@@ -99,7 +99,7 @@ class Calibration:
             model.proto.graph, self.shapes, {w.name: len(w.readers) for w in weights}
         )
         tensors = tuple(dict.fromkeys(use.activation for u in self.uses.values() for use in u.uses))
-        exposed = Perturb(names).apply(model)
+        exposed = Expose(names).apply(model)
         self._outputs = captured_names(exposed.model, tensors)
         visible = Capture(tensors).apply(exposed.model)
         self._session = open_session(
