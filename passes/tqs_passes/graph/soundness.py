@@ -3,7 +3,7 @@
 Two questions are asked. Are its names in order: is every value defined once, and before it is read? And does ONNX's
 checker accept its nodes? The checker sees the model with its stored tensors as graph inputs, so it costs the same
 whatever they weigh, and wherever they lie. It infers no types: a model whose weights are yet to be written in another
-type passes. `tqs_passes.files.checker` is the full check, of a whole file.
+type passes, and so does an output whose type runtimes have to infer. `tqs_passes.files.checker` is the full check, of a whole file.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _without_values(proto: onnx.ModelProto) -> onnx.ModelProto:
     out.functions.extend(proto.functions)
     out.graph.name = graph.name
     out.graph.input.extend(graph.input)
-    out.graph.output.extend(graph.output)
+    out.graph.output.extend(value for value in graph.output if value.HasField("type"))
     out.graph.value_info.extend(graph.value_info)
     stored = [*graph.initializer, *(s.values for s in graph.sparse_initializer)]
     for node in graph.node:
