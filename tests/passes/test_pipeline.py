@@ -35,6 +35,7 @@ from tqs_passes.transforms.convert_opset import ConvertOpset
 from tqs_passes.transforms.every_pass import EVERY_PASS
 from tqs_passes.transforms.expose import Expose
 from tqs_passes.transforms.half_precision.half import HalfCompute
+from tqs_passes.transforms.half_precision.whole import HalfWhole
 from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
 
@@ -341,6 +342,7 @@ def applied() -> dict[str, tuple[GraphPass, Model]]:
         (Capture(("h",)), lifted),
         (ConvertOpset(18), lifted),
         (HalfCompute("float16", None, labels), lifted),
+        (HalfWhole(), lifted),
         (ShrinkConstants(frozenset()), masked),
         (Rewrite(plan, {}, {}, "1"), lifted),
     ]

@@ -3,7 +3,8 @@
 Two questions are asked. Are its names in order: is every value defined once, and before it is read? And does ONNX's
 checker accept its nodes? The checker sees the model with its stored tensors as graph inputs, so it costs the same
 whatever they weigh, and wherever they lie. It infers no types: a model whose weights are yet to be written in another
-type passes, and so does an output whose type runtimes have to infer. `tqs_passes.files.checker` is the full check, of a whole file.
+type passes, and so does an output whose type runtimes have to infer. `tqs_passes.files.checker` is the full check, of
+a whole file.
 """
 
 from __future__ import annotations

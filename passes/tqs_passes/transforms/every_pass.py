@@ -8,6 +8,7 @@ from tqs_passes.transforms.capture import Capture
 from tqs_passes.transforms.convert_opset import ConvertOpset
 from tqs_passes.transforms.expose import Expose
 from tqs_passes.transforms.half_precision.half import HalfCompute
+from tqs_passes.transforms.half_precision.whole import HalfWhole
 from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
 
@@ -17,6 +18,7 @@ EVERY_PASS: tuple[type[GraphPass], ...] = (
     Capture,
     ConvertOpset,
     HalfCompute,
+    HalfWhole,
     ShrinkConstants,
     Rewrite,
 )

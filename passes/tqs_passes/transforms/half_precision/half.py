@@ -8,8 +8,7 @@ Values that cross a border twice are cast once. A border beside a Cast of the mo
 never a chain of two. Weights of a block are of its type themselves, without any Cast: `deferred` ones are left as they
 are stored, for the rewrite that follows writes them in it (`Model.deferred` names them). Other stored values are
 converted where only the block reads them and they are small, and cast otherwise. `choose` says which nodes, and why
-not others. onnxconverter-common's own conversion of a whole graph is not used: on a plain transformer it makes a file
-that no runtime loads. Source: ONNX operator Cast.
+not others; `whole` converts a whole model instead. Source: ONNX operator Cast.
 """
 
 from __future__ import annotations
