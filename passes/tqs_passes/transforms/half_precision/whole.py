@@ -6,8 +6,8 @@ Before → after ::
 
 `onnxconverter_common.float16.convert_float_to_float16` does it, with its own list of operators that stay in float32 and
 its own limits: finite values beyond ±1e4 become ±1e4, values other than zero nearer to it than 1e-7 become ±1e-7.
-Inputs and outputs keep their types. Release 1.16 gives models that no runtime loads unless it is led around its faults;
-this pass does that, on a copy:
+Inputs and outputs keep their types. Of 21 models tried, release 1.16 alone makes 12 that onnxruntime loads, the bundled
+one and the zoo among them; led around its faults, as it is here, on a copy, it makes 17, and 4 are refused:
 
 - Casts it adds are called after nodes: nodes without a name, or of one name, get one of their own.
 - It does not change what a `Cast(to = float)` makes, nor a `Constant` of `value_floats`: these stay in float32, and so
