@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from tqs_passes.files.save import save_model
 from tqs_passes.files.spill import Spill
 from tqs_passes.graph_pass import Skip
 from tqs_passes.grids.grid import Codes
+from tqs_passes.pipeline import Pipeline
 from tqs_passes.plan.plan import Compute, Plan
 from tqs_passes.transforms.convert_opset import ConvertOpset
 from tqs_passes.transforms.half_precision.half import HalfCompute
@@ -41,6 +42,48 @@ def placeholder_metadata() -> dict[str, str]:
     return metadata_of("0" * _DIGEST_LENGTH, "0" * _DIGEST_LENGTH)
 
 
+def preparation(
+    labels: Mapping[str, str],
+    constants: Literal["small", "keep"],
+    opset: int | None,
+    compute: Compute | None,
+) -> Pipeline:
+    """Return what is done to a lifted model before its weights are stored: allocation prices them in the result.
+
+    Parameters
+    ----------
+    labels : mapping of str to str
+        Label of every weight, by name.
+    constants : {"small", "keep"}
+    opset : int or None
+    compute : Compute or None
+    """
+    return Pipeline.of(
+        ConvertOpset(opset) if opset is not None else None,
+        HalfCompute(compute.dtype, compute.blocks, labels, deferred=True) if compute is not None else None,
+        ShrinkConstants(frozenset(labels)) if constants == "small" else None,
+    )
+
+
+def emission(plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill | None = None) -> Pipeline:
+    """Return everything that emission does to a lifted model, in order: the preparation, then the rewrite.
+
+    Parameters
+    ----------
+    plan : Plan
+    codes : mapping of str to Codes, optional
+        Codes of data-aware roundings.
+    spill : Spill, optional
+        Where encoded tensors are put, one weight at a time.
+    """
+    labels = {a.weight: a.label for a in plan.assignments}
+    metadata = metadata_of(plan.source_sha256, plan.digest())
+    return Pipeline.of(
+        *preparation(labels, plan.constants, plan.opset, plan.compute).passes,
+        Rewrite(plan, codes or {}, metadata, VERSION, spill),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A lifted model as the rewrite sees it.
@@ -49,15 +92,17 @@ class Prepared:
     ----------
     model : Model
         Converted to another opset, its blocks cast to 16-bit floats, its constants stored small, where asked for.
-    computed : dict of str to str
-        The type of the block that reads a weight, where that is not the type it is stored in: the rewrite writes it.
     skipped : tuple of Skip
         Nodes of the chosen blocks that go on computing with float32.
     """
 
     model: Model
-    computed: dict[str, str] = field(default_factory=dict[str, str])
     skipped: tuple[Skip, ...] = ()
+
+    @property
+    def computed(self) -> Mapping[str, str]:
+        """The type of the block that reads a weight, where that is not the type it is stored in."""
+        return self.model.deferred
 
 
 def prepared(
@@ -67,33 +112,15 @@ def prepared(
     opset: int | None,
     compute: Compute | None = None,
 ) -> Prepared:
-    """Return the lifted model as the rewrite sees it.
-
-    Parameters
-    ----------
-    model : Model
-    labels : mapping of str to str
-        Label of every weight, by name.
-    constants : {"small", "keep"}
-    opset : int or None
-    compute : Compute or None
+    """Return the lifted model as the rewrite sees it; see `preparation` for what is done.
 
     Raises
     ------
     InputError
         It cannot be converted to this opset, or no block can compute with this type.
     """
-    if opset is not None:
-        model = ConvertOpset(opset).apply(model).model
-    computed: dict[str, str] = {}
-    skipped: tuple[Skip, ...] = ()
-    if compute is not None:
-        half = HalfCompute(compute.dtype, compute.blocks, labels, deferred=True).apply(model)
-        model, skipped = half.model, half.skipped
-        computed = {name: compute.dtype for name in half.changed if name in labels}
-    if constants == "small":
-        model = ShrinkConstants(frozenset(labels)).apply(model).model
-    return Prepared(model, computed, skipped)
+    result = preparation(labels, constants, opset, compute).apply(model)
+    return Prepared(result.model, result.skipped_by(HalfCompute.name))
 
 
 def stayed(skipped: tuple[Skip, ...]) -> str:
@@ -108,10 +135,7 @@ def rewritten(
     model: Model, plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill | None = None
 ) -> Model:
     """Return the model that `emit` writes; its encoded tensors lie in the spill, where there is one."""
-    metadata = metadata_of(plan.source_sha256, plan.digest())
-    labels = {a.weight: a.label for a in plan.assignments}
-    ready = prepared(model, labels, plan.constants, plan.opset, plan.compute)
-    return Rewrite(plan, codes or {}, metadata, VERSION, spill, ready.computed).apply(ready.model).model
+    return emission(plan, codes, spill).apply(model).model
 
 
 def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None = None) -> None:

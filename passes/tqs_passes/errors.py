@@ -55,6 +55,32 @@ class GateError(TqsError):
     exit_code: ClassVar[int] = 3
 
 
+class PassError(TqsError):
+    """A graph pass gave a model that is not sound: a fault of ours, exit code 1.
+
+    Parameters
+    ----------
+    name : str
+        Name of the pass.
+    before : tuple of str
+        Names of the passes that ran before it, in order.
+    complaint : str
+        What is wrong with the model it gave.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, name: str, before: tuple[str, ...], complaint: str) -> None:
+        earlier = f"after {', '.join(before)}" if before else "which ran first"
+        super().__init__(
+            f"the pass {name}, {earlier}, gave a model that is not sound: {complaint}",
+            todo="This is a fault of tqs-onnx: report it with the model",
+        )
+        self.name = name
+        self.before = before
+        self.complaint = complaint
+
+
 class InfeasibleError(TqsError):
     """The byte budget cannot be met: exit code 4.
 

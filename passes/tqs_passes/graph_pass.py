@@ -1,6 +1,6 @@
 """The contract of a pass: a value with a name that maps a model to a new model, what changed and what was skipped.
 
-A pass is a frozen dataclass; its fields are its options. It never mutates the model it is given.
+A pass is a frozen dataclass with a kebab-case name; its fields are its options. It never mutates the model it is given.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PassResult:
     model : Model
         The new model; the input model itself when nothing changed.
     changed : tuple of str
-        Names of the tensors that were changed, in graph order.
+        Names of the tensors that were changed, in graph order; `opset` or `ir_version` where that of the model was.
     skipped : tuple of Skip
         What was left alone, and why.
     """
@@ -52,5 +52,5 @@ class GraphPass(Protocol):
     name: ClassVar[str]
 
     def apply(self, model: Model) -> PassResult:
-        """Return the rewritten model; `model` is left untouched."""
+        """Return the new model, what changed and what was skipped; `model` is left untouched."""
         ...

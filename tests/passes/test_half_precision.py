@@ -287,3 +287,23 @@ def test_a_wrong_cast_would_be_caught_by_verify(tmp_path: Path, capsys: pytest.C
     arguments += ["--contexts", str(tmp_path / "contexts.npz"), "--eval-contexts", str(tmp_path / "eval.npz")]
     assert main(["verify", str(file), *arguments]) == 3
     assert "does not compute with this file what its weights say" in capsys.readouterr().err
+
+
+TURNED = """(float[3, 3, 8] x) => (float[3, 3, 8] y) {
+  [one] h = MatMul(x, A)  [turn] t = Transpose <perm = [%s]> (h)  [two] y = MatMul(t, B) }"""
+
+
+@pytest.mark.parametrize(("perm", "crashes"), [("1, 0, 2", True), ("0, 1, 2", False)])
+def test_a_transpose_that_crashes_the_runtime_stays_in_float32(perm: str, crashes: bool) -> None:
+    result = halved(model(TURNED % perm, WEIGHTS))
+    assert [skip.what for skip in result.skipped] == ["turn"] * crashes
+    assert ops(result).count("Cast") == 2 + 2 * crashes
+    x = {"x": values(3, 3, 8, seed=3)}
+    # Two products of eight values rounded to 11 bits
+    np.testing.assert_allclose(
+        run(result.model, x)["y"], run(model(TURNED % perm, WEIGHTS), x)["y"], rtol=1e-2, atol=1e-2
+    )
+
+
+def test_a_transpose_that_crashes_in_float16_may_be_bfloat16() -> None:
+    assert not halved(model(TURNED % "1, 0, 2", WEIGHTS), "bfloat16").skipped

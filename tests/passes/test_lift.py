@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tqs_passes.files.model import Model, load_model, serialize
 from tqs_passes.files.save import save_model
 from tqs_passes.files.tensors import iter_graphs
-from tqs_passes.survey.lift import Lift, Lifted, lift
+from tqs_passes.survey.lift import Lift, Lifted
 from tqs_passes.weights import Origin
 
 ort = pytest.importorskip("onnxruntime")
@@ -77,7 +77,7 @@ agraph (float[2,3] x) => (float[2,2] z) {
 
 def test_constant_nodes_become_initializers_under_their_own_name(tmp_path: Path) -> None:
     model = model_of(CONSTANTS, tmp_path)
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert [t.name for t in lifted.model.proto.graph.initializer] == ["w", "b"]
     assert lifted.origins == {"w": Origin.CONSTANT, "b": Origin.CONSTANT}
     assert lifted.changed == ("w", "b")
@@ -87,7 +87,7 @@ def test_constant_nodes_become_initializers_under_their_own_name(tmp_path: Path)
 def test_scalars_and_integers_stay_constant_nodes(tmp_path: Path) -> None:
     kept = [
         n.output[0]
-        for n in lift(model_of(CONSTANTS, tmp_path)).model.proto.graph.node
+        for n in Lift().apply(model_of(CONSTANTS, tmp_path)).model.proto.graph.node
         if n.op_type == "Constant"
     ]
     assert kept == ["k", "s"]
@@ -96,17 +96,17 @@ def test_scalars_and_integers_stay_constant_nodes(tmp_path: Path) -> None:
 def test_the_input_model_is_not_mutated(tmp_path: Path) -> None:
     model = model_of(CONSTANTS, tmp_path)
     before = serialize(model.proto)
-    lift(model)
+    Lift().apply(model)
     assert serialize(model.proto) == before
 
 
 def test_lifting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
-    first, second = (lift(model_of(IF_BODIES, tmp_path)).model.proto for _ in range(2))
+    first, second = (Lift().apply(model_of(IF_BODIES, tmp_path)).model.proto for _ in range(2))
     assert serialize(first) == serialize(second)
 
 
 def test_a_lifted_model_has_nothing_left_to_lift(tmp_path: Path) -> None:
-    once = lift(model_of(NESTED, tmp_path)).model
+    once = Lift().apply(model_of(NESTED, tmp_path)).model
     result = Lift().apply(once)
     assert result.model is once
     assert result.changed == ()
@@ -118,7 +118,7 @@ def test_a_model_with_nothing_to_lift_is_returned_itself(tmp_path: Path) -> None
         agraph (float[2,3] x) => (float[2,2] z) <float[3,2] w = {1,2,3,4,5,6}> { z = MatMul(x, w) }""",
         tmp_path,
     )
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert lifted.model is model
     assert lifted.origins == {"w": Origin.INITIALIZER}
 
@@ -139,7 +139,7 @@ agraph (float[2,3] x, bool c) => (float[2,2] z) {
 @pytest.mark.parametrize("condition", [True, False])
 def test_if_bodies_with_equal_names_inside_stay_apart(tmp_path: Path, condition: bool) -> None:
     model = model_of(IF_BODIES, tmp_path)
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert [t.name for t in lifted.model.proto.graph.initializer] == [
         "choose/then_branch/w",
         "choose/else_branch/w",
@@ -150,7 +150,7 @@ def test_if_bodies_with_equal_names_inside_stay_apart(tmp_path: Path, condition:
 
 
 def test_a_nameless_outer_node_gives_its_index(tmp_path: Path) -> None:
-    lifted = lift(model_of(IF_BODIES.replace("[choose] ", ""), tmp_path))
+    lifted = Lift().apply(model_of(IF_BODIES.replace("[choose] ", ""), tmp_path))
     assert lifted.changed == ("#0/then_branch/w", "#0/else_branch/w")
 
 
@@ -159,7 +159,7 @@ def test_a_taken_name_is_made_unique(tmp_path: Path) -> None:
     model.proto.graph.initializer.append(
         numpy_helper.from_array(np.ones(2, np.float32), "choose/then_branch/w")
     )
-    assert "choose/then_branch/w_2" in lift(model).changed
+    assert "choose/then_branch/w_2" in Lift().apply(model).changed
 
 
 @pytest.mark.parametrize("condition", [True, False])
@@ -175,7 +175,7 @@ def test_a_body_output_that_is_a_stored_tensor_keeps_its_name(tmp_path: Path, co
         }""",
         tmp_path,
     )
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert len(lifted.changed) == 2
     assert_computes_the_same(model, lifted, tmp_path, x=np.ones(2, np.float32), c=np.array(condition))
 
@@ -189,7 +189,7 @@ def test_a_constant_that_is_a_graph_output_still_is_one(tmp_path: Path) -> None:
         }""",
         tmp_path,
     )
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert lifted.changed == ("c",)
     assert_computes_the_same(model, lifted, tmp_path, x=np.ones(2, np.float32))
 
@@ -213,7 +213,7 @@ agraph (float[2,2] x, int64 n) => (float[2,2] z, float[k,2,2] all) {
 
 def test_a_loop_body_computes_the_same(tmp_path: Path) -> None:
     model = model_of(LOOP, tmp_path)
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert lifted.changed == ("turn/body/w", "turn/body/b")
     feeds = {"x": X23[:, :2], "n": np.array(4, np.int64)}
     assert_computes_the_same(model, lifted, tmp_path, **feeds)
@@ -234,7 +234,7 @@ def test_a_scan_body_computes_the_same(tmp_path: Path) -> None:
         }""",
         tmp_path,
     )
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert lifted.changed == ("#0/body/d",)
     x = np.arange(10, dtype=np.float32).reshape(5, 2)
     assert_computes_the_same(model, lifted, tmp_path, s=np.array([1, -1], np.float32), x=x)
@@ -264,7 +264,7 @@ agraph (float[2,2] x, bool c, bool d) => (float[2,2] z) <float[2,2] w = {9, 8, 7
 @pytest.mark.parametrize("d", [True, False])
 def test_nested_bodies_compute_the_same(tmp_path: Path, c: bool, d: bool) -> None:
     model = model_of(NESTED, tmp_path)
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert lifted.changed == ("outer/then_branch/v", "outer/then_branch/inner/else_branch/u")
     assert_computes_the_same(model, lifted, tmp_path, x=X23[:, :2], c=np.array(c), d=np.array(d))
 
@@ -291,7 +291,7 @@ def test_a_name_defined_again_inside_hides_the_hoisted_one(tmp_path: Path) -> No
         ],
         [helper.make_tensor_value_info("z", 1, [2])],
     )
-    lifted = lift(Model(helper.make_model(graph), tmp_path)).model.proto
+    lifted = Lift().apply(Model(helper.make_model(graph), tmp_path)).model.proto
     body = lifted.graph.node[0].attribute[0].g
     assert list(body.node[1].input) == ["p", f"if/{lifted.graph.node[0].attribute[0].name}/w"]
     assert list(body.node[0].attribute[0].g.node[1].input) == ["w", "x"]
@@ -324,7 +324,7 @@ gate (x, c) => (y) {
 
 def test_local_functions_are_inlined_and_compute_the_same(tmp_path: Path) -> None:
     model = model_of(FUNCTIONS, tmp_path)
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert len(lifted.model.proto.functions) == 0
     assert len(lifted.changed) == 3
     assert set(lifted.origins.values()) == {Origin.FUNCTION}
@@ -346,7 +346,7 @@ def test_functions_that_call_each_other_too_deeply_are_skipped_with_a_reason() -
     graph = helper.make_graph([helper.make_node("F0", ["x"], ["y"], domain="loc")], "g", [x], [y])
     functions = [function(i) for i in range(5001)]
     proto = helper.make_model(graph, opset_imports=opsets, functions=functions)
-    (skip,) = lift(Model(proto, Path())).skipped
+    (skip,) = Lift().apply(Model(proto, Path())).skipped
     assert "cannot be inlined (ValidationError)" in skip.why
 
 
@@ -354,7 +354,7 @@ def test_a_function_of_another_opset_is_skipped_with_its_reason(tmp_path: Path) 
     text = FUNCTIONS.replace(
         '<domain: "local", opset_import: ["" : 17]>\ngate', '<domain: "local", opset_import: ["" : 16]>\ngate'
     )
-    lifted = lift(model_of(text, tmp_path))
+    lifted = Lift().apply(model_of(text, tmp_path))
     assert [(s.what, "another opset" in s.why) for s in lifted.skipped] == [("local.gate", True)]
 
 
@@ -366,7 +366,7 @@ def test_initializers_of_ir_3_are_inputs_no_more(tmp_path: Path) -> None:
     )
     w = np.arange(6, dtype=np.float32).reshape(3, 2)
     model.proto.graph.initializer.append(numpy_helper.from_array(w, "w"))
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     assert [v.name for v in lifted.model.proto.graph.input] == ["x"]
     assert lifted.model.proto.ir_version == 4
     assert lifted.changed == ("w", "ir_version")
@@ -384,7 +384,7 @@ def test_sparse_and_string_constants_stay_and_are_named(tmp_path: Path) -> None:
         helper.make_node("Identity", ["s"], ["z"]),
     ]
     graph = helper.make_graph(nodes, "g", [], [helper.make_tensor_value_info("z", 1, [4])])
-    lifted = lift(Model(helper.make_model(graph), tmp_path))
+    lifted = Lift().apply(Model(helper.make_model(graph), tmp_path))
     assert [(s.what, s.why.split(":")[0]) for s in lifted.skipped] == [
         ("s", "sparse constant"),
         ("t", "constant of strings"),
@@ -401,7 +401,7 @@ def test_external_tensors_keep_pointing_to_their_file(tmp_path: Path) -> None:
     proto = helper.make_model(helper.make_graph(nodes, "g", [x], [z]), ir_version=10)
     proto.opset_import[0].version = 17
     save_model(Model(proto, tmp_path), tmp_path / "m.onnx", external=True)
-    lifted = lift(load_model(tmp_path / "m.onnx")).model
+    lifted = Lift().apply(load_model(tmp_path / "m.onnx")).model
     (stored,) = lifted.proto.graph.initializer
     assert stored.data_location == TensorProto.EXTERNAL
     assert not stored.raw_data
@@ -420,5 +420,5 @@ def test_hostile_names_do_not_crash(tmp_path: Path) -> None:
     branch = helper.make_graph(nodes, "b", [], [helper.make_tensor_value_info("o", 1, [2])], stored)
     node = helper.make_node("If", ["c"], ["z"], name="a\nb/", then_branch=branch, else_branch=branch)
     graph = helper.make_graph([node, node], "g", [helper.make_tensor_value_info("c", 9, [])], [])
-    changed = lift(Model(helper.make_model(graph), tmp_path)).changed
+    changed = Lift().apply(Model(helper.make_model(graph), tmp_path)).changed
     assert len(set(changed)) == len(changed) == 8

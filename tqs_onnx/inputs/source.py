@@ -14,7 +14,7 @@ from tqs_passes.files.model import FileFacts, Model, file_facts, load_model
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.graph.random_ops import random_operators
 from tqs_passes.graph_pass import Skip
-from tqs_passes.survey.lift import lift
+from tqs_passes.survey.lift import Lift
 from tqs_passes.survey.survey import survey
 from tqs_passes.weights import Role, Survey
 
@@ -70,7 +70,7 @@ def open_source(path: Path) -> Source:
         The file cannot be read, or is not ONNX (see `load_model`).
     """
     model = load_model(path)
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     return Source(
         path,
         file_facts(path, model),

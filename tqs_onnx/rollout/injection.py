@@ -35,7 +35,7 @@ from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.graph.split_model import Halves, split, value_types
-from tqs_passes.transforms.expose import Perturb, weight_values
+from tqs_passes.transforms.expose import Expose, weight_values
 from tqs_passes.weights import Weight
 
 #: Any location will do: the values are given to the session, the file is never opened.
@@ -128,7 +128,7 @@ class Exposable:
 def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
     """Return a lifted model, made ready once for all groups of these weights."""
     chosen = tuple(weights)
-    exposed = Perturb(tuple(w.name for w in chosen)).apply(model)
+    exposed = Expose(tuple(w.name for w in chosen)).apply(model)
     present = set(exposed.changed)
     arrays = {w.name: weight_values(model, w.name, w.dtype) for w in chosen if w.name in present}
     return Exposable(exposed.model.proto, arrays)

@@ -7,7 +7,8 @@ until `tensor_array` is called, and then only through a memory map.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
@@ -42,11 +43,15 @@ class Model:
         Folder that external-data locations are relative to.
     spill : Spill or None
         Where tensors lie that were encoded and are not written yet.
+    deferred : mapping of str to str
+        Stored tensors whose readers already compute with another type, and that type: the model is sound only once
+        a later pass has written these tensors in it.
     """
 
     proto: onnx.ModelProto
     folder: Path
     spill: Spill | None = None
+    deferred: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,11 +210,11 @@ def without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of a model without the initializers of its main graph, whose values are not copied on the way."""
     copy = onnx.ModelProto()
     for source, target in ((proto, copy), (proto.graph, copy.graph)):
-        for field, value in source.ListFields():
-            if field.name in ("graph", "initializer"):
+        for entry, value in source.ListFields():
+            if entry.name in ("graph", "initializer"):
                 continue
-            if field.is_repeated:
-                getattr(target, field.name).extend(value)
+            if entry.is_repeated:
+                getattr(target, entry.name).extend(value)
             else:
-                setattr(target, field.name, value)
+                setattr(target, entry.name, value)
     return copy

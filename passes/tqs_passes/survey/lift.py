@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -46,37 +46,33 @@ _FIRST_IR_WITHOUT_INPUTS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Lifted:
+class Lifted(PassResult):
     """A lifted model, and where its tensors came from.
+
+    `changed` names the new initializers and the inputs that are none any more, and `ir_version` when it rose; `skipped`
+    the stored float tensors that stay where they are.
 
     Parameters
     ----------
-    model : Model
-        The input model itself when there was nothing to lift.
     origins : Mapping of str to Origin
         For each float initializer of two values or more.
-    changed : tuple of str
-        Names of the new initializers and of the inputs that are none any more; `ir_version` when it rose.
-    skipped : tuple of Skip
-        Stored float tensors that stay where they are, and why.
     """
 
-    model: Model
-    origins: Mapping[str, Origin]
-    changed: tuple[str, ...]
-    skipped: tuple[Skip, ...]
+    origins: Mapping[str, Origin] = field(default_factory=dict[str, Origin])
 
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """The pass: see the module docstring. `lift` gives the origins as well."""
+    """The pass: see the module docstring."""
 
     name: ClassVar[str] = "lift"
 
-    def apply(self, model: Model) -> PassResult:
-        """Return the lifted model; `model` is left untouched."""
-        lifted = lift(model)
-        return PassResult(lifted.model, lifted.changed, lifted.skipped)
+    def apply(self, model: Model) -> Lifted:
+        """Return the lifted model and the origin of each of its float initializers; `model` is left untouched.
+
+        Deterministic. Memory: one copy of its in-file tensors when anything is lifted.
+        """
+        return _lifted(model)
 
 
 @dataclass(slots=True)
@@ -103,11 +99,7 @@ class _Work:
         self.changed.append(name)
 
 
-def lift(model: Model) -> Lifted:
-    """Lift a model and tell the origin of each of its float initializers.
-
-    Deterministic; `model` is left untouched. Memory: one copy of its in-file tensors when anything is lifted.
-    """
+def _lifted(model: Model) -> Lifted:
     skipped: list[Skip] = []
     proto = onnx.ModelProto()
     if _calls_functions(model.proto):
@@ -117,7 +109,7 @@ def lift(model: Model) -> Lifted:
     else:
         skips = tuple(_stays(model.proto))
         stored = {t.name: Origin.INITIALIZER for t in model.proto.graph.initializer if is_weight_like(t)}
-        return Lifted(model, stored, (), skips)
+        return Lifted(model, (), skips, stored)
     taken: set[str] = set()
     for graph in iter_graphs(proto.graph):
         taken |= defined_names(graph)
@@ -131,7 +123,7 @@ def lift(model: Model) -> Lifted:
     _drop_initializer_inputs(proto, work)
     _unmark(proto)
     work.skipped.extend(_stays(proto))
-    return Lifted(Model(proto, model.folder), work.origins, tuple(work.changed), tuple(work.skipped))
+    return Lifted(replace(model, proto=proto), tuple(work.changed), tuple(work.skipped), work.origins)
 
 
 def is_weight_like(tensor: onnx.TensorProto) -> bool:

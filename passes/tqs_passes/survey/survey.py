@@ -18,7 +18,7 @@ from tqs_passes.graph.flow import SHAPE_ONLY, Flow
 from tqs_passes.graph.scope import wire
 from tqs_passes.graph.trace import Candidate, Reading, Tracer
 from tqs_passes.survey.constants import Judge
-from tqs_passes.survey.lift import FLOAT_TYPES, is_weight_like, lift
+from tqs_passes.survey.lift import FLOAT_TYPES, Lift, is_weight_like
 from tqs_passes.survey.naming import labels
 from tqs_passes.survey.roles import Roles
 from tqs_passes.weights import Excluded, Origin, Reader, Survey, Weight
@@ -44,7 +44,7 @@ class _Stored:
 
 def find_weights(model: Model) -> tuple[Model, Survey]:
     """Lift a model and survey it: return the lifted model, where every weight is an initializer, and them."""
-    lifted = lift(model)
+    lifted = Lift().apply(model)
     return lifted.model, survey(lifted.model, lifted.origins)
 
 
@@ -54,7 +54,7 @@ def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
     Parameters
     ----------
     model : Model
-        As `lift` returns it.
+        As `Lift` gives it.
     origins : mapping of str to Origin, optional
         Where each tensor was stored; default: as an initializer.
 

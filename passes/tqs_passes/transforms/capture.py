@@ -11,7 +11,7 @@ the tensor as an output already. Only the main graph is looked at. Nothing that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx
@@ -59,7 +59,7 @@ class Capture:
             if name in declared and declared[name].HasField("type"):
                 value.type.CopyFrom(declared[name].type)
             changed.append(name)
-        return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))
+        return PassResult(replace(model, proto=proto), tuple(changed), tuple(skipped))
 
 
 def captured_names(model: Model, tensors: tuple[str, ...]) -> dict[str, str]:

@@ -7,7 +7,7 @@ so that neither their size nor their external files matter to it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx
@@ -84,7 +84,7 @@ class ConvertOpset:
         proto.metadata_props.extend(model.proto.metadata_props)
         lowest = max((ir for opset, ir in _LOWEST_IR.items() if opset <= self.opset), default=0)
         proto.ir_version = max(model.proto.ir_version, lowest)
-        return PassResult(Model(proto, model.folder), ("opset",))
+        return PassResult(replace(model, proto=proto), ("opset",))
 
 
 def _is_big(tensor: onnx.TensorProto) -> bool:

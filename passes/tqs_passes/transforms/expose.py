@@ -11,7 +11,7 @@ The surgery is onnx-graphsurgeon's; what it drops (metadata) a probe session doe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -27,7 +27,7 @@ from tqs_passes.graph_pass import PassResult, Skip
 
 
 @dataclass(frozen=True, slots=True)
-class Perturb:
+class Expose:
     """The pass that exposes weights as required graph inputs.
 
     Parameters
@@ -38,7 +38,7 @@ class Perturb:
 
     weights: tuple[str, ...]
 
-    name: ClassVar[str] = "perturb"
+    name: ClassVar[str] = "expose"
 
     def apply(self, model: Model) -> PassResult:
         """Return a model whose `weights` are inputs, appended in the order given; other tensors are inline."""
@@ -60,7 +60,7 @@ class Perturb:
             changed.append(name)
         proto = gs.export_onnx(graph, do_type_check=False)
         proto.ir_version = light.ir_version
-        return PassResult(Model(proto, model.folder), tuple(changed), tuple(skipped))
+        return PassResult(replace(model, proto=proto), tuple(changed), tuple(skipped))
 
 
 def _tensors(graph: gs.Graph) -> dict[str, Any]:

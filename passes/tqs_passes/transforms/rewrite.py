@@ -5,7 +5,8 @@ Before → after, for a weight `w` at INT3 ::
     w (float initializer) ─▶ MatMul          w_quantized, w_quantized_1, w_scale ─▶ planes ─▶ … ─▶ w ─▶ MatMul
 
 Readers, outputs and other nodes are untouched, whichever graph they are in, but for the readers that the forms `nbits`
-and `gathered` replace; the float original is gone. Stored tensors and nodes are written straight as protobuf (not
+and `gathered` replace; the float original is gone. A weight that the model has deferred is written in the type that its
+readers compute with. Stored tensors and nodes are written straight as protobuf (not
 through onnx-graphsurgeon, which drops node metadata and cannot say how many bytes it will write), so the bytes a plan
 predicts are the bytes of the file.
 """
@@ -13,7 +14,7 @@ predicts are the bytes of the file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx
@@ -125,8 +126,6 @@ class Rewrite:
         Written as producer version.
     spill : Spill or None
         Where encoded tensors are put, so that one weight at a time is in memory; None: they stay in the model.
-    computed : mapping of str to str
-        The type of the block that reads a weight, where that is not the type it is stored in.
     """
 
     plan: Plan
@@ -134,7 +133,6 @@ class Rewrite:
     metadata: Mapping[str, str]
     version: str
     spill: Spill | None = None
-    computed: Mapping[str, str] = field(default_factory=dict[str, str])
 
     name: ClassVar[str] = "rewrite"
 
@@ -153,11 +151,11 @@ class Rewrite:
         planned = frozenset(
             a.weight
             for a in self.plan.assignments
-            if a.form is not Form.KEEP or a.same_as is not None or a.weight in self.computed
+            if a.form is not Form.KEEP or a.same_as is not None or a.weight in model.deferred
         )
         opset, readers = opset_of(model.proto), sole_readers(model.proto.graph)
         for a in self.plan.assignments:
-            computed, reader = self.computed.get(a.weight), readers.get(a.weight)
+            computed, reader = model.deferred.get(a.weight), readers.get(a.weight)
             _require(a, stored.get(a.weight), self.codes.get(a.weight), opset, computed, reader)
         proto = skeleton(model, planned, self.metadata, self.version)
         names = names_of(model.proto)
@@ -168,7 +166,7 @@ class Rewrite:
                 fragments.append(_twin(a, stored, model))
                 changed.append(a.weight)
                 continue
-            if a.form is Form.KEEP and a.weight not in self.computed:
+            if a.form is Form.KEEP and a.weight not in model.deferred:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue
             values = tensor_array(stored[a.weight], model.folder)

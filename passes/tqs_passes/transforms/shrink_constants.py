@@ -15,7 +15,7 @@ otherwise changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -72,7 +72,7 @@ class ShrinkConstants:
             work.consider(position, tensor)
         if not work.fragments:
             return PassResult(model, (), tuple(work.skipped))
-        return PassResult(Model(work.result(), model.folder), tuple(work.fragments), tuple(work.skipped))
+        return PassResult(replace(model, proto=work.result()), tuple(work.fragments), tuple(work.skipped))
 
 
 def _constants(

@@ -4,10 +4,10 @@ A pattern is a regular expression searched for in the labels of weights and in t
 (its groups, where it has some) is one block: ``layers\.(\d+)\.`` is a block a layer. A block is the nodes that match or
 read a weight that does, and all between them on a path that reads no other weight. No pattern: every node.
 
-Left out of a block, each with a reason, until nothing changes: operators that do not take the type (`types`), nodes
-with an input of unknown or other type, nodes that read a stored value out of the type's range, and nodes that read
-a weight which something outside reads too: a weight has one type in the file, and no chain of two casts. At last, what
-holds together without a product gains nothing and is left alone.
+Left out of a block, each with a reason, until nothing changes: operators that do not take the type (`types`), nodes on
+which the runtime crashes (`fused_transposes`), nodes with an input of unknown or other type, nodes that read a stored
+value out of the type's range, and nodes that read a weight which something outside reads too: a weight has one type in
+the file, and no chain of two casts. At last, what holds together without a product gains nothing and is left alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tqs_passes.graph.names import opset_of
 from tqs_passes.graph.scope import Wiring, bodies, node_label, wire
 from tqs_passes.graph_pass import Skip
 from tqs_passes.transforms.half_precision.elements import element_types
+from tqs_passes.transforms.half_precision.fused_transposes import fused_transposes
 from tqs_passes.transforms.half_precision.types import PRODUCTS, Half, Ports, ports_of
 
 #: Borders and stored values need no excuse.
@@ -191,6 +192,7 @@ class _Narrowing:
             for index, site in enumerate(i for i, s in enumerate(self.wiring.sites) if s.scope == 0)
         }
         self._sound: dict[str, bool] = {}
+        self._fused = fused_transposes(model.proto.graph) if dtype == "float16" else frozenset[str]()
 
     def readers(self, name: str) -> list[int | None]:
         """Return the nodes of the main graph that read a value; None for a body or a graph output."""
@@ -201,6 +203,8 @@ class _Narrowing:
         """Let a node in, unless it cannot compute with this type at all."""
         node = self.nodes[index]
         ports = ports_of(node, self._opset, self._dtype)
+        if self._fused.intersection(node.output):
+            ports = "onnxruntime's CPU provider crashes on this Transpose in float16"
         if isinstance(ports, Ports):
             why = next((w for i in ports.inputs if (w := self._unfit(node.input[i]))), None)
             if why is None:

@@ -6,16 +6,15 @@ Before → after, for a block of one MatMul and the Tanh behind it ::
 
 Values that cross a border twice are cast once. A border beside a Cast of the model's own is that Cast, so there is
 never a chain of two. Weights of a block are of its type themselves, without any Cast: `deferred` ones are left as they
-are stored, for the rewrite that follows writes them in it (`PassResult.changed` names them). Other stored values are
+are stored, for the rewrite that follows writes them in it (`Model.deferred` names them). Other stored values are
 converted where only the block reads them and they are small, and cast otherwise. `choose` says which nodes, and why
-not others. onnxconverter-common's own conversion of a whole graph is not used: on a plain transformer it makes a file
-that no runtime loads. Source: ONNX operator Cast.
+not others; `whole` converts a whole model instead. Source: ONNX operator Cast.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -67,8 +66,12 @@ class HalfCompute:
         chosen = choose(model, self.labels, self.dtype, self.blocks)
         work = _Rewiring(model, chosen, self.dtype)
         proto = work.result(frozenset() if self.deferred else chosen.weights)
+        weights = sorted(chosen.weights)
+        deferred = dict.fromkeys(weights, self.dtype) if self.deferred else {}
         return PassResult(
-            Model(proto, model.folder), (*sorted(chosen.weights), *work.changed), chosen.skipped
+            replace(model, proto=proto, deferred={**model.deferred, **deferred}),
+            (*weights, *work.changed),
+            chosen.skipped,
         )
 
 
