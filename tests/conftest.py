@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import pytest
 
 from tqs_models.lorenz96 import files
-from tqs_onnx.allocate.costing import Request
-from tqs_onnx.allocate.request import request_for
-from tqs_onnx.inputs.data import Data, DataFiles, read_data
+from tqs_onnx.allocation.costing import Request
+from tqs_onnx.allocation.request import request_for
+from tqs_onnx.inputs.data import Data, DataOptions, read_data
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.score.score import score
-from tqs_onnx.score.scores import Scores
+from tqs_onnx.scoring.score import score
+from tqs_onnx.scoring.scores import Scores
 from tqs_passes.tier import DEFAULT_TIERS
 
 
@@ -35,7 +35,7 @@ def lorenz() -> Scored:
     demo = files()
     source = open_source(demo.model)
     data = read_data(
-        DataFiles(
+        DataOptions(
             rollout=demo.rollout,
             contexts=demo.contexts,
             evaluation=demo.evaluation,

@@ -15,10 +15,10 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.score.plan.probe import Probe
-from tqs_onnx.score.score import ScoreOptions, score
-from tqs_onnx.score.scores import Scores
-from tqs_onnx.verify.subject import Subject
+from tqs_onnx.scoring.plan.probe import Probe
+from tqs_onnx.scoring.score import ScoreOptions, score
+from tqs_onnx.scoring.scores import Scores
+from tqs_onnx.verification.subject import Subject
 
 Floats = NDArray[np.float32]
 

@@ -27,27 +27,27 @@ from typing import Any
 
 from zoo_runs import ZOO, data_root
 
-from tqs_onnx.allocate.costing import PlanOptions, Request, added_drift, amplification, scored
-from tqs_onnx.allocate.file_size import file_bytes
-from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.allocate.request import request_for
-from tqs_onnx.allocate.uniform_plan import uniform_choices, uniform_plan
-from tqs_onnx.emit import emit
-from tqs_onnx.inputs.data import DataFiles, read_spec
+from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, amplification, scored
+from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.request import request_for
+from tqs_onnx.allocation.uniform_plan import uniform_choices, uniform_plan
+from tqs_onnx.emission import emit
+from tqs_onnx.inputs.data import DataOptions, read_spec
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.refine.joint_drift import Place, where_of
-from tqs_onnx.refine.measured_objective import Responder, plan_measured
+from tqs_onnx.refinement.joint_drift import Place, where_of
+from tqs_onnx.refinement.measured_objective import Responder, plan_measured
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
 from tqs_onnx.rollout.distance import n_space, ruler_for
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rounding.assign import Assigned, RoundingOptions, round_plan
 from tqs_onnx.rounding.tune import Tuner, qep_settings
-from tqs_onnx.score.measure.store import Results
-from tqs_onnx.score.score import ScoreOptions, sweep
-from tqs_onnx.verify.evaluate import measure_drift, measure_truth
-from tqs_onnx.verify.verify import Bench, roll_file
+from tqs_onnx.scoring.measure.store import Results
+from tqs_onnx.scoring.score import ScoreOptions, sweep
+from tqs_onnx.verification.evaluate import measure_drift, measure_truth
+from tqs_onnx.verification.verify import Bench, roll_file
 from tqs_passes.grids.scales import FREE_ROUNDINGS, FreeRounding
 from tqs_passes.plan.candidates import Candidate
 from tqs_passes.plan.plan import Plan
@@ -90,7 +90,7 @@ def split_of(name: str, stage: str) -> Split:
     if name == LORENZ:
         folder = ZOO.parent / "tqs_models" / LORENZ
         source = open_source(folder / "model.onnx")
-        spec = read_spec(DataFiles(folder / "rollout.toml", folder / "contexts.npz"), source)
+        spec = read_spec(DataOptions(folder / "rollout.toml", folder / "contexts.npz"), source)
         every = load_contexts(folder / "contexts.npz", spec, source.signature)
         if stage == "final":
             return Split(source, spec, every, load_contexts(folder / "eval.npz", spec, source.signature))
@@ -98,7 +98,7 @@ def split_of(name: str, stage: str) -> Split:
         return Split(source, spec, every.take(range(half)), every.take(range(half, every.n_contexts)))
     folder, table = ZOO / "timesfm_mini", data_root() / TABLES[name]
     source = open_source(folder / "model.onnx")
-    spec = read_spec(DataFiles(folder / "rollout.toml", table), source)
+    spec = read_spec(DataOptions(folder / "rollout.toml", table), source)
     seen, unseen = STAGES[stage]
     scoring = load_contexts(table, spec, source.signature, split=seen, limit=MOST_SCORING)  # type: ignore[arg-type]
     judging = load_contexts(table, spec, source.signature, split=unseen)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Time `tqs_onnx.allocate.solver.knapsack.solve` beside plain CP-SAT, SCIP and HiGHS, side by side in one run.
+"""Time `tqs_onnx.allocation.solver.knapsack.solve` beside plain CP-SAT, SCIP and HiGHS, side by side in one run.
 
 Instances are random and look like models: costs = amplification · 4^-bits · noise with amplifications over several
 decades, sizes = values · bits / 8 + overhead with log-normal numbers of values. Every solver gets the same instances,
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from ortools.linear_solver import pywraplp
 from ortools.sat.python import cp_model
 
-from tqs_onnx.allocate.solver.knapsack import Problem, solve
+from tqs_onnx.allocation.solver.knapsack import Problem, solve
 
 SHAPES = ((89, 5), (1000, 10), (10000, 10))
 BITS = {5: [2, 4, 8, 16, 32], 10: [1, 2, 3, 4, 6, 8, 10, 12, 16, 32]}

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from tqs_onnx.emit import emit
+from tqs_onnx.emission import emit
 from tqs_passes.encode.weight import Form
 from tqs_passes.files.model import load_model
 from tqs_passes.files.tensors import tensor_array

@@ -33,11 +33,11 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import open_session, probe_provider
 from tqs_onnx.rollout.spec.spec import load_spec
-from tqs_onnx.score.measure.store import RESULTS_NAME, Results
-from tqs_onnx.score.plan.options import Blocks, ScoreOptions
-from tqs_onnx.score.plan.probe import Probe, ProbeKind
-from tqs_onnx.score.plan.sweep_plan import plan_sweep
-from tqs_onnx.score.score import sweep
+from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
+from tqs_onnx.scoring.plan.options import Blocks, ScoreOptions
+from tqs_onnx.scoring.plan.probe import Probe, ProbeKind
+from tqs_onnx.scoring.plan.sweep_plan import plan_sweep
+from tqs_onnx.scoring.score import sweep
 from tqs_passes.files.model import Model
 from tqs_passes.files.save import save_model
 from tqs_passes.weights import Origin

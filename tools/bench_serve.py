@@ -20,7 +20,7 @@ import onnx
 from bench_sweep import transformer
 from serving import measure, processor
 
-from tqs_onnx.emit import emit
+from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.baseline import unscored_uniform_plan
 from tqs_onnx.rollout.session import runtime_version

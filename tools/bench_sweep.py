@@ -27,11 +27,11 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec, load_spec, parse_spec
-from tqs_onnx.score.plan.options import ScoreOptions
-from tqs_onnx.score.plan.probe import Probe, perturbed
-from tqs_onnx.score.plan.strategy import Strategy
-from tqs_onnx.score.plan.sweep_plan import plan_sweep
-from tqs_onnx.score.score import sweep
+from tqs_onnx.scoring.plan.options import ScoreOptions
+from tqs_onnx.scoring.plan.probe import Probe, perturbed
+from tqs_onnx.scoring.plan.strategy import Strategy
+from tqs_onnx.scoring.plan.sweep_plan import plan_sweep
+from tqs_onnx.scoring.score import sweep
 
 WIDTH, HIDDEN, LAYERS, TOKENS = 512, 2048, 6, 16
 REPLACE = """version = 1

@@ -25,7 +25,7 @@ from bench_serve import MODELS
 from onnx import numpy_helper, parser
 from serving import feeds_of
 
-from tqs_onnx.emit import emit
+from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.baseline import unscored_uniform_plan
 from tqs_onnx.rollout.session import SessionOptions, open_session, runtime_version

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from tqs_onnx.inputs.source import open_source
-from tqs_onnx.verify.manifest import versions
+from tqs_onnx.verification.manifest import versions
 
 RATIOS = (4, 8, 16)
 RECORD = "full_size.json"

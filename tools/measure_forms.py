@@ -22,7 +22,7 @@ import onnx
 from onnx import helper, numpy_helper, parser
 from serving import feeds_of, measure, processor
 
-from tqs_onnx.emit import emit
+from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.session import SessionOptions, open_session, runtime_version
 from tqs_passes.encode.weight import Encoding, Form

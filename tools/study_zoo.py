@@ -17,13 +17,13 @@ import numpy as np
 import zoo_claims as claims
 from zoo_runs import DRAWS, GRIDS, STARTS, ZOO, Study, zoo_module
 
-from tqs_onnx.inputs.data import DataFiles, read_spec
+from tqs_onnx.inputs.data import DataOptions, read_spec
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.contexts.load import load_contexts
 from tqs_onnx.rollout.injection import ExposedWeights
 from tqs_onnx.rollout.session import SessionOptions, open_session
-from tqs_onnx.score.scores import Scores
-from tqs_onnx.verify.evaluate import measure_drift
+from tqs_onnx.scoring.scores import Scores
+from tqs_onnx.verification.evaluate import measure_drift
 from tqs_passes.grids.grid import grids_for
 from tqs_passes.grids.nearest import quantize
 
@@ -167,7 +167,7 @@ def drift(study: Study, model: str, scores: Scores, names: list[str] | dict[str,
     folder = ZOO / model
     source = open_source(folder / "model.onnx")
     where = study.contexts(model, "test" if model in GRIDS else study.sets(model)[0])
-    spec = read_spec(DataFiles(folder / "rollout.toml", where[0]), source)
+    spec = read_spec(DataOptions(folder / "rollout.toml", where[0]), source)
     contexts = load_contexts(where[0], spec, source.signature, split="test", limit=where[1])
     weights = tuple(w for w in source.survey.weights if w.name in set(names))
     fed = ExposedWeights(source.lifted, weights, spec, contexts, threads=study.threads)

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import rankdata
 
-from tqs_onnx.score.scores import Scores, Status, WeightScore, spearman
+from tqs_onnx.scoring.scores import Scores, Status, WeightScore, spearman
 from tqs_passes.weights import Role
 
 ROLES = tuple(Role)

@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 
 from tqs_onnx.cli.main import main as tqs
-from tqs_onnx.score.scores import Scores, read_scores
+from tqs_onnx.scoring.scores import Scores, read_scores
 
 ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 TABLES = {

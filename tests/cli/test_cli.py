@@ -432,7 +432,7 @@ def test_sweep_refuses_a_list_that_holds_a_stranger(
 def test_a_sweep_from_scores_that_cannot_be_written_says_so(
     shell: Shell, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tqs_onnx.score.measure.store.os.access", lambda folder, mode: folder != shell.run)
+    monkeypatch.setattr("tqs_onnx.scoring.measure.store.os.access", lambda folder, mode: folder != shell.run)
     files = [
         "--scores",
         str(shell.run / "scores.json"),

@@ -15,11 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import two_branches
 from tests.rollouts import forecaster, values
-from tqs_onnx.allocate.file_size import file_bytes
-from tqs_onnx.allocate.request import menus_of, prepared_source, size_of
+from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.allocation.request import menus_of, prepared_source, size_of
 from tqs_onnx.cli.inspect import command as inspect
 from tqs_onnx.cli.main import main
-from tqs_onnx.emit import emit
+from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source, open_source, require_scorable
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_passes.encode.weight import Encoding, Form

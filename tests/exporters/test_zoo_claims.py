@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from tqs_onnx.score.plan.probe import ProbeKind
-from tqs_onnx.score.scores import ProbeFacts, Scores, Status, WeightScore
+from tqs_onnx.scoring.plan.probe import ProbeKind
+from tqs_onnx.scoring.scores import ProbeFacts, Scores, Status, WeightScore
 from tqs_passes.weights import Role
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import Session, SessionOptions, open_session
 from tqs_onnx.rollout.spec.check import check_spec
 from tqs_onnx.rollout.spec.spec import load_spec
-from tqs_onnx.verify.manifest import licence_of
+from tqs_onnx.verification.manifest import licence_of
 from tqs_passes.files.model import load_model
 from tqs_passes.survey.survey import find_weights
 

@@ -26,11 +26,11 @@ ROOMS = {
         ("pipeline",),
     ),
     "tqs_onnx": (
-        ("version",),
-        ("emit", "rollout"),
-        ("inputs", "score", "rounding", "verify"),
-        ("allocate",),
-        ("refine", "packaging"),
+        ("version", "shown"),
+        ("emission", "rollout"),
+        ("inputs", "scoring", "rounding", "verification"),
+        ("allocation",),
+        ("refinement", "packaging"),
         ("jobs",),
         ("api",),
         ("cli",),
@@ -39,8 +39,8 @@ ROOMS = {
 #: Rooms inside rooms, likewise.
 INNER = {
     "tqs_onnx.rollout": (("spec",), ("contexts",)),
-    "tqs_onnx.score": (("plan",), ("measure",), ("workers",)),
-    "tqs_onnx.allocate": (("solver",),),
+    "tqs_onnx.scoring": (("plan",), ("measure",), ("workers",)),
+    "tqs_onnx.allocation": (("solver",),),
     "tqs_passes.transforms": (("half_precision",),),
 }
 
@@ -157,10 +157,10 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_the_knapsack_and_the_measures_know_neither_onnx_nor_the_runtime() -> None:
     for name in (
-        "allocate/solver/knapsack",
-        "allocate/solver/problem",
-        "allocate/solver/algorithm2",
-        "allocate/objective",
-        "score/measure/gamma",
+        "allocation/solver/knapsack",
+        "allocation/solver/problem",
+        "allocation/solver/algorithm2",
+        "allocation/objective",
+        "scoring/measure/gamma",
     ):
         assert not tops(ROOT / "tqs_onnx" / f"{name}.py") & {"onnx", "onnxruntime", "onnx_graphsurgeon"}

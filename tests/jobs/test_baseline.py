@@ -10,8 +10,8 @@ import pytest
 from tests.rollouts import forecaster, write_case
 from tqs_models.lorenz96 import files
 from tqs_onnx.cli.main import main
-from tqs_onnx.emit import emit
-from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.emission import emit
+from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.baseline import BaselineJob, baseline
 from tqs_onnx.jobs.options import BaselineOptions
@@ -23,7 +23,7 @@ from tqs_passes.plan.plan import read_plan
 
 def job(out: Path, method: str, bits: int = 3, **options: object) -> BaselineJob:
     found = files()
-    data = DataFiles(
+    data = DataOptions(
         found.rollout, found.contexts, found.evaluation, steps=3, max_contexts=6, max_eval_contexts=8
     )
     rounding = RoundingOptions(method, scales="mse")

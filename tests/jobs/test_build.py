@@ -165,7 +165,7 @@ def test_a_run_that_broke_off_goes_on_where_it_was(
     text = (copied / "tqs.toml").read_text()
     (copied / "tqs.toml").write_text(text.replace("compression = 3", "compression = 1.5"))
     with monkeypatch.context() as broken:
-        broken.setattr("tqs_onnx.emit.save_model", stop)
+        broken.setattr("tqs_onnx.emission.save_model", stop)
         assert main(["build", str(copied / "tqs.toml")]) == 130
     assert {p.name for p in (copied / "run").iterdir()} == {
         "scores.json", "scores.csv", "sweep.sqlite", "plan.json", "build.json"

@@ -7,16 +7,16 @@ import json
 
 import pytest
 
-from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.tier_set import TierSet
-from tqs_onnx.emit import emit
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.tier_set import TierSet
+from tqs_onnx.emission import emit
 from tqs_onnx.jobs.frontier import Axis, Sweeper, trace
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Point, pareto_of
-from tqs_onnx.refine.refine import RefineOptions
+from tqs_onnx.refinement.refine import RefineOptions
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import codes_beside
-from tqs_onnx.score.measure.store import Results
+from tqs_onnx.scoring.measure.store import Results
 from tqs_passes.plan.plan import read_plan
 from tqs_passes.tier import parse_tiers
 

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 from tests.rollouts import Case, forecaster, values, write_case
-from tqs_onnx.allocate.budget import Budget
-from tqs_onnx.allocate.costing import PlanOptions
-from tqs_onnx.allocate.file_size import FileSize
-from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.tier_set import TierSet
-from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.allocation.budget import Budget
+from tqs_onnx.allocation.costing import PlanOptions
+from tqs_onnx.allocation.file_size import FileSize
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.tier_set import TierSet
+from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.quantize import Job, quantize
 from tqs_onnx.jobs.run_directory import emitted_name, run_directory
-from tqs_onnx.refine.refine import RefineOptions
+from tqs_onnx.refinement.refine import RefineOptions
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_passes.errors import GateError, InputError
@@ -33,7 +33,7 @@ def case(tmp_path: Path) -> Case:
 
 
 def job(case: Case, **changes: object) -> Job:
-    data = DataFiles(case.rollout, case.contexts, case.evaluation)
+    data = DataOptions(case.rollout, case.contexts, case.evaluation)
     out = case.model.parent.parent / "run"
     force = bool(changes.pop("force", False))
     given = {"budget": Budget(changes.pop("compression", 2.0)), "run": RunOptions("cpu", threads=1)}
@@ -213,7 +213,7 @@ def test_the_emitted_name_follows_the_model() -> None:
 
 
 def test_one_set_of_contexts_is_not_both_scored_on_and_evaluated_on(case: Case) -> None:
-    alone = replace(job(case), data=DataFiles(case.rollout, case.contexts))
+    alone = replace(job(case), data=DataOptions(case.rollout, case.contexts))
     with pytest.raises(InputError, match="holds one set of contexts"):
         quantize(alone)
     assert not alone.out.exists()
@@ -222,7 +222,7 @@ def test_one_set_of_contexts_is_not_both_scored_on_and_evaluated_on(case: Case) 
 def test_a_calibration_set_of_its_own_is_named_in_the_manifest(case: Case) -> None:
     own = case.contexts.with_name("calibration.npz")
     np.savez(own, x=values(3, 16, seed=20))
-    data = DataFiles(case.rollout, case.contexts, case.evaluation, calibration=own)
+    data = DataOptions(case.rollout, case.contexts, case.evaluation, calibration=own)
     rounding = RefineOptions(repair_rounds=0, rounding=RoundingOptions("gptq"))
     changed = replace(job(case, refine=rounding, compression=3.0), data=data)
     theirs = quantize(changed)
@@ -234,7 +234,7 @@ def test_a_calibration_set_of_its_own_is_named_in_the_manifest(case: Case) -> No
 
 
 def test_calibration_contexts_that_are_evaluated_on_are_refused(case: Case) -> None:
-    data = DataFiles(case.rollout, case.contexts, case.evaluation, calibration=case.evaluation)
+    data = DataOptions(case.rollout, case.contexts, case.evaluation, calibration=case.evaluation)
     with pytest.raises(InputError, match="is also calibration context 0"):
         quantize(replace(job(case), data=data))
 

@@ -17,11 +17,11 @@ import onnx
 import pytest
 
 from tests.rollouts import forecaster, model, opened, scored, spec_of, values, write_case
-from tqs_onnx.allocate.costing import PlanOptions
-from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.allocate.request import request_for
+from tqs_onnx.allocation.costing import PlanOptions
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.request import request_for
 from tqs_onnx.cli.main import main
-from tqs_onnx.emit import emit
+from tqs_onnx.emission import emit
 from tqs_onnx.packaging.olive import MODULE, package_config
 from tqs_onnx.packaging.triton import config_text, quoted
 from tqs_onnx.rollout.session import SessionOptions, open_session

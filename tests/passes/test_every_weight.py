@@ -12,11 +12,11 @@ import pytest
 
 from tests import kinds
 from tests.rollouts import judging
-from tqs_onnx.allocate.request import prepared_source
-from tqs_onnx.emit import emit
+from tqs_onnx.allocation.request import prepared_source
+from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.verify.subject import Subject
-from tqs_onnx.verify.verify import Verification, verify
+from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.verify import Verification, verify
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.grids.grid import Grid, grids_for
 from tqs_passes.grids.row_tiers import nearest_tier

@@ -15,15 +15,15 @@ from onnx import TensorProto, helper, numpy_helper, parser
 
 from tests.models import draws
 from tests.rollouts import judging
-from tqs_onnx.allocate.file_size import file_bytes
-from tqs_onnx.allocate.request import menus_of, prepared_source, size_of
-from tqs_onnx.emit import emit
+from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.allocation.request import menus_of, prepared_source, size_of
+from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.spec.spec import parse_spec
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.verify.subject import Subject
-from tqs_onnx.verify.verify import Verification, verify
+from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.verify import Verification, verify
 from tqs_passes.encode.nbits import block_of, nibble_values, unpacked
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import GateError, InputError

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from tests.rollouts import Case, forecaster, judging, opened, scored, spec_of, values, write_case
-from tqs_onnx.allocate.costing import PlanOptions
-from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.allocate.request import request_for
+from tqs_onnx.allocation.costing import PlanOptions
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.request import request_for
 from tqs_onnx.cli.main import main
-from tqs_onnx.emit import emit
+from tqs_onnx.emission import emit
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rounding.codes_file import codes_digest, read_codes, write_codes
-from tqs_onnx.verify.subject import Subject
-from tqs_onnx.verify.verify import verify
+from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.verify import verify
 from tqs_passes.grids.grid import Grid, as_groups, from_groups, grids_for
 from tqs_passes.grids.nearest import quantize
 from tqs_passes.plan.plan import read_plan

@@ -19,7 +19,7 @@ from onnx import helper
 
 import tqs_passes
 from tests.models import block, draws, info, loop, model_of, tensor, two_branches
-from tqs_onnx.emit import emission, preparation
+from tqs_onnx.emission import emission, preparation
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError, PassError
 from tqs_passes.files.model import Model, serialize

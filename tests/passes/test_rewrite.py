@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import TOKENS, block, draws, info, loop, model_of, run, tensor, two_branches
-from tqs_onnx.allocate.file_size import FileSize, shared_bytes
-from tqs_onnx.emit import emit, placeholder_metadata, rewritten
+from tqs_onnx.allocation.file_size import FileSize, shared_bytes
+from tqs_onnx.emission import emit, placeholder_metadata, rewritten
 from tqs_onnx.version import VERSION
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError

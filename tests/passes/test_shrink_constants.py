@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper, parser
 
 from tests.rollouts import bed_of, model, scored, spec_of, values
-from tqs_onnx.allocate.costing import PlanOptions
-from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.allocate.request import request_for
-from tqs_onnx.emit import emit
+from tqs_onnx.allocation.costing import PlanOptions
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.request import request_for
+from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.session import SessionOptions, open_session

@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper
 
 from tests.models import block, draws, info, model_of
-from tqs_onnx.emit import emit, rewritten
+from tqs_onnx.emission import emit, rewritten
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model, load_model, serialize

@@ -16,7 +16,7 @@ from tqs_onnx.rollout.injection import GroupSession, exposable
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import Session, Value, open_session
 from tqs_onnx.rollout.split_session import SplitSession
-from tqs_onnx.score.plan.strategy import Strategy
+from tqs_onnx.scoring.plan.strategy import Strategy
 from tqs_passes.graph.split_model import Halves, split, value_types
 from tqs_passes.weights import Weight
 

@@ -11,15 +11,15 @@ import pytest
 
 from tests import kinds
 from tests.rollouts import forecaster, judging, opened, scored, spec_of, values
-from tqs_onnx.allocate.costing import PlanOptions, Request
-from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.allocate.request import prepared_source, request_for
-from tqs_onnx.allocate.servable import require_served
+from tqs_onnx.allocation.costing import PlanOptions, Request
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.request import prepared_source, request_for
+from tqs_onnx.allocation.servable import require_served
 from tqs_onnx.cli.main import main
-from tqs_onnx.emit import emit, rewritten
+from tqs_onnx.emission import emit, rewritten
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.verify.subject import Subject
-from tqs_onnx.verify.verify import verify
+from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.verify import verify
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import file_facts

@@ -15,7 +15,7 @@ from tqs_onnx.rollout import gauge
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.session import Session, Value, open_session, probe_provider
-from tqs_onnx.score.plan.options import EarlyStop
+from tqs_onnx.scoring.plan.options import EarlyStop
 
 
 @cache

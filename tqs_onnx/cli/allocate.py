@@ -7,7 +7,7 @@ from typing import Any
 
 import cloup
 
-from tqs_onnx.allocate.budget import source_weight_bytes
+from tqs_onnx.allocation.budget import source_weight_bytes
 from tqs_onnx.cli import flags as table
 from tqs_onnx.cli.options import (
     FILE,

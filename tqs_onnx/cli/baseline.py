@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
 import cloup
 
 from tqs_onnx.cli import flags as table
@@ -18,7 +17,7 @@ from tqs_onnx.cli.options import (
     json_option,
     out_option,
 )
-from tqs_onnx.cli.outcome import finish, show_verification
+from tqs_onnx.cli.outcome import finish, show_outcome, show_verification
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.jobs.baseline import BaselineJob, baseline
 from tqs_onnx.jobs.options import BaselineOptions
@@ -49,8 +48,8 @@ def command(model: Path, out: Path, force: bool, as_json: bool, **options: Any) 
     """
     outcome = baseline(BaselineJob(model, data_files(options), out, baseline_options(options), force))
     if as_json:
-        print_json(outcome.summary())
+        print_json(outcome.to_dict())
     else:
         show_verification(outcome.verification)
-        click.echo(f"written: {outcome.emitted} ({outcome.wall_s:.1f} s)")
+        show_outcome(outcome.verification, outcome.emitted, outcome.wall_s)
     return finish(outcome.gates)

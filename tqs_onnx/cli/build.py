@@ -14,14 +14,14 @@ from tqs_onnx.cli.flags import Flag, nested
 from tqs_onnx.cli.options import FILE, json_option
 from tqs_onnx.cli.outcome import finish
 from tqs_onnx.cli.show import print_json, progress
-from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.build import BuildFile, Declared, read_build, run_build, steps_of
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
 from tqs_onnx.jobs.rebuild import declared_by
 from tqs_onnx.packaging.package import PackageOptions
 from tqs_onnx.rollout.spec.signature import close_match
-from tqs_onnx.score.score import Progress
-from tqs_onnx.verify.manifest import read_manifest, versions
+from tqs_onnx.scoring.score import Progress
+from tqs_onnx.verification.manifest import read_manifest, versions
 from tqs_passes.errors import GateError, InputError
 
 #: The flags that each table of a build file takes, by their long names.
@@ -51,10 +51,8 @@ def command(file: Path, out: Path | None, force: bool, as_json: bool) -> int:
     """
     folder = file.resolve().parent
     with progress("score") as tick:
-        if file.suffix == ".json":
-            trip = declared_by(file, out, tick)
-        else:
-            trip = declared(read_build(file), folder, out, tick)
+        again = file.suffix == ".json"
+        trip = declared_by(file, out, tick) if again else declared(read_build(file), folder, out, tick)
         steps = steps_of(trip)
         report = run_build(steps, folder, trip.out, versions(), anew=force)
     if report.exit_code == GateError.exit_code:
@@ -82,7 +80,7 @@ def declared(build: BuildFile, folder: Path, out: Path | None, tick: Progress) -
         A table has an option that there is not, or a value that the option does not take.
     """
     data = build.data
-    files = DataFiles(
+    files = DataOptions(
         folder / data.rollout,
         folder / data.contexts,
         folder / data.eval_contexts if data.eval_contexts else None,
@@ -122,7 +120,7 @@ def _values(flags: Iterable[Flag], given: Mapping[str, Any], where: str) -> dict
     return found
 
 
-def _value(flag: Flag, value: Any, where: str) -> Any:  # noqa: ANN401  (a value of TOML)
+def _value(flag: Flag, value: Any, where: str) -> Any:
     if flag.switch:
         if not isinstance(value, bool):
             raise InputError("is true or false", where=where)

@@ -7,7 +7,7 @@ import click
 from tqs_onnx.cli.options import json_option
 from tqs_onnx.cli.show import print_json, print_table
 from tqs_onnx.rollout.session import available_providers, probe_provider
-from tqs_onnx.verify.manifest import versions
+from tqs_onnx.verification.manifest import versions
 
 
 @click.command("doctor")

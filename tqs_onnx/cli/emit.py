@@ -33,14 +33,7 @@ def command(model: Path, plan_file: Path, out: Path, target: str | None, force: 
     """
     made = emit_files(model, plan_file, out, target=ServingTarget(target) if target else None, force=force)
     if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "bytes_in": made.bytes_in,
-                "bytes_out": made.bytes_out,
-                "bytes_planned": made.bytes_planned,
-            }
-        )
+        print_json(made.to_dict())
         return
     click.echo(
         f"{out}: {made.bytes_out:,} bytes (planned {made.bytes_planned:,}), "

@@ -13,11 +13,11 @@ from typing import Any
 
 import click
 
-from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.tier_set import parse_rule
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.tier_set import parse_rule
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions
 from tqs_onnx.rounding.assign import METHODS
-from tqs_onnx.score.plan.probe import ProbeKind
+from tqs_onnx.scoring.plan.probe import ProbeKind
 from tqs_passes.encode.weight import Encoding
 from tqs_passes.errors import InputError
 from tqs_passes.grids.scales import FREE_ROUNDINGS
@@ -51,7 +51,7 @@ class Flag:
     name : str
         With its dashes; ``--rows/--no-rows`` for one that can be turned off.
     path : str
-        Field that it fills, with dots; `data.` begins those of `DataFiles`.
+        Field that it fills, with dots; `data.` begins those of `DataOptions`.
     group : Group
     help : str
     kind : click type, optional
@@ -519,7 +519,7 @@ def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
         value = given.get(flag.key)
         if value is None or value == () or (value is False and not flag.has_off):
             continue
-        values = list(value) if flag.several else [value]
+        values: list[Any] = [*value] if isinstance(value, tuple) else [value]
         try:
             read = [v if flag.read is None else flag.read(v) for v in values]
         except InputError as error:
@@ -539,7 +539,7 @@ def default_of(
     flag: Flag, kind: type[QuantizeOptions] | type[BaselineOptions] = QuantizeOptions
 ) -> str | None:
     """Return the default that `--help` shows: that of the field; None where there is none to show."""
-    if flag.switch and not flag.has_off or flag.path.startswith("data.") or "[default:" in flag.help:
+    if (flag.switch and not flag.has_off) or flag.path.startswith("data.") or "[default:" in flag.help:
         return None
     value: Any = kind()
     for name in flag.path.split("."):

@@ -11,7 +11,7 @@ import cloup
 
 from tqs_onnx.cli import flags as table
 from tqs_onnx.cli.flags import Flag, Group, default_of, nested
-from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions, options_from
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -107,13 +107,7 @@ def baseline_options(given: Mapping[str, Any]) -> BaselineOptions:
     return options_from(settings, BaselineOptions)
 
 
-def data_files(given: Mapping[str, Any]) -> DataFiles:
-    """Return the files and limits given.
-
-    Raises
-    ------
-    InputError
-        A value is not one of its field.
-    """
+def data_files(given: Mapping[str, Any]) -> DataOptions:
+    """Return the files and limits given."""
     chosen = (*table.DATA, *table.EVALUATION, table.CALIBRATION)
-    return options_from(nested(chosen, given)["data"], DataFiles)
+    return DataOptions(**nested(chosen, given)["data"])

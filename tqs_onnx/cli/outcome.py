@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 import click
 
+from tqs_onnx.cli.chart import error_chart
 from tqs_onnx.cli.show import print_table, say
-from tqs_onnx.verify.manifest import GateResult
-from tqs_onnx.verify.verify import Verification
+from tqs_onnx.verification.manifest import GateResult
+from tqs_onnx.verification.verdict import verdict
+from tqs_onnx.verification.verify import Verification
 from tqs_passes.errors import GateError
 from tqs_passes.plan.plan import Plan
 from tqs_passes.tier import Tier
@@ -25,7 +28,6 @@ def show_verification(v: Verification) -> None:
     if v.predicted_drift is not None:
         line += f"; predicted {v.predicted_drift:.4g}"
     click.echo(line)
-    click.echo("drift by step: " + ", ".join(f"{d:.3g}" for d in v.drift.per_step))
     rows: list[list[object]] = []
     for name, drift in v.drift.per_variable.items():
         e = v.truth.get(name)
@@ -42,6 +44,14 @@ def show_verification(v: Verification) -> None:
     )
     for note in v.notes:
         say(f"note: {note}")
+
+
+def show_outcome(v: Verification, emitted: Path, wall_s: float) -> None:
+    """Print what a job ends with: the chart, where the file is, and the verdict."""
+    for line in error_chart(v):
+        click.echo(line)
+    click.echo(f"written: {emitted} ({wall_s:.1f} s)")
+    click.echo(verdict(v))
 
 
 def finish(results: tuple[GateResult, ...]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import click
 import cloup
 
 from tqs_onnx.cli import flags as table
@@ -18,7 +17,7 @@ from tqs_onnx.cli.options import (
     out_option,
     quantize_options,
 )
-from tqs_onnx.cli.outcome import finish, show_plan, show_verification
+from tqs_onnx.cli.outcome import finish, show_outcome, show_plan, show_verification
 from tqs_onnx.cli.show import print_json, print_table, progress
 from tqs_onnx.jobs.compare import Row, compare
 from tqs_onnx.jobs.quantize import Job, Outcome, quantize
@@ -60,7 +59,7 @@ def report(outcome: Outcome, *, comparing: bool, as_json: bool) -> int:
     rows = compare(outcome.source, outcome.request, outcome.bed) if comparing else ()
     if as_json:
         extra = {"compare": [_row(r) for r in rows]} if rows else {}
-        print_json({**outcome.summary(), **extra})
+        print_json({**outcome.to_dict(), **extra})
         return finish(outcome.gates)
     show_plan(outcome.plan)
     show_verification(outcome.verification)
@@ -74,7 +73,7 @@ def report(outcome: Outcome, *, comparing: bool, as_json: bool) -> int:
             left=2,
             title="\nat the file bytes of uniform rounding, on the evaluation contexts",
         )
-    click.echo(f"written: {outcome.emitted} ({outcome.wall_s:.1f} s)")
+    show_outcome(outcome.verification, outcome.emitted, outcome.wall_s)
     return finish(outcome.gates)
 
 

@@ -23,9 +23,9 @@ from tqs_onnx.cli.options import (
 )
 from tqs_onnx.cli.show import print_json, print_table, progress, say
 from tqs_onnx.jobs.single import ScoreJob, estimate_files, score_files
-from tqs_onnx.score.estimate import Estimate
-from tqs_onnx.score.plan.probe import ProbeKind
-from tqs_onnx.score.scores import Scores, Status, spearman
+from tqs_onnx.scoring.estimate import Estimate
+from tqs_onnx.scoring.plan.probe import ProbeKind
+from tqs_onnx.scoring.scores import Scores, Status, spearman
 
 _BOTH = "both"
 _PROBE = replace(

@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from tqs_onnx.score.score import Progress as Tick
+from tqs_onnx.scoring.score import Progress as Tick
 from tqs_passes.errors import one_line
 
 

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, get_args
 import click
 import cloup
 
-from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.solver.algorithm2 import Solver
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.solver.algorithm2 import Solver
 from tqs_onnx.cli import flags as table
 from tqs_onnx.cli.options import (
     FILE,

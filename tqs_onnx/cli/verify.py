@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import click
 import cloup
 
 from tqs_onnx.cli import flags as table
+from tqs_onnx.cli.chart import error_chart
 from tqs_onnx.cli.options import (
     FILE,
     data_files,
@@ -20,6 +22,7 @@ from tqs_onnx.cli.outcome import finish, show_verification
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.jobs.options import job_settings
 from tqs_onnx.jobs.single import VerifyJob, verify_files
+from tqs_onnx.verification.verdict import verdict
 
 FLAGS = (*table.DATA, *table.EVALUATION, *table.GATES, *table.RUN)
 
@@ -66,10 +69,11 @@ def command(
     job = VerifyJob(
         *(emitted, source, plan, scores, files, target, chosen.gates, chosen.run, settings, force)
     )
-    verification, gates = verify_files(job)
+    found = verify_files(job)
     if as_json:
-        found = {"manifest": str(target), **verification.model_dump()}
-        print_json(found | {"gates": [g.model_dump() for g in gates]})
+        print_json({"manifest": str(target), **found.to_dict()})
     else:
-        show_verification(verification)
-    return finish(gates)
+        show_verification(found.verification)
+        for line in (*error_chart(found.verification), verdict(found.verification)):
+            click.echo(line)
+    return finish(found.gates)

@@ -1,154 +1,189 @@
-"""Read what a job rolls out: the spec, the scoring contexts, and the evaluation contexts beside them."""
+"""Read what a job rolls out: the spec, the scoring contexts, and the evaluation contexts beside them.
+
+Each may be given as a file or as a value: a rollout spec as a dictionary or a `RolloutSpec`, contexts as arrays by name
+or as `Contexts`. What is given as a value is known by its digest.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tqs_onnx.inputs.source import Source
-from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.contexts.arrays import contexts_of
+from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
-from tqs_onnx.rollout.spec.spec import RolloutSpec, load_spec
+from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
 from tqs_passes.errors import InputError
 
+Rollout = str | Path | Mapping[str, Any] | RolloutSpec
+Arrays = str | Path | Mapping[str, NDArray[Any]] | Contexts
+Split = Literal["train", "validation", "test"]
 
-@dataclass(frozen=True, slots=True)
-class DataFiles:
-    """Where the rollout spec and the contexts are.
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DataOptions:
+    """What a model is rolled out from, and how.
 
     Parameters
     ----------
-    rollout : Path
-    contexts : Path
-        Scoring contexts; a table is cut into both splits.
-    evaluation : Path or None
+    rollout : path, mapping or RolloutSpec
+        How outputs re-enter as inputs: a rollout.toml, its content as a dictionary, or a spec.
+    contexts : path, mapping of str to NDArray, or Contexts
+        Scoring contexts, first axis context; a table is cut into both splits.
+    evaluation : path, mapping of str to NDArray, Contexts or None
         Evaluation contexts; None: the test rows of the table.
     steps : int or None
-        Overrides the spec's.
+        Model calls a rollout; None: the spec's.
     max_contexts, max_eval_contexts : int or None
-    calibration : Path or None
+        At most so many scoring, and evaluation, contexts.
+    calibration : path, mapping of str to NDArray, Contexts or None
         Contexts for data-aware rounding, of a table the training rows; None: the scoring contexts serve.
     """
 
-    rollout: Path
-    contexts: Path
-    evaluation: Path | None = None
+    rollout: Rollout
+    contexts: Arrays
+    evaluation: Arrays | None = None
     steps: int | None = None
     max_contexts: int | None = None
     max_eval_contexts: int | None = None
-    calibration: Path | None = None
+    calibration: Arrays | None = None
+
+    @property
+    def given(self) -> dict[str, Rollout | Arrays]:
+        """What is read, by its role."""
+        roles: dict[str, Rollout | Arrays | None] = {
+            "rollout": self.rollout,
+            "contexts": self.contexts,
+            "evaluation": self.evaluation,
+            "calibration": self.calibration,
+        }
+        return {role: value for role, value in roles.items() if value is not None}
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files among what is read, by role."""
+        return {role: Path(v) for role, v in self.given.items() if isinstance(v, str | Path)}
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """The rollout of a job and its two sets of contexts.
-
-    Parameters
-    ----------
-    spec : RolloutSpec
-    scoring, evaluation : Contexts
-        Disjoint.
-    files : dict of str to Path
-        Role to file, for the manifest.
-    calibration : Contexts or None
-        Disjoint from evaluation; None where the scoring contexts serve.
-    notes : tuple of str
-        What the user should know of them.
-    """
-
-    spec: RolloutSpec
-    scoring: Contexts
-    evaluation: Contexts
-    files: dict[str, Path]
-    calibration: Contexts | None = None
-    notes: tuple[str, ...] = ()
-
-
-def read_spec(files: DataFiles, source: Source) -> RolloutSpec:
-    """Read the rollout spec and hold it against the model."""
-    spec = load_spec(files.rollout)
-    if files.steps is not None:
-        spec = spec.with_steps(files.steps)
-    try:
-        check_spec(spec, source.signature)
-    except InputError as error:
-        where = error.where.replace("rollout.toml", str(files.rollout), 1)
-        raise InputError(error.what, where=where, todo=error.todo) from error
-    return spec
-
-
-@dataclass(frozen=True, slots=True)
-class ScoringData:
-    """The rollout of a job and the contexts that it may learn from.
+    """The rollout of a job and its sets of contexts.
 
     Parameters
     ----------
     spec : RolloutSpec
     scoring : Contexts
+    judging : Contexts or None
+        The evaluation contexts, disjoint from the others; None where none were given.
     calibration : Contexts or None
         None where the scoring contexts serve.
+    options : DataOptions
+        What they were read from.
+    digests : dict of str to str
+        Role to SHA-256 of what was given as a value.
     notes : tuple of str
         What the user should know of them.
     """
 
     spec: RolloutSpec
     scoring: Contexts
-    calibration: Contexts | None = None
+    judging: Contexts | None
+    calibration: Contexts | None
+    options: DataOptions
+    digests: dict[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """Role to file, for the manifest."""
+        return self.options.files
 
-def read_scoring(files: DataFiles, source: Source) -> ScoringData:
-    """Read the spec, the scoring contexts and the calibration contexts; no evaluation contexts are read.
+    @property
+    def evaluation(self) -> Contexts:
+        """The evaluation contexts.
 
-    Raises
-    ------
-    InputError
-        A file is bad, or the spec does not fit the model.
-    """
-    spec = read_spec(files, source)
-    scoring = load_contexts(
-        files.contexts, spec, source.signature, split="validation", limit=files.max_contexts
-    )
-    calibration = None
-    if files.calibration is not None:
-        calibration = load_contexts(
-            files.calibration, spec, source.signature, split="train", limit=files.max_contexts
-        )
-    return ScoringData(spec, scoring, calibration, (*unjudged(spec, source.signature), *scoring.notes))
+        Raises
+        ------
+        InputError
+            None were given.
+        """
+        if self.judging is None:
+            raise InputError(
+                "holds one set of contexts, which cannot be used for both scoring and evaluation",
+                where=self.scoring.source,
+                todo="Give `eval_contexts`",
+            )
+        return self.judging
 
 
-def read_data(files: DataFiles, source: Source) -> Data:
+def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
+    """Read the rollout spec and hold it against the model."""
+    given = options.rollout
+    where = str(given) if isinstance(given, str | Path) else "rollout"
+    if isinstance(given, RolloutSpec):
+        spec = given
+    else:
+        spec = load_spec(Path(given)) if isinstance(given, str | Path) else spec_of(given, where=where)
+    if options.steps is not None:
+        spec = spec.with_steps(options.steps)
+    try:
+        check_spec(spec, source.signature)
+    except InputError as error:
+        place = error.where.replace("rollout.toml", where, 1)
+        raise InputError(error.what, where=place, todo=error.todo) from error
+    return spec
+
+
+def read_data(options: DataOptions, source: Source, *, scoring_only: bool = False) -> Data:
     """Read spec and contexts.
+
+    Parameters
+    ----------
+    options : DataOptions
+    source : Source
+    scoring_only : bool
+        Leave the evaluation contexts unread.
 
     Raises
     ------
     InputError
         A file is bad, the spec does not fit the model, or scoring or calibration contexts overlap with evaluation.
     """
-    found = read_scoring(files, source)
-    if files.evaluation is None and found.scoring.rows is None:
-        raise InputError(
-            "holds one set of contexts, which cannot be used for both scoring and evaluation",
-            where=str(files.contexts),
-            todo="Give `eval_contexts`",
-        )
-    evaluation = load_contexts(
-        files.evaluation or files.contexts,
-        found.spec,
-        source.signature,
-        split="test",
-        limit=files.max_eval_contexts,
-    )
-    check_disjoint(found.scoring, evaluation)
-    if found.calibration is not None:
-        check_disjoint(found.calibration, evaluation, "calibration")
-    given = {
-        "rollout": files.rollout,
-        "contexts": files.contexts,
-        "evaluation": files.evaluation,
-        "calibration": files.calibration,
-    }
-    named = {role: path for role, path in given.items() if path is not None}
-    notes = (*found.notes, *evaluation.notes)
-    return Data(found.spec, found.scoring, evaluation, named, found.calibration, notes)
+    spec = read_spec(options, source)
+    limit = options.max_contexts
+    scoring = _read(options.contexts, spec, source, "validation", limit, "contexts")
+    calibration = judging = None
+    if options.calibration is not None:
+        calibration = _read(options.calibration, spec, source, "train", limit, "calibration")
+    notes = (*unjudged(spec, source.signature), *scoring.notes)
+    wanted = options.evaluation if options.evaluation is not None else options.contexts
+    if not scoring_only and (options.evaluation is not None or scoring.rows is not None):
+        judging = _read(wanted, spec, source, "test", options.max_eval_contexts, "evaluation")
+        check_disjoint(scoring, judging)
+        if calibration is not None:
+            check_disjoint(calibration, judging, "calibration")
+        notes = (*notes, *judging.notes)
+    sets = {"contexts": scoring, "evaluation": judging, "calibration": calibration}
+    values = [role for role in options.given if role not in options.files]
+    digests = {role: contexts_hash(c) for role, c in sets.items() if c is not None and role in values}
+    if "rollout" in values:
+        digests["rollout"] = content_hash(spec)
+    return Data(spec, scoring, judging, calibration, options, digests, notes)
+
+
+def _read(
+    given: Arrays, spec: RolloutSpec, source: Source, split: Split, limit: int | None, role: str
+) -> Contexts:
+    if isinstance(given, str | Path):
+        return load_contexts(Path(given), spec, source.signature, split=split, limit=limit)
+    if isinstance(given, Contexts):
+        return given if limit is None else given.take(range(min(limit, given.n_contexts)))
+    stored = {name: np.asarray(array) for name, array in given.items()}
+    return contexts_of(stored, spec, source.signature, role, limit=limit)

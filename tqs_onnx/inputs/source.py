@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from tqs_onnx.rollout.spec.signature import ModelSignature, signature_of
 from tqs_passes.errors import InputError
-from tqs_passes.files.model import FileFacts, Model, file_facts, load_model
+from tqs_passes.files.model import FileFacts, Model, file_facts, load_model, serialize
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.graph.random_ops import random_operators
 from tqs_passes.graph_pass import Skip
@@ -36,6 +40,8 @@ class Source:
         The file's own metadata.
     skipped : tuple of Skip
         Stored float tensors that stay where they are and are not surveyed, and why.
+    holder : object
+        What keeps a temporary file alive, for a model that was given as a value.
     """
 
     path: Path
@@ -45,6 +51,7 @@ class Source:
     signature: ModelSignature
     metadata: dict[str, str]
     skipped: tuple[Skip, ...] = ()
+    holder: object = field(default=None, repr=False, compare=False)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -61,24 +68,50 @@ class Source:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def open_source(path: Path) -> Source:
+class _TemporaryFolder:
+    """A folder that is removed when nothing holds this object any more."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="tqs-model-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+#: A model as it may be given.
+Given = str | Path | onnx.ModelProto
+
+
+def open_source(model: Given) -> Source:
     """Open a model.
+
+    Parameters
+    ----------
+    model : path or ModelProto
+        A model given as a value is written into a temporary folder, which lives as long as the source: what is
+        verified, and compared with, is a file.
 
     Raises
     ------
     InputError
         The file cannot be read, or is not ONNX (see `load_model`).
     """
-    model = load_model(path)
-    lifted = Lift().apply(model)
+    holder: _TemporaryFolder | None = None
+    if isinstance(model, onnx.ModelProto):
+        holder = _TemporaryFolder()
+        path = holder.path / "model.onnx"
+        path.write_bytes(serialize(model))
+    else:
+        path = Path(model)
+    loaded = load_model(path)
+    lifted = Lift().apply(loaded)
     return Source(
         path,
-        file_facts(path, model),
+        file_facts(path, loaded),
         lifted.model,
         survey(lifted.model, lifted.origins),
-        signature_of(model.proto),
-        {entry.key: entry.value for entry in model.proto.metadata_props},
+        signature_of(loaded.proto),
+        {entry.key: entry.value for entry in loaded.proto.metadata_props},
         lifted.skipped,
+        holder,
     )
 
 

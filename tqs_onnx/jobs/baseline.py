@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.allocate.file_size import file_bytes
-from tqs_onnx.allocate.request import menus_of, note_of_opset, prepared_source, size_of
-from tqs_onnx.allocate.servable import require_served
-from tqs_onnx.allocate.uniform_plan import uniform_choices
-from tqs_onnx.inputs.data import DataFiles
-from tqs_onnx.inputs.source import Source
+from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.allocation.request import menus_of, note_of_opset, prepared_source, size_of
+from tqs_onnx.allocation.servable import require_served
+from tqs_onnx.allocation.uniform_plan import uniform_choices
+from tqs_onnx.inputs.data import Data, DataOptions
+from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import BaselineOptions, job_settings, settings_of
-from tqs_onnx.jobs.release import summary_of
+from tqs_onnx.jobs.release import outcome_facts, summary_of
 from tqs_onnx.jobs.run_directory import (
     emitted_name,
     refuse_overwriting,
@@ -29,12 +29,13 @@ from tqs_onnx.jobs.run_directory import (
     run_directory,
     with_data,
 )
-from tqs_onnx.refine.instruments import instruments_on
+from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import CODES_NAME, codes_digest, write_codes
 from tqs_onnx.rounding.tune import qep_settings
-from tqs_onnx.verify.manifest import GateResult
-from tqs_onnx.verify.verify import Verification
+from tqs_onnx.shown import Shown
+from tqs_onnx.verification.manifest import GateResult
+from tqs_onnx.verification.verify import Verification
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.plan.forms import Profile
@@ -51,8 +52,8 @@ class BaselineJob:
 
     Parameters
     ----------
-    model : Path
-    data : DataFiles
+    model : path, ModelProto or Source
+    data : DataOptions or Data
     out : Path
         Run directory.
     options : BaselineOptions
@@ -60,15 +61,15 @@ class BaselineJob:
         Write into a directory that holds an earlier run.
     """
 
-    model: Path
-    data: DataFiles
+    model: Given | Source
+    data: DataOptions | Data
     out: Path
     options: BaselineOptions = field(default_factory=BaselineOptions)
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class BaselineOutcome:
+@dataclass(frozen=True, slots=True, repr=False)
+class BaselineOutcome(Shown):
     """What a baseline job gave.
 
     Parameters
@@ -92,7 +93,11 @@ class BaselineOutcome:
     manifest_file: Path
     wall_s: float
 
-    def summary(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, str]:
+        """Return the verdict, the sizes, the drift and where the file is."""
+        return {"rounding": self.rounding.title} | outcome_facts(self.verification, self.gates, self.emitted)
+
+    def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of `tqs baseline --json`: the keys of `tqs quantize`, and the rounding."""
         return {
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
@@ -147,7 +152,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
     options = job.options
     source = stages.opened(job.model, options.run, options.roles)
     data = stages.read(job.data, source, options.gates)
-    name = emitted_name(job.model)
+    name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     files = [name, "plan.json", CODES_NAME, "manifest.json"]
     outputs = [*(job.out / file for file in files), *with_data(emitted)]
@@ -155,7 +160,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
     plan = unscored_uniform_plan(source, options.bits, options.profile, options.serving, options.group)
     require_served(plan, source, plan.target)
     with run_directory(job.out, files, force=job.force) as begin:
-        bed = stages.testbed(source, data, options.run)
+        bed = stages.bed_of(source, data, options.run)
         bed = bed.scaled(bed.sigma)
         instruments = instruments_on(bed, data.calibration)
         rounding = options.rounding
@@ -174,11 +179,9 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
         with removed_on_failure(emitted):
             subject = stages.emitted(source, assigned.plan, emitted, assigned.codes)
             verification, gates = stages.verified(subject, bed, data, options.gates)
-            settings = job_settings("baseline", job.model, job.data, job.out, options)
+            settings = job_settings("baseline", source.path, data.options, job.out, options)
             used = {"rounding_used": settings_of(rounding), "data_aware": rounding.method in DATA_AWARE}
-            manifest = stages.recorded(
-                subject, source, data.files | made, verification, gates, settings | used
-            )
+            manifest = stages.recorded(subject, source, data, made, verification, gates, settings | used)
             write_text(manifest_file, manifest.to_json())
     return BaselineOutcome(
         assigned,

@@ -23,9 +23,9 @@
     [[package]]                         # options of `tqs package`, as often as wanted
     format = "triton"
 
-A step's key is the SHA-256 of its options, of the digests of the files it reads, and of the versions of
-everything that decides results. `build.json` in the run directory holds the keys; a step is skipped when its key is there and
-every file it wrote is still what it was. What a skipped `verify` found still counts: its exit code is kept.
+A step's key is the SHA-256 of its options, of the digests of the files it reads, and of the versions of everything that
+decides results. `build.json` in the run directory holds the keys; a step is skipped when its key is there and every
+file it wrote is still what it was. What a skipped `verify` found still counts: its exit code is kept.
 A step that must run first drops what it wrote before, and one that fails drops what the steps behind it wrote: nothing
 in the run directory is left over from another declaration.
 """
@@ -43,7 +43,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings, settings_of
 from tqs_onnx.jobs.single import (
     AllocateJob,
@@ -58,7 +58,7 @@ from tqs_onnx.packaging.package import PackageOptions, package
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.rounding.codes_file import CODES_NAME
-from tqs_onnx.score.score import Progress
+from tqs_onnx.scoring.score import Progress
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts, sha256_of_file
@@ -109,7 +109,7 @@ class Declared:
     ----------
     model, out, emitted : Path
         The model, the run directory, and the file to write in it.
-    data : DataFiles
+    data : DataOptions
     options : QuantizeOptions
     packages : tuple of PackageOptions
     progress : callable, optional
@@ -119,7 +119,7 @@ class Declared:
     model: Path
     out: Path
     emitted: Path
-    data: DataFiles
+    data: DataOptions
     options: QuantizeOptions
     packages: tuple[PackageOptions, ...] = ()
     progress: Progress | None = None
@@ -216,8 +216,8 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     scores, plan, manifest = out / "scores.json", out / "plan.json", out / "manifest.json"
     options = trip.options
     codes = (out / CODES_NAME,) if options.refine.rounding.method in DATA_AWARE else ()
-    fed = [path for path in (data.rollout, data.contexts, data.calibration) if path is not None]
-    seen = [*fed, *([data.evaluation] if data.evaluation else [])]
+    fed = [path for role, path in data.files.items() if role != "evaluation"]
+    seen = data.files.values()
     settings = job_settings("quantize", trip.model, data, out, options)
     chosen = settings["options"]
     run = chosen["run"] | {"provider": resolve_provider(options.run.provider)}
@@ -245,7 +245,7 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     def verify() -> int:
         files = (trip.emitted, trip.model, plan, scores)
         job = VerifyJob(*files, data, manifest, options.gates, options.run, settings, force=True)
-        _, gates = verify_files(job)
+        gates = verify_files(job).gates
         return 0 if all(g.passed for g in gates) else GateError.exit_code
 
     steps = [

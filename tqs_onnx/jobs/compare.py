@@ -11,11 +11,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqs_onnx.allocate.costing import PlanOptions, Request
-from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.allocate.uniform_plan import uniform_plan
-from tqs_onnx.emit import emit
+from tqs_onnx.allocation.costing import PlanOptions, Request
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.uniform_plan import uniform_plan
+from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError

@@ -14,26 +14,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tqs_onnx.allocate.budget import Budget
-from tqs_onnx.allocate.costing import Request
-from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.request import request_for, require_contexts_of
-from tqs_onnx.allocate.solver.algorithm2 import Solver
-from tqs_onnx.allocate.tier_set import TierSet
-from tqs_onnx.inputs.data import Data, DataFiles
-from tqs_onnx.inputs.source import Source
+from tqs_onnx.allocation.budget import Budget
+from tqs_onnx.allocation.costing import Request
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.request import request_for, require_contexts_of
+from tqs_onnx.allocation.solver.algorithm2 import Solver
+from tqs_onnx.allocation.tier_set import TierSet
+from tqs_onnx.inputs.data import Data, DataOptions
+from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto, Point, pareto_of
 from tqs_onnx.jobs.run_directory import run_directory
-from tqs_onnx.refine.instruments import instruments_on
-from tqs_onnx.refine.refine import Refined
+from tqs_onnx.refinement.instruments import instruments_on
+from tqs_onnx.refinement.refine import Refined
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
 from tqs_onnx.rounding.codes_file import codes_path, write_codes
-from tqs_onnx.score.measure.store import RESULTS_NAME, Results
-from tqs_onnx.score.scores import Scores, read_scores
-from tqs_onnx.verify.evaluate import measure_truth
+from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
+from tqs_onnx.scoring.scores import Scores, read_scores
+from tqs_onnx.verification.evaluate import measure_truth
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
@@ -96,10 +96,11 @@ class SweepJob:
 
     Parameters
     ----------
-    model : Path
-    scores : Path
-        scores.json of the model; measured responses are kept in the store beside it, where there is one.
-    data : DataFiles
+    model : path, ModelProto or Source
+    scores : path or Scores
+        Of the model. Measured responses are kept in the store beside the file, where there is one, else in the run
+        directory.
+    data : DataOptions or Data
     out : Path
         Run directory.
     axis : Axis
@@ -109,9 +110,9 @@ class SweepJob:
         Write into a directory that holds an earlier run.
     """
 
-    model: Path
-    scores: Path
-    data: DataFiles
+    model: Given | Source
+    scores: Path | Scores
+    data: DataOptions | Data
     out: Path
     axis: Axis
     options: QuantizeOptions = field(default_factory=QuantizeOptions)
@@ -128,18 +129,18 @@ def sweep(job: SweepJob) -> Pareto:
     """
     options = job.options
     source = stages.opened(job.model, options.run, options.roles)
-    known = read_scores(job.scores)
+    known = job.scores if isinstance(job.scores, Scores) else read_scores(job.scores)
     data = stages.read(job.data, source)
     require_contexts_of(known, data.spec, data.scoring)
-    store = job.scores.with_name(RESULTS_NAME)
+    store = None if isinstance(job.scores, Scores) else job.scores.with_name(RESULTS_NAME)
     with (
         run_directory(job.out, ["pareto.json", "pareto.csv"], force=job.force) as begin,
-        Results(store if store.exists() else job.out / RESULTS_NAME) as results,
+        Results(store if store is not None and store.exists() else job.out / RESULTS_NAME) as results,
     ):
         if results.note:
             _LOG.info(results.note)
         begin()
-        bed = stages.testbed(source, data, options.run, known)
+        bed = stages.bed_of(source, data, options.run, known)
         sweeper = Sweeper(source, known, options, bed, data, results)
         return trace(sweeper, job.axis, job.out)
 

@@ -10,8 +10,8 @@ from olive.model import ONNXModelHandler
 from olive.passes import Pass
 from olive.passes.pass_config import PassConfigParam
 
-from tqs_onnx.allocate.budget import Budget
-from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.allocation.budget import Budget
+from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.quantize import Job, quantize
 from tqs_passes.errors import GateError
@@ -57,7 +57,7 @@ class TqsQuantization(Pass):  # type: ignore[misc]
     ) -> ONNXModelHandler:
         job = Job(
             model=Path(model.model_path),
-            data=DataFiles(
+            data=DataOptions(
                 rollout=Path(config.rollout),
                 contexts=Path(config.contexts),
                 evaluation=Path(config.eval_contexts) if config.eval_contexts else None,

@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from tqs_onnx.allocate.budget import Budget
-from tqs_onnx.allocate.costing import PlanOptions
-from tqs_onnx.allocate.tier_set import TierSet
-from tqs_onnx.inputs.data import DataFiles
-from tqs_onnx.refine.refine import RefineOptions
+from tqs_onnx.allocation.budget import Budget
+from tqs_onnx.allocation.costing import PlanOptions
+from tqs_onnx.allocation.tier_set import TierSet
+from tqs_onnx.inputs.data import DataOptions
+from tqs_onnx.refinement.refine import RefineOptions
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions
-from tqs_onnx.score.plan.options import ScoreOptions
+from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_passes.errors import InputError
 from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving
@@ -119,19 +119,18 @@ def settings_of(options: object) -> dict[str, Any]:
     return settings
 
 
-def job_settings(command: str, model: Path, data: DataFiles, out: Path, options: object) -> dict[str, Any]:
+def job_settings(command: str, model: Path, data: DataOptions, out: Path, options: object) -> dict[str, Any]:
     """Return the settings of a job for its manifest; paths are relative to the run directory."""
 
-    def beside(path: Path | None) -> str | None:
-        return None if path is None else Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
+    def beside(path: Path) -> str:
+        return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
 
-    named = {
-        name: beside(getattr(data, name)) for name in ("rollout", "contexts", "evaluation", "calibration")
-    }
+    limits = {name: getattr(data, name) for name in ("steps", "max_contexts", "max_eval_contexts")}
     return {
         "command": command,
         "model": beside(model),
-        "data": settings_of(data) | named,
+        "data": {role: beside(path) for role, path in data.files.items()} | limits,
+        "in_memory": [role for role in data.given if role not in data.files],
         "options": settings_of(options),
     }
 

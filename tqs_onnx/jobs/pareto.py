@@ -10,10 +10,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from scipy.stats import spearmanr
+
+from tqs_onnx.shown import Shown
 
 _FEWEST_RANKED = 3
 
@@ -76,7 +78,7 @@ class Point(BaseModel):
         return (self.tiers, self.p_fp32, self.gamma_min, self.objective, self.solver)
 
 
-class Pareto(BaseModel):
+class Pareto(BaseModel, Shown):
     """The file `pareto.json`: the points, and how well prediction ranks and sizes them.
 
     Attributes
@@ -100,6 +102,20 @@ class Pareto(BaseModel):
     worst_ratio: float | None
     worst_calibrated_ratio: float | None
     worst_joint_ratio: float | None
+
+    def facts(self) -> dict[str, str]:
+        """Return compression and drift of every point."""
+        return {
+            p.name: "cannot be met"
+            if p.n_bytes is None
+            else f"{p.compression:.3g}x, {p.n_bytes:,} bytes, drift "
+            + ("not finite" if p.drift_measured is None else f"{p.drift_measured:.4g}")
+            for p in self.points
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of pareto.json."""
+        return self.model_dump(mode="json")
 
     def to_csv(self) -> str:
         """Return one row per point."""

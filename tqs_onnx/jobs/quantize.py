@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.allocate.costing import Request
-from tqs_onnx.inputs.data import Data, DataFiles
-from tqs_onnx.inputs.source import Source
+from tqs_onnx.allocation.costing import Request
+from tqs_onnx.inputs.data import Data, DataOptions
+from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings
-from tqs_onnx.jobs.release import summary_of
+from tqs_onnx.jobs.release import outcome_facts, summary_of
 from tqs_onnx.jobs.run_directory import (
     emitted_name,
     refuse_overwriting,
@@ -21,14 +21,15 @@ from tqs_onnx.jobs.run_directory import (
     run_directory,
     with_data,
 )
-from tqs_onnx.refine.instruments import instruments_on
+from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.codes_file import CODES_NAME, write_codes
-from tqs_onnx.score.measure.store import RESULTS_NAME, Results
-from tqs_onnx.score.score import Progress
-from tqs_onnx.score.scores import Scores, Status
-from tqs_onnx.verify.manifest import GateResult
-from tqs_onnx.verify.verify import Verification
+from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
+from tqs_onnx.scoring.score import Progress
+from tqs_onnx.scoring.scores import Scores, Status
+from tqs_onnx.shown import Shown
+from tqs_onnx.verification.manifest import GateResult
+from tqs_onnx.verification.verify import Verification
 from tqs_passes.files.atomic import write_text
 from tqs_passes.plan.plan import Plan
 
@@ -41,8 +42,8 @@ class Job:
 
     Parameters
     ----------
-    model : Path
-    data : DataFiles
+    model : path, ModelProto or Source
+    data : DataOptions or Data
     out : Path
         Run directory.
     options : QuantizeOptions
@@ -50,15 +51,15 @@ class Job:
         Write into a directory that holds an earlier run.
     """
 
-    model: Path
-    data: DataFiles
+    model: Given | Source
+    data: DataOptions | Data
     out: Path
     options: QuantizeOptions = field(default_factory=QuantizeOptions)
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+@dataclass(frozen=True, slots=True, repr=False)
+class Outcome(Shown):
     """What a quantize job gave.
 
     Parameters
@@ -89,7 +90,11 @@ class Outcome:
     manifest_file: Path
     wall_s: float
 
-    def summary(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, str]:
+        """Return the verdict, the sizes, the drift and where the file is."""
+        return outcome_facts(self.verification, self.gates, self.emitted)
+
+    def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of `tqs quantize --json`."""
         return {
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
@@ -117,7 +122,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
     options = job.options
     source = stages.opened(job.model, options.run, options.roles)
     data = stages.read(job.data, source, options.gates)
-    name = emitted_name(job.model)
+    name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME]
     outputs = [*(job.out / file for file in (*files, RESULTS_NAME)), *with_data(emitted)]
@@ -130,7 +135,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         )
         offer = stages.offer(source, options)
         stages.require_room(offer, source, data.spec, options)
-        bed = stages.testbed(source, data, options.run)
+        bed = stages.bed_of(source, data, options.run)
         scores = stages.scored(source, bed, options.score, job.out / RESULTS_NAME, progress)
         bed = bed.scaled(scores.sigma)
         begin()
@@ -149,8 +154,8 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         with removed_on_failure(emitted):
             subject = stages.emitted(source, plan, emitted, refined.codes)
             verification, gates = stages.verified(subject, bed, data, options.gates)
-            settings = job_settings("quantize", job.model, job.data, job.out, options)
-            manifest = stages.recorded(subject, source, data.files | written, verification, gates, settings)
+            settings = job_settings("quantize", source.path, data.options, job.out, options)
+            manifest = stages.recorded(subject, source, data, written, verification, gates, settings)
             write_text(manifest_file, manifest.to_json())
     return Outcome(
         *(source, data, request, scores, plan, verification, gates, bed.on(data.evaluation)),

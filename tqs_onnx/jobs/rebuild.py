@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.inputs.data import DataFiles
+from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.build import Declared
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
-from tqs_onnx.score.score import Progress
-from tqs_onnx.verify.manifest import Manifest, read_manifest
+from tqs_onnx.scoring.score import Progress
+from tqs_onnx.verification.manifest import Manifest, read_manifest
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import file_facts, sha256_of_file
 
@@ -42,6 +42,10 @@ def declared_by(file: Path, out: Path | None, progress: Progress | None = None) 
         raise InputError(
             "would overwrite the run that it describes", where=str(file), todo="Give another `out`"
         )
+    if settings["in_memory"]:
+        raise InputError(
+            f"its {' and '.join(settings['in_memory'])} were given in memory, not as files", where=str(file)
+        )
     model, data = folder / settings["model"], _data(settings["data"], folder)
     _require_unchanged(manifest, model, data)
     options = options_from(settings["options"], QuantizeOptions)
@@ -49,21 +53,18 @@ def declared_by(file: Path, out: Path | None, progress: Progress | None = None) 
     return Declared(model, out, out / name, data, options, progress=progress)
 
 
-def _data(settings: dict[str, Any], folder: Path) -> DataFiles:
-    paths = {role: folder / settings[role] for role in _ROLES if settings[role] is not None}
-    return options_from({**settings, **paths}, DataFiles)
+def _data(settings: dict[str, Any], folder: Path) -> DataOptions:
+    paths = {role: folder / settings[role] for role in _ROLES if role in settings}
+    return DataOptions(**{**settings, **paths})
 
 
-def _require_unchanged(manifest: Manifest, model: Path, data: DataFiles) -> None:
+def _require_unchanged(manifest: Manifest, model: Path, data: DataOptions) -> None:
     found = {"model": file_facts(model).sha256}
-    for role in _ROLES:
-        path: Path | None = getattr(data, role)
-        if path is not None and path.is_file():
-            found[role] = {path.name: sha256_of_file(path)}
+    found |= {r: {p.name: sha256_of_file(p)} for r, p in data.files.items() if p.is_file()}
     for role, digests in found.items():
         if manifest.inputs.get(role) != digests:
             raise InputError(
                 f"the {role} is not the one that the manifest names",
-                where=str(model if role == "model" else getattr(data, role)),
+                where=str(model if role == "model" else data.files[role]),
                 todo="Restore the file, or quantize anew",
             )

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from tqs_onnx.inputs.data import Data
-from tqs_onnx.verify.gates import Gate, Measured, gate_value, needs_truth, passes
-from tqs_onnx.verify.manifest import GateResult, Manifest, versions
-from tqs_onnx.verify.subject import Subject
-from tqs_onnx.verify.verify import Verification
+from tqs_onnx.verification.gates import Gate, Measured, gate_value, needs_truth, passes
+from tqs_onnx.verification.manifest import GateResult, Manifest, versions
+from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.verdict import verdict
+from tqs_onnx.verification.verify import Verification
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import file_facts, sha256_of_file
 
@@ -47,13 +48,15 @@ def judge(gates: tuple[Gate, ...], verification: Verification) -> tuple[GateResu
 def manifest_of(
     subject: Subject,
     files: dict[str, Path],
+    digests: dict[str, str],
     verification: Verification,
     gates: tuple[GateResult, ...],
     licence: str | None,
     settings: dict[str, Any],
 ) -> Manifest:
-    """Return the manifest of an emitted file."""
+    """Return the manifest of an emitted file; `digests` are those of inputs that were given as values, by role."""
     inputs = {"model": file_facts(subject.source).sha256}
+    inputs |= {role: {"(in memory)": digest} for role, digest in digests.items()}
     inputs |= {role: {path.name: sha256_of_file(path)} for role, path in files.items() if path.is_file()}
     inputs |= {
         role: {p.name: sha256_of_file(p) for p in sorted(path.rglob("*")) if p.is_file()}
@@ -90,3 +93,17 @@ def summary_of(v: Verification, emitted: Path, plan_file: Path, manifest_file: P
         "plan": str(plan_file),
         "manifest": str(manifest_file),
     }
+
+
+def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path) -> dict[str, str]:
+    """Return what the summary of every job says of its file, by label."""
+    facts = {
+        "verdict": verdict(v),
+        "bytes": f"{v.bytes_in:,} → {v.bytes_out:,}",
+        "drift": f"{v.drift.total:.4g} σ over {v.n_contexts} contexts",
+    }
+    if v.predicted_drift is not None:
+        facts["predicted"] = f"{v.predicted_drift:.4g} σ"
+    for gate in gates:
+        facts[f"gate {gate.gate}"] = f"{gate.value:.4g} {'holds' if gate.passed else 'FAILED'}"
+    return facts | {"file": str(emitted)}

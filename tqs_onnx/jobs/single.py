@@ -7,40 +7,33 @@ bytes, whichever way in is taken.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.allocate.costing import Request
-from tqs_onnx.allocate.objective import Objective
-from tqs_onnx.allocate.plan_within import plan_within
-from tqs_onnx.allocate.request import require_contexts_of, require_scores_of
-from tqs_onnx.allocate.servable import require_served
-from tqs_onnx.emit import emit
-from tqs_onnx.inputs.data import DataFiles, read_scoring
+from tqs_onnx.allocation.request import require_contexts_of, require_scores_of
+from tqs_onnx.allocation.servable import require_served
+from tqs_onnx.emission import emit
+from tqs_onnx.inputs.data import DataOptions, read_data
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
+from tqs_onnx.jobs.results import Allocated, Emitted, Verified
 from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
-from tqs_onnx.refine.instruments import instruments_on
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.rounding.codes_file import codes_beside, codes_path, write_codes
-from tqs_onnx.score.estimate import Estimate, estimate
-from tqs_onnx.score.measure.store import RESULTS_NAME, Results
-from tqs_onnx.score.plan.options import ScoreOptions
-from tqs_onnx.score.plan.sweep_plan import plan_sweep
-from tqs_onnx.score.score import Progress
-from tqs_onnx.score.scores import Scores, read_scores
-from tqs_onnx.verify.manifest import GateResult
-from tqs_onnx.verify.subject import Subject
-from tqs_onnx.verify.verify import Verification
+from tqs_onnx.scoring.estimate import Estimate, estimate
+from tqs_onnx.scoring.measure.store import RESULTS_NAME
+from tqs_onnx.scoring.plan.options import ScoreOptions
+from tqs_onnx.scoring.plan.sweep_plan import plan_sweep
+from tqs_onnx.scoring.score import Progress
+from tqs_onnx.scoring.scores import Scores, read_scores
+from tqs_onnx.verification.subject import Subject
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
-from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.plan import Plan, ServingTarget, read_plan
 
 _LOG = logging.getLogger(__name__)
@@ -53,7 +46,7 @@ class ScoreJob:
     Parameters
     ----------
     model : Path
-    data : DataFiles
+    data : DataOptions
         Its evaluation contexts are not read.
     out : Path
         Run directory: `scores.json` and `scores.csv` of the first run, `scores.<probe>.json` of further ones.
@@ -64,10 +57,10 @@ class ScoreJob:
     """
 
     model: Path
-    data: DataFiles
+    data: DataOptions
     out: Path
-    runs: tuple[ScoreOptions, ...] = (ScoreOptions(),)
-    run: RunOptions = RunOptions()
+    runs: tuple[ScoreOptions, ...]
+    run: RunOptions = field(default_factory=RunOptions)
     roles: tuple[str, ...] = ()
     force: bool = False
 
@@ -113,7 +106,7 @@ def estimate_files(job: ScoreJob) -> tuple[Estimate, ...]:
 
 def _scoring_bed(job: ScoreJob) -> tuple[Source, Testbed]:
     source = stages.opened(job.model, job.run, job.roles)
-    data = read_scoring(job.data, source)
+    data = read_data(job.data, source, scoring_only=True)
     for note in data.notes:
         _LOG.info("note: %s", note)
     return source, Testbed(source.lifted, source.survey, data.spec, data.scoring, job.run)
@@ -129,7 +122,7 @@ class AllocateJob:
     out : Path
         Where plan.json goes; integers chosen by data go to codes.npz beside it.
     options : QuantizeOptions
-    data : DataFiles or None
+    data : DataOptions or None
         The contexts that were scored on. Without them nothing is rolled out: no repair, no rounding by data, no
         objective `measured`, and no joint drift in the plan.
     force : bool
@@ -139,24 +132,8 @@ class AllocateJob:
     scores: Path
     out: Path
     options: QuantizeOptions
-    data: DataFiles | None = None
+    data: DataOptions | None = None
     force: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Allocated:
-    """A plan as it was written.
-
-    Parameters
-    ----------
-    plan : Plan
-    codes : dict of str to Codes
-    request : Request
-    """
-
-    plan: Plan
-    codes: dict[str, Codes]
-    request: Request
 
 
 def allocate_files(job: AllocateJob) -> Allocated:
@@ -169,68 +146,18 @@ def allocate_files(job: AllocateJob) -> Allocated:
     """
     options, out = job.options, job.out
     source = open_source(job.model)
-    read = [] if job.data is None else [job.data.rollout, job.data.contexts, job.data.calibration]
-    refuse_overwriting(
-        [out, codes_path(out)], [*source.files, job.scores, *(p for p in read if p is not None)]
-    )
+    read = () if job.data is None else job.data.files.values()
+    refuse_overwriting([out, codes_path(out)], [*source.files, job.scores, *read])
     if out.exists() and not job.force:
         raise InputError("exists", where=str(out), todo="Choose another `out`, or give `force`")
     scores = read_scores(job.scores)
-    require_scores_of(source, scores)
-    offer = stages.offer(source, options)
-    request = Request(offer.menus, scores, offer.size, options.profile, options.serving)
-    codes: dict[str, Codes] = {}
-    if job.data is None:
-        plan = _planned_at_once(request, offer.max_bytes, source, options)
-    else:
-        data = read_scoring(job.data, source)
-        require_contexts_of(scores, data.spec, data.scoring)
-        bed = Testbed(source.lifted, source.survey, data.spec, data.scoring, options.run, scores.sigma)
-        instruments = instruments_on(bed, data.calibration)
-        store = job.scores.with_name(RESULTS_NAME)
-        with Results(store if store.exists() else None) as results:
-            if results.note:
-                _LOG.info(results.note)
-            plan, request = stages.planned(request, offer.max_bytes, source, instruments, options, results)
-        refined = stages.refined(plan, request, instruments, options)
-        plan, codes = refined.plan, refined.codes
-    if codes:
-        write_codes(codes_path(out), codes)
-    write_text(out, plan.to_json())
-    return Allocated(plan, codes, request)
-
-
-def _planned_at_once(request: Request, max_bytes: int, source: Source, options: QuantizeOptions) -> Plan:
-    """Return a plan by scores alone."""
-    planning = options.planning
-    if planning.aim is Objective.MEASURED or options.refine.rounding.method in DATA_AWARE:
-        raise InputError(
-            "the objective `measured` and rounding by data need rollouts",
-            todo="Give `rollout` and `contexts`",
-        )
-    if options.refine.repair_rounds:
-        _LOG.info("note: no joint repair, which needs rollouts: give rollout and contexts for it")
-    plan = plan_within(request, max_bytes, planning)
-    require_served(plan, source, plan.target)
-    for warning in plan.warnings:
-        _LOG.warning("%s", warning)
-    return plan
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """A file as it was written.
-
-    Parameters
-    ----------
-    out : Path
-    bytes_in, bytes_out, bytes_planned : int
-    """
-
-    out: Path
-    bytes_in: int
-    bytes_out: int
-    bytes_planned: int
+    data = None if job.data is None else read_data(job.data, source, scoring_only=True)
+    store = job.scores.with_name(RESULTS_NAME)
+    found = stages.allocated(source, scores, data, options, store if store.exists() else None)
+    if found.codes:
+        write_codes(codes_path(out), found.codes)
+    write_text(out, found.plan.to_json())
+    return found
 
 
 def emit_files(
@@ -269,7 +196,7 @@ class VerifyJob:
     ----------
     emitted, source, plan, scores : Path
         The file, what it was made from, the plan it was made by, and scores.json for its σ.
-    data : DataFiles
+    data : DataOptions
     manifest : Path
         Where manifest.json goes.
     gates : tuple of str
@@ -283,7 +210,7 @@ class VerifyJob:
     source: Path
     plan: Path
     scores: Path
-    data: DataFiles
+    data: DataOptions
     manifest: Path
     gates: tuple[str, ...]
     run: RunOptions
@@ -291,7 +218,7 @@ class VerifyJob:
     force: bool = False
 
 
-def verify_files(job: VerifyJob) -> tuple[Verification, tuple[GateResult, ...]]:
+def verify_files(job: VerifyJob) -> Verified:
     """Verify a file and write its manifest.
 
     Raises
@@ -300,9 +227,8 @@ def verify_files(job: VerifyJob) -> tuple[Verification, tuple[GateResult, ...]]:
         See the stages. Failed gates do not raise: they are returned.
     """
     source = open_source(job.source)
-    data_files = [job.data.rollout, job.data.contexts, job.data.evaluation]
-    read = [*source.files, *with_data(job.emitted), job.plan, job.scores, *data_files]
-    refuse_overwriting([job.manifest], [p for p in read if p is not None])
+    read = [*source.files, *with_data(job.emitted), job.plan, job.scores, *job.data.files.values()]
+    refuse_overwriting([job.manifest], read)
     if job.manifest.exists() and not job.force:
         raise InputError("exists", where=str(job.manifest), todo="Choose another `manifest`, or give `force`")
     for file in (job.source, job.emitted):
@@ -312,16 +238,16 @@ def verify_files(job: VerifyJob) -> tuple[Verification, tuple[GateResult, ...]]:
     scores = read_scores(job.scores)
     require_scores_of(source, scores)
     require_contexts_of(scores, data.spec, data.scoring)
-    bed = stages.testbed(source, data, job.run, scores)
+    bed = stages.bed_of(source, data, job.run, scores)
     codes = codes_beside(job.plan, plan)
     subject = Subject(job.source, job.emitted, source.lifted, source.survey, plan, codes)
     verification, gates = stages.verified(subject, bed, data, job.gates)
     made = {"plan": job.plan, "scores": job.scores}
     if plan.codes_sha256 is not None:
         made["codes"] = codes_path(job.plan)
-    manifest = stages.recorded(subject, source, data.files | made, verification, gates, job.settings)
+    manifest = stages.recorded(subject, source, data, made, verification, gates, job.settings)
     write_text(job.manifest, manifest.to_json())
-    return verification, gates
+    return Verified(verification, gates, job.emitted)
 
 
 def _plan_of(source: Source, plan_file: Path) -> Plan:

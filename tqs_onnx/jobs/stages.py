@@ -12,32 +12,44 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tqs_onnx.allocate.costing import Request
-from tqs_onnx.allocate.file_size import FileSize, require_feasible
-from tqs_onnx.allocate.offers import offers_before_scoring
-from tqs_onnx.allocate.request import menus_of, note_of_opset, prepared_source, size_of
-from tqs_onnx.allocate.servable import require_served
-from tqs_onnx.emit import emit, stayed
-from tqs_onnx.inputs.data import Data, DataFiles, read_data
-from tqs_onnx.inputs.source import Source, open_source, parse_role, require_scorable
+from tqs_onnx.allocation.costing import Request
+from tqs_onnx.allocation.file_size import FileSize, require_feasible
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.offers import offers_before_scoring
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.request import (
+    menus_of,
+    note_of_opset,
+    prepared_source,
+    require_contexts_of,
+    require_scores_of,
+    size_of,
+)
+from tqs_onnx.allocation.servable import require_served
+from tqs_onnx.emission import emit, stayed
+from tqs_onnx.inputs.data import Data, DataOptions, read_data
+from tqs_onnx.inputs.source import Given, Source, open_source, parse_role, require_scorable
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.release import judge, manifest_of, require_evaluable
-from tqs_onnx.refine.instruments import Instruments
-from tqs_onnx.refine.measured_objective import planned as planned_by
-from tqs_onnx.refine.refine import Refined, refine
+from tqs_onnx.jobs.results import Allocated
+from tqs_onnx.refinement.instruments import Instruments, instruments_on
+from tqs_onnx.refinement.measured_objective import planned as planned_by
+from tqs_onnx.refinement.refine import Refined, refine
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.score.measure.store import Results
-from tqs_onnx.score.plan.options import ScoreOptions
-from tqs_onnx.score.score import Progress, on_trajectory, score
-from tqs_onnx.score.scores import Scores
-from tqs_onnx.verify.gates import parse_gate
-from tqs_onnx.verify.manifest import GateResult, Manifest, licence_of
-from tqs_onnx.verify.subject import Subject
-from tqs_onnx.verify.verify import Verification, require_runs, verify
+from tqs_onnx.rounding.assign import DATA_AWARE
+from tqs_onnx.scoring.measure.store import Results
+from tqs_onnx.scoring.plan.options import ScoreOptions
+from tqs_onnx.scoring.score import Progress, on_trajectory, score
+from tqs_onnx.scoring.scores import Scores
+from tqs_onnx.verification.gates import parse_gate
+from tqs_onnx.verification.manifest import GateResult, Manifest, licence_of
+from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.verify import Verification, require_runs, verify
+from tqs_passes.errors import InputError
 from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.candidates import Menu
 from tqs_passes.plan.plan import Plan
@@ -65,33 +77,54 @@ class Offer:
     max_bytes: int
 
 
-def opened(model: Path, run: RunOptions, roles: Sequence[str] = ()) -> Source:
+def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) -> Source:
     """Open a model that is to be scored.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+        One that is open already is checked, not opened again.
+    run : RunOptions
+    roles : sequence of str
+        ``PATTERN=ROLE``.
 
     Raises
     ------
     InputError
         It cannot be read, cannot be scored, or crashes the runtime; or a role matches no weight.
     """
-    source = open_source(model)
+    source = model if isinstance(model, Source) else open_source(model)
     source = replace(source, survey=with_roles(source.survey, [parse_role(text) for text in roles]))
     require_scorable(source)
-    require_loadable(model, resolve_provider(run.provider))
+    require_loadable(source.path, resolve_provider(run.provider))
     return source
 
 
-def read(files: DataFiles, source: Source, gates: Sequence[str] = ()) -> Data:
+def opened_quietly(model: Given | Source) -> Source:
+    """Open a model without rolling it out: it is not loaded in a child process first."""
+    return model if isinstance(model, Source) else open_source(model)
+
+
+def read(given: DataOptions | Data, source: Source, gates: Sequence[str] = ()) -> Data:
     """Read the rollout spec and the contexts of a job; notes on them are logged.
+
+    Parameters
+    ----------
+    given : DataOptions or Data
+        Data that were read already are checked, not read again.
+    source : Source
+    gates : sequence of str
 
     Raises
     ------
     InputError
         A file is bad, does not fit the model, sets of contexts overlap, or a gate cannot be evaluated on them.
     """
-    data = read_data(files, source)
+    data = given if isinstance(given, Data) else read_data(given, source)
     require_evaluable(tuple(parse_gate(text) for text in gates), data)
-    for note in data.notes:
-        _LOG.info("note: %s", note)
+    if data is not given:
+        for note in data.notes:
+            _LOG.info("note: %s", note)
     return data
 
 
@@ -132,7 +165,7 @@ def require_room(offered: Offer, source: Source, spec: RolloutSpec, options: Qua
     require_feasible(offered.size, offers, offered.max_bytes)
 
 
-def testbed(source: Source, data: Data, run: RunOptions, scores: Scores | None = None) -> Testbed:
+def bed_of(source: Source, data: Data, run: RunOptions, scores: Scores | None = None) -> Testbed:
     """Return where the rollouts of a job happen: with the scoring contexts, and the σ of the scores where known."""
     sigma = None if scores is None else scores.sigma
     return Testbed(source.lifted, source.survey, data.spec, data.scoring, run, sigma)
@@ -175,6 +208,61 @@ def refined(plan: Plan, request: Request, instruments: Instruments, options: Qua
     return refine(plan, request, instruments, options.planning, options.refine)
 
 
+def allocated(
+    source: Source, scores: Scores, data: Data | None, options: QuantizeOptions, store: Path | None
+) -> Allocated:
+    """Spend a byte budget by scores that are known: what `planned` and `refined` give.
+
+    Parameters
+    ----------
+    source : Source
+    scores : Scores
+    data : Data or None
+        With the contexts that were scored on. Without them nothing is rolled out: no repair, no rounding by data, no
+        objective `measured`, and no joint drift in the plan.
+    options : QuantizeOptions
+    store : Path or None
+        Where measured responses are kept.
+
+    Raises
+    ------
+    InputError
+        The scores are of another model or of other contexts, or the options need rollouts and there are no contexts.
+    InfeasibleError
+        No file that small can be written.
+    """
+    require_scores_of(source, scores)
+    offered = offer(source, options)
+    request = Request(offered.menus, scores, offered.size, options.profile, options.serving)
+    if data is None:
+        plan = _planned_by_scores(request, offered.max_bytes, source, options)
+        return Allocated(plan, {}, request)
+    require_contexts_of(scores, data.spec, data.scoring)
+    instruments = instruments_on(bed_of(source, data, options.run, scores), data.calibration)
+    with Results(store) as results:
+        if results.note:
+            _LOG.info(results.note)
+        plan, request = planned(request, offered.max_bytes, source, instruments, options, results)
+    done = refined(plan, request, instruments, options)
+    return Allocated(done.plan, done.codes, request)
+
+
+def _planned_by_scores(request: Request, max_bytes: int, source: Source, options: QuantizeOptions) -> Plan:
+    planning = options.planning
+    if planning.aim is Objective.MEASURED or options.refine.rounding.method in DATA_AWARE:
+        raise InputError(
+            "the objective `measured` and rounding by data need rollouts",
+            todo="Give `rollout` and `contexts`",
+        )
+    if options.refine.repair_rounds:
+        _LOG.info("note: no joint repair, which needs rollouts: give rollout and contexts for it")
+    plan = plan_within(request, max_bytes, planning)
+    require_served(plan, source, plan.target)
+    for warning in plan.warnings:
+        _LOG.warning("%s", warning)
+    return plan
+
+
 def emitted(source: Source, plan: Plan, out: Path, codes: Mapping[str, Codes]) -> Subject:
     """Write the file of a plan, and return what is to be verified; see `emit` for the errors."""
     emit(source.lifted, plan, out, codes)
@@ -208,7 +296,8 @@ def verified(
 def recorded(
     subject: Subject,
     source: Source,
-    files: Mapping[str, Path],
+    data: Data,
+    written: Mapping[str, Path],
     verification: Verification,
     gates: tuple[GateResult, ...],
     settings: Mapping[str, object],
@@ -219,11 +308,13 @@ def recorded(
     ----------
     subject : Subject
     source : Source
-    files : mapping of str to Path
-        Role to each further file that was read or written.
+    data : Data
+    written : mapping of str to Path
+        Role to each further file that the emitted one was made with.
     verification : Verification
     gates : tuple of GateResult
     settings : mapping
         The job: see `jobs.options.settings_of`.
     """
-    return manifest_of(subject, dict(files), verification, gates, licence_of(source.metadata), dict(settings))
+    files, licence = data.files | dict(written), licence_of(source.metadata)
+    return manifest_of(subject, files, data.digests, verification, gates, licence, dict(settings))

@@ -13,7 +13,7 @@ per rollout, with the perturbed weights as its constants ::
                             built while the rollout before runs.
 
 Nominal and perturbed trajectories always come from the same compiled graph. Which is cheaper is for
-`tqs_onnx.score.plan.strategy` to say.
+`tqs_onnx.scoring.plan.strategy` to say.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ class RunOptions:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        """Refuse what cannot be meant."""
         if self.provider not in ("auto", *PROVIDERS):
             raise InputError(
                 f"unknown `provider` {self.provider!r}", todo=f"Choose auto, {', '.join(PROVIDERS)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,30 @@ def read_arrays(
     path: Path, spec: RolloutSpec, signature: ModelSignature, *, limit: int | None = None
 ) -> Contexts:
     """Read and check contexts stored as arrays; see `load_contexts` for parameters and errors."""
-    stored = _load(path)
-    where = str(path)
+    return contexts_of(_load(path), spec, signature, str(path), limit=limit)
+
+
+def contexts_of(
+    stored: Mapping[str, NDArray[Any]],
+    spec: RolloutSpec,
+    signature: ModelSignature,
+    where: str,
+    *,
+    limit: int | None = None,
+) -> Contexts:
+    """Return contexts from named arrays: one per model input, `truth/<output>`, and `series`.
+
+    Parameters
+    ----------
+    stored : mapping of str to NDArray
+        First axis context.
+    spec : RolloutSpec
+    signature : ModelSignature
+    where : str
+        What errors name as their place.
+    limit : int, optional
+        See `load_contexts`; so are the errors.
+    """
     inputs = {p.name for p in signature.inputs}
     truth = {k.removeprefix(_TRUTH): a for k, a in stored.items() if k.startswith(_TRUTH) and k not in inputs}
     labels = stored.get(_SERIES) if _SERIES not in inputs else None

@@ -5,6 +5,8 @@ Never imports onnxruntime.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -189,3 +191,14 @@ def held_out(contexts: Contexts, share: float) -> tuple[Contexts, Contexts]:
     before = ~held if rows is None else rows[:, 1] <= first
     kept = before if before.any() else ~held
     return contexts.take(np.flatnonzero(kept).tolist()), contexts.take(np.flatnonzero(held).tolist())
+
+
+def contexts_hash(contexts: Contexts) -> str:
+    """Return the SHA-256 of the contexts' arrays and labels, and of the deviations that come with them."""
+    sha = hashlib.sha256()
+    for name in sorted(contexts.arrays):
+        array = np.ascontiguousarray(contexts.arrays[name])
+        sha.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
+        sha.update(array.tobytes())
+    sha.update(json.dumps([contexts.series, contexts.columns, contexts.scales], sort_keys=True).encode())
+    return sha.hexdigest()

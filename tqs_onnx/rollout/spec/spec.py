@@ -362,6 +362,11 @@ def parse_spec(text: str, *, where: str = "rollout.toml") -> RolloutSpec:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"is not valid TOML: {error}", where=where) from error
+    return spec_of(data, where=where)
+
+
+def spec_of(data: Mapping[str, Any], *, where: str = "rollout.toml") -> RolloutSpec:
+    """Return the spec that a dictionary holds, with the tables and keys of a rollout.toml; see `load_spec`."""
     try:
         return RolloutSpec.model_validate(data)
     except ValidationError as error:

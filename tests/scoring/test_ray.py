@@ -1,0 +1,282 @@
+"""A sweep on a Ray cluster of two nodes on this machine: whoever measures, and whoever dies, the same bits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from tests.rollouts import bed_of, forecaster, opened, scored, spec_of, values, write_case
+from tests.scoring.test_group_test import modulated
+from tqs_onnx.cli.main import main
+from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.scoring.measure.station import Frame
+from tqs_onnx.scoring.measure.task import Task, parts_of
+from tqs_onnx.scoring.plan.options import ScoreOptions
+from tqs_onnx.scoring.plan.strategy import Strategy
+from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
+from tqs_onnx.scoring.score import score
+from tqs_onnx.scoring.scores import Scores
+from tqs_onnx.scoring.workers.ray_crew import OnCluster
+from tqs_passes.errors import InputError
+
+ray = pytest.importorskip("ray", reason="Ray is not installed (tqs-onnx[ray])")
+utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed (tqs-onnx[ray])")
+
+# Ray's own: it leaves its log files open
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"),
+]
+
+STORE_BYTES = 80 << 20  # the least Ray takes
+
+
+@dataclass
+class Two:
+    """A cluster of a head and a second node, one core each; the second can be killed and comes back."""
+
+    cluster: Any
+    second: Any = None
+
+    @property
+    def address(self) -> str:
+        return str(self.cluster.address)
+
+    def restore(self, num_cpus: int = 1) -> None:
+        self.kill()
+        self.second = self.cluster.add_node(num_cpus=num_cpus, object_store_memory=STORE_BYTES)
+
+    def kill(self) -> None:
+        """End the second node as a power cut does: its processes, and Ray's own, which would let them finish."""
+        if self.second is not None:
+            (raylet,) = self.second.all_processes["raylet"]
+            for process in children(raylet.process.pid):
+                os.kill(process, signal.SIGKILL)
+            self.cluster.remove_node(self.second, allow_graceful=False)
+            self.second = None
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that a process started."""
+    found: list[int] = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            text = stat.read_text()
+            if int(text.rpartition(")")[2].split()[1]) == parent:
+                found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.fixture(scope="module")
+def started() -> Generator[Two]:
+    # Ray takes ten seconds to notice that a node is gone, unless told to look more often
+    look = {
+        "health_check_period_ms": 300,
+        "health_check_timeout_ms": 3000,
+        "health_check_failure_threshold": 3,
+    }
+    head = {
+        "num_cpus": 1,
+        "object_store_memory": STORE_BYTES,
+        "include_dashboard": False,
+        "_system_config": look,
+    }
+    two = Two(utils.Cluster(initialize_head=True, head_node_args=head))
+    two.restore()
+    yield two
+    two.cluster.shutdown()
+
+
+@pytest.fixture
+def two(started: Two) -> Two:
+    if started.second is None:
+        started.restore()
+    return started
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return opened(tmp_path_factory.mktemp("model"), forecaster())
+
+
+def swept(
+    source: Source,
+    store: Path | None = None,
+    **changes: object,
+) -> Scores:
+    """Return the scores of a sweep in two sessions, unless changed."""
+    run = {name: changes.pop(name) for name in ("batch", "threads") if name in changes}
+    options = ScoreOptions(**({"strategy": Strategy("expose", 2)} | changes))  # type: ignore[arg-type]
+    bed = bed_of(source, spec_of(), Contexts({"x": values(3, 16)}, {}), **run)
+    return score(bed, source.sha256, options, store=store)
+
+
+@pytest.fixture(scope="module")
+def local(source: Source) -> str:
+    return swept(source).to_json()
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[OnCluster, Any, Task], None]], None]:
+    """Call something after each task with rollouts is given to an actor; none is before all actors are there."""
+    start = OnCluster._start
+
+    def watch(then: Callable[[OnCluster, Any, Task], None]) -> None:
+        def watching(self: OnCluster, seat: Any, task: Task, frame: Frame | None) -> None:
+            for other in self._seats:
+                if not other.fit:
+                    self._look_at(other, ray.get(other.answer))
+            start(self, seat, task, frame)
+            if task.todo:
+                then(self, seat, task)
+
+        monkeypatch.setattr(OnCluster, "_start", watching)
+
+    return watch
+
+
+def test_a_cluster_scores_as_this_process(two: Two, source: Source, local: str, watched: Any) -> None:
+    nodes: set[str] = set()
+    watched(lambda crew, seat, task: nodes.add(seat.node))
+    assert swept(source, engine="ray", address=two.address).to_json() == local
+    assert len(nodes) == 2
+
+
+def test_one_actor_scores_as_two(two: Two, source: Source, local: str, watched: Any) -> None:
+    seats: set[int] = set()
+    watched(lambda crew, seat, task: seats.add(id(seat)))
+    assert swept(source, engine="ray", address=two.address, workers=1).to_json() == local
+    assert len(seats) == 1
+
+
+def test_tasks_in_another_order_score_the_same(
+    two: Two, source: Source, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shuffled(plan: SweepPlan, tasks: tuple[Task, ...], workers: int) -> tuple[Task, ...]:
+        parts = list(parts_of(plan, tasks, workers))
+        assert len(parts) > 3
+        random.Random(1).shuffle(parts)
+        return tuple(parts)
+
+    monkeypatch.setattr("tqs_onnx.scoring.workers.ray_crew.parts_of", shuffled)
+    assert swept(source, engine="ray", address=two.address).to_json() == local
+
+
+def test_rebuilt_sessions_score_the_same_there(
+    two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(
+        forecaster(), tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    source = open_source(tmp_path / "m.onnx")
+    how = {"strategy": Strategy("rebuild", 1)}
+    here = swept(source, **how)
+    assert swept(source, engine="ray", address=two.address, **how).to_json() == here.to_json()
+
+
+def test_group_tests_settle_the_same_there(two: Two, tmp_path: Path) -> None:
+    source = opened(tmp_path, modulated(alive=(3,)))
+    here = scored(source, spec_of(), values(2, 6), group_test=True)
+    there = scored(source, spec_of(), values(2, 6), group_test=True, engine="ray", address=two.address)
+    assert there.to_json() == here.to_json()
+
+
+def test_a_node_killed_without_grace_costs_what_it_was_measuring(
+    two: Two, source: Source, local: str, watched: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def kill(crew: OnCluster, seat: Any, task: Task) -> None:
+        if two.second is not None and seat.node == two.second.node_id:
+            two.kill()
+
+    watched(kill)
+    scores = swept(source, engine="ray", address=two.address)
+    assert scores.to_json() == local
+    assert two.second is None
+    assert any("died: its task starts again" in line for line in caplog.messages)
+
+
+def test_with_no_node_left_the_sweep_ends_in_one_line_and_can_be_resumed(
+    two: Two, source: Source, local: str, watched: Any, tmp_path: Path
+) -> None:
+    two.restore(num_cpus=2)  # the only one with two cores
+    started: list[Task] = []
+
+    def kill(crew: OnCluster, seat: Any, task: Task) -> None:
+        started.append(task)
+        if len(started) == 3:
+            two.kill()
+
+    watched(kill)
+    ask = {"engine": "ray", "address": two.address}
+    with pytest.raises(InputError, match="no node of the Ray cluster that can be used has 2 cores"):
+        swept(source, tmp_path / "s.sqlite", threads=2, **ask)
+    assert swept(source, tmp_path / "s.sqlite", **ask).to_json() == local
+    assert sum(len(task.todo) for task in started[3:]) <= 15 - 2 * 3  # two tasks of three rollouts were kept
+
+
+def test_a_task_that_kills_its_actors_is_given_up(two: Two, source: Source, watched: Any) -> None:
+    def kill(crew: OnCluster, seat: Any, task: Task) -> None:
+        if any(w.name == "W2" for r in task.todo.values() for w in r.weights):
+            ray.kill(seat.actor)
+
+    watched(kill)
+    with pytest.raises(InputError, match="3 actors died of the same task"):
+        swept(source, engine="ray", address=two.address)
+
+
+def test_nodes_that_would_measure_otherwise_are_not_used(
+    two: Two, source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(
+        "tqs_onnx.scoring.workers.ray_crew.identity", lambda provider: {"instruction set": "riscv64"}
+    )
+    with pytest.raises(InputError, match="no node of the Ray cluster that can be used"):
+        swept(source, engine="ray", address=two.address)
+    said = [line for line in caplog.messages if "is not used: its instruction set is " in line]
+    assert len(said) == 2
+
+
+def test_a_model_that_does_not_run_is_the_users_error_there_too(two: Two, tmp_path: Path) -> None:
+    proto = forecaster()
+    proto.graph.initializer[0].raw_data = (1e30 * values(16, 48)).tobytes()
+    proto.graph.node[2].op_type = "Exp"
+    with pytest.raises(InputError, match="NaN or infinite"):
+        swept(opened(tmp_path, proto), engine="ray", address=two.address)
+
+
+def test_the_command_scores_on_a_cluster_and_prints_its_result_only(
+    two: Two, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = write_case(tmp_path, forecaster())
+    data = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--json"]
+    there = ["--engine", "ray", "--address", two.address]
+    assert main(["score", str(case.model), *data, "--out", str(tmp_path / "a")]) == 0
+    capsys.readouterr()
+    assert main(["score", str(case.model), *data, "--out", str(tmp_path / "b"), *there]) == 0
+    assert json.loads(capsys.readouterr().out)["alive"] == 5
+    assert (tmp_path / "a" / "scores.json").read_bytes() == (tmp_path / "b" / "scores.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "nobody listens at 127.0.0.1:1"),
+        ("127.0.0.1:99999", "nobody listens"),
+        ("somewhere", "is not HOST:PORT"),
+        ("ray://127.0.0.1:10001", "is the address of a Ray client"),
+    ],
+)
+def test_an_address_of_no_cluster_is_one_line(source: Source, address: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        swept(source, engine="ray", address=address)

@@ -1,0 +1,126 @@
+"""Worker processes, dry runs and memory bounds: where and how much, never what."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.rollouts import REPLACE, Case, forecaster, opened, scored, spec_of, values, write_case
+from tqs_onnx.cli.main import cli, main
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.injection import exposable
+from tqs_onnx.rollout.spec.spec import parse_spec
+from tqs_onnx.scoring.measure.task import Task
+from tqs_onnx.scoring.plan.memory import memory_of
+from tqs_onnx.scoring.plan.strategy import Strategy
+from tqs_passes.errors import InputError
+
+
+@pytest.mark.parametrize("strategy", [Strategy("expose", 1), Strategy("rebuild", 1)])
+def test_two_workers_score_as_one_process(tmp_path: Path, strategy: Strategy) -> None:
+    source = opened(tmp_path, forecaster())
+    here = scored(source, spec_of(), values(3, 16), strategy=strategy)
+    there = scored(source, spec_of(), values(3, 16), strategy=strategy, workers=2)
+    assert there.to_json() == here.to_json()
+
+
+def _die(*_: Task) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tqs_onnx.scoring.workers.local._work", _die)
+    with pytest.raises(InputError, match="a worker process died"):
+        scored(opened(tmp_path, forecaster()), spec_of(), values(1, 16), workers=2)
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return write_case(tmp_path, forecaster())
+
+
+def _score(case: Case, *more: str) -> list[str]:
+    data = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--threads", "1"]
+    return ["score", str(case.model), *data, "--out", str(case.model.parent / "run"), *more]
+
+
+def test_a_dry_run_tells_what_it_would_take_and_writes_nothing(case: Case) -> None:
+    done = CliRunner().invoke(cli, _score(case, "--dry-run", "--json"), catch_exceptions=False)
+    found = json.loads(done.stdout)
+    (probe,) = found["probes"]
+    assert (probe["rollouts"], probe["sessions"], probe["chunk"]) == (15, 1, 3)
+    assert found["time_s"] >= 15 * probe["rollout_s"] > 0
+    assert probe["memory_bytes"] > 0
+    assert not (case.model.parent / "run").exists()
+
+
+def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) -> None:
+    source = opened(tmp_path, forecaster(width=16, hidden=48))
+    weights = source.survey.weights
+    contexts = Contexts({"x": values(3, 16)}, {})
+    memory = memory_of(exposable(source.lifted, weights), spec_of(), contexts)
+    assert memory.weights == 4 * sum(w.n_values for w in weights)
+    # the fullest moment holds two or three hidden vectors; a difference is one in float32 and one in float64
+    assert 4 * 2 * 48 <= memory.per_context - 3 * 4 * 16 <= 4 * 3 * 48
+    assert memory.held == 4 * 4 * 4 * 16 * contexts.n_contexts  # four steps, held four times at worst
+    bounded = parse_spec(REPLACE.format(steps="4\nnon_negative = true"))
+    assert memory_of(exposable(source.lifted, weights), bounded, contexts).held == 6 * memory.held // 4
+
+
+def test_contexts_are_chunked_to_the_memory_allowed(case: Case) -> None:
+    # 2 × 48 or 3 × 48 hidden values and 160 of the trajectory, 4 bytes each, and 1.5 times 6.8 kB of weights
+    done = CliRunner().invoke(
+        cli, _score(case, "--dry-run", "--json", "--max-memory", "1"), catch_exceptions=False
+    )
+    assert json.loads(done.stdout)["probes"][0]["chunk"] == 3
+
+
+def test_memory_that_holds_no_context_is_refused(tmp_path: Path) -> None:
+    source = opened(tmp_path, forecaster())
+    with pytest.raises(InputError, match="more than --max-memory allows"):
+        scored(source, spec_of(), values(3, 16), max_memory=10_000)
+
+
+def test_a_memory_bound_splits_the_contexts(tmp_path: Path) -> None:
+    source = opened(tmp_path, forecaster())
+    contexts = Contexts({"x": values(3, 16)}, {})
+    memory = memory_of(exposable(source.lifted, source.survey.weights), spec_of(), contexts)
+    whole = scored(source, spec_of(), values(3, 16))
+    split = scored(source, spec_of(), values(3, 16), max_memory=memory.total(2))
+    # another batch size may round otherwise
+    assert split.weights[0].gamma_task == pytest.approx(whole.weights[0].gamma_task, abs=1e-4)
+
+
+def test_both_probes_are_kept_side_by_side_with_their_agreement(case: Case) -> None:
+    done = CliRunner().invoke(cli, _score(case, "--probe", "both", "--json"), catch_exceptions=False)
+    folder = case.model.parent / "run"
+    kinds = [
+        json.loads((folder / f).read_text())["probe"]["kind"] for f in ("scores.json", "scores.gauss.json")
+    ]
+    assert kinds == ["quant", "gauss"]
+    assert -1 <= json.loads(done.stdout)["spearman"] <= 1
+
+
+def test_the_agreement_is_printed(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(_score(case, "--probe", "both")) == 0
+    assert "Spearman of the quant and the gauss ranking: " in capsys.readouterr().out
+
+
+def test_every_option_of_a_sweep_runs_together(case: Case) -> None:
+    options = (
+        "--per-channel --blocks nodes:2 --block-score mean --early-stop 0.01 --early-window 2 --group-test"
+    )
+    more = "--dead-below -50 --dead-at-minimum --probe gauss --draws 2 --probe-bits 4"
+    done = CliRunner().invoke(cli, _score(case, *options.split(), *more.split()), catch_exceptions=False)
+    assert done.exit_code == 0
+    with sqlite3.connect(case.model.parent / "run" / "sweep.sqlite") as database:
+        facts = json.loads(database.execute("SELECT facts FROM job").fetchone()[0])
+    database.close()
+    assert facts["early_stop"] == {"tolerance": 0.01, "window": 2}
+    assert (facts["group_test"], facts["injection"]) == (True, "expose")

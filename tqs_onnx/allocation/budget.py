@@ -1,0 +1,99 @@
+"""How many bytes a file may have, asked for in one of three ways."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tqs_onnx.allocation.file_size import FileSize
+from tqs_passes.encode.weight import np_dtype
+from tqs_passes.errors import InputError
+from tqs_passes.plan.candidates import Menu
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The byte budget of a file; exactly one of the three is given.
+
+    Parameters
+    ----------
+    compression : float or None
+        Bytes of the input file over bytes of the output file.
+    weight_compression : float or None
+        Bytes of the weights in the input file over their bytes in the output file: values, scales, tables, names and
+        nodes.
+    max_bytes : int or None
+        Most bytes of the output file.
+
+    Raises
+    ------
+    InputError
+        Several are given, or one is not positive.
+    """
+
+    compression: float | None = None
+    weight_compression: float | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse several, and what is not positive."""
+        given = self._given()
+        if len(given) > 1:
+            raise InputError("give one of `compression`, `weight_compression` and `max_bytes`")
+        for name, value in given.items():
+            if not value > 0:
+                raise InputError(f"`{name}` must be positive, not {value}")
+
+    def _given(self) -> dict[str, float]:
+        named = {
+            "compression": self.compression,
+            "weight_compression": self.weight_compression,
+            "max_bytes": self.max_bytes,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    def require(self) -> None:
+        """Refuse a budget that asks for nothing.
+
+        Raises
+        ------
+        InputError
+            None of the three is given.
+        """
+        if not self._given():
+            raise InputError("give one of `compression`, `weight_compression` and `max_bytes`")
+
+    def n_bytes(self, menus: Sequence[Menu], size: FileSize) -> int:
+        """Return the bytes that the whole output file may have.
+
+        Parameters
+        ----------
+        menus : sequence of Menu
+            Of every weight of the model.
+        size : FileSize
+            What the output file holds besides its weights.
+
+        Raises
+        ------
+        InputError
+            The budget asks for nothing.
+        """
+        self.require()
+        if self.max_bytes is not None:
+            return self.max_bytes
+        if self.weight_compression is not None:
+            return size.of(_ratio(source_weight_bytes(menus), self.weight_compression))
+        assert self.compression is not None
+        return _ratio(size.source_bytes, self.compression)
+
+
+def _ratio(n_bytes: int, compression: float) -> int:
+    ratio = n_bytes / compression
+    return int(ratio) if math.isfinite(ratio) else sys.maxsize // 2
+
+
+def source_weight_bytes(menus: Sequence[Menu]) -> int:
+    """Return the bytes of the weights' values in the source."""
+    return sum(m.weight.n_values * np_dtype(m.weight.dtype).itemsize for m in menus)

@@ -1,0 +1,141 @@
+"""What each candidate would cost the forecast.
+
+Predicted cost of a candidate: ‖ΔY‖² ≈ A · ‖Q(θ) − θ‖², A the amplification measured by probes of about that size
+(quant probes at 6, 4 and 2 bits unless told otherwise). Predicted drift adds the costs of all weights,
+sqrt(Σ cost / N), as if their errors were uncorrelated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from tqs_onnx.allocation.file_size import FileSize
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.solver.algorithm2 import Solver
+from tqs_onnx.scoring.scores import Scores, Status, WeightScore
+from tqs_passes.plan.candidates import Candidate, Menu
+from tqs_passes.plan.forms import Profile
+from tqs_passes.plan.plan import Assignment
+from tqs_passes.plan.targets import Serving
+
+_UNKNOWN = (Status.UNPROBED, Status.UNSTABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """How bytes are spent.
+
+    Parameters
+    ----------
+    objective : Objective or None
+        None: `measured` where integers are chosen by data, else `energy`; see `decided`.
+    solver : {"mckp", "greedy", "greedy-top"}
+    p_fp32 : float or None
+        Fraction of the FP32 bytes that the most sensitive weights keep; None: 0.02 for the paper's objectives, else 0.
+    gamma_min : float or None
+        Weights scoring at or below it get the bottom tier; None: only dead ones do.
+    drop_outputs : bool
+        Outputs outside the trajectory do not matter: off-trajectory weights go to the bottom tier.
+    max_fp32 : int or None
+        Most weights that keep FP32, one of a block; the others get 16 bits (the paper's cap on Pangu).
+    ties : tuple of str
+        Patterns; the weights whose name or label one of them matches get one tier.
+    untie : bool
+        Weights that were scored as a block may get different tiers.
+    """
+
+    objective: Objective | None = None
+    solver: Solver = "mckp"
+    p_fp32: float | None = None
+    gamma_min: float | None = None
+    drop_outputs: bool = False
+    max_fp32: int | None = None
+    ties: tuple[str, ...] = ()
+    untie: bool = False
+
+    @property
+    def aim(self) -> Objective:
+        """The objective, `energy` where none was decided on."""
+        return self.objective or Objective.ENERGY
+
+    def decided(self, *, by_data: bool) -> PlanOptions:
+        """Return these options with an objective: `measured` by default where integers are chosen by data."""
+        usual = Objective.MEASURED if by_data else Objective.ENERGY
+        return replace(self, objective=self.objective or usual)
+
+    @property
+    def protected_share(self) -> float:
+        """p_FP32 as it applies."""
+        if self.p_fp32 is not None:
+            return self.p_fp32
+        return 0.02 if self.aim in (Objective.PAPER, Objective.PAPER_LITERAL) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A model that is planned: its menus, scores and sizes.
+
+    Parameters
+    ----------
+    menus : tuple of Menu
+    scores : Scores
+    size : FileSize
+    profile : {"fast", "exact", "small"}
+    serving : Serving
+    responses : mapping of str to float
+        Measured ‖ΔY‖² of one context, by `Bundle.key`; infinite where the rollout was not finite.
+    """
+
+    menus: tuple[Menu, ...]
+    scores: Scores
+    size: FileSize
+    profile: Profile
+    serving: Serving = field(default_factory=Serving)
+    responses: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+def amplification(score: WeightScore, error_energy: float, scores: Scores) -> float:
+    """Return A of a weight for an error of this energy: how a rollout answers depends on how hard it is pushed.
+
+    Between the probes' sizes ln A is linear in ln ‖δθ‖²; beyond them it is constant. 0 if dead; the largest of all
+    weights when no probe could tell.
+    """
+    if score.status in (Status.DEAD, Status.OFF_TRAJECTORY) or error_energy <= 0:
+        return 0.0
+    points = [p for p in score.response if p.amplification > 0]
+    if points:
+        sizes = [math.log(p.delta_sq) for p in points]
+        logs = [math.log(p.amplification) for p in points]
+        return math.exp(float(np.interp(math.log(error_energy), sizes, logs)))
+    if score.status in _UNKNOWN:
+        return max((s.amplification or 0.0 for s in scores.weights), default=0.0)
+    return 0.0
+
+
+def gamma_of(score: WeightScore, scores: Scores) -> float:
+    """Return γ_task: −inf if dead, the largest of all when the probe could not tell."""
+    if score.status in _UNKNOWN:
+        return max((s.gamma_task for s in scores.weights if s.gamma_task is not None), default=0.0)
+    return -math.inf if score.gamma_task is None else score.gamma_task
+
+
+def scored(candidate: Candidate, score: WeightScore, a: float, *, block: str = "") -> Assignment:
+    """Return a candidate's assignment with its score, its amplification `a`, its predicted cost and its tie group."""
+    return candidate.assignment.model_copy(
+        update={
+            "block": block,
+            "gamma": score.gamma_task,
+            "amplification": a,
+            "cost": a * candidate.assignment.error_energy,
+            "dead": score.status is Status.DEAD,
+        }
+    )
+
+
+def added_drift(assignments: tuple[Assignment, ...], scores: Scores) -> float:
+    """Return the predicted drift: costs added as if errors were uncorrelated."""
+    return math.sqrt(sum(a.cost for a in assignments) / scores.n_values)

@@ -1,0 +1,231 @@
+"""What every weight, or tie group, is offered, and what each choice would cost: the items of the knapsack.
+
+Weights scored as a block are a tie group, as the paper's Pangu has them, and so are those a pattern ties. A block that
+was perturbed as a whole is charged its own amplification at the error energy of all its members; the members of other
+groups are charged one by one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.allocation.choice import Bundle, singles, tied
+from tqs_onnx.allocation.costing import PlanOptions, Request, amplification, gamma_of
+from tqs_onnx.allocation.objective import Objective, costs
+from tqs_onnx.allocation.responses import expected, offered_finite
+from tqs_onnx.allocation.solver.algorithm2 import Item
+from tqs_onnx.allocation.ties import tie_groups
+from tqs_onnx.scoring.scores import Scores, Status, WeightScore
+from tqs_passes.encode.weight import Form
+from tqs_passes.errors import InputError
+from tqs_passes.plan.candidates import Candidate, Menu
+
+#: Off-trajectory weights keep at least this many bits: nothing measured says they may have fewer.
+OFF_TRAJECTORY_BITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A weight, or tie group, the choices it is offered, and the knapsack item they make.
+
+    Parameters
+    ----------
+    menus : tuple of Menu
+        Of its members.
+    block : str
+        Name of the tie group; empty for a weight by itself.
+    bundles : tuple of Bundle
+        The choices.
+    amplifications : tuple of tuple of float
+        Per choice, A of each member; times its error energy, what it is predicted to do to a trajectory.
+    item : Item
+    """
+
+    menus: tuple[Menu, ...]
+    block: str
+    bundles: tuple[Bundle, ...]
+    amplifications: tuple[tuple[float, ...], ...]
+    item: Item
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """An entry in the making."""
+
+    menus: tuple[Menu, ...]
+    scores: tuple[WeightScore, ...]
+    block: str
+    bundles: tuple[Bundle, ...]
+
+
+def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
+    """Return what every weight or tie group is offered and what each choice costs, by first member in menu order.
+
+    Raises
+    ------
+    InputError
+        A pattern ties nothing, ties overlap, or a weight that must stay as it is may not.
+    """
+    by_name = {s.weight: s for s in request.scores.weights}
+    blocks = {} if options.untie else {s.weight: s.block for s in request.scores.weights if s.block}
+    units: list[_Unit] = []
+    for block, members in tie_groups(request.menus, blocks, options.ties):
+        scores = tuple(by_name[m.weight.name] for m in members)
+        offers = [offered(m, s.status, options) for m, s in zip(members, scores, strict=True)]
+        bundles = tied([_of_one_width(offer) for offer in offers]) if block else singles(offers[0])
+        if options.aim is Objective.MEASURED:
+            bundles = offered_finite(bundles, request.responses)
+        units.append(_Unit(members, scores, block, bundles))
+    amps = [[_amplifications(unit, b, request.scores) for b in unit.bundles] for unit in units]
+    if options.aim is Objective.MEASURED:
+        guesses = [
+            [_total(a, b) for a, b in zip(row, u.bundles, strict=True)]
+            for row, u in zip(amps, units, strict=True)
+        ]
+        amps = [
+            [_raised(a, b, was, now) for a, b, was, now in zip(row, u.bundles, guess, energy, strict=True)]
+            for row, u, guess, energy in zip(
+                amps,
+                units,
+                guesses,
+                expected([u.bundles for u in units], guesses, request.responses),
+                strict=True,
+            )
+        ]
+    energies = [np.array([b.error_energy for b in u.bundles]) for u in units]
+    gammas = [max(gamma_of(s, request.scores) for s in u.scores) for u in units]
+    table = costs(
+        options.aim,
+        amplification=[
+            np.array(
+                [
+                    _total(a, b) / b.error_energy if b.error_energy else 0.0
+                    for a, b in zip(row, u.bundles, strict=True)
+                ]
+            )
+            for row, u in zip(amps, units, strict=True)
+        ],
+        gamma=np.array(gammas),
+        error_energy=energies,
+        bits=[np.array([float(b.tier.bits) for b in u.bundles]) for u in units],
+    )
+    return [
+        Entry(u.menus, u.block, u.bundles, tuple(a), _item(u, row, gamma, options))
+        for u, a, row, gamma in zip(units, amps, table, gammas, strict=True)
+    ]
+
+
+def limited(entry: Entry, kept: Sequence[Bundle]) -> Entry:
+    """Return the entry with only these of its choices."""
+    ids = {id(b) for b in kept}
+    left = [i for i, b in enumerate(entry.bundles) if id(b) in ids]
+    bundles = tuple(entry.bundles[i] for i in left)
+    item = replace(
+        entry.item,
+        sizes=tuple(entry.item.sizes[i] for i in left),
+        tiers=tuple(entry.item.tiers[i] for i in left),
+        costs=tuple(entry.item.costs[i] for i in left),
+        fp32_choice=_kept_choice(bundles),
+    )
+    return Entry(entry.menus, entry.block, bundles, tuple(entry.amplifications[i] for i in left), item)
+
+
+def offers_before_scoring(
+    menus: Sequence[Menu], off_trajectory: frozenset[str], options: PlanOptions
+) -> list[tuple[Bundle, ...]]:
+    """Return what each weight may be stored as, as far as that is known without scores.
+
+    A budget that is too small for these is too small whatever the scores say: ties only make files larger.
+    """
+    off, alive = Status.OFF_TRAJECTORY, Status.ALIVE
+    statuses = [off if m.weight.name in off_trajectory else alive for m in menus]
+    return [singles(offered(m, status, options)) for m, status in zip(menus, statuses, strict=True)]
+
+
+def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate, ...]:
+    """Return the candidates a weight of this status may have.
+
+    Raises
+    ------
+    InputError
+        It makes the rollout unstable when rounded, and a rule says that it must be.
+    """
+    candidates = menu.candidates
+    if status is Status.UNSTABLE:
+        if candidates[0].assignment.form is not Form.KEEP:
+            raise InputError(
+                f"weight {menu.weight.label!r} makes the rollout NaN or infinite when it is rounded",
+                todo="Do not pin it to a lower tier, or forbid its own",
+            )
+        return candidates[:1]
+    if status is Status.OFF_TRAJECTORY and not options.drop_outputs:
+        fine = tuple(c for c in candidates if c.assignment.least_bits >= OFF_TRAJECTORY_BITS)
+        candidates = fine or candidates  # pinned lower
+    if options.aim in (Objective.PAPER, Objective.PAPER_LITERAL):
+        # These objectives see a tier's bits only: give each tier its best grid, or the worst would be chosen; and no
+        # row tiers, whose bits are no tier's.
+        best: dict[str, Candidate] = {}
+        for c in _of_one_width(candidates):
+            held = best.get(c.assignment.tier)
+            if held is None or c.assignment.error_energy < held.assignment.error_energy:
+                best[c.assignment.tier] = c
+        candidates = tuple(best.values())
+    return candidates
+
+
+def _of_one_width(offer: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Return an offer without row tiers: a tier that is named, or shared, has one width."""
+    return tuple(c for c in offer if not c.assignment.rows)
+
+
+def _amplifications(unit: _Unit, bundle: Bundle, scores: Scores) -> tuple[float, ...]:
+    """Return A of each member in a choice."""
+    energies = [c.assignment.error_energy for c in bundle.candidates]
+    moved = [s for s in unit.scores if s.status is Status.ALIVE]
+    if len(moved) > 1 and len({(s.block, s.response) for s in moved}) == 1:
+        total = sum(e for e, s in zip(energies, unit.scores, strict=True) if s.status is Status.ALIVE)
+        energies = [
+            total if s.status is Status.ALIVE else e for e, s in zip(energies, unit.scores, strict=True)
+        ]
+    return tuple(amplification(s, e, scores) for s, e in zip(unit.scores, energies, strict=True))
+
+
+def _total(amplifications: Sequence[float], bundle: Bundle) -> float:
+    return math.fsum(
+        a * c.assignment.error_energy for a, c in zip(amplifications, bundle.candidates, strict=True)
+    )
+
+
+def _raised(amplifications: tuple[float, ...], bundle: Bundle, was: float, now: float) -> tuple[float, ...]:
+    """Return amplifications that add up to `now` where they added up to `was`."""
+    if was > 0:
+        return tuple(a * (now / was) for a in amplifications)
+    energy = bundle.error_energy
+    return tuple(now / energy for _ in amplifications) if energy > 0 else amplifications
+
+
+def _kept_choice(bundles: Sequence[Bundle]) -> int | None:
+    """Return the choice in which every member stays as it is stored."""
+    kept = (i for i, b in enumerate(bundles) if all(c.assignment.form is Form.KEEP for c in b.candidates))
+    return next(kept, None)
+
+
+def _item(unit: _Unit, row: NDArray[np.float64], gamma: float, options: PlanOptions) -> Item:
+    idle = all(s.status in (Status.DEAD, Status.OFF_TRAJECTORY) for s in unit.scores)
+    idle = idle or (options.gamma_min is not None and gamma <= options.gamma_min)
+    return Item(
+        name=unit.menus[0].weight.name,
+        sizes=tuple(b.n_bytes for b in unit.bundles),
+        tiers=tuple(b.tier.value for b in unit.bundles),
+        costs=tuple(0.0 if idle else float(v) for v in row),
+        gamma=gamma,
+        n_values=sum(m.weight.n_values for m in unit.menus),
+        dead=idle,
+        fp32_choice=_kept_choice(unit.bundles),
+        floor_choice=None,
+    )

@@ -1,0 +1,96 @@
+"""From scores to a plan: which candidates a byte budget buys."""
+
+from __future__ import annotations
+
+from tqs_onnx.allocation.cap import capped
+from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, scored
+from tqs_onnx.allocation.file_size import require_feasible
+from tqs_onnx.allocation.offers import Entry, entries_of
+from tqs_onnx.allocation.solver.algorithm2 import Allocation
+from tqs_onnx.allocation.spend import Found, searched
+from tqs_onnx.allocation.stored_once import store_once
+from tqs_passes.plan.plan import Plan, SolverFacts
+
+_MOST_TWIN_ROUNDS = 3
+
+
+def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
+    """Return the plan whose file has at most `max_bytes` bytes and the least predicted cost.
+
+    Raises
+    ------
+    InfeasibleError
+        No file that small can be written; it carries the smallest size.
+    """
+    entries = entries_of(request, options)
+    require_feasible(request.size, [e.bundles for e in entries], max_bytes)
+    if options.max_fp32 is not None:
+        blocks = {s.weight: s.block for s in request.scores.weights if s.block}
+        free = searched(request, entries, options, max_bytes)
+        entries = capped(entries, free.chosen, options.max_fp32, blocks)
+        require_feasible(request.size, [e.bundles for e in entries], max_bytes)
+    plan = _with_twins(
+        request, _plan(request, searched(request, entries, options, max_bytes), options, max_bytes)
+    )
+    for _ in range(_MOST_TWIN_ROUNDS):
+        # What equal weights save is spent on a finer plan, as long as that fits.
+        spare = max_bytes - plan.n_bytes
+        if not any(a.same_as for a in plan.assignments):
+            break
+        found = searched(request, entries, options, max_bytes + spare)
+        finer = _with_twins(request, _plan(request, found, options, max_bytes))
+        if finer.n_bytes > max_bytes or not _cost(plan) - _cost(finer) > 0:
+            break
+        plan = finer
+    return plan
+
+
+def _cost(plan: Plan) -> float:
+    return sum(a.cost for a in plan.assignments)
+
+
+def _with_twins(request: Request, plan: Plan) -> Plan:
+    firsts = {m.weight.name: m.weight.duplicate_of for m in request.menus if m.weight.duplicate_of}
+    return store_once(plan, request.size.of, firsts) if firsts else plan
+
+
+def _plan(request: Request, found: Found, options: PlanOptions, max_bytes: int) -> Plan:
+    by_name = {s.weight: s for s in request.scores.weights}
+    allocation = found.allocation
+    made = {
+        m.weight.name: scored(c, by_name[m.weight.name], a, block=e.block)
+        for e, k in zip(found.entries, found.choices, strict=True)
+        for m, c, a in zip(e.menus, e.bundles[k].candidates, e.amplifications[k], strict=True)
+    }
+    assignments = tuple(made[m.weight.name] for m in request.menus)
+    solution = allocation.solution
+    return Plan(
+        source_sha256=request.scores.source_sha256,
+        profile=request.profile,
+        target=request.serving.target,
+        constants=request.serving.constants_as_stored,
+        opset=request.serving.opset,
+        compute=request.serving.compute,
+        assignments=assignments,
+        n_bytes=found.file_bytes,
+        source_bytes=request.size.source_bytes,
+        predicted_drift=added_drift(assignments, request.scores),
+        solver=SolverFacts(
+            solver=solution.solver,
+            objective=options.aim.value,
+            cost=solution.cost,
+            bound=solution.bound,
+            gap=solution.gap,
+            optimal=solution.optimal,
+            p_fp32=_protected_share(found.entries, allocation),
+            budget_bytes=max_bytes,
+            saturated=allocation.saturated,
+        ),
+        warnings=allocation.warnings,
+    )
+
+
+def _protected_share(entries: list[Entry], allocation: Allocation) -> float:
+    kept = set(allocation.fp32_protected)
+    total = sum(e.item.n_values for e in entries)
+    return sum(e.item.n_values for e in entries if e.item.name in kept) / total

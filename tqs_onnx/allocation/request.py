@@ -1,0 +1,138 @@
+"""What allocation needs to know of a model: candidates with exact bytes, the size of the rest, and a byte budget."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from onnx.external_data_helper import uses_external_data
+
+from tqs_onnx.allocation.costing import Request
+from tqs_onnx.allocation.file_size import FileSize
+from tqs_onnx.allocation.tier_set import TierSet, refuse
+from tqs_onnx.emission import Prepared, placeholder_metadata, prepared
+from tqs_onnx.inputs.source import Source
+from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
+from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash
+from tqs_onnx.scoring.scores import Scores
+from tqs_onnx.version import VERSION
+from tqs_passes.encode.planes import MIN_OPSET
+from tqs_passes.errors import InputError
+from tqs_passes.files.debug_notes import kept_size
+from tqs_passes.files.wire import field_size
+from tqs_passes.graph.names import opset_of
+from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding
+from tqs_passes.plan.candidates import Menu, kitchen_of, menus
+from tqs_passes.plan.forms import Profile
+from tqs_passes.plan.targets import Serving
+from tqs_passes.tier import Tier
+from tqs_passes.transforms.skeleton import skeleton
+
+
+def request_for(
+    source: Source,
+    scores: Scores,
+    profile: Profile,
+    tiers: TierSet | tuple[Tier, ...],
+    serving: Serving | None = None,
+    rounding: FreeRounding = DEFAULT_ROUNDING,
+) -> Request:
+    """Return everything allocation needs: candidates with exact bytes and errors, scores and sizes.
+
+    Raises
+    ------
+    InputError
+        The scores are of another model.
+    """
+    require_scores_of(source, scores)
+    serving = serving or Serving()
+    ready = prepared_source(source, serving)
+    return Request(
+        menus_of(source, ready, profile, tiers, serving, rounding),
+        scores,
+        size_of(source, ready),
+        profile,
+        serving,
+    )
+
+
+def require_scores_of(source: Source, scores: Scores) -> None:
+    """Refuse the scores of another model.
+
+    Raises
+    ------
+    InputError
+        The digests differ, or the scored weights are not those of the model.
+    """
+    names = {w.name for w in source.survey.weights}
+    if scores.source_sha256 != source.sha256 or {s.weight for s in scores.weights} != names:
+        raise InputError("the scores are of another model", where=str(source.path), todo="Score it again")
+
+
+def require_contexts_of(scores: Scores, spec: RolloutSpec, contexts: Contexts) -> None:
+    """Refuse contexts other than those that were scored on: evaluated on those, a file looks better than it is.
+
+    Under another rollout nothing is refused, for other arrays may belong to it.
+
+    Raises
+    ------
+    InputError
+        They are others.
+    """
+    if content_hash(spec) == scores.rollout_sha256 and contexts_hash(contexts) != scores.contexts_sha256:
+        raise InputError(
+            "are not the contexts that the scores were measured on",
+            where=contexts.source,
+            todo="Give the --contexts and --max-contexts that tqs score was given",
+        )
+
+
+def prepared_source(source: Source, serving: Serving) -> Prepared:
+    """Return the lifted model of a source as emission sees it (see `prepared`)."""
+    labels = {w.name: w.label for w in source.survey.weights}
+    return prepared(source.lifted, labels, serving.constants_as_stored, serving.opset, serving.compute)
+
+
+def menus_of(
+    source: Source,
+    ready: Prepared,
+    profile: Profile,
+    tiers: TierSet | tuple[Tier, ...],
+    serving: Serving,
+    rounding: FreeRounding = DEFAULT_ROUNDING,
+) -> tuple[Menu, ...]:
+    """Return every way to store each weight of a source, errors by this rounding; `ready` is its prepared model.
+
+    Raises
+    ------
+    InputError
+        A rule of the tier set matches nothing, or leaves a weight no way to be stored; the weights are named.
+    """
+    tier_set = tiers if isinstance(tiers, TierSet) else TierSet(tiers)
+    weights = tuple(replace(w, dtype=ready.computed.get(w.name, w.dtype)) for w in source.survey.weights)
+    exceptions = tier_set.exceptions(weights)
+    found = menus(kitchen_of(ready.model, profile, serving, rounding), weights, tier_set.tiers, exceptions)
+    refuse([m.weight for m in found if not m.candidates], "no tier that the rules leave can be stored")
+    return found
+
+
+def size_of(source: Source, ready: Prepared) -> FileSize:
+    """Return what a file made from a source is made of besides its weights; `ready` is its prepared model."""
+    names = frozenset(w.name for w in source.survey.weights)
+    bare = skeleton(ready.model, names, placeholder_metadata(), VERSION)
+    # A tensor stored in another file now will be stored in this one.
+    moved = sum(
+        field_size(kept_size(t)) - field_size(t.ByteSize())
+        for t in bare.graph.initializer
+        if uses_external_data(t)
+    )
+    graph = bare.graph.ByteSize()
+    whole = bare.ByteSize() - field_size(graph) + field_size(graph + moved)
+    return FileSize(source.facts.n_bytes, whole, graph + moved)
+
+
+def note_of_opset(source: Source, serving: Serving) -> str | None:
+    """Return a note where the model's opset has no operators to decode integers with."""
+    opset = serving.opset or opset_of(source.lifted.proto)
+    if opset >= MIN_OPSET:
+        return None
+    return f"opset {opset} has no integer tiers, {MIN_OPSET} or more has: --opset 13 converts the model"

@@ -1,0 +1,69 @@
+"""From responses measured at some choices to what all choices are expected to do: the objective `measured`.
+
+A choice that was measured costs what was measured. For the others the guess (amplification times error energy) is
+multiplied by what measuring has shown at the same weight: the ratio measured / guessed, linear in its logarithm over
+that of the guess between measured choices, constant beyond them. A weight of which nothing is measured takes the median
+ratio of all. So guesses and measurements can be compared, and what is measured is not favoured for being measured.
+NumPy only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from tqs_onnx.allocation.choice import Bundle
+
+
+def expected(
+    bundles: Sequence[Sequence[Bundle]], guesses: Sequence[Sequence[float]], responses: Mapping[str, float]
+) -> list[list[float]]:
+    """Return the ‖ΔY‖² expected of every choice.
+
+    Parameters
+    ----------
+    bundles : sequence of sequence of Bundle
+        Choices, by weight or tie group.
+    guesses : sequence of sequence of float
+        Predicted ‖ΔY‖² of each choice.
+    responses : mapping of str to float
+        Measured, by `Bundle.key`.
+    """
+    if not responses:
+        return [list(row) for row in guesses]
+    measured = [[responses.get(b.key) for b in row] for row in bundles]
+    points = [_points(row, found) for row, found in zip(guesses, measured, strict=True)]
+    every = [ratio for row in points for _, ratio in row]
+    usual = float(np.median(every)) if every else 0.0
+    return [
+        [_one(guess, value, at, usual) for guess, value in zip(row, found, strict=True)]
+        for row, found, at in zip(guesses, measured, points, strict=True)
+    ]
+
+
+def offered_finite(bundles: Sequence[Bundle], responses: Mapping[str, float]) -> tuple[Bundle, ...]:
+    """Return the choices without those that made the rollout NaN or infinite; all, where all did."""
+    return tuple(b for b in bundles if responses.get(b.key) != math.inf) or tuple(bundles)
+
+
+def _points(guesses: Sequence[float], found: Sequence[float | None]) -> list[tuple[float, float]]:
+    """Return (ln guess, ln ratio) of what was measured, by rising guess."""
+    usable = (
+        (math.log(guess), math.log(value / guess))
+        for guess, value in zip(guesses, found, strict=True)
+        if value is not None and guess > 0 and 0 < value < math.inf
+    )
+    return sorted(usable)
+
+
+def _one(guess: float, value: float | None, points: Sequence[tuple[float, float]], usual: float) -> float:
+    if value is not None and value < math.inf:
+        return value
+    if guess <= 0:
+        return guess
+    ratio = usual
+    if points:
+        ratio = float(np.interp(math.log(guess), [x for x, _ in points], [y for _, y in points]))
+    return guess * math.exp(ratio)

@@ -1,0 +1,105 @@
+"""Spend a byte budget on candidates that share look-up tables.
+
+The knapsack does not see that choices share tables: their bytes are reserved, and where they matter, in small files,
+the kinds of codes a file may use are searched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tqs_onnx.allocation.choice import Bundle, flat
+from tqs_onnx.allocation.costing import PlanOptions, Request
+from tqs_onnx.allocation.file_size import (
+    ROWS,
+    file_bytes,
+    kind_starts,
+    kinds_of,
+    least_of,
+    of_kinds,
+    shared_bytes,
+    smallest_file,
+)
+from tqs_onnx.allocation.offers import Entry, limited
+from tqs_onnx.allocation.solver.algorithm2 import Allocation, allocate
+
+#: Above this size tables are a few percent of the file at most, and the search would take seconds (0.1 s a solve).
+_TABLES_MATTER_BYTES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One allocation, what was chosen for each entry, and the bytes of its file."""
+
+    entries: list[Entry]
+    allocation: Allocation
+    choices: list[int]
+    file_bytes: int
+
+    @property
+    def chosen(self) -> list[Bundle]:
+        """The choice of each entry."""
+        return [e.bundles[k] for e, k in zip(self.entries, self.choices, strict=True)]
+
+
+def searched(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found:
+    """Return the best allocation over which kinds of codes, (width, grid) and row tiers, the file may use.
+
+    The knapsack does not see that choices share tables. They take a few hundred bytes a kind: they decide in small
+    models, whose knapsacks are quick, so there kinds are dropped and added one at a time while that helps. Without
+    row tiers is always tried as well: with them is never worse.
+    """
+    every = frozenset(kind for e in entries for b in e.bundles for kind in kinds_of(b))
+    _, least = smallest_file(request.size, [e.bundles for e in entries])
+    search = options.solver == "mckp" and max_bytes <= _TABLES_MATTER_BYTES
+    whole = [every, every - {ROWS}]
+    queue = [*whole, least, *kind_starts(every)] if search else [*whole, least]
+    tried: set[frozenset[str]] = set()
+    found: Found | None = None
+    while queue:
+        kinds = queue.pop(0)
+        if kinds in tried or (found is not None and not search and kinds not in whole):
+            continue
+        tried.add(kinds)
+        again = _spent(request, [limited(e, of_kinds(e.bundles, kinds)) for e in entries], options, max_bytes)
+        if again is not None and (found is None or again.allocation.cost < found.allocation.cost):
+            found = again
+            used = frozenset(kind for b in found.chosen for kind in kinds_of(b))
+            queue = [used, *(used ^ {kind} for kind in sorted(every)), *queue] if search else queue
+    if found is None:
+        raise AssertionError("unreachable: the smallest file fits")
+    return found
+
+
+def _try(request: Request, entries: list[Entry], budget: int, options: PlanOptions) -> Found:
+    allocation = allocate(
+        [e.item for e in entries],
+        budget,
+        p_fp32=options.protected_share,
+        gamma_min=options.gamma_min,
+        solver=options.solver,
+    )
+    choices = [allocation.choices[entry.item.name] for entry in entries]
+    chosen = flat(e.bundles[k] for e, k in zip(entries, choices, strict=True))
+    return Found(entries, allocation, choices, file_bytes(request.size, chosen))
+
+
+def _spent(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found | None:
+    """Return an allocation whose file fits, None where there is none."""
+    if file_bytes(request.size, flat(least_of(e.bundles) for e in entries)) > max_bytes:
+        return None
+    net = max_bytes - request.size.of(0)
+    most = net - sum(least_of(e.bundles).n_bytes for e in entries)
+    reserved = 0
+    while True:
+        # The tables that the choices share are known only when they are made: reserve their bytes, choose again.
+        # With all that is spare reserved, the smallest choices are left, and those fit.
+        found = _try(request, entries, net - reserved, options)
+        if found.file_bytes <= max_bytes or reserved == most:
+            break
+        reserved = min(reserved + found.file_bytes - max_bytes, most)
+    tables = frozenset(key for b in found.chosen for key in b.shared)
+    paid = [limited(e, [b for b in e.bundles if tables.issuperset(b.shared)]) for e in entries]
+    again = _try(request, paid, max_bytes - request.size.of(shared_bytes(flat(found.chosen))), options)
+    better = again.file_bytes <= max_bytes and again.allocation.cost < found.allocation.cost
+    return again if better else found

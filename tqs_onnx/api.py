@@ -1,0 +1,463 @@
+"""The Python API: the stages of the trip as functions of values, each a front door to what the commands do.
+
+A model may be a path, a `ModelProto` or an opened `Source`; a rollout spec a path, a dictionary or a `RolloutSpec`;
+contexts a path or arrays by input name. Nothing is printed: notes go to `logging` (loggers below ``tqs_onnx``),
+progress to a callback. The defaults are those of the commands.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tqs_onnx.emission import emit as _emit
+from tqs_onnx.inputs.data import Arrays, Data, DataOptions, Rollout, read_data
+from tqs_onnx.inputs.source import Given, Source
+from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.baseline import BaselineJob, BaselineOutcome
+from tqs_onnx.jobs.baseline import baseline as _baseline
+from tqs_onnx.jobs.frontier import Axis, SweepJob
+from tqs_onnx.jobs.frontier import sweep as _sweep
+from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions
+from tqs_onnx.jobs.pareto import Pareto
+from tqs_onnx.jobs.quantize import Job, Outcome
+from tqs_onnx.jobs.quantize import quantize as _quantize
+from tqs_onnx.jobs.results import Allocated, Emitted, Verified
+from tqs_onnx.packaging.package import PackageOptions
+from tqs_onnx.packaging.package import package as _package
+from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.scoring.plan.options import ScoreOptions
+from tqs_onnx.scoring.score import Progress
+from tqs_onnx.scoring.scores import Scores, read_scores
+from tqs_onnx.verification.subject import Subject
+from tqs_passes.errors import InputError
+from tqs_passes.files.model import file_facts
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.plan import Plan
+
+
+def open_model(model: Given | Source, *, roles: Sequence[str] = (), run: RunOptions | None = None) -> Source:
+    """Open a model and find its weights.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    roles : sequence of str
+        Roles given by hand, ``PATTERN=ROLE``.
+    run : RunOptions, optional
+        The model is loaded once, in a child process, on this provider: a file that crashes the runtime is refused.
+
+    Returns
+    -------
+    Source
+        With `survey.weights`, `signature` and `facts`.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, has no weights, draws random numbers, or crashes the runtime.
+
+    Examples
+    --------
+    >>> import tqs_onnx as tqs
+    >>> len(tqs.open_model(tqs.demo_files().model).survey.weights)
+    31
+    """
+    return stages.opened(model, run or RunOptions(), roles)
+
+
+def load_data(
+    model: Given | Source,
+    rollout: Rollout,
+    contexts: Arrays,
+    eval_contexts: Arrays | None = None,
+    *,
+    calibration: Arrays | None = None,
+    steps: int | None = None,
+    max_contexts: int | None = None,
+    max_eval_contexts: int | None = None,
+) -> Data:
+    """Read a rollout spec and contexts, and hold them against a model.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    rollout : path, mapping or RolloutSpec
+        How outputs re-enter as inputs.
+    contexts : path, mapping of str to NDArray, or Contexts
+        Scoring contexts ``[context, *input shape without the batch axis]`` for every input, in the data's units; a
+        table is cut by the spec's ``[windows]``, its test rows are the evaluation contexts.
+    eval_contexts : path, mapping of str to NDArray, Contexts or None
+        Contexts to verify on, with ``truth/<output>`` where known.
+    calibration : path, mapping of str to NDArray, Contexts or None
+        Contexts for rounding by data; None: the scoring contexts.
+    steps : int or None
+        Model calls a rollout; None: the spec's.
+    max_contexts, max_eval_contexts : int or None
+        At most so many contexts of each set.
+
+    Raises
+    ------
+    InputError
+        A file is bad, the spec does not fit the model, or scoring and evaluation overlap.
+
+    Examples
+    --------
+    >>> import tqs_onnx as tqs
+    >>> files = tqs.demo_files()
+    >>> data = tqs.load_data(files.model, files.rollout, files.contexts, files.evaluation, max_contexts=4)
+    >>> data.scoring.n_contexts
+    4
+    """
+    options = DataOptions(
+        rollout, contexts, eval_contexts, steps, max_contexts, max_eval_contexts, calibration
+    )
+    return read_data(options, stages.opened_quietly(model))
+
+
+def score(
+    model: Given | Source,
+    data: DataOptions | Data,
+    options: ScoreOptions | None = None,
+    *,
+    run: RunOptions | None = None,
+    store: Path | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Measure how strongly each weight's rounding error grows over the forecast (TQS, paper Eqs. 1 and 2).
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    data : DataOptions or Data
+        Its scoring contexts are rolled out.
+    options : ScoreOptions, optional
+    run : RunOptions, optional
+    store : Path, optional
+        SQLite file that keeps measurements as they arrive: the same call resumes after a stop.
+    progress : callable, optional
+        Called with (done, total, label) after each weight.
+
+    Returns
+    -------
+    Scores
+        γ per weight and horizon (per step), A_max, and the σ_v of every variable in its own unit.
+
+    Raises
+    ------
+    InputError
+        The model does not run, or its nominal rollout is not finite.
+
+    Examples
+    --------
+    >>> import tqs_onnx as tqs
+    >>> files = tqs.demo_files()
+    >>> data = tqs.DataOptions(files.rollout, files.contexts, steps=1, max_contexts=1)
+    >>> len(tqs.score(files.model, data, tqs.ScoreOptions(response_bits=())).weights)
+    31
+    """
+    source = stages.opened(model, run or RunOptions())
+    read = data if isinstance(data, Data) else read_data(data, source, scoring_only=True)
+    bed = stages.bed_of(source, read, run or RunOptions())
+    return stages.scored(source, bed, options or ScoreOptions(), store, progress)
+
+
+def allocate(
+    model: Given | Source,
+    scores: Scores | Path,
+    options: QuantizeOptions,
+    data: DataOptions | Data | None = None,
+    *,
+    store: Path | None = None,
+) -> Allocated:
+    """Choose a precision for every weight within a byte budget for the whole file.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    scores : Scores or path
+    options : QuantizeOptions
+        Budget, tiers, serving profile, rounding; its `score` and `gates` are not used.
+    data : DataOptions or Data, optional
+        The contexts that were scored on: the plan is then repaired, rounded by data where asked for, and its joint
+        drift measured, as `quantize` does. Without them nothing is rolled out.
+    store : Path, optional
+        Where measured responses are kept.
+
+    Raises
+    ------
+    InputError
+        The scores are of another model or of other contexts, or the options need rollouts and there is no data.
+    InfeasibleError
+        No file that small can be written.
+
+    Examples
+    --------
+    >>> import tqs_onnx as tqs
+    >>> files = tqs.demo_files()
+    >>> data = tqs.DataOptions(files.rollout, files.contexts, steps=1, max_contexts=1)
+    >>> scores = tqs.score(files.model, data, tqs.ScoreOptions(response_bits=()))
+    >>> plan = tqs.allocate(files.model, scores, tqs.QuantizeOptions(tqs.Budget(8.0))).plan
+    >>> plan.n_bytes <= plan.source_bytes / 8
+    True
+    """
+    source = stages.opened(model, options.run, options.roles)
+    known = scores if isinstance(scores, Scores) else read_scores(scores)
+    read = read_data(data, source, scoring_only=True) if isinstance(data, DataOptions) else data
+    return stages.allocated(source, known, read, options, store)
+
+
+def emit(
+    model: Given | Source, plan: Allocated | Plan, out: Path | str, codes: Mapping[str, Codes] | None = None
+) -> Emitted:
+    """Write the file that a plan describes, atomically; the same model, plan and codes give the same bytes.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    plan : Allocated or Plan
+    out : path
+        The `.onnx` file to write.
+    codes : mapping of str to Codes, optional
+        Integers of a `Plan` that was rounded by data; an `Allocated` brings its own.
+
+    Raises
+    ------
+    InputError
+        The plan is for another model, or the file cannot be written.
+
+    Examples
+    --------
+    See `examples/stages.py`.
+    """
+    source = stages.opened_quietly(model)
+    chosen, given = _plan_and_codes(plan, codes)
+    if chosen.source_sha256 != source.sha256:
+        raise InputError(
+            "the plan is for another model", where=str(source.path), todo="Allocate for this model"
+        )
+    target = Path(out)
+    if target.resolve() in {path.resolve() for path in source.files}:
+        raise InputError(
+            "the output would overwrite an input", where=str(target), todo="Choose another `out`"
+        )
+    _emit(source.lifted, chosen, target, given)
+    return Emitted(target, source.facts.n_bytes, file_facts(target).n_bytes, chosen.n_bytes)
+
+
+def _plan_and_codes(
+    plan: Allocated | Plan, codes: Mapping[str, Codes] | None
+) -> tuple[Plan, Mapping[str, Codes]]:
+    return (plan.plan, plan.codes) if isinstance(plan, Allocated) else (plan, codes or {})
+
+
+def verify(
+    model: Given | Source,
+    emitted: Emitted | Path | str,
+    plan: Allocated | Plan,
+    scores: Scores | Path,
+    data: DataOptions | Data,
+    *,
+    gates: Sequence[str] = (),
+    run: RunOptions | None = None,
+    codes: Mapping[str, Codes] | None = None,
+) -> Verified:
+    """Roll an emitted file out as a stock server runs it, against its source, and hold it to gates.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+        What the file was made from.
+    emitted : Emitted or path
+    plan : Allocated or Plan
+        What it was made by.
+    scores : Scores or path
+        Their σ per variable is reused.
+    data : DataOptions or Data
+        With evaluation contexts.
+    gates : sequence of str
+        E.g. ``drift:p95<=0.2``. A gate that fails does not raise: see `gates` of the result.
+    run : RunOptions, optional
+    codes : mapping of str to Codes, optional
+        Integers of a `Plan` that was rounded by data.
+
+    Raises
+    ------
+    GateError
+        The file is not what its plan says, or the runtime computes something else with it.
+    InputError
+        There are no evaluation contexts, or a gate cannot be evaluated.
+
+    Examples
+    --------
+    See `examples/stages.py`.
+    """
+    options = run or RunOptions()
+    source = stages.opened(model, options)
+    read = stages.read(data, source, gates)
+    known = scores if isinstance(scores, Scores) else read_scores(scores)
+    file = emitted.out if isinstance(emitted, Emitted) else Path(emitted)
+    chosen, given = _plan_and_codes(plan, codes)
+    subject = Subject(source.path, file, source.lifted, source.survey, chosen, given)
+    found, judged = stages.verified(subject, stages.bed_of(source, read, options, known), read, gates)
+    return Verified(found, judged, file)
+
+
+def quantize(
+    model: Given | Source,
+    data: DataOptions | Data,
+    options: QuantizeOptions,
+    out: Path | str | None = None,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Make a model smaller: score, allocate, emit and verify in one go, as `tqs quantize` does.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    data : DataOptions or Data
+        With evaluation contexts.
+    options : QuantizeOptions
+        At least its budget is given.
+    out : path, optional
+        Run directory; a new temporary folder unless given.
+    force : bool
+        Write into a directory that holds an earlier run.
+    progress : callable, optional
+        See `score`.
+
+    Raises
+    ------
+    InputError, InfeasibleError, GateError
+        See the stages. Failed gates do not raise: see `gates` of the result.
+
+    Examples
+    --------
+    >>> import tqs_onnx as tqs
+    >>> files = tqs.demo_files()
+    >>> data = tqs.DataOptions(files.rollout, files.contexts, files.evaluation, steps=1, max_contexts=1)
+    >>> options = tqs.QuantizeOptions(tqs.Budget(4.0), refine=tqs.RefineOptions(repair_rounds=0))
+    >>> tqs.quantize(files.model, data, options).verification.compression >= 4
+    True
+    """
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="tqs-run-"))
+    return _quantize(Job(model, data, folder, options, force), progress)
+
+
+def sweep(
+    model: Given | Source,
+    scores: Scores | Path,
+    data: DataOptions | Data,
+    compressions: Sequence[float],
+    out: Path | str,
+    options: QuantizeOptions | None = None,
+    *,
+    axis: Axis | None = None,
+    force: bool = False,
+) -> Pareto:
+    """Write and measure a model at many compressions, from one set of scores: the accuracy-size frontier.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    scores : Scores or path
+    data : DataOptions or Data
+        With evaluation contexts.
+    compressions : sequence of float
+        Input file over output file.
+    out : path
+        Run directory.
+    options : QuantizeOptions, optional
+        Its budget is not used.
+    axis : Axis, optional
+        Further things to vary (paper, Table 3 and A.15); its compressions are replaced.
+    force : bool
+        Write into a directory that holds an earlier run.
+
+    Raises
+    ------
+    InputError
+        See the stages. A compression that cannot be met is a point without a file.
+
+    Examples
+    --------
+    See `examples/frontier.py`.
+    """
+    chosen = replace(axis or Axis(()), compressions=tuple(compressions))
+    job = SweepJob(model, scores, data, Path(out), chosen, options or QuantizeOptions(), force)
+    return _sweep(job)
+
+
+def baseline(
+    model: Given | Source,
+    data: DataOptions | Data,
+    options: BaselineOptions,
+    out: Path | str | None = None,
+    *,
+    force: bool = False,
+) -> BaselineOutcome:
+    """Round a model uniformly by a published method (RTN, GPTQ, GPTAQ, QEP), as a file to compare with.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    data : DataOptions or Data
+        With evaluation contexts.
+    options : BaselineOptions
+    out : path, optional
+        Run directory; a new temporary folder unless given.
+    force : bool
+        Write into a directory that holds an earlier run.
+
+    Raises
+    ------
+    InputError, GateError
+        See the stages.
+
+    Examples
+    --------
+    See `examples/frontier.py`.
+    """
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="tqs-baseline-"))
+    return _baseline(BaselineJob(model, data, folder, options, force))
+
+
+def package(
+    emitted: Emitted | Outcome | Path | str, out: Path | str, options: PackageOptions, *, force: bool = False
+) -> tuple[Path, ...]:
+    """Wrap an emitted file for a server: a Triton model repository, a trtexec script, or the files for Olive.
+
+    Parameters
+    ----------
+    emitted : Emitted, Outcome or path
+    out : path
+        Folder to write into.
+    options : PackageOptions
+    force : bool
+        Write into a folder that holds files.
+
+    Returns
+    -------
+    tuple of Path
+        The files written.
+
+    Raises
+    ------
+    InputError
+        The folder is taken, or the name or a limit cannot be used.
+
+    Examples
+    --------
+    >>> import tempfile, tqs_onnx as tqs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     files = tqs.package(tqs.demo_files().model, folder, tqs.PackageOptions("triton", name="surrogate"))
+    >>> [path.name for path in files]
+    ['config.pbtxt', 'model.onnx']
+    """
+    path = emitted.out if isinstance(emitted, Emitted) else emitted
+    path = path.emitted if isinstance(path, Outcome) else path
+    return _package(Path(path), Path(out), options, force=force)

@@ -1,0 +1,111 @@
+"""From an allocated plan to the one that is emitted: joint repair, data-aware rounding, and a joint measurement.
+
+All three use the scoring contexts only.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from tqs_onnx.allocation.costing import PlanOptions, Request
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.refinement.instruments import Instruments
+from tqs_onnx.refinement.repair import repair
+from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
+from tqs_onnx.rounding.codes_file import codes_digest
+from tqs_onnx.rounding.tune import qep_settings
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.plan import Assignment, Plan
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RefineOptions:
+    """What is done to an allocated plan.
+
+    Parameters
+    ----------
+    repair_rounds : int
+        Most rounds of joint repair; 0 for none. Only for the objective `energy`.
+    rounding : RoundingOptions
+        How integers are chosen.
+    tune : bool
+        Choose QEP's damping and strength on contexts held out.
+    """
+
+    repair_rounds: int = 3
+    rounding: RoundingOptions = field(default_factory=RoundingOptions)
+    tune: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Refined:
+    """The plan that is emitted.
+
+    Parameters
+    ----------
+    plan : Plan
+    codes : dict of str to Codes
+        Codes of data-aware roundings, by weight; empty for the others.
+    """
+
+    plan: Plan
+    codes: dict[str, Codes]
+
+
+def _stored_once(assigned: Assigned) -> tuple[Plan, dict[str, Codes]]:
+    """Return the plan and codes in which a weight that is stored as another has that one's integers."""
+    by_name = {a.weight: a for a in assigned.plan.assignments}
+    codes = dict(assigned.codes)
+    rows: list[Assignment] = []
+    for a in assigned.plan.assignments:
+        first = by_name.get(a.same_as or "")
+        if first is not None:
+            a = a.model_copy(update={"rounding": first.rounding, "error_energy": first.error_energy})
+            codes.pop(a.weight, None)
+            if first.weight in codes:
+                codes[a.weight] = codes[first.weight]
+        rows.append(a)
+    return assigned.plan.model_copy(update={"assignments": tuple(rows)}), codes
+
+
+def refine(
+    plan: Plan,
+    request: Request,
+    instruments: Instruments,
+    planning: PlanOptions,
+    options: RefineOptions,
+) -> Refined:
+    """Repair a plan, choose its integers, and measure what they do together.
+
+    Parameters
+    ----------
+    plan : Plan
+    request : Request
+    instruments : Instruments
+    planning : PlanOptions
+        How the plan was made.
+    options : RefineOptions
+    """
+    joint = instruments.joint
+    if options.repair_rounds and planning.aim is Objective.ENERGY and planning.solver == "mckp":
+        contexts = instruments.bed.contexts
+        plan = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
+    codes: dict[str, Codes] = {}
+    if options.rounding.method in DATA_AWARE:
+        rounding = options.rounding
+        if rounding.method == "qep" and options.tune:
+            rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
+        assigned = round_plan(plan, instruments.calibration, rounding)
+        for line in told(assigned.notes):
+            _LOG.info("note: %s", line)
+        plan, codes = _stored_once(assigned)
+        plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
+    drift = joint.drift(plan.assignments, codes)
+    update = {"joint_drift": drift}
+    # Error energies of data-aware rounding do not describe its output: the joint drift is the prediction.
+    if codes:
+        update["predicted_drift"] = drift
+    return Refined(plan.model_copy(update=update), codes)

@@ -1,0 +1,205 @@
+"""Joint repair: trial promotions and demotions, judged by what all weights do together.
+
+One-at-a-time costs miss how errors meet when everything is coarse at once. A trial finances the promotion of one
+weight, to its next finer candidate, by demoting the weights that the additive costs say will miss their bytes least.
+The trial with the lowest joint drift on the search contexts is kept when it also lowers the drift on contexts set
+aside for acceptance; a few rounds, until nothing helps. Neither set holds evaluation contexts: a search overfits the
+contexts it is judged by (measured in the notes of the field: search error falls while test error rises).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from tqs_onnx.allocation.costing import PlanOptions, Request, amplification, gamma_of
+from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.refinement.joint_drift import JointDrift
+from tqs_onnx.rollout.contexts.context_set import Contexts, held_out
+from tqs_onnx.scoring.scores import Status
+from tqs_passes.encode.weight import Form
+from tqs_passes.plan.candidates import Candidate
+from tqs_passes.plan.plan import Assignment, Plan
+
+_LOG = logging.getLogger(__name__)
+#: A promotion leaves at most this share of the error energy: row tiers make menus finer than what a trial shows.
+_PROMOTED_ERROR = 0.7
+#: Promotions tried a round.
+_TRIALS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What repair did.
+
+    Parameters
+    ----------
+    plan : Plan
+        The best plan found; the first one when nothing helped.
+    before, after : float
+        Drift on the acceptance contexts.
+    rounds : int
+        Rounds tried.
+    accepted : int
+        Trials that were kept.
+    """
+
+    plan: Plan
+    before: float
+    after: float
+    rounds: int
+    accepted: int
+
+
+class _Ladders:
+    """The candidates of every weight that may be moved, finest first, each as the plan would hold it.
+
+    Weights below γ_min stay at the bottom and those that p_FP32 protects at the top; under a cap on FP32 none is
+    promoted to it.
+    """
+
+    def __init__(self, plan: Plan, request: Request, options: PlanOptions) -> None:
+        self.request = request
+        known = {s.weight: s for s in request.scores.weights}
+        kept = {a.weight for a in plan.assignments if a.form is Form.KEEP}
+        self.of: dict[str, list[Candidate]] = {}
+        for menu in request.menus:
+            score = known[menu.weight.name]
+            if score.status is not Status.ALIVE:
+                continue
+            if options.gamma_min is not None and gamma_of(score, request.scores) <= options.gamma_min:
+                continue
+            if options.protected_share > 0 and menu.weight.name in kept:
+                continue
+            rungs: list[Candidate] = []
+            for c in menu.candidates:
+                if options.max_fp32 is not None and c.assignment.form is Form.KEEP:
+                    continue
+                a = amplification(score, c.assignment.error_energy, request.scores)
+                update = {
+                    "gamma": score.gamma_task,
+                    "amplification": a,
+                    "cost": a * c.assignment.error_energy,
+                }
+                rungs.append(Candidate(c.assignment.model_copy(update=update), c.shared))
+            self.of[menu.weight.name] = rungs
+
+
+def repair(
+    plan: Plan,
+    request: Request,
+    joint: JointDrift,
+    contexts: Contexts,
+    options: PlanOptions,
+    rounds: int,
+) -> Repair:
+    """Repair a plan at its own byte budget (see module docstring).
+
+    Parameters
+    ----------
+    plan : Plan
+    request : Request
+    joint : JointDrift
+    contexts : Contexts
+        The scoring contexts, which are split in two.
+    options : PlanOptions
+        How the plan was made: what it fixed stays.
+    rounds : int
+        Most rounds; each costs a dozen joint rollouts.
+    """
+    # A trial could part weights that are stored once, or tied.
+    if not rounds or any(a.same_as or a.block for a in plan.assignments):
+        if rounds:
+            _LOG.info("no repair: a trial could part weights that are tied or stored once")
+        drift = joint.on(contexts).drift(plan.assignments)
+        return Repair(plan, drift, drift, 0, 0)
+    search, acceptance = held_out(contexts, 0.5)
+    searching, accepting = joint.on(search), joint.on(acceptance)
+    ladders = _Ladders(plan, request, options)
+    budget = plan.solver.budget_bytes if plan.solver is not None else plan.n_bytes
+    held = _held(plan, request)
+    before = after = accepting.drift(plan.assignments)
+    found = searching.drift(plan.assignments)
+    drifts: dict[str, float] = {}
+    trials: dict[str, dict[str, Candidate]] = {}
+    accepted = tried = 0
+    for tried in range(1, rounds + 1):
+        if not drifts:  # the plan changed: all trials are new
+            trials = {n: t for n in _promising(held, ladders) if (t := _trial(held, n, ladders, budget))}
+            drifts = {n: searching.drift(tuple(c.assignment for c in t.values())) for n, t in trials.items()}
+        name = min(drifts, key=lambda n: (drifts[n], n), default=None)
+        if name is None or drifts[name] >= found:
+            break
+        judged = accepting.drift(tuple(c.assignment for c in trials[name].values()))
+        _LOG.info("repair round %d: drift %.4g → %.4g on the acceptance contexts", tried, after, judged)
+        if judged >= after:
+            del drifts[name]
+            continue
+        held, found, after, accepted = trials[name], drifts[name], judged, accepted + 1
+        drifts = {}
+    chosen = list(held.values())
+    assignments = tuple(c.assignment for c in chosen)
+    drift = (sum(a.cost for a in assignments) / request.scores.n_values) ** 0.5
+    mended = plan.model_copy(
+        update={
+            "assignments": assignments,
+            "n_bytes": file_bytes(request.size, chosen),
+            "predicted_drift": drift,
+        }
+    )
+    _LOG.info("repair: drift %.4g → %.4g on the acceptance contexts, %d trials kept", before, after, accepted)
+    return Repair(mended if accepted else plan, before, after, tried, accepted)
+
+
+def _held(plan: Plan, request: Request) -> dict[str, Candidate]:
+    """Return the plan's candidates by weight, in plan order."""
+    menus = {m.weight.name: m.candidates for m in request.menus}
+    return {a.weight: Candidate(a, _match(a, menus[a.weight]).shared) for a in plan.assignments}
+
+
+def _match(a: Assignment, candidates: tuple[Candidate, ...]) -> Candidate:
+    return next(c for c in candidates if _key(c.assignment) == _key(a))
+
+
+def _key(a: Assignment) -> tuple[object, ...]:
+    return (a.tier, a.grid, a.axis, a.half_scales, a.rows, a.group, a.form)
+
+
+def _promising(held: dict[str, Candidate], ladders: _Ladders) -> list[str]:
+    """Return the weights whose promotion is tried: those of the largest cost."""
+    names = [n for n in held if n in ladders.of]
+    return sorted(names, key=lambda n: (-held[n].assignment.cost, n))[:_TRIALS]
+
+
+def _trial(
+    held: dict[str, Candidate], name: str, ladders: _Ladders, budget: int
+) -> dict[str, Candidate] | None:
+    """Promote one weight, then demote others where it costs least a byte, until the file fits; None if it cannot."""
+    finer = _step(held[name], ladders.of[name], -1)
+    if finer is None:
+        return None
+    trial = {**held, name: finer}
+    while file_bytes(ladders.request.size, list(trial.values())) > budget:
+        best: tuple[float, str, Candidate] | None = None
+        for other, ladder in ladders.of.items():
+            coarser = None if other == name else _step(trial[other], ladder, 1)
+            if coarser is None:
+                continue
+            saved = trial[other].assignment.n_bytes - coarser.assignment.n_bytes
+            rise = max(coarser.assignment.cost - trial[other].assignment.cost, 0.0)
+            if saved > 0 and (best is None or (rise / saved, other) < best[:2]):
+                best = (rise / saved, other, coarser)
+        if best is None:
+            return None
+        trial[best[1]] = best[2]
+    return trial
+
+
+def _step(held: Candidate, ladder: list[Candidate], by: int) -> Candidate | None:
+    """Return the next candidate that is markedly finer (-1), or the next coarser one (1)."""
+    a = held.assignment
+    if by < 0:
+        finer = [c for c in ladder if c.assignment.error_energy < _PROMOTED_ERROR * a.error_energy]
+        return min(finer, key=lambda c: (c.assignment.n_bytes, c.assignment.error_energy), default=None)
+    coarser = [c for c in ladder if c.assignment.n_bytes < a.n_bytes]
+    return max(coarser, key=lambda c: (c.assignment.n_bytes, -c.assignment.error_energy), default=None)

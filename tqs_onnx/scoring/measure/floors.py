@@ -1,0 +1,74 @@
+"""What moves a rollout when no weight is perturbed: the two floors of a session, below which a score means nothing.
+
+The noise floor is measured between two nominal rollouts, the rounding floor with an initial state that moves by one
+unit in the last place; it is never below the noise floor.
+
+Sessions are compiled one by one and may compute differently, so each has floors of its own, and a weight is judged by
+those of the session that it was perturbed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.scoring.measure.facts import Floors
+from tqs_onnx.scoring.measure.station import Station
+from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFloors:
+    """The floors of one session of a job.
+
+    Parameters
+    ----------
+    session : int
+        Index of its group in the plan.
+    floors : Floors
+    """
+
+    session: int
+    floors: Floors
+
+
+def floors_of(plan: SweepPlan, station: Station, session: int) -> Floors:
+    """Measure the floors of a session: a second nominal rollout, and one from a nudged state.
+
+    The second rollout is given a weight's own values in its place: where sessions are rebuilt this builds another.
+    """
+    meter, injection = station.meter, station.injection
+    same = {w.name: injection.values(w) for w in plan.weights_of(session)[:1]}
+    again = injection.prepare(same).squares(meter.held)
+    noise = meter.measure(again, 0.0).energy.max(axis=0)
+    try:
+        moved = injection.squares_from(nudged(plan.contexts, plan.spec), meter.held)
+        rounding = np.maximum(noise, meter.measure(moved, 0.0).energy.max(axis=0))
+    except NonFiniteError:
+        rounding = noise
+    return Floors(
+        noise=float(noise[-1]),
+        rounding=float(rounding[-1]),
+        rounding_at=tuple(float(v) for v in rounding),
+    )
+
+
+def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
+    """Return contexts whose float32 and float64 states are off by one unit in the last place, up and down by turns."""
+    states = {f.input for f in spec.feedback}
+    arrays = {n: _nudged(a) if n in states else a for n, a in contexts.arrays.items()}
+    return replace(contexts, arrays=arrays)
+
+
+def _nudged(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.name not in ("float32", "float64"):
+        return array
+    signs = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
+    # A zero stays: it may mean that nothing is there.
+    return np.where(array == 0, array, np.nextafter(array, signs.astype(array.dtype)))

@@ -1,0 +1,153 @@
+"""Roll the targets of one session out, one after the other, and measure them.
+
+The next perturbation is made, in a thread, while a rollout runs: rounding a big weight takes as long as a short
+rollout. At most two perturbed targets are in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from tqs_onnx.rollout.distance import n_space, ruler_for
+from tqs_onnx.rollout.injection import Exposable, GroupSession, Injection, Ready, Rebuilt, exposable
+from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.rollout.variables import sigma
+from tqs_onnx.scoring.measure.early_stop import watcher
+from tqs_onnx.scoring.measure.meter import Measurement, Meter
+from tqs_onnx.scoring.plan.perturbation import Rollout
+from tqs_onnx.scoring.plan.probe import perturbed
+from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
+
+#: Values that are perturbed sooner than another thread takes over.
+_QUICK_VALUES = 1 << 17
+
+
+class Frame(BaseModel):
+    """What is known of a job's nominal rollout; the same for all its sessions.
+
+    Attributes
+    ----------
+    sigma : dict of str to float
+        The σ_v that divergences are in units of.
+    n_values : int
+        Values of one context's trajectory.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sigma: dict[str, float]
+    n_values: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Station:
+    """A session, its nominal rollout, and the meter that compares with it."""
+
+    injection: Injection
+    meter: Meter
+
+
+def exposable_of(plan: SweepPlan) -> Exposable:
+    """Return the plan's model, made ready for all its sessions."""
+    return exposable(plan.model, (w for group in range(plan.n_sessions) for w in plan.weights_of(group)))
+
+
+def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | None = None) -> Station:
+    """Open the session of a group and roll it out once.
+
+    Raises
+    ------
+    InputError
+        The model does not run, or its nominal rollout is not finite.
+    """
+    run = replace(plan.run, batch=plan.batch)
+    weights = plan.weights_of(group)
+    injection: Injection
+    if plan.how == "rebuild":
+        injection = Rebuilt(source, plan.spec, plan.contexts, run)
+    else:
+        injection = GroupSession(source, weights, plan.spec, plan.contexts, run, prefix=plan.prefix)
+    nominal, held = injection.hold()
+    if frame is None:
+        scale = sigma(plan.spec, plan.contexts, nominal.outputs).values
+        scale = dict.fromkeys(scale, 1.0) if plan.options.units == "raw" else scale
+    else:
+        scale = frame.sigma
+    ruler = ruler_for(nominal.outputs, plan.spec, plan.contexts, scale)
+    ruler = replace(ruler, balanced=plan.options.units == "std")
+    spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
+    return Station(injection, Meter(ruler, spaces, held, plan.horizons))
+
+
+def frame_of(station: Station) -> Frame:
+    """Return what a job's first session knows of its nominal rollout."""
+    ruler = station.meter.ruler
+    return Frame(sigma=ruler.sigma, n_values=ruler.n_values)
+
+
+def perturbation(rollout: Rollout, injection: Injection) -> tuple[dict[str, NDArray[Any]], float]:
+    """Return the perturbed weights of a rollout, and ‖δθ‖² over all of them."""
+    replaced: dict[str, NDArray[Any]] = {}
+    total = 0.0
+    for weight in rollout.weights:
+        theta = injection.values(weight)
+        moved, delta_sq = perturbed(theta, rollout.probe, weight.name, rollout.draw, weight.channel_axis)
+        total += delta_sq
+        if delta_sq > 0.0:
+            replaced[weight.name] = moved
+    return replaced, total
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A rollout with its perturbation, ready to run; `ready` is None for a zero probe."""
+
+    rollout: Rollout
+    delta_sq: float
+    ready: Ready | None
+
+
+def prepare(rollout: Rollout, injection: Injection) -> Prepared:
+    """Make the perturbation of a rollout, and all else that its run needs."""
+    replaced, delta_sq = perturbation(rollout, injection)
+    return Prepared(rollout, delta_sq, injection.prepare(replaced) if replaced else None)
+
+
+def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[Prepared]:
+    """Yield each rollout, prepared; the next one is prepared meanwhile, unless that takes no longer than a switch."""
+    todo: Iterator[Rollout] = iter(rollouts)
+    with ThreadPoolExecutor(1) as pool:
+        pending = _prepared_soon(next(todo, None), injection, pool)
+        while pending is not None:
+            done = pending.result() if isinstance(pending, Future) else pending
+            pending = _prepared_soon(next(todo, None), injection, pool)
+            yield done
+
+
+def _prepared_soon(
+    rollout: Rollout | None, injection: Injection, pool: ThreadPoolExecutor
+) -> Future[Prepared] | Prepared | None:
+    if rollout is None:
+        return None
+    if injection.builds or sum(w.n_values for w in rollout.weights) > _QUICK_VALUES:
+        return pool.submit(prepare, rollout, injection)
+    return prepare(rollout, injection)
+
+
+def measured(plan: SweepPlan, station: Station, prepared: Prepared) -> Measurement:
+    """Roll out and measure; a zero probe is not rolled out."""
+    meter, delta_sq = station.meter, prepared.delta_sq
+    if prepared.ready is None:
+        return meter.blank(0.0)
+    rule = plan.options.early_stop
+    watch = None if rule is None else watcher(meter, delta_sq, rule)
+    try:
+        return meter.measure(prepared.ready.squares(meter.held, watch=watch), delta_sq)
+    except NonFiniteError:
+        return meter.blank(delta_sq, finite=False)

@@ -1,0 +1,71 @@
+"""What a measurement depends on, as one digest: the job.
+
+Part of it: the model file, the rollout, the contexts, σ's units, the horizons, chunking, early stop, how weights are
+injected and which of them share a session, the versions of the runtime and of NumPy, which draws and rounds, the
+provider, and the processor's instruction sets.
+
+Not part of it: the output path and the number of threads. The runtime's CPU kernels split a product over rows and
+columns, never within a sum, so threads do not change a bit of a result; a test holds them to it. Probe, bits, draw and
+seed belong to the single rollout (see `target.Rollout.key`): asking for more draws keeps those that were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tqs_onnx.rollout.session import runtime_version
+
+_SETS = (
+    *("avx", "avx2", "fma", "f16c", "avx_vnni"),
+    *("avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
+)
+#: Raised when the way something is measured changes.
+_MEASURING = 4
+
+
+@cache
+def instruction_set(provider: str) -> str:
+    """Return the processor's instruction sets that kernels choose by, or the name of the GPU."""
+    if provider != "cpu":
+        cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        found = [re.search(r"Model:\s*(.+)", card.read_text(encoding="utf-8")) for card in cards[:1]]
+        return found[0].group(1).strip() if found and found[0] else "gpu"
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.machine()
+    line = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", text, re.MULTILINE)
+    flags = set(line.group(1).split()) if line else set[str]()
+    return " ".join([platform.machine(), *(s for s in _SETS if s in flags)])
+
+
+def job_facts(
+    *, provider: str, source_sha256: str, rollout_sha256: str, contexts_sha256: str, **chosen: object
+) -> dict[str, object]:
+    """Return everything that a measurement of a job depends on, JSON-ready; `chosen`: the sweep's own choices."""
+    return {
+        "measuring": _MEASURING,
+        "source": source_sha256,
+        "rollout": rollout_sha256,
+        "contexts": contexts_sha256,
+        "provider": provider,
+        "runtime": runtime_version(),
+        "numpy": np.__version__,
+        "instructions": instruction_set(provider),
+        **chosen,
+    }
+
+
+def job_id(facts: Mapping[str, object]) -> str:
+    """Return the digest of a job's facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

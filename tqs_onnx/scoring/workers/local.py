@@ -1,0 +1,121 @@
+"""Who measures the tasks of a sweep on one machine: this process, or worker processes beside it.
+
+Every measurement is handed on as soon as it is here; a crew decides when and where, never what (see `task`). `cluster`
+has a crew on many machines.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from tqs_onnx.scoring.measure.desk import Desk
+from tqs_onnx.scoring.measure.station import Frame, exposable_of
+from tqs_onnx.scoring.measure.task import Found, Task, parts_of
+from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
+from tqs_passes.errors import InputError
+
+
+class Crew(Protocol):
+    """Measures tasks."""
+
+    def frame(self) -> Frame:
+        """Return what is known of the job's nominal rollout."""
+        ...
+
+    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
+        """Measure tasks and hand on what is found."""
+        ...
+
+
+class Here:
+    """Measures in this process."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self._desk = Desk(plan, exposable_of(plan))
+
+    def frame(self) -> Frame:
+        """Return what is known of the job's nominal rollout."""
+        return self._desk.frame()
+
+    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
+        """Measure tasks one after the other."""
+        for task in tasks:
+            for found in self._desk.measure(frame, task):
+                keep(found)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Workers:
+    """Measures in worker processes.
+
+    Parameters
+    ----------
+    plan : SweepPlan
+    workers : int
+    """
+
+    plan: SweepPlan
+    workers: int
+
+    def frame(self) -> Frame:
+        """Return what is known of the job's nominal rollout, made in this process."""
+        return Here(self.plan).frame()
+
+    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
+        """Measure tasks in parts.
+
+        Raises
+        ------
+        InputError
+            A worker died; what was measured before is kept.
+        """
+        parts = parts_of(self.plan, tasks, self.workers)
+        threads = self.plan.run.threads or max(1, (os.cpu_count() or 1) // self.workers)
+        pool = ProcessPoolExecutor(
+            min(self.workers, len(parts)),
+            multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(replace(self.plan, run=replace(self.plan.run, threads=threads)), frame),
+        )
+        try:
+            running: list[Future[list[Found]]] = [pool.submit(_work, part) for part in parts]
+            for done in as_completed(running):
+                for found in done.result():
+                    keep(found)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process died; what was measured is kept",
+                todo="Run the same command again, with fewer `workers` if memory ran out",
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_desk: list[tuple[Desk, Frame]] = []
+
+
+def _start_worker(plan: SweepPlan, frame: Frame) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
+    _desk.append((Desk(plan, exposable_of(plan)), frame))
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: nobody keeps what it would go on measuring."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(task: Task) -> list[Found]:
+    desk, frame = _desk[0]
+    return list(desk.measure(frame, task))

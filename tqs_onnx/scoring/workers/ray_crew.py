@@ -1,0 +1,277 @@
+"""A crew on a Ray cluster: an actor per GPU, or per few cores, each at a desk with a warm session.
+
+The driver ships the model once (see `shipment`), gives each actor one task at a time, and keeps what comes back as it
+comes ::
+
+    driver ──task──▶ actor on any node          queue ◀──what is left of it── an actor that died
+       └◀──found, piece by piece──┘
+
+An actor that dies, alone or with its node, costs what it was measuring: the driver gives the rest of its task to
+another. Nodes that join are put to work. An actor is used only where everything that a job's digest holds of a machine
+is what it is here, so that a cluster keeps the scores that this machine would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from tqs_onnx.scoring.measure.station import Frame, exposable_of
+from tqs_onnx.scoring.measure.task import Found, Task, parts_of
+from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
+from tqs_onnx.scoring.workers.ray_actor import Actor, Refused, identity
+from tqs_onnx.scoring.workers.ray_connect import connected
+from tqs_onnx.scoring.workers.ray_shipment import Bytes, pack
+from tqs_passes.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+#: Cores of an actor when `threads` is 0: more of them gain little in one rollout.
+_CORES = 4
+#: Actors that may die on a node, or with a task, before it is given up.
+_DEATHS = 3
+#: Seconds between looks for nodes that joined.
+_LOOK_S = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class _Seat:
+    """An actor as the driver sees it: where it is, and what it is doing."""
+
+    actor: Any
+    node: str
+    answer: Any
+    task: Task | None = None
+    session: int = -1
+    fit: bool = False
+
+
+class OnCluster:
+    """Measures on a cluster; made by `cluster_crew`.
+
+    Parameters
+    ----------
+    ray : module
+        Connected.
+    plan : SweepPlan
+    """
+
+    def __init__(self, ray: ModuleType, plan: SweepPlan) -> None:
+        self._ray = ray
+        self._plan = plan
+        self._content: dict[str, Any] = {}
+        self._cargo = [ray.put(pack(plan, exposable_of(plan), self._put))]
+        self._seats: list[_Seat] = []
+        self._queue: list[Task] = []
+        self._deaths: Counter[object] = Counter()
+        self._unfit: set[str] = set()
+        self._looked_s = -_LOOK_S
+
+    def _put(self, sha256: str, content: Bytes) -> None:
+        self._content[sha256] = self._ray.put(content)
+
+    def frame(self) -> Frame:
+        """Return what is known of the job's nominal rollout, made by one of the actors.
+
+        Raises
+        ------
+        InputError
+            The model does not run, or no actor can be had.
+        """
+        frames: list[Frame] = []
+
+        def keep(found: Frame | Found) -> None:
+            if isinstance(found, Frame):
+                frames.append(found)
+
+        self._run([Task(0, {})], None, keep)
+        return frames[0]
+
+    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
+        """Measure tasks in parts, and hand on what is found.
+
+        Raises
+        ------
+        InputError
+            A session does not run, a task kills its actors, or none is left; what was measured before is kept.
+        """
+
+        def kept(found: Frame | Found) -> None:
+            if not isinstance(found, Frame):
+                keep(found)
+
+        self._hire()
+        self._run(parts_of(self._plan, tasks, max(1, len(self._seats))), frame, kept)
+
+    def close(self) -> None:
+        """Let the actors go."""
+        for seat in self._seats:
+            self._ray.kill(seat.actor)
+        self._seats.clear()
+
+    def _run(self, tasks: Sequence[Task], frame: Frame | None, keep: Callable[[Frame | Found], None]) -> None:
+        self._queue = list(tasks)
+        while self._queue or any(seat.task for seat in self._seats):
+            self._hire()
+            for seat in self._seats:
+                if self._queue and seat.fit and seat.task is None:
+                    self._start(seat, self._queue.pop(self._best(seat)), frame)
+            waiting = {seat.answer: seat for seat in self._seats if seat.answer is not None}
+            if not waiting:
+                raise self._nobody()
+            done, _ = self._ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S)
+            for answer in done:
+                self._advance(waiting[answer], keep)
+
+    def _best(self, seat: _Seat) -> int:
+        """Return the place in the queue of the task that suits a seat: of its session, else of one nobody has open."""
+        others = {s.session for s in self._seats if s is not seat}
+        found = enumerate((t.session != seat.session, t.session in others) for t in self._queue)
+        return min(found, key=lambda place: (place[1], place[0]))[0]
+
+    def _start(self, seat: _Seat, task: Task, frame: Frame | None) -> None:
+        seat.task, seat.session = task, task.session
+        seat.answer = seat.actor.work.options(num_returns="streaming").remote(frame, task)
+
+    def _advance(self, seat: _Seat, keep: Callable[[Frame | Found], None]) -> None:
+        """Take the next answer of a seat."""
+        errors = self._ray.exceptions
+        try:
+            if seat.task is None:
+                self._look_at(seat, self._ray.get(seat.answer))
+                return
+            found = self._ray.get(next(seat.answer))
+        except StopIteration:
+            seat.task = seat.answer = None
+            self._deaths[seat.node] = 0
+            return
+        except errors.RayTaskError as error:
+            if seat.task is not None:
+                raise
+            self._give_up(seat, f"tqs-onnx does not start there ({str(error).splitlines()[-1]})")
+            return
+        except errors.RayError as error:
+            self._bury(seat, error)
+            return
+        if isinstance(found, Refused):
+            raise InputError(found.what, where=found.where, todo=found.todo)
+        keep(found)
+        if not isinstance(found, Frame):
+            seat.task = seat.task.without(found)
+
+    def _look_at(self, seat: _Seat, theirs: dict[str, str]) -> None:
+        """Put an actor to work if its machine is what this one is."""
+        ours = identity(self._plan.run.provider)
+        other = next((name for name, value in ours.items() if theirs.get(name) != value), None)
+        if other is None:
+            seat.fit, seat.answer = True, None
+        else:
+            self._give_up(seat, f"its {other} is {theirs.get(other)!r}, here it is {ours[other]!r}")
+
+    def _give_up(self, seat: _Seat, reason: str) -> None:
+        if seat.node not in self._unfit:
+            _LOG.warning("node %s is not used: %s", self._name(seat.node), reason)
+        self._unfit.add(seat.node)
+        self._dismiss(seat)
+
+    def _bury(self, seat: _Seat, error: Exception) -> None:
+        """Let go of an actor that died, and queue what is left of its task."""
+        self._dismiss(seat)
+        self._looked_s = -_LOOK_S  # another may be hired at once
+        self._deaths[seat.node] += 1
+        if seat.task is not None:
+            key = (seat.task.session, tuple(seat.task.todo))
+            self._deaths[key] += 1
+            _LOG.warning("an actor on node %s died: its task starts again", self._name(seat.node))
+            if self._deaths[key] >= _DEATHS:
+                raise InputError(
+                    f"{_DEATHS} actors died of the same task; what was measured is kept",
+                    where=_names(seat.task),
+                    todo="See Ray's log; if memory ran out, use a smaller `batch` or fewer `workers`",
+                ) from error
+            self._queue.insert(0, seat.task)
+        if self._deaths[seat.node] >= _DEATHS:
+            self._unfit.add(seat.node)
+
+    def _dismiss(self, seat: _Seat) -> None:
+        self._seats.remove(seat)
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.kill(seat.actor)
+
+    def _name(self, node: str) -> str:
+        return next((n["NodeName"] for n in self._ray.nodes() if n["NodeID"] == node), node)
+
+    def _hire(self) -> None:
+        """Fill what room the living nodes have, one seat a node at a time."""
+        now_s = time.monotonic()
+        if self._seats and now_s - self._looked_s < _LOOK_S:
+            return
+        self._looked_s = now_s
+        nodes = [n for n in self._ray.nodes() if n["Alive"] and n["NodeID"] not in self._unfit]
+        nodes.sort(key=lambda n: n["NodeID"])
+        taken = Counter(seat.node for seat in self._seats)
+        most = self._plan.options.workers
+        for rank in range(max((self._room(n) for n in nodes), default=0)):
+            for node in nodes:
+                if most is not None and len(self._seats) >= most:
+                    return
+                if taken[node["NodeID"]] <= rank < self._room(node):
+                    self._seats.append(self._seated(node))
+
+    def _seated(self, node: dict[str, Any]) -> _Seat:
+        near = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        cores, gpus = (1, 1) if self._on_gpu else (self._cores(node), 0)
+        make = self._ray.remote(Actor).options(num_cpus=cores, num_gpus=gpus, scheduling_strategy=near)
+        actor = make.remote(self._cargo, self._content, self._plan.run.threads or cores)
+        return _Seat(actor, node["NodeID"], actor.identity.remote(self._plan.run.provider))
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._plan.run.provider != "cpu"
+
+    def _cores(self, node: dict[str, Any]) -> int:
+        n_cpus = int(node["Resources"].get("CPU", 0))
+        return self._plan.run.threads or max(1, min(_CORES, n_cpus))
+
+    def _room(self, node: dict[str, Any]) -> int:
+        """Return how many actors a node holds when nobody else uses it."""
+        if self._on_gpu:
+            return int(node["Resources"].get("GPU", 0))
+        return int(node["Resources"].get("CPU", 0)) // self._cores(node)
+
+    def _nobody(self) -> InputError:
+        cores = self._plan.run.threads
+        needed = "a GPU" if self._on_gpu else f"{cores} cores" if cores > 1 else "a core"
+        return InputError(
+            f"no node of the Ray cluster that can be used has {needed}; what was measured is kept",
+            where="`engine` ray",
+            todo="Run the same command again when there is one"
+            + (", or with fewer `threads`" if cores > 1 else ""),
+        )
+
+
+def _names(task: Task) -> str:
+    """Return the weights of a task's rollouts, each once."""
+    return ", ".join(dict.fromkeys(w.label for r in task.todo.values() for w in r.weights))
+
+
+@contextlib.contextmanager
+def cluster_crew(plan: SweepPlan) -> Generator[OnCluster]:
+    """Yield a crew on the cluster that a plan's options name.
+
+    Raises
+    ------
+    InputError
+        Ray is not installed, or the cluster cannot be reached.
+    """
+    with connected(plan.options.address) as ray:
+        crew = OnCluster(ray, plan)
+        try:
+            yield crew
+        finally:
+            crew.close()

@@ -1,0 +1,174 @@
+"""What an emitted file's weights decode to in the runtime, compared bit for bit with what the plan says.
+
+A weight that is decoded under its own name is fetched by running the nodes that produce it, and nothing else. One that
+is stored for its reader has no such name; it is shown in two ways:
+
+- MatMulNBits: the packed operand and the scales, as the runtime folds them, are unpacked in full; and the operator
+  itself is fed unit vectors, one for every row, or `_MOST_ROWS` spread over them: what comes out is the row.
+- codes gathered first: the nodes from the indices to what the reader gave are run with every index.
+
+What these do not show, a fault that depends on the values that flow, the rollout shows (`verify`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from tqs_onnx.rollout.session import Session, SessionOptions, open_session
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.verification.subject import Subject
+from tqs_passes.encode.nbits import operands, unpacked
+from tqs_passes.encode.weight import Form
+from tqs_passes.errors import GateError
+from tqs_passes.files.model import Model, serialize
+from tqs_passes.files.tensors import tensor_array
+from tqs_passes.graph.decoding import decoding
+from tqs_passes.graph.readers import sole_readers
+from tqs_passes.plan.assigned import reference_weight
+from tqs_passes.plan.plan import Assignment
+
+#: Most bytes of weights decoded at once.
+_DECODE_CHUNK_BYTES = 256 << 20
+#: Most unit vectors fed to one operator, and most values of them at once.
+_MOST_ROWS = 1024
+_PROBE_VALUES = 1 << 22
+
+_STORED_FOR_READER = (Form.NBITS, Form.GATHERED)
+
+
+def check_decoding(subject: Subject, emitted: Model, bed: Testbed) -> int:
+    """Decode every rewritten weight through the runtime; return how many equal the reference bit for bit.
+
+    Raises
+    ------
+    GateError
+        One does not, or one that the plan keeps is not what the source holds.
+    """
+    _check_kept(subject, emitted)
+    probe = _Probe(subject, emitted, bed)
+    planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP or a.same_as is not None]
+    chunk: list[Assignment] = []
+    size = 0
+    for a in planned:
+        if a.form in _STORED_FOR_READER:
+            probe.check_reader(a)
+            continue
+        chunk.append(a)
+        size += int(np.prod(a.shape)) * 4
+        if size >= _DECODE_CHUNK_BYTES:
+            probe.check_named(chunk)
+            chunk, size = [], 0
+    probe.check_named(chunk)
+    return len(planned)
+
+
+def _check_kept(subject: Subject, emitted: Model) -> None:
+    theirs = {t.name: t for t in emitted.proto.graph.initializer}
+    ours = {t.name: t for t in subject.lifted.proto.graph.initializer}
+    for a in subject.plan.assignments:
+        if a.form is not Form.KEEP or a.same_as is not None:
+            continue
+        same = a.weight in theirs and _same_bits(
+            tensor_array(theirs[a.weight], emitted.folder),
+            reference_weight(a, tensor_array(ours[a.weight], subject.lifted.folder)),
+        )
+        if not same:
+            raise GateError(
+                f"weight {a.label!r} is not what the source holds, though the plan keeps it",
+                where=str(subject.emitted),
+            )
+
+
+class _Probe:
+    """Decodes weights of one file."""
+
+    def __init__(self, subject: Subject, emitted: Model, bed: Testbed) -> None:
+        self._subject, self._emitted, self._bed = subject, emitted, bed
+        self._stored = {t.name: t for t in subject.lifted.proto.graph.initializer}
+        self._made = {out for node in emitted.proto.graph.node for out in node.output}
+        self._readers = sole_readers(subject.lifted.proto.graph)
+
+    def check_named(self, chunk: list[Assignment]) -> None:
+        """Compare weights that are decoded under their own names."""
+        if not chunk:
+            return
+        for a in chunk:
+            if a.weight not in self._made:
+                raise self._not_decoded(a)
+        session = self._session(decoding(self._emitted, [a.weight for a in chunk]))
+        decoded = {name: value.numpy() for name, value in session.run({}).items()}
+        for a in chunk:
+            self._require_equal(a, decoded[a.weight], self._reference(a))
+
+    def check_reader(self, a: Assignment) -> None:
+        """Compare a weight that is stored for its reader."""
+        if a.form is Form.NBITS:
+            self._check_packed(a)
+        else:
+            self._check_gathered(a)
+
+    def _check_packed(self, a: Assignment) -> None:
+        node = next((n for n in self._emitted.proto.graph.node if operands(n)[:1] == (a.weight,)), None)
+        if node is None:
+            raise self._not_decoded(a)
+        reference = self._reference(a)
+        across = reference.T if _columns(self._readers[a.weight]) == 1 else reference  # [N, K]
+        session = self._session(decoding(self._emitted, operands(node)))
+        packed, scales = (value.numpy() for value in session.run({}, operands(node)).values())
+        self._require_equal(a, unpacked(packed, scales), np.ascontiguousarray(across))
+        k = across.shape[1]
+        fed = onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, ["m", k])
+        session = self._session(decoding(self._emitted, [node.output[0]], fed))
+        rows = np.unique(np.linspace(0, k - 1, min(k, _MOST_ROWS)).astype(np.int64))
+        for some in np.array_split(rows, -(-rows.size * k // _PROBE_VALUES)):
+            units = np.zeros((some.size, k), np.float32)
+            units[np.arange(some.size), some] = 1
+            got = session.run({node.input[0]: session.value(units)})[node.output[0]].numpy()
+            self._require_equal(a, got, np.ascontiguousarray(across[:, some].T))
+
+    def _check_gathered(self, a: Assignment) -> None:
+        reader = self._readers.get(a.weight)
+        if reader is None or reader.output[0] not in self._made:
+            raise self._not_decoded(a)
+        fed = onnx.helper.make_tensor_value_info(reader.input[1], onnx.TensorProto.INT64, ["m"])
+        session = self._session(decoding(self._emitted, [reader.output[0]], fed))
+        indices = np.arange(a.shape[0], dtype=np.int64)
+        got = session.run({reader.input[1]: session.value(indices)})[reader.output[0]].numpy()
+        self._require_equal(a, got, self._reference(a))
+
+    def _reference(self, a: Assignment) -> NDArray[Any]:
+        values = tensor_array(self._stored[a.weight], self._subject.lifted.folder)
+        return reference_weight(a, values, self._subject.codes.get(a.weight))
+
+    def _session(self, proto: onnx.ModelProto) -> Session:
+        options = SessionOptions(threads=self._bed.run.threads)
+        return open_session(
+            serialize(proto), provider=self._bed.provider, options=options, folder=self._emitted.folder
+        )
+
+    def _require_equal(self, a: Assignment, got: NDArray[Any], wanted: NDArray[Any]) -> None:
+        if not _same_bits(got, wanted):
+            raise GateError(
+                f"weight {a.label!r} does not decode to what the plan says", where=str(self._subject.emitted)
+            )
+
+    def _not_decoded(self, a: Assignment) -> GateError:
+        return GateError(
+            f"weight {a.label!r} is not decoded in the file: another plan made it",
+            where=str(self._subject.emitted),
+        )
+
+
+def _columns(reader: onnx.NodeProto) -> int:
+    """Return the axis of the columns in a matrix read by MatMul or Gemm."""
+    turned = reader.op_type == "Gemm" and any(a.name == "transB" and a.i for a in reader.attribute)
+    return 0 if turned else 1
+
+
+def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    left, right = np.ascontiguousarray(a), np.ascontiguousarray(b)
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()

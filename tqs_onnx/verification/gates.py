@@ -1,0 +1,163 @@
+"""Gates: what a file must keep to be released.
+
+A gate is written ``metric[:qualifier…]<=value`` (or ``>=`` for compression) ::
+
+    drift<=0.1                      mean over everything
+    drift:p95<=0.2                  95th percentile over contexts
+    drift:variable=t2m<=0.1         one variable
+    drift:step=4<=0.3               one lead time
+    degradation<=5                  the worst variable, percent
+    degradation:variable=OT<=5      one variable, also with :step=N
+    compression>=8
+
+A gate that cannot be evaluated (no truth, no such variable, not a number) is bad input, never a pass.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from tqs_onnx.verification.evaluate import Drift, TruthError
+from tqs_passes.errors import InputError
+
+_T = TypeVar("_T")
+_FORM = "Write e.g. drift<=0.1, drift:p95<=0.2, degradation:variable=OT<=5, compression>=8"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One condition (see module docstring).
+
+    Parameters
+    ----------
+    text : str
+        As the user wrote it.
+    metric : str
+        `drift`, `degradation` or `compression`.
+    limit : float
+    p95 : bool
+    variable : str or None
+    step : int or None
+        Counted from 1.
+    """
+
+    text: str
+    metric: str
+    limit: float
+    p95: bool = False
+    variable: str | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What gates are held against.
+
+    Parameters
+    ----------
+    drift : Drift
+    truth : dict of str to TruthError
+        Empty without truth.
+    compression : float
+    """
+
+    drift: Drift
+    truth: dict[str, TruthError]
+    compression: float
+
+
+def parse_gate(text: str) -> Gate:
+    """Return the gate a text describes.
+
+    Raises
+    ------
+    InputError
+        It is not of the form above.
+    """
+    sign = ">=" if ">=" in text else "<="
+    head, found, number = text.rpartition(sign)
+    metric, *qualifiers = head.strip().split(":")
+    expected = ">=" if metric == "compression" else "<="
+    if not found or metric not in ("drift", "degradation", "compression") or sign != expected:
+        raise InputError(f"gate {text!r} is not understood", todo=_FORM)
+    fields: dict[str, str] = {}
+    for qualifier in qualifiers:
+        key, equals, value = qualifier.partition("=")
+        takes_value = key in ("variable", "step")
+        if key in fields or bool(equals) != takes_value or bool(value) != takes_value:
+            raise InputError(f"gate {text!r} is not understood", todo=_FORM)
+        fields[key] = value
+    try:
+        limit = float(number)
+        step = int(fields.pop("step")) if "step" in fields else None
+    except ValueError as error:
+        raise InputError(f"gate {text!r} is not understood", todo=_FORM) from error
+    p95 = fields.pop("p95", None) is not None
+    variable = fields.pop("variable", None)
+    one_at_most = metric == "drift" and p95 + (variable is not None) + (step is not None) > 1
+    crossed = (p95 and metric != "drift") or (metric == "compression" and qualifiers)
+    if fields or crossed or one_at_most or not math.isfinite(limit):
+        raise InputError(f"gate {text!r} is not understood", todo=_FORM)
+    return Gate(text, metric, limit, p95, variable, step)
+
+
+def needs_truth(gate: Gate) -> bool:
+    """Whether a gate can only be evaluated where the contexts hold the truth."""
+    return gate.metric == "degradation"
+
+
+def gate_value(gate: Gate, measured: Measured) -> float:
+    """Return the value a gate is held against.
+
+    Raises
+    ------
+    InputError
+        It cannot be evaluated.
+    """
+    value = _value(gate, measured)
+    if math.isnan(value):
+        raise InputError(f"gate {gate.text!r} cannot be evaluated: its value is not a number")
+    return value
+
+
+def _value(gate: Gate, measured: Measured) -> float:
+    if gate.metric == "compression":
+        return measured.compression
+    if gate.metric == "drift":
+        if gate.p95:
+            return measured.drift.p95
+        if gate.step is not None:
+            return _at(measured.drift.per_step, gate)
+        if gate.variable is not None:
+            return _named(measured.drift.per_variable, gate)
+        return measured.drift.total
+    if not measured.truth:
+        raise InputError(f"gate {gate.text!r} cannot be evaluated: the evaluation contexts hold no truth")
+    errors = measured.truth if gate.variable is None else {gate.variable: _named(measured.truth, gate)}
+    if gate.step is None:
+        return max(e.degradation for e in errors.values())
+    return max(_at(e.degradation_per_step, gate) for e in errors.values())
+
+
+def _named(table: Mapping[str, _T], gate: Gate) -> _T:
+    if gate.variable is None or gate.variable not in table:
+        raise InputError(
+            f"gate {gate.text!r} cannot be evaluated: there is no such variable",
+            todo=f"Variables: {', '.join(table)}",
+        )
+    return table[gate.variable]
+
+
+def _at(values: tuple[float, ...], gate: Gate) -> float:
+    assert gate.step is not None
+    if not 1 <= gate.step <= len(values):
+        raise InputError(f"gate {gate.text!r} cannot be evaluated: steps run from 1 to {len(values)}")
+    return values[gate.step - 1]
+
+
+def passes(gate: Gate, value: float) -> bool:
+    """Whether a value keeps the gate's limit."""
+    return value >= gate.limit if gate.metric == "compression" else value <= gate.limit

@@ -1,0 +1,100 @@
+"""The manifest beside an emitted file: what it was made from, how, and what was measured."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tqs_onnx.verification.verify import Verification
+from tqs_onnx.version import VERSION
+from tqs_passes.errors import InputError
+
+_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ortools")
+
+
+class GateResult(BaseModel):
+    """One gate: its text, the value measured, and whether it holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    gate: str
+    value: float
+    passed: bool
+
+
+class Manifest(BaseModel):
+    """The file `manifest.json`.
+
+    Attributes
+    ----------
+    version : int
+    inputs : dict of str to dict of str to str
+        Role (model, rollout, contexts …) to file names and their SHA-256.
+    output : dict of str to str
+        Emitted file names and their SHA-256.
+    versions : dict of str to str
+        Python, this package, and the libraries that decide results.
+    settings : dict
+        The command's options.
+    profile : str
+    licence : str or None
+        Licence of the source model, where its metadata or card state one.
+    plan_sha256 : str
+    verification : Verification
+    gates : tuple of GateResult
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    inputs: dict[str, dict[str, str]]
+    output: dict[str, str]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    profile: str
+    licence: str | None
+    plan_sha256: str
+    verification: Verification
+    gates: tuple[GateResult, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON, two-space indented, keys in schema order, newline at the end."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises
+    ------
+    InputError
+        It cannot be read, or is no manifest of this version.
+    """
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise InputError("is no manifest of this version", where=str(path), todo="Verify again") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of everything that decides results on this machine."""
+    found = {"python": platform.python_version(), "tqs-onnx": VERSION, "platform": sys.platform}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def licence_of(metadata: dict[str, str]) -> str | None:
+    """Return the licence that a model's metadata state, or None."""
+    for key, value in metadata.items():
+        if key.lower().rpartition(".")[2] in ("license", "licence"):
+            return value
+    return None

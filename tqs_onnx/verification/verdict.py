@@ -1,0 +1,72 @@
+"""What a verification means, in words: how much smaller, and how long the forecast stays as good."""
+
+from __future__ import annotations
+
+from tqs_onnx.verification.evaluate import TruthError
+from tqs_onnx.verification.verify import Verification
+
+#: A step whose MAE is larger than that of FP32 by at most this, in percent, is as good.
+AS_GOOD = 1.0
+#: So is a step at which the two forecasts differ by at most this, in standard deviations: where FP32 is nearly
+#: exact, a percentage of its error says nothing.
+CLOSE = 0.01
+
+
+def verdict(v: Verification) -> str:
+    """Return one line about a file: its size, and its forecasts beside those of FP32.
+
+    With a truth, the MAE of the worst variable is compared step by step: a step is as good as FP32 where its MAE is at
+    most 1 % larger, or the forecasts differ by at most 0.01 σ. Without one, the distance to the forecasts of FP32 is
+    told in standard deviations.
+    """
+    smaller = f"{v.compression:.3g} times smaller"
+    drift = v.drift.per_step
+    if not v.truth:
+        return f"{smaller}; {_by_drift(drift)}"
+    name, worst = max(v.truth.items(), key=lambda item: item[1].degradation)
+    return f"{smaller}; {_by_truth(worst, drift, f' in {name}' if len(v.truth) > 1 else '')}"
+
+
+def _by_truth(error: TruthError, drift: tuple[float, ...], where: str) -> str:
+    steps = error.degradation_per_step
+    close = (d <= CLOSE for d in (*drift, *[float("inf")] * (len(steps) - len(drift))))
+    good = _length([e <= AS_GOOD or c for e, c in zip(steps, close, strict=False)])
+    whole = f"MAE {change(error.degradation)} over all steps{where}"
+    n = len(steps)
+    if good == n:
+        return f"as good as FP32 at all {n} steps ({whole})" if n > 1 else f"as good as FP32 ({whole})"
+    if n == 1:
+        return whole
+    last = f"{change(steps[-1])} at step {n}"
+    return f"as good as FP32 to step {good}, {last} ({whole})" if good else f"MAE {last}, {whole}"
+
+
+def _by_drift(steps: tuple[float, ...]) -> str:
+    close = _length([d <= CLOSE for d in steps])
+    n = len(steps)
+    if close == n:
+        return f"its forecasts stay within {CLOSE:g} σ of FP32 at all {n} steps"
+    last = f"{steps[-1]:.2g} σ away at step {n}"
+    if close == 0:
+        return f"its forecasts are {steps[0]:.2g} σ away from FP32 at step 1 and {last}"
+    return f"its forecasts stay within {CLOSE:g} σ of FP32 to step {close} and are {last}"
+
+
+def _length(good: list[bool]) -> int:
+    """Return how many steps there are before the first one that is not good."""
+    return next((i for i, so in enumerate(good) if not so), len(good))
+
+
+def change(percent: float) -> str:
+    """Return a change of MAE in words.
+
+    >>> change(4.96), change(-0.31), change(0.0), change(912.3)
+    ('5.0 % worse', '0.3 % better', 'unchanged', '912 % worse')
+    """
+    size = abs(percent)
+    if size < 0.05:
+        return "unchanged"
+    return f"{size:.0f} % {_WORD[percent > 0]}" if size >= 10 else f"{size:.1f} % {_WORD[percent > 0]}"
+
+
+_WORD = {True: "worse", False: "better"}

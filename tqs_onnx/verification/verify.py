@@ -1,0 +1,246 @@
+"""Verify the file that will be served: not the plan, not a simulation of it.
+
+1. The full ONNX checker accepts it (unless it refused the source as well).
+2. It loads in a session with stock options, as a server would load it.
+3. Every rewritten weight, decoded by the runtime, equals the plan's reference bit for bit; every weight that the plan
+   keeps is stored as in the source.
+4. The FP32 file and the emitted file are rolled out over the same contexts: drift, and every graph output compared.
+5. The FP32 graph fed the reference weights is rolled out too: its distance to the file is what the runtime itself
+   adds (8-bit activations in fused kernels, or a faulty kernel, which decoding alone does not show).
+6. All dead weights at their tier together are confirmed to move nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tqs_onnx.rollout.engine import Trajectory
+from tqs_onnx.rollout.session import Provider
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.verification.decode import check_decoding
+from tqs_onnx.verification.evaluate import Drift, TruthError, measure_drift, measure_truth
+from tqs_onnx.verification.subject import Subject
+from tqs_passes.encode.weight import Form
+from tqs_passes.errors import GateError, InputError
+from tqs_passes.files.checker import checker_complaint
+from tqs_passes.files.model import file_facts, load_model
+from tqs_passes.plan.assigned import fed_weight
+from tqs_passes.plan.plan import Compute
+
+#: Drift between the file and the simulated file that a sound runtime may add, per profile, absolute and as a share
+#: of the file's own drift: `fast` and `small` compute with 8-bit activations, 5e-3 a MatMul, and the
+#: rollout amplifies that.
+_RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5), "small": (0.1, 0.5)}
+#: The same for blocks that compute with 16-bit floats: each value is rounded to 11 or 8 bits (2^-11 and 2^-8 relative,
+#: at most), once an operator, and the rollout amplifies that. A wrong cast shows as a gap of the order of 1.
+_HALF_GAP = {"float16": (0.02, 0.5), "bfloat16": (0.1, 0.5)}
+#: Drift that all dead weights together may cause.
+DEAD_DRIFT_LIMIT = 1e-3
+#: Dead weights that are rolled out by themselves to find those that move.
+_MOST_LOOKED_AT = 32
+
+
+class Verification(BaseModel):
+    """What verification found.
+
+    Attributes
+    ----------
+    bytes_in, bytes_out : int
+    compression, weight_compression : float
+        File over file, and FP32 bytes of the planned weights over their stored bytes.
+    planned_bytes : int
+        Size that the plan predicted.
+    n_decoded : int
+        Weights whose decoding equals the reference bit for bit.
+    drift : Drift
+    predicted_drift : float or None
+    runtime_gap : float
+        Drift between the file and the FP32 graph fed the reference weights.
+    dead_drift : float or None
+        Drift of the FP32 graph with only the dead weights at their tier; None without dead weights.
+    outputs : dict of str to float
+        Every graph output outside the trajectory: ‖Δ‖ / ‖FP32‖.
+    truth : dict of str to TruthError
+        Per variable; empty without truth.
+    n_contexts : int
+    notes : tuple of str
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bytes_in: int
+    bytes_out: int
+    compression: float
+    weight_compression: float
+    planned_bytes: int
+    n_decoded: int
+    drift: Drift
+    predicted_drift: float | None
+    runtime_gap: float
+    dead_drift: float | None
+    outputs: dict[str, float]
+    truth: dict[str, TruthError]
+    n_contexts: int
+    notes: tuple[str, ...] = ()
+
+
+def verify(subject: Subject, bed: Testbed) -> Verification:
+    """Verify an emitted file (see module docstring).
+
+    Parameters
+    ----------
+    subject : Subject
+    bed : Testbed
+        Of the lifted source, with the evaluation contexts and the σ of the scores.
+
+    Raises
+    ------
+    GateError
+        The file does not decode to the plan's weights, the checker refuses it, the runtime computes something else
+        with it, or its dead weights are not dead.
+    InputError
+        A file is missing, does not load, its rollout is not finite, or the plan is for another model.
+    """
+    require_runs(subject.plan.compute, bed.provider)
+    emitted = load_model(subject.emitted)
+    _require_plan_of(subject)
+    notes = _check(subject)
+    n_decoded = check_decoding(subject, emitted, bed)
+    nominal = bed.roll_file(subject.source)
+    ours = bed.roll_file(subject.emitted)
+    compared = nominal.outputs, ours.outputs, bed.spec, bed.contexts
+    drift = measure_drift(*compared, bed.sigma, nominal.time_after)
+    gap, dead = _simulate(subject, bed, ours)
+    _judge(subject, drift, gap, dead)
+    sizes = file_facts(subject.source).n_bytes, file_facts(subject.emitted).n_bytes
+    itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+    stored = sum(w.n_values * itemsize[w.dtype] for w in subject.survey.weights)
+    return Verification(
+        bytes_in=sizes[0],
+        bytes_out=sizes[1],
+        compression=sizes[0] / sizes[1],
+        weight_compression=stored / max(subject.plan.weight_bytes, 1),
+        planned_bytes=subject.plan.n_bytes,
+        n_decoded=n_decoded,
+        drift=drift,
+        predicted_drift=subject.plan.predicted_drift,
+        runtime_gap=gap,
+        dead_drift=dead.drift,
+        outputs=_other_outputs(nominal, ours),
+        truth=measure_truth(*compared, nominal.time_after),
+        n_contexts=bed.contexts.n_contexts,
+        notes=notes,
+    )
+
+
+def require_runs(compute: Compute | None, provider: Provider) -> None:
+    """Refuse to roll out blocks of a type that the provider has no kernels for.
+
+    Raises
+    ------
+    InputError
+        The CPU provider does not compute with bfloat16.
+    """
+    if compute is not None and compute.dtype == "bfloat16" and provider == "cpu":
+        raise InputError(
+            "blocks that compute with bfloat16 cannot be rolled out on the CPU",
+            where="--providers",
+            todo="Give --providers cuda on a machine that has one, or only allocate and emit here",
+        )
+
+
+def _check(subject: Subject) -> tuple[str, ...]:
+    complaint = checker_complaint(subject.emitted)
+    if complaint is None:
+        return ()
+    if checker_complaint(subject.source) is None:
+        raise GateError(f"the ONNX checker refuses the emitted file: {complaint}", where=str(subject.emitted))
+    return (f"the ONNX checker refuses the source and the emitted file: {complaint}",)
+
+
+def _require_plan_of(subject: Subject) -> None:
+    stored = {t.name: tuple(t.dims) for t in subject.lifted.proto.graph.initializer}
+    for a in subject.plan.assignments:
+        if stored.get(a.weight) != a.shape:
+            raise InputError(
+                f"the plan is for another model: weight {a.label!r} of shape {list(a.shape)} is not in it",
+                where=str(subject.source),
+                todo="Give the plan that the file was made by",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Dead:
+    """The drift of all weights scored as dead, None where there is none, and which of them move by themselves."""
+
+    drift: float | None = None
+    movers: tuple[str, ...] = ()
+
+
+def _simulate(subject: Subject, bed: Testbed, ours: Trajectory) -> tuple[float, _Dead]:
+    """Return the runtime gap, and what the dead do: see steps 5 and 6 of the module docstring."""
+    stored = subject.survey.by_name()
+    planned = {
+        a.weight: a
+        for a in subject.plan.assignments
+        if a.form is not Form.KEEP or (a.weight in stored and a.dtype != stored[a.weight].dtype)
+    }
+    weights = tuple(w for w in subject.survey.weights if w.name in planned and w.outputs)
+    if not weights:
+        return 0.0, _Dead()
+    fed = bed.exposed
+    replaced = {
+        w.name: np.asarray(fed_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
+        for w in weights
+    }
+    simulated = fed.run(replaced)
+    gap = bed.drift(simulated, ours)
+    dead = {name: value for name, value in replaced.items() if planned[name].dead}
+    if not dead:
+        return gap, _Dead()
+    drift = bed.drift(fed.run(dead))
+    if drift <= DEAD_DRIFT_LIMIT:
+        return gap, _Dead(drift)
+    looked_at = list(dead)[:_MOST_LOOKED_AT]
+    moved = [n for n in looked_at if bed.drift(fed.run({n: dead[n]})) > DEAD_DRIFT_LIMIT]
+    return gap, _Dead(drift, tuple(planned[n].label for n in moved))
+
+
+def _judge(subject: Subject, drift: Drift, gap: float, dead: _Dead) -> None:
+    absolute, share = _RUNTIME_GAP[subject.plan.profile]
+    compute = subject.plan.compute
+    if compute is not None:
+        absolute, share = (
+            max(pair) for pair in zip((absolute, share), _HALF_GAP[compute.dtype], strict=True)
+        )
+    if gap > absolute + share * drift.total:
+        raise GateError(
+            f"the runtime does not compute with this file what its weights say (drift {gap:.3g} between the two)",
+            where=str(subject.emitted),
+            todo="Use --profile exact, or another runtime version"
+            if compute is None
+            else "Narrow --compute-blocks, or leave --compute out",
+        )
+    if dead.drift is not None and dead.drift > DEAD_DRIFT_LIMIT:
+        named = f": {', '.join(dead.movers)}" if dead.movers else ""
+        raise GateError(
+            f"weights scored as dead move the evaluation contexts (drift {dead.drift:.3g}){named}",
+            where=str(subject.emitted),
+            todo="Score on more varied contexts, and with the --batch that serves it if contexts of a batch mix",
+        )
+
+
+def _other_outputs(nominal: Trajectory, ours: Trajectory) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for name, expected in nominal.other.items():
+        if expected.dtype.kind != "f":
+            result[name] = float(np.mean(expected != ours.other[name]))
+            continue
+        wide = expected.astype(np.float64)
+        norm = float(np.linalg.norm(wide))
+        difference = float(np.linalg.norm(ours.other[name].astype(np.float64) - wide))
+        result[name] = difference / norm if norm > 0 else difference
+    return result
