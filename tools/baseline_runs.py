@@ -36,18 +36,19 @@ from tqs_onnx.allocation.uniform_plan import uniform_choices, uniform_plan
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.data import DataOptions, read_spec
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.refinement.joint_drift import Place, where_of
+from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.refinement.measured_objective import Responder, plan_measured
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
 from tqs_onnx.rollout.distance import n_space, ruler_for
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.assign import Assigned, RoundingOptions, round_plan
-from tqs_onnx.rounding.tune import Tuner, qep_settings
+from tqs_onnx.rounding.tune import qep_settings
 from tqs_onnx.scoring.measure.store import Results
-from tqs_onnx.scoring.score import ScoreOptions, sweep
+from tqs_onnx.scoring.score import score
 from tqs_onnx.verification.evaluate import measure_drift, measure_truth
-from tqs_onnx.verification.verify import Bench, roll_file
 from tqs_passes.grids.scales import FREE_ROUNDINGS, FreeRounding
 from tqs_passes.plan.candidates import Candidate
 from tqs_passes.plan.plan import Plan
@@ -122,30 +123,29 @@ class Table:
     def __init__(self, split: Split, threads: int) -> None:
         source, spec, scoring = split.source, split.spec, split.scoring
         self.split = split
-        scores = sweep(
-            source.lifted, source.survey, spec, scoring, source.sha256, ScoreOptions(threads=threads)
-        )
-        place = Place(source.lifted, source.survey, spec, scoring, scores.sigma, threads=threads)
+        bed = Testbed(source.lifted, source.survey, spec, scoring, RunOptions("cpu", threads=threads))
+        scores = score(bed, source.sha256)
+        bed = bed.scaled(scores.sigma)
         self.requests = {
             r: alike(request_for(source, scores, "exact", DEFAULT_TIERS, rounding=r)) for r in FREE_ROUNDINGS
         }
         self.request = self.requests["unbiased"]
-        self.bench = Bench(spec, split.judging, scores.sigma, threads=threads)
-        self.nominal = roll_file(source.path, self.bench, keep_other=False)
-        where = where_of(place)
-        self.calibration, self.tuner = where.calibration(), Tuner(where)
+        self.judging = bed.on(split.judging)
+        self.nominal = self.judging.roll_file(source.path, keep_other=False)
+        instruments = instruments_on(bed)
+        self.calibration, self.tuner = instruments.calibration, instruments.tuner
         self.responders = {
-            method: Responder(place, RoundingOptions(method), source.sha256, Results(None))
+            method: Responder(instruments, RoundingOptions(method), source.sha256, Results(None))
             for method in ("unbiased", "gptq")
         }
 
     def judged(self, assigned: Assigned) -> Cell:
         """Write a file, roll it out on the judging contexts, and return what it did."""
-        spec, contexts, sigma = self.split.spec, self.split.judging, self.bench.sigma
+        spec, contexts, sigma = self.split.spec, self.split.judging, self.judging.sigma
         with tempfile.TemporaryDirectory(prefix="tqs-study-") as folder:
             file = Path(folder) / "candidate.onnx"
             emit(self.split.source.lifted, assigned.plan, file, assigned.codes)
-            ours = roll_file(file, self.bench, keep_other=False)
+            ours = self.judging.roll_file(file, keep_other=False)
             n_bytes = file.stat().st_size
         time_after = self.nominal.time_after
         drift = measure_drift(self.nominal.outputs, ours.outputs, spec, contexts, sigma, time_after)
@@ -198,8 +198,8 @@ def plan_of(request: Request, chosen: Sequence[Candidate]) -> Plan:
 class Judge:
     """Measures the methods of one cell; those whose figures are there already are not measured again."""
 
-    def __init__(self, table: Table, bits: int, file: Path, say: Say) -> None:
-        self.table, self.bits, self.file, self.say = table, bits, file, say
+    def __init__(self, table: Table, bits: int, file: Path) -> None:
+        self.table, self.bits, self.file = table, bits, file
         self.found: dict[str, Cell] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         self.budget = uniform_plan(table.request, bits).n_bytes
 
@@ -218,14 +218,14 @@ class Judge:
         self.found[name] = {**cell, "rounding": rounding.title, "wall_s": time.perf_counter() - start}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
-        self.say(f"  W{self.bits} {name}: {cell['bytes']} bytes, drift {cell['drift']:.4g}")
+        say(f"  W{self.bits} {name}: {cell['bytes']} bytes, drift {cell['drift']:.4g}")
 
     def tuned(self, name: str, plan: Plan, scales: FreeRounding) -> None:
         """Measure a plan under QEP, at the setting that is best on contexts held out of the calibration."""
         if self.lacks(name):
             settings = qep_settings(RoundingOptions("qep", scales))
-            best, _ = self.table.tuner.best(plan, settings, lambda line: None)
-            self.say(f"  {best.title}")
+            best, _ = self.table.tuner.best(plan, settings)
+            say(f"  {best.title}")
             self.one(name, plan, best)
 
 
@@ -254,7 +254,7 @@ def free_files(judge: Judge) -> None:
         judge.one(f"{objective.value}, {scales}", plan, RoundingOptions(scales))
     if judge.lacks("measured, unbiased"):
         options = PlanOptions(objective=Objective.MEASURED)
-        plan = plan_measured(table.request, budget, options, table.responders["unbiased"], judge.say).plan
+        plan = plan_measured(table.request, budget, options, table.responders["unbiased"]).plan
         judge.one("measured, unbiased", plan, RoundingOptions("unbiased"))
 
 
@@ -264,7 +264,7 @@ def data_files_of(judge: Judge, methods: Sequence[str]) -> None:
     names = [f"measured + {m}" for m in methods]
     if judge.lacks(*names):
         options = PlanOptions(objective=Objective.MEASURED)
-        plan = plan_measured(table.request, judge.budget, options, table.responders["gptq"], judge.say).plan
+        plan = plan_measured(table.request, judge.budget, options, table.responders["gptq"]).plan
         if "gptq" in methods:
             judge.one("measured + gptq", plan, RoundingOptions("gptq"))
         if "gptaq" in methods:
@@ -281,6 +281,10 @@ def controls(judge: Judge) -> None:
     judge.tuned("local + qep", local, "unbiased")
 
 
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -294,9 +298,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
 
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
     for name in given.sets or SETS:
         table: Table | None = None
         for bits in given.bits or WIDTHS:
@@ -307,7 +308,7 @@ def main() -> None:
                     f"{name}: {split.scoring.n_contexts} scoring, {split.judging.n_contexts} judging contexts"
                 )
                 table = Table(split, given.threads)
-            judge = Judge(table, bits, file, say)
+            judge = Judge(table, bits, file)
             uniform_files(judge)
             free_files(judge)
             if given.stage == "choose":

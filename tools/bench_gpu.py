@@ -31,13 +31,15 @@ from tqs_models.pangu.shaped import TINY, PanguShape, build
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import open_session, probe_provider
 from tqs_onnx.rollout.spec.spec import load_spec
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
 from tqs_onnx.scoring.plan.options import Blocks, ScoreOptions
 from tqs_onnx.scoring.plan.probe import Probe, ProbeKind
 from tqs_onnx.scoring.plan.sweep_plan import plan_sweep
-from tqs_onnx.scoring.score import sweep
+from tqs_onnx.scoring.score import score
 from tqs_passes.files.model import Model
 from tqs_passes.files.save import save_model
 from tqs_passes.weights import Origin
@@ -127,21 +129,21 @@ def main() -> int:
     gauss = ScoreOptions(
         probe=Probe(kind=ProbeKind.GAUSS, bits=8, draws=given.draws),
         response_bits=(),
-        provider=given.provider,
-        threads=given.threads,
         blocks=Blocks("stored:8"),
     )
+    run = RunOptions(given.provider, threads=given.threads)
+    bed = Testbed(source.lifted, survey, spec, contexts, run)
     total_s, counted = 0.0, 0
     for options in (gauss, replace(gauss, probe=Probe(kind=ProbeKind.QUANT, bits=8))):
-        plan = plan_sweep(source.lifted, survey, spec, contexts, source.sha256, options)
+        plan = plan_sweep(bed, source.sha256, options)
         keys = [r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t)]
         with Results(given.out / RESULTS_NAME) as results:
             n_kept = len(results.known(keys))
         n = len(keys) - n_kept + plan.n_sessions if n_kept < len(keys) else 0
         start = time.perf_counter()
         with GpuMemory() as memory:
-            scores = sweep(
-                *(source.lifted, survey, spec, contexts, source.sha256, options),
+            scores = score(
+                *(bed, source.sha256, options),
                 lambda done, total, label: print(f"  {done}/{total} {label}", file=sys.stderr, flush=True),
                 store=given.out / RESULTS_NAME,
             )

@@ -25,13 +25,15 @@ from onnx import helper, numpy_helper
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import SessionOptions, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec, load_spec, parse_spec
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.plan.probe import Probe, perturbed
 from tqs_onnx.scoring.plan.strategy import Strategy
 from tqs_onnx.scoring.plan.sweep_plan import plan_sweep
-from tqs_onnx.scoring.score import sweep
+from tqs_onnx.scoring.score import score
 
 WIDTH, HIDDEN, LAYERS, TOKENS = 512, 2048, 6, 16
 REPLACE = """version = 1
@@ -131,18 +133,18 @@ def measure(
     strategy: Strategy | None,
 ) -> Row:
     """Time a sweep with a single quant probe a weight, the bare rollout before and after it, and the naive way."""
-    options = ScoreOptions(response_bits=(), threads=threads, batch=contexts.n_contexts, strategy=strategy)
+    options = ScoreOptions(response_bits=(), strategy=strategy)
+    run = RunOptions("cpu", contexts.n_contexts, threads)
+    bed = Testbed(source.lifted, source.survey, spec, contexts, run)
     session = open_session(source.path, options=SessionOptions(threads=threads))
-    engine = Engine(session, spec, contexts, batch=options.batch)
+    engine = Engine(session, spec, contexts, batch=run.batch)
     engine.run()
     bare = [timed(engine.run) for _ in range(5)]
     swept: list[tuple[float, float]] = []
     for _ in range(repeats):
-        swept.append(
-            timed(lambda: sweep(source.lifted, source.survey, spec, contexts, source.sha256, options))
-        )
+        swept.append(timed(lambda: score(bed, source.sha256, options)))
         bare += [timed(engine.run) for _ in range(5)]
-    plan = plan_sweep(source.lifted, source.survey, spec, contexts, source.sha256, options)
+    plan = plan_sweep(bed, source.sha256, options)
     bare_s, bare_cpu_s = medians(bare)
     sweep_s, sweep_cpu_s = medians(swept)
     naive_s, _ = medians([timed(lambda: naive(source, spec, contexts, threads)) for _ in range(3)])

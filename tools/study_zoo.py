@@ -20,10 +20,10 @@ from zoo_runs import DRAWS, GRIDS, STARTS, ZOO, Study, zoo_module
 from tqs_onnx.inputs.data import DataOptions, read_spec
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.contexts.load import load_contexts
-from tqs_onnx.rollout.injection import ExposedWeights
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import SessionOptions, open_session
+from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.scoring.scores import Scores
-from tqs_onnx.verification.evaluate import measure_drift
 from tqs_passes.grids.grid import grids_for
 from tqs_passes.grids.nearest import quantize
 
@@ -169,16 +169,14 @@ def drift(study: Study, model: str, scores: Scores, names: list[str] | dict[str,
     where = study.contexts(model, "test" if model in GRIDS else study.sets(model)[0])
     spec = read_spec(DataOptions(folder / "rollout.toml", where[0]), source)
     contexts = load_contexts(where[0], spec, source.signature, split="test", limit=where[1])
-    weights = tuple(w for w in source.survey.weights if w.name in set(names))
-    fed = ExposedWeights(source.lifted, weights, spec, contexts, threads=study.threads)
-    nominal = fed.run({})
+    run = RunOptions("cpu", threads=study.threads)
+    bed = Testbed(source.lifted, source.survey, spec, contexts, run, scores.sigma)
     coarse = {
-        w.name: quantize(np.asarray(fed.values(w), np.float32), 1, None, grids_for(1)[0]).decode()
-        for w in weights
+        w.name: quantize(np.asarray(bed.exposed.values(w), np.float32), 1, None, grids_for(1)[0]).decode()
+        for w in bed.weights
+        if w.name in set(names)
     }
-    made = fed.run(coarse)
-    found = measure_drift(nominal.outputs, made.outputs, spec, contexts, scores.sigma, nominal.time_after)
-    return found.total
+    return bed.drift(bed.exposed.run(coarse))
 
 
 def skill() -> str:
