@@ -101,7 +101,7 @@ def test_compare_adds_a_row_per_method_and_width(shell: Shell, tmp_path: Path, c
 def test_quantize_shows_tiers_and_drift_on_stdout(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
     assert main(shell.quantize(tmp_path / "run", "--compression", "2")) == 0
     shown = capsys.readouterr()
-    assert "drift by step:" in shown.out
+    assert "mean absolute error of y by step" in shown.out
     assert "uncorrelated" in shown.out
     assert "score: 5 weights in" in shown.err
 

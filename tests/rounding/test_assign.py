@@ -9,6 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.rollouts import bed_of
+from tests.rounding.published.gptq import gptaq, gptq
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs.baseline import unscored_uniform_plan
 from tqs_onnx.rollout.contexts.context_set import Contexts
@@ -27,6 +28,7 @@ from tqs_onnx.rounding.codes_file import codes_digest, read_codes, write_codes
 from tqs_onnx.rounding.tune import DAMPS, STRENGTHS, Tuner, qep_settings
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
+from tqs_passes.grids.grid import Grid
 from tqs_passes.grids.row_tiers import nearest_tier
 from tqs_passes.plan.assigned import round_weight
 from tqs_passes.plan.plan import Assignment, Plan
@@ -350,3 +352,26 @@ def test_the_setting_with_the_least_held_out_drift_is_taken(
     assert [(s.qep_damp, s.qep_strength) for s in settings[1:]] == [(d, s) for d in DAMPS for s in STRENGTHS]
     assert best == min(trials, key=lambda t: t.drift).setting
     assert len(caplog.messages) == len(trials)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("method", ["gptq", "gptaq"])
+def test_a_weight_gets_the_integers_of_the_published_method(
+    opened: tuple[Source, RolloutSpec], bits: int, method: str
+) -> None:
+    """On the scales of rtn and a signed grid, which the published programs use as well."""
+    found, plan = calibration(*opened), plan_of(opened[0], bits)
+    signed = tuple(
+        a.model_copy(update={"grid": Grid.SIGNED, "half_scales": False}) if a.weight == "b" else a
+        for a in plan.assignments
+    )
+    plan = plan.model_copy(update={"assignments": signed})
+    options = RoundingOptions(method, scales="rtn", alpha=0.5)
+    assigned = round_plan(plan, found, options)
+    codes = assigned.codes["b"]
+    before = {"a": decoded_weights(assigned, found.arrays)["a"]}
+    sums = found.statistics("b", before)
+    W, H, D = arrays()["b"].astype(np.float64).T, sums.H[0], sums.D[0]
+    common = {"bits": bits, "act_order": True, "damp": options.damp, "grid": "signed"}
+    theirs = gptq(W, H, **common) if method == "gptq" else gptaq(W, H, D, alpha=0.5, **common)
+    np.testing.assert_array_equal(codes.levels, theirs.codes.T)

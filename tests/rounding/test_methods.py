@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tqs_onnx.rounding import Rounded, gptaq, gptq, qep_correct, rtn
-from tqs_onnx.rounding.uniform import UniformGrid
+from tests.rounding.published.gptq import gptaq, gptq, rtn
+from tests.rounding.published.uniform import Rounded, UniformGrid
+from tqs_onnx.rounding.qep import qep_correct
 from tqs_passes.errors import InputError
 
 BITS = (2, 3, 4, 8)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import click
+import cloup
 
 from tqs_onnx.cli.options import json_option
 from tqs_onnx.cli.show import print_json, print_table
-from tqs_onnx.rollout.session import available_providers, probe_provider
+from tqs_onnx.rollout.session import available_providers, installed_runtimes, probe_provider, resolve_provider
 from tqs_onnx.verification.manifest import versions
 
 
-@click.command("doctor")
+@cloup.command("doctor")
 @json_option
 def command(as_json: bool) -> int:
     r"""Open a session on every provider and report which ones really run; exit 1 when not even the CPU does.
@@ -19,14 +20,16 @@ def command(as_json: bool) -> int:
     Example:
       tqs doctor
     """
-    listed = available_providers()
-    found = {name: probe_provider(name) for name in listed}
+    found = {name: probe_provider(name) for name in available_providers()}
     works = found.get("cpu", "missing") is None
+    warnings = _warnings(installed_runtimes())
     if as_json:
         print_json(
             {
                 "versions": versions(),
                 "providers": {n: {"works": e is None, "reason": e} for n, e in found.items()},
+                "auto": resolve_provider("auto"),
+                "warnings": warnings,
             }
         )
         return 0 if works else 1
@@ -37,4 +40,18 @@ def command(as_json: bool) -> int:
         [[n, "yes" if e is None else "no", e or ""] for n, e in found.items()],
         left=3,
     )
+    click.echo(f"--providers auto means {resolve_provider('auto')} here")
+    for warning in warnings:
+        click.echo(f"warning: {warning}")
     return 0 if works else 1
+
+
+def _warnings(runtimes: tuple[str, ...]) -> list[str]:
+    """Return what is wrong with the packages installed."""
+    if len(runtimes) < 2:
+        return []
+    names = " and ".join(runtimes)
+    return [
+        f"{names} are installed together: they share one folder, and which one runs depends on the order of their "
+        f"installation. Remove all of them, then install one: pip uninstall -y {' '.join(runtimes)}"
+    ]

@@ -573,5 +573,7 @@ def flags_by_parameter() -> dict[str, str]:
         for known in (flag.path, flag.path.rpartition(".")[2], flag.key):
             if flag.path != "gates" or known != "gates":
                 found.setdefault(known, name)
-    more = {name: f"--{name}" for name in ("out", "force", "manifest", "scores", "plan", "limit", "grid")}
-    return more | found | {"gates": "--gate", "eval_contexts": "--eval-contexts", "method": "--method"}
+    names = ("out", "force", "manifest", "scores", "plan", "limit", "grid", "name", "method")
+    own = {name: f"--{name}" for name in names}
+    other = {"gates": "--gate", "eval_contexts": "--eval-contexts", "max_batch": "--max-batch"}
+    return found | own | other | {"settings": "--set", "blocks": "--blocks"}

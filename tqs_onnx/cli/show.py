@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
@@ -25,6 +26,8 @@ from rich.text import Text
 
 from tqs_onnx.scoring.score import Progress as Tick
 from tqs_passes.errors import one_line
+
+_LOG = logging.getLogger(__name__)
 
 
 def say(line: str) -> None:
@@ -74,7 +77,7 @@ def progress(what: str) -> Generator[Tick, None, None]:
 
         def tick(done: int, total: int, label: str) -> None:
             if done == total:
-                say(f"{what}: {total} weights in {time.perf_counter() - start:.1f} s")
+                _LOG.info("%s: %d weights in %.1f s", what, total, time.perf_counter() - start)
 
         yield tick
         return

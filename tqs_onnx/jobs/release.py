@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,31 @@ def judge(gates: tuple[Gate, ...], verification: Verification) -> tuple[GateResu
     return tuple(GateResult(gate=g.text, value=v, passed=passes(g, v)) for g, v in values)
 
 
+def input_digests(
+    model: Path, files: Mapping[str, Path], digests: Mapping[str, str]
+) -> dict[str, dict[str, str]]:
+    """Return the SHA-256 of everything that was read, by role and name.
+
+    Parameters
+    ----------
+    model : Path
+        With its external data.
+    files : mapping of str to Path
+        Role to file or folder.
+    digests : mapping of str to str
+        Role to the digest of what was given as a value.
+    """
+    inputs = {"model": file_facts(model).sha256}
+    inputs |= {role: {"(in memory)": digest} for role, digest in digests.items()}
+    inputs |= {role: {path.name: sha256_of_file(path)} for role, path in files.items() if path.is_file()}
+    inputs |= {
+        role: {p.name: sha256_of_file(p) for p in sorted(path.rglob("*")) if p.is_file()}
+        for role, path in files.items()
+        if path.is_dir()
+    }
+    return inputs
+
+
 def manifest_of(
     subject: Subject,
     files: dict[str, Path],
@@ -55,14 +81,7 @@ def manifest_of(
     settings: dict[str, Any],
 ) -> Manifest:
     """Return the manifest of an emitted file; `digests` are those of inputs that were given as values, by role."""
-    inputs = {"model": file_facts(subject.source).sha256}
-    inputs |= {role: {"(in memory)": digest} for role, digest in digests.items()}
-    inputs |= {role: {path.name: sha256_of_file(path)} for role, path in files.items() if path.is_file()}
-    inputs |= {
-        role: {p.name: sha256_of_file(p) for p in sorted(path.rglob("*")) if p.is_file()}
-        for role, path in files.items()
-        if path.is_dir()
-    }
+    inputs = input_digests(subject.source, files, digests)
     return Manifest(
         inputs=inputs,
         output=file_facts(subject.emitted).sha256,

@@ -19,6 +19,7 @@ import logging
 import math
 from collections.abc import Generator, Mapping, Sequence
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +333,13 @@ def probe_provider(provider: Provider) -> str | None:
     except InputError as error:
         return error.what
     return None if doubled.tolist() == [2.0, 2.0] else "it computes 1 + 1 wrongly"
+
+
+def installed_runtimes() -> tuple[str, ...]:
+    """Return the packages that bring onnxruntime; more than one overwrite each other's files."""
+    known = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
+    names = {(d.metadata["Name"] or "").lower().replace("_", "-") for d in distributions()}
+    return tuple(name for name in known if name in names)
 
 
 def runtime_version() -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rounding.calibrate import Calibration, Statistics
 from tqs_onnx.rounding.compensate import Factor, Matrix, compensate, drift_correction, factor
-from tqs_onnx.rounding.gptq import PUBLISHED_BLOCK, qep_correct
+from tqs_onnx.rounding.qep import PUBLISHED_BLOCK, qep_correct
 from tqs_onnx.rounding.view import View
 from tqs_passes.encode.weight import Form, np_dtype
 from tqs_passes.errors import InputError

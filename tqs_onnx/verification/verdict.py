@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tqs_onnx.verification.evaluate import TruthError
+from collections.abc import Mapping
+
+from tqs_onnx.verification.evaluate import Drift, TruthError
 from tqs_onnx.verification.verify import Verification
 
 #: A step whose MAE is larger than that of FP32 by at most this, in percent, is as good.
@@ -19,12 +21,16 @@ def verdict(v: Verification) -> str:
     most 1 % larger, or the forecasts differ by at most 0.01 σ. Without one, the distance to the forecasts of FP32 is
     told in standard deviations.
     """
-    smaller = f"{v.compression:.3g} times smaller"
-    drift = v.drift.per_step
-    if not v.truth:
-        return f"{smaller}; {_by_drift(drift)}"
-    name, worst = max(v.truth.items(), key=lambda item: item[1].degradation)
-    return f"{smaller}; {_by_truth(worst, drift, f' in {name}' if len(v.truth) > 1 else '')}"
+    return verdict_of(v.compression, v.drift, v.truth)
+
+
+def verdict_of(compression: float, drift: Drift, truth: Mapping[str, TruthError]) -> str:
+    """Return the verdict on a file of this compression, drift and errors; see `verdict`."""
+    smaller = f"{compression:.3g} times smaller"
+    if not truth:
+        return f"{smaller}; {_by_drift(drift.per_step)}"
+    name, worst = max(truth.items(), key=lambda item: item[1].degradation)
+    return f"{smaller}; {_by_truth(worst, drift.per_step, f' in {name}' if len(truth) > 1 else '')}"
 
 
 def _by_truth(error: TruthError, drift: tuple[float, ...], where: str) -> str:

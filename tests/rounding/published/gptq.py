@@ -1,4 +1,4 @@
-"""The published methods on their own grids: rtn, GPTQ, GPTAQ and QEP's correction.
+"""The published methods on their own grids, as an oracle: rtn, GPTQ and GPTAQ.
 
 In the order of the published programs: row parameters come from the weight as given, then inputs that are always zero
 (dead: H_dd = 0) get H_dd = 1 and W_d = 0, then static groups, the order by activation, damping (its mean includes
@@ -9,11 +9,7 @@ every correction.
 When (H + damping)⁻¹ has no Cholesky factor the damping is raised tenfold up to 1; when that does not help, or all
 inputs are dead, or H or D is not finite, the matrix is rounded to nearest and `Rounded.fallback` says why.
 
-QEP corrects the weight for errors that come from upstream, before any rounding ::
-
-    W ← W + strength · W D (H + damp · mean(diag H) · I)⁻¹
-
-Sources: GPTQ (Frantar et al. 2023), GPTAQ (Li et al. 2025), QEP (Arai and Ichikawa 2025). NumPy only, float64.
+Sources: GPTQ (Frantar et al. 2023), GPTAQ (Li et al. 2025). NumPy only, float64.
 """
 
 from __future__ import annotations
@@ -23,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tests.rounding.published.uniform import GridName, Parameters, Rounded, UniformGrid
 from tqs_onnx.rounding.compensate import (
     Matrix,
     checked_matrix,
@@ -31,10 +28,8 @@ from tqs_onnx.rounding.compensate import (
     drift_correction,
     factor,
 )
-from tqs_onnx.rounding.uniform import GridName, Parameters, Rounded, UniformGrid
+from tqs_onnx.rounding.qep import PUBLISHED_BLOCK
 from tqs_passes.errors import InputError
-
-PUBLISHED_BLOCK = 128
 
 
 def rtn(
@@ -155,33 +150,6 @@ def gptaq(
     return _rounded(
         np.asarray(W, np.float64), np.asarray(H, np.float64), np.asarray(D, np.float64), alpha, options
     )
-
-
-def qep_correct(
-    W: ArrayLike, H: ArrayLike, D: ArrayLike, *, damp: float = 1.0, strength: float = 0.5
-) -> Matrix:
-    """Return the weight corrected for upstream errors, float64 [out, in] (see module docstring).
-
-    Columns of dead inputs become zero before the correction.
-
-    Raises
-    ------
-    InputError
-        Shapes do not fit, a value is not finite, or the damped H is singular.
-    """
-    w = checked_matrix(np.asarray(W, np.float64))
-    h = checked_statistic(np.asarray(H, np.float64), w.shape[1])
-    d = checked_statistic(np.asarray(D, np.float64), w.shape[1])
-    if not (np.isfinite(h).all() and np.isfinite(d).all()):
-        raise InputError("H or D is not finite", todo="Calibrate on other contexts")
-    _clear_dead(w, h)
-    h += damp * np.mean(np.diag(h)) * np.eye(len(h))
-    try:
-        moved = np.linalg.solve(h.T, (w @ d).T).T
-    except np.linalg.LinAlgError as error:
-        raise InputError("the damped H is singular", todo="Use more damping") from error
-    corrected: Matrix = w + strength * moved
-    return corrected
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,184 @@
+"""The float16 control: the whole model converted by onnxconverter-common, measured like any other file.
+
+It has no plan, so there is nothing to decode: the file is checked, loaded in a child process first (the conversion
+cannot see what crashes a runtime), rolled out in a stock session, and compared with the FP32 file.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.baseline import BaselineJob
+from tqs_onnx.jobs.options import job_settings
+from tqs_onnx.jobs.release import input_digests
+from tqs_onnx.jobs.run_directory import refuse_overwriting, removed_on_failure, run_directory, with_data
+from tqs_onnx.rollout.crash_check import require_loadable
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.shown import Shown
+from tqs_onnx.verification.evaluate import Drift, TruthError, measure_drift, measure_truth
+from tqs_onnx.verification.gates import Measured, gate_value, parse_gate, passes
+from tqs_onnx.verification.manifest import GateResult, versions
+from tqs_onnx.verification.verdict import verdict_of
+from tqs_passes.files.atomic import write_text
+from tqs_passes.files.model import file_facts
+from tqs_passes.files.save import save_model
+from tqs_passes.transforms.half_precision.whole import HalfWhole
+
+_LOG = logging.getLogger(__name__)
+#: Reasons that are named in the log.
+_MOST_REASONS = 3
+
+
+class ControlManifest(BaseModel):
+    """The file `control.json`: what the control was made from, and what was measured.
+
+    Attributes
+    ----------
+    inputs, output : dict
+        SHA-256 of what was read and written.
+    versions : dict of str to str
+    settings : dict
+        The job.
+    bytes_in, bytes_out : int
+    drift : Drift
+    truth : dict of str to TruthError
+    gates : tuple of GateResult
+    skipped : dict of str to str
+        Nodes and tensors that the conversion treated otherwise, and why.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    inputs: dict[str, dict[str, str]]
+    output: dict[str, str]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    bytes_in: int
+    bytes_out: int
+    drift: Drift
+    truth: dict[str, TruthError]
+    gates: tuple[GateResult, ...]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Control(Shown):
+    """A float16 control.
+
+    Parameters
+    ----------
+    manifest : ControlManifest
+    emitted, manifest_file : Path
+    wall_s : float
+    """
+
+    manifest: ControlManifest
+    emitted: Path
+    manifest_file: Path
+    wall_s: float
+
+    @property
+    def verdict(self) -> str:
+        """The file in words; see `verdict`."""
+        m = self.manifest
+        return verdict_of(m.bytes_in / m.bytes_out, m.drift, m.truth)
+
+    def facts(self) -> dict[str, str]:
+        """Return the verdict, the sizes, the drift and where the file is."""
+        m = self.manifest
+        return {
+            "verdict": self.verdict,
+            "bytes": f"{m.bytes_in:,} → {m.bytes_out:,}",
+            "drift": f"{m.drift.total:.4g} σ",
+            "file": str(self.emitted),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of `tqs baseline --method fp16 --json`."""
+        m = self.manifest
+        degradation = {name: error.degradation for name, error in m.truth.items()}
+        return {
+            "out": str(self.emitted),
+            "bytes_in": m.bytes_in,
+            "bytes_out": m.bytes_out,
+            "compression": m.bytes_in / m.bytes_out,
+            "drift_measured": m.drift.total,
+            "degradation": {"worst": max(degradation.values(), default=None), **degradation},
+            "manifest": str(self.manifest_file),
+            "wall_s": self.wall_s,
+        }
+
+
+def half_control(job: BaselineJob) -> Control:
+    """Convert a model to float16 as a whole, write it and measure it.
+
+    Parameters
+    ----------
+    job : BaselineJob
+        Its widths, rounding and serving are not used.
+
+    Raises
+    ------
+    InputError
+        The conversion cannot do this model (see `HalfWhole`), the file crashes the runtime, or its rollout is not
+        finite.
+    """
+    start = time.perf_counter()
+    options = job.options
+    source = stages.opened(job.model, options.run, options.roles)
+    data = stages.read(job.data, source, options.gates)
+    name = f"{source.path.stem}.fp16.onnx"
+    emitted, manifest_file = job.out / name, job.out / "control.json"
+    refuse_overwriting([*with_data(emitted), manifest_file], [*source.files, *data.files.values()])
+    with run_directory(job.out, [name, "control.json"], force=job.force) as begin:
+        half = HalfWhole().apply(source.lifted)
+        begin()
+        with removed_on_failure(emitted):
+            save_model(half.model, emitted)
+            bed = stages.bed_of(source, data, options.run)
+            require_loadable(emitted, bed.provider)
+            bed = bed.scaled(bed.sigma).on(data.evaluation)
+            settings = job_settings("baseline fp16", source.path, data.options, job.out, options)
+            manifest = _measured(bed, source.path, emitted, options.gates)
+            manifest = manifest.model_copy(
+                update={
+                    "inputs": input_digests(source.path, data.files, data.digests),
+                    "settings": settings,
+                    "skipped": {skip.what: skip.why for skip in half.skipped},
+                }
+            )
+            write_text(manifest_file, manifest.model_dump_json(indent=2) + "\n")
+    for reason, n in Counter(skip.why for skip in half.skipped).most_common(_MOST_REASONS):
+        _LOG.info("note: %d nodes or tensors: %s", n, reason)
+    return Control(manifest, emitted, manifest_file, time.perf_counter() - start)
+
+
+def _measured(bed: Testbed, source: Path, emitted: Path, gates: tuple[str, ...]) -> ControlManifest:
+    """Roll both files out and compare them."""
+    nominal, ours = bed.roll_file(source, keep_other=False), bed.roll_file(emitted, keep_other=False)
+    compared = nominal.outputs, ours.outputs, bed.spec, bed.contexts
+    drift = measure_drift(*compared, bed.sigma, nominal.time_after)
+    truth = measure_truth(*compared, nominal.time_after)
+    sizes = file_facts(source).n_bytes, file_facts(emitted).n_bytes
+    measured = Measured(drift, truth, sizes[0] / sizes[1])
+    values = [(gate, gate_value(gate, measured)) for gate in map(parse_gate, gates)]
+    return ControlManifest(
+        inputs={},
+        output=file_facts(emitted).sha256,
+        versions=versions(),
+        settings={},
+        bytes_in=sizes[0],
+        bytes_out=sizes[1],
+        drift=drift,
+        truth=truth,
+        gates=tuple(GateResult(gate=g.text, value=v, passed=passes(g, v)) for g, v in values),
+        skipped={},
+    )

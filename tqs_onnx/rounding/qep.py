@@ -1,0 +1,52 @@
+"""QEP's correction: move a weight, before it is rounded, to make up for errors that come from upstream.
+
+    W ← W + strength · W D (H + damp · mean(diag H) · I)⁻¹
+
+with H and D as `calibrate` sums them. Source: QEP (Arai and Ichikawa 2025). NumPy only, float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tqs_onnx.rounding.compensate import Matrix, checked_matrix, checked_statistic
+from tqs_passes.errors import InputError
+
+#: Columns that the published programs of GPTQ and GPTAQ round before they correct the rest.
+PUBLISHED_BLOCK = 128
+
+
+def qep_correct(
+    W: ArrayLike, H: ArrayLike, D: ArrayLike, *, damp: float = 1.0, strength: float = 0.5
+) -> Matrix:
+    """Return the weight corrected for upstream errors, float64 [out, in] (see module docstring).
+
+    Columns of dead inputs become zero before the correction.
+
+    Raises
+    ------
+    InputError
+        Shapes do not fit, a value is not finite, or the damped H is singular.
+    """
+    w = checked_matrix(np.asarray(W, np.float64))
+    h = checked_statistic(np.asarray(H, np.float64), w.shape[1])
+    d = checked_statistic(np.asarray(D, np.float64), w.shape[1])
+    if not (np.isfinite(h).all() and np.isfinite(d).all()):
+        raise InputError("H or D is not finite", todo="Calibrate on other contexts")
+    _clear_dead(w, h)
+    h += damp * np.mean(np.diag(h)) * np.eye(len(h))
+    try:
+        moved = np.linalg.solve(h.T, (w @ d).T).T
+    except np.linalg.LinAlgError as error:
+        raise InputError("the damped H is singular", todo="Use more damping") from error
+    corrected: Matrix = w + strength * moved
+    return corrected
+
+
+def _clear_dead(w: Matrix, h: Matrix) -> NDArray[np.bool_]:
+    """Set H_dd = 1 and W_d = 0 for dead inputs, in place; return which those are."""
+    dead: NDArray[np.bool_] = np.diag(h) == 0
+    h[dead, dead] = 1.0
+    w[:, dead] = 0.0
+    return dead
