@@ -152,8 +152,8 @@ def test_no_items_are_allocated_nothing() -> None:
         ({"costs": (1.0, math.inf, 0.0)}, "a cost is not finite"),
         ({"gamma": math.nan}, "γ is nan"),
         ({"gamma": math.inf}, "γ is inf"),
-        ({"fp32_choice": 3}, "choice 3 of 3"),
-        ({"floor_choice": -1}, "choice -1 of 3"),
+        ({"fp32_choice": 3}, "there is no choice 3 of 3"),
+        ({"floor_choice": -1}, "there is no choice -1 of 3"),
     ],
 )
 def test_a_malformed_item_is_refused_by_name(change: dict[str, object], what: str) -> None:

@@ -205,8 +205,8 @@ def test_the_smallest_budget_that_fits_is_met() -> None:
     ("costs", "sizes", "what"),
     [
         ([[1.0]], [[1], [2]], "1 cost rows but 2 size rows"),
-        ([[1.0, 2.0]], [[1]], "not one row"),
-        ([[]], [[]], "not one row"),
+        ([[1.0, 2.0]], [[1]], "do not form one row"),
+        ([[]], [[]], "do not form one row"),
         ([[math.nan]], [[1]], "not finite"),
         ([[math.inf]], [[1]], "not finite"),
         ([[1e201]], [[1]], "beyond 1e200"),
