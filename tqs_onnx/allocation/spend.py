@@ -1,6 +1,6 @@
 """Spend a byte budget on candidates that share look-up tables.
 
-The knapsack does not know that choices share tables, so the bytes of the tables are reserved. In small files, where
+The knapsack ignores that choices share tables, so the bytes of the tables are reserved. In small files, where
 they matter, the allocator also searches over the kinds of codes that a file may use.
 """
 
@@ -45,7 +45,7 @@ class Found:
 def searched(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found:
     """Return the best allocation over the kinds of codes, (width, grid) and row tiers, that the file may use.
 
-    The knapsack does not know that choices share tables. A kind takes a few hundred bytes, which matters in small
+    The knapsack ignores that choices share tables. A kind takes a few hundred bytes, which matters in small
     models. Their knapsacks are quick, so kinds are dropped and added one at a time while this helps. A file without row
     tiers is always tried as well, so offering them never makes the result worse.
     """

@@ -25,7 +25,7 @@ _STRATA = 1 << 17
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rounded:
-    """A weight rounded with one scale per channel, or with one scale.
+    """A weight rounded with one scale per channel, or with a single scale.
 
     Parameters
     ----------

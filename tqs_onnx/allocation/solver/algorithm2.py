@@ -186,7 +186,7 @@ def allocate(
     smallest_bytes = _bytes(dead, choices) + sum(min(item.sizes) for item in alive)
     if smallest_bytes > budget_bytes:
         raise InfeasibleError(
-            f"the weights need {smallest_bytes} bytes at the least, the budget is {budget_bytes}",
+            f"the weights need at least {smallest_bytes} bytes, but the budget is {budget_bytes}",
             smallest_bytes=smallest_bytes,
             todo="Ask for less compression, or allow smaller tiers",
         )
@@ -273,7 +273,7 @@ def _fp32_warnings(
         let_go = f"{len(wanted) - len(protected)} of {len(wanted)} weights are no longer protected"
         return (f"p_fp32 lowered from {p_fp32:g} to {in_force:.3g} to fit the budget: {let_go}",)
     if p_fp32 > 0 and not protected:
-        return (f"no weight is kept in FP32: none that can be fits within p_fp32 = {p_fp32:g}",)
+        return (f"no weight is kept in FP32: no eligible weight fits within p_fp32 = {p_fp32:g}",)
     return ()
 
 

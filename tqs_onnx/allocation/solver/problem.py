@@ -72,7 +72,7 @@ class Problem:
         smallest = self.smallest_size
         if smallest > self.budget:
             raise InfeasibleError(
-                f"{smallest} bytes are needed at the least, the budget is {self.budget}",
+                f"at least {smallest} bytes are needed, but the budget is {self.budget}",
                 smallest_bytes=smallest,
                 todo="Raise the budget, or allow smaller tiers",
             )
