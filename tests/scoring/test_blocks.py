@@ -113,7 +113,7 @@ def test_a_prefix_is_cut_at_dots_and_slashes() -> None:
     "rule", ["pattern:", "nodes:0", "nodes:x", "prefix:", "chains", "pattern:(", "pattern:no"]
 )
 def test_a_rule_that_is_none_is_refused(tmp_path: Path, rule: str) -> None:
-    with pytest.raises(InputError, match="`blocks`"):
+    with pytest.raises(InputError, match=r"score\.blocks\.rule"):
         _members(tmp_path, rule)
 
 

@@ -32,7 +32,7 @@ class PlanOptions:
     Parameters
     ----------
     objective : Objective or None
-        None: `measured` where integers are chosen by data, else `energy`; see `decided`.
+        None: `measured` when data choose the integers, else `energy`; see `decided`.
     solver : {"mckp", "greedy", "greedy-top"}
     p_fp32 : float or None
         Fraction of the FP32 bytes kept by the most sensitive weights; None: 0.02 for the paper's objectives, else 0.
@@ -59,11 +59,11 @@ class PlanOptions:
 
     @property
     def aim(self) -> Objective:
-        """The objective, `energy` where none was decided on."""
+        """The objective; `energy` when none was chosen."""
         return self.objective or Objective.ENERGY
 
     def decided(self, *, by_data: bool) -> PlanOptions:
-        """Return these options with an objective: `measured` by default where integers are chosen by data."""
+        """Return these options with an objective: by default `measured` when data choose the integers."""
         usual = Objective.MEASURED if by_data else Objective.ENERGY
         return replace(self, objective=self.objective or usual)
 

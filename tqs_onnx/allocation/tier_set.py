@@ -90,12 +90,12 @@ def parse_rule(text: str, option: str) -> TierRule:
 
     Examples
     --------
-    >>> parse_rule("head.*=INT8,FP16", "--pin").tiers
+    >>> parse_rule("head.*=INT8,FP16", "pin").tiers
     (<Tier.FP16: 'FP16'>, <Tier.INT8: 'INT8'>)
     """
     pattern, sign, tiers = text.rpartition("=")
     if not sign or not pattern:
-        raise InputError(f"{option} {text!r} is not a rule", todo=f"Write e.g. {option} 'head.*=INT8'")
+        raise InputError(f"`{option}` {text!r} is not a rule", todo=f"Write e.g. `{option}` 'head.*=INT8'")
     return TierRule(pattern, parse_tiers(tiers))
 
 

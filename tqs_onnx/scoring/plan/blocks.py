@@ -57,7 +57,7 @@ def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Per
     else:
         raise InputError(
             f"{rule!r} is not a rule for blocks",
-            where="`blocks`",
+            where="score.blocks.rule",
             todo="Write pattern:REGEX, nodes:N, nodes:A-B,C-D, stored:N, prefix:DEPTH or auto",
         )
     members: dict[str, list[Weight]] = {}
@@ -73,7 +73,7 @@ def _by_pattern(weights: Iterable[Weight], pattern: str) -> dict[str, str]:
     except re.error as error:
         raise InputError(
             f"pattern {pattern!r} is not a regular expression ({error})",
-            where="`blocks`",
+            where="score.blocks.rule",
             todo="Write e.g. 'pattern:layers\\.\\d+'",
         ) from error
     found = {w.name: regex.search(w.label) for w in weights}
@@ -81,7 +81,9 @@ def _by_pattern(weights: Iterable[Weight], pattern: str) -> dict[str, str]:
     keys = {name: label for name, label in labels.items() if label}
     if not keys:
         raise InputError(
-            f"pattern {pattern!r} matches no weight", where="`blocks`", todo="tqs inspect lists the labels"
+            f"pattern {pattern!r} matches no weight",
+            where="score.blocks.rule",
+            todo="tqs inspect lists the labels",
         )
     return keys
 
@@ -98,7 +100,7 @@ def _by_ranges(graph: onnx.GraphProto, weights: tuple[Weight, ...], text: str) -
         if not a <= b < c:
             raise InputError(
                 f"nodes:{text}: {a}-{b} runs backwards or into the next range",
-                where="`blocks`",
+                where="score.blocks.rule",
                 todo="Write ranges in order that do not overlap, e.g. nodes:0-119,120-245",
             )
     first = _first_readers(graph)
@@ -106,7 +108,7 @@ def _by_ranges(graph: onnx.GraphProto, weights: tuple[Weight, ...], text: str) -
     if not found:
         raise InputError(
             f"nodes:{text} contains no weight",
-            where="`blocks`",
+            where="score.blocks.rule",
             todo=f"The graph has {len(graph.node)} nodes, counted from 0: choose ranges that read weights",
         )
     return found

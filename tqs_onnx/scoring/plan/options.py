@@ -98,7 +98,7 @@ class ScoreOptions:
     strategy: Strategy | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Validate the fields (see Raises)."""
         if any(not 1 <= bits <= 8 for bits in self.response_bits):
             raise InputError(
                 f"`response_bits` must lie between 1 and 8, not {self.response_bits}", todo="Give e.g. 4,2"

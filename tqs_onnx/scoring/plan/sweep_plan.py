@@ -39,7 +39,7 @@ class SweepPlan:
     contexts : Contexts
     options : ScoreOptions
     run : RunOptions
-        Its provider is one that was found, never `auto`.
+        Run options with a resolved provider, never `auto`.
     horizons : tuple of int
     batch : int
         Largest number of contexts in a chunk.
