@@ -45,13 +45,13 @@ def contexts_of(
     Parameters
     ----------
     stored : mapping of str to NDArray
-        First axis context.
+        Arrays by name; the first axis is the context.
     spec : RolloutSpec
     signature : ModelSignature
     where : str
-        What errors name as their place.
+        Location that error messages name.
     limit : int, optional
-        See `load_contexts`; so are the errors.
+        See `load_contexts`, also for the errors.
     """
     inputs = {p.name for p in signature.inputs}
     truth = {k.removeprefix(_TRUTH): a for k, a in stored.items() if k.startswith(_TRUTH) and k not in inputs}

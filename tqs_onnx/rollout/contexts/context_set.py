@@ -198,7 +198,7 @@ def held_out(contexts: Contexts, share: float) -> tuple[Contexts, Contexts]:
 
 
 def contexts_hash(contexts: Contexts) -> str:
-    """Return the SHA-256 of the contexts' arrays and labels, and of the deviations that come with them."""
+    """Return the SHA-256 of the contexts' arrays and labels, and of their standard deviations."""
     sha = hashlib.sha256()
     for name in sorted(contexts.arrays):
         array = np.ascontiguousarray(contexts.arrays[name])
