@@ -1,1 +1,1 @@
-"""Models that come with tqs-onnx, and how PyTorch models become files it can read."""
+"""Models bundled with tqs-onnx, and exporters that turn PyTorch models into ONNX files for it."""

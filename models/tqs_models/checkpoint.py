@@ -1,8 +1,8 @@
 # pyright: basic, reportMissingImports=false
 # mypy: disable-error-code="import-not-found"
-"""Load a checkpoint file into a network of a package, with errors a user can act on.
+"""Load a checkpoint file into a network of a package, with errors that tell the user what to do.
 
-torch and safetensors are imported by the packages' own loaders; importing this module needs neither.
+The packages' own loaders import torch and safetensors; importing this module needs neither.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def load_weights(load: Callable[[str], object], path: Path, what: str) -> None:
     Parameters
     ----------
     load : Callable
-        Takes the path of a file.
+        Loads the file at a path.
     path : Path
     what : str
-        What the file must be, for the message, e.g. ``the model.safetensors of TimesFM-2.5``.
+        Description of the required file for the message, e.g. ``the model.safetensors of TimesFM-2.5``.
 
     Raises
     ------
     InputError
-        There is no such file, or it does not hold the weights of this network.
+        The file does not exist, or does not contain the weights of this network.
     """
     if not path.is_file():
         raise InputError("no such file", where=str(path), todo=f"Give {what}")
@@ -46,7 +46,7 @@ def load_weights(load: Callable[[str], object], path: Path, what: str) -> None:
 
 
 def _damaged() -> tuple[type[Exception], ...]:
-    """Return what safetensors raises for a file that is none, where it is installed."""
+    """Return the exceptions of safetensors for an invalid file, if safetensors is installed."""
     try:
         from safetensors import SafetensorError
     except ImportError:

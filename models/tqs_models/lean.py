@@ -3,14 +3,14 @@
 """Write a PyTorch module as a small, readable ONNX file.
 
     torch.onnx.export (dynamo, opset 18)
-      -> drop metadata, doc strings, value_info           what a file carries for debuggers only
+      -> drop metadata, doc strings, value_info           which only debuggers need
       -> one initializer per constant                     the exporter repeats shapes and axes node by node
       -> short names for values and nodes; weights keep the name of their parameter
       -> check against the module, save
 
-Names survive because the module uses each parameter as it is stored (``x @ weight`` with `weight` [in, out]):
-a transposed or reshaped parameter would be folded into an anonymous constant. torch is imported inside the
-function, so that this package can be imported without it. This module must never import onnxruntime.
+Names survive because the module uses each parameter as stored (``x @ weight`` with `weight` [in, out]): the exporter
+would fold a transposed or reshaped parameter into an anonymous constant. torch is imported inside the function, so
+that this package can be imported without it. This module must never import onnxruntime.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 _Content = tuple[tuple[int, ...], bytes]
 
 TOLERANCE = 1e-4
-"""Largest error of the file against the module, relative to the largest output."""
+"""Largest allowed error of the file against the module, relative to the largest output."""
 
 
 def merge_constants(model: onnx.ModelProto) -> int:
-    """Give equal integer and scalar initializers one name, in place; return how many were dropped.
+    """Give equal integer and scalar initializers one name, in place; return the number of dropped initializers.
 
-    Float tensors with more than one element are parameters or masks and are left alone.
+    Float tensors with more than one element are parameters or masks and stay unchanged.
     """
     seen: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
@@ -57,7 +57,7 @@ def merge_constants(model: onnx.ModelProto) -> int:
 
 
 def strip(model: onnx.ModelProto) -> None:
-    """Take everything from `model` that no runtime reads, and shorten names, in place.
+    """Remove everything that no runtime reads from `model`, and shorten names, in place.
 
     Initializers, inputs and outputs keep their names; other values become ``<operator>_<n>``.
     """
@@ -80,11 +80,11 @@ def strip(model: onnx.ModelProto) -> None:
 
 
 def fold_all_but(model: Any, parameters: Set[str], *, transposes: bool = False) -> None:  # noqa: ANN401
-    """Fold constants in the exporter's `model` (onnx_ir), in place, but no node that reads a parameter.
+    """Fold constants in the exporter's `model` (onnx_ir), in place, except nodes that read a parameter.
 
-    A transposed, gathered or concatenated parameter stays a named initializer with the operator behind it,
-    instead of becoming an anonymous constant. With `transposes`, a Transpose is folded all the same: give the
-    constant its name back with `name_by_content`.
+    A transposed, gathered or concatenated parameter stays a named initializer followed by the operator,
+    instead of becoming an anonymous constant. With `transposes`, a Transpose is folded nevertheless; restore the
+    name of that constant with `name_by_content`.
     """
     from onnxscript import optimizer
 
@@ -93,7 +93,7 @@ def fold_all_but(model: Any, parameters: Set[str], *, transposes: bool = False) 
     def should_fold(node: Any) -> bool | None:  # noqa: ANN401  (onnx_ir ships with the [export] extra)
         reads = any(value is not None and value.name in kept for value in node.inputs)
         if reads and transposes and node.op_type == "Transpose":
-            kept.update(value.name for value in node.outputs)  # what is folded is a parameter still
+            kept.update(value.name for value in node.outputs)  # the folded value is still a parameter
             return None
         return False if reads else None
 
@@ -101,19 +101,19 @@ def fold_all_but(model: Any, parameters: Set[str], *, transposes: bool = False) 
 
 
 def name_by_content(model: onnx.ModelProto, state: Mapping[str, NDArray[np.generic]]) -> list[str]:
-    """Give initializers that hold a tensor of `state`, as it is or transposed, its name, in place.
+    """Give each initializer that equals a tensor of `state`, possibly transposed, its name, in place.
 
     Returns
     -------
     list of str
-        Names in `state` whose content no initializer holds, in order. Of tensors with equal content that the
-        exporter has merged, one gives its name.
+        Names in `state` whose content is in no initializer, in order. If the exporter has merged tensors of equal
+        content, one of their names is used.
     """
     wanted: dict[_Content, list[str]] = {}
     for name, array in state.items():
         for form in (array.T, array) if array.ndim == 2 else (array,):
             names = wanted.setdefault(_content(np.ascontiguousarray(form)), [])
-            if name not in names:  # a symmetric matrix is its own transpose
+            if name not in names:  # a symmetric matrix equals its transpose
                 names.append(name)
     held: set[str] = set()
     taken: set[str] = set()
@@ -155,7 +155,7 @@ def export_named(
     Parameters
     ----------
     module : torch.nn.Module
-        In evaluation mode.
+        A module in evaluation mode.
     examples : mapping of str to torch.Tensor
         The inputs by name, in the order of `module.forward`; the first axis of each becomes the dynamic axis
         "batch", the others stay fixed.
@@ -169,12 +169,12 @@ def export_named(
     Returns
     -------
     onnx.ModelProto
-        What was written.
+        The model as written.
 
     Raises
     ------
     InputError
-        A parameter lost its name, or the file disagrees with the module by more than `TOLERANCE`.
+        A parameter lost its name, or the outputs of file and module differ by more than `TOLERANCE`.
     """
     import torch
 
@@ -204,7 +204,7 @@ def export_named(
         raise InputError(
             f"{len(lost)} parameters lost their names, first {lost[0]}",
             where=str(path),
-            todo="Use each parameter as it is stored, without a transpose or reshape",
+            todo="Use each parameter as stored, without a transpose or reshape",
         )
     for key, value in (properties or {}).items():
         model.metadata_props.add(key=key, value=value)
@@ -217,6 +217,10 @@ def export_named(
     for name, made, want in zip(outputs, results, wanted, strict=True):
         error = float(np.abs(np.asarray(made) - want.numpy()).max() / np.abs(want.numpy()).max())
         if not error <= TOLERANCE:
-            raise InputError(f"output {name} differs from the module by {error:.1e}", where=str(path))
+            raise InputError(
+                f"output {name} differs from the module by {error:.1e}",
+                where=str(path),
+                todo="Use another version of torch",
+            )
     onnx.save_model(model, path)
     return model

@@ -1,4 +1,4 @@
-"""The errors a user can cause, each with what happened, where, and what to do.
+"""The errors that a user can cause; each says what happened, where, and what to do.
 
 The library raises; only the command line turns an error into one line and an exit code.
 """
@@ -25,7 +25,7 @@ class TqsError(Exception):
     what : str
         What is wrong, in a few words.
     where : str
-        File, tensor, node or option it was seen at; may be empty.
+        File, tensor, node or option with the error; may be empty.
     todo : str
         What to do about it; may be empty.
     """
@@ -56,7 +56,7 @@ class GateError(TqsError):
 
 
 class PassError(TqsError):
-    """A graph pass gave a model that is not sound: a fault of ours, exit code 1.
+    """A graph pass returned an invalid model: a bug in tqs-onnx, exit code 1.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class PassError(TqsError):
     before : tuple of str
         Names of the passes that ran before it, in order.
     complaint : str
-        What is wrong with the model it gave.
+        What is wrong with the returned model.
     """
 
     exit_code: ClassVar[int] = 1
@@ -73,8 +73,8 @@ class PassError(TqsError):
     def __init__(self, name: str, before: tuple[str, ...], complaint: str) -> None:
         earlier = f"after {', '.join(before)}" if before else "which ran first"
         super().__init__(
-            f"the pass {name}, {earlier}, gave a model that is not sound: {complaint}",
-            todo="This is a fault of tqs-onnx: report it with the model",
+            f"the pass {name}, {earlier}, returned an invalid model: {complaint}",
+            todo="This is a bug in tqs-onnx: report it with the model",
         )
         self.name = name
         self.before = before

@@ -10,8 +10,8 @@ from tqs_passes.errors import InputError
 class Tier(StrEnum):
     """A precision, from the finest to the coarsest.
 
-    The float tiers are storage types; an integer tier INTb stores b-bit codes and scales. Eq. (A.1.2) calls the
-    bits of tier k b_k; here they are the bits of one stored value, scales not counted.
+    The float tiers are storage types; an integer tier INTb stores b-bit codes and scales. Eq. (A.1.2) writes b_k for
+    the bits of tier k; here they are the bits of one stored value, without scales.
     """
 
     FP64 = "FP64"
@@ -38,11 +38,11 @@ class Tier(StrEnum):
         return self.value.startswith("INT")
 
 
-#: The tier that keeps a weight of this data type as it is stored.
+#: The tier that keeps a weight of this data type unchanged.
 KEEP_TIER = {"float64": Tier.FP64, "float32": Tier.FP32, "float16": Tier.FP16, "bfloat16": Tier.BF16}
 
-#: Tiers offered by default: BF16 is chosen for range, target or on request, for FP16 has 64 times less error
-#: energy at equal bytes.
+#: Tiers offered by default. BF16 is left out because FP16 has 64 times less error energy at equal bytes; it is
+#: chosen only for its range, for a target, or on request.
 DEFAULT_TIERS = (
     Tier.FP32,
     Tier.FP16,
@@ -75,6 +75,6 @@ def parse_tiers(text: str) -> tuple[Tier, ...]:
 
 
 def offered(tiers: tuple[Tier, ...], dtype: str) -> tuple[Tier, ...]:
-    """Return the tiers of `tiers` that store fewer bits than `dtype`, after the tier that keeps it as it is."""
+    """Return the tier that keeps `dtype` unchanged, then the tiers of `tiers` that store fewer bits than it."""
     keep = KEEP_TIER[dtype]
     return (keep, *(t for t in tiers if t.bits < keep.bits))

@@ -1,6 +1,6 @@
-"""What a weight is: one stored float parameter tensor, who reads it, and along which axis its channels lie.
+"""Data types for weights: a weight is one stored float parameter tensor with its readers and its channel axis.
 
-These are the words; `tqs_passes.survey.survey` looks for them in a graph.
+This module defines the types; `tqs_passes.survey.survey` finds the weights of a graph.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import StrEnum
 
 
 class Origin(StrEnum):
-    """Where a weight was stored in the file, before `lift` made it an initializer of the main graph."""
+    """Where the file stored a weight before `lift` made it an initializer of the main graph."""
 
     INITIALIZER = "initializer"
     CONSTANT = "constant"
@@ -19,7 +19,7 @@ class Origin(StrEnum):
 
 
 class Role(StrEnum):
-    """Where in a forecaster a weight works (paper, A.8); see `tqs_passes.survey.roles`."""
+    """The part of a forecaster that a weight belongs to (paper, A.8); see `tqs_passes.survey.roles`."""
 
     INPUT = "io.input"
     OUTPUT = "io.output"
@@ -37,11 +37,11 @@ class Reader:
     op_type, domain : str
         Operator of the consuming node.
     node : str
-        Its name, or `#<index>` in graph order when it has none; bodies as `<outer>/<attribute>/<inner>`.
+        Its name, or `#<index>` in graph order when it has none; inside bodies `<outer>/<attribute>/<inner>`.
     input_index : int
-        Which input of the node.
+        Index of the node input.
     through : tuple of str
-        Operators passed between the weight and the node, in order; empty for a direct reader.
+        Operators between the weight and the node, in order; empty for a direct reader.
     channel_axis : int or None
         Axis of the weight, as stored, along which the node's output channels lie; None when there is none.
     in_body : bool
@@ -66,7 +66,7 @@ class Weight:
     name : str
         Name of the initializer in the lifted graph: the key used everywhere.
     label : str
-        A human name: `name` itself, or one recovered from node scopes when an exporter renamed the weight.
+        Name shown to people: `name` itself, or a name recovered from node scopes when an exporter renamed the weight.
     shape : tuple of int
     dtype : str
         `float32`, `float16`, `bfloat16` or `float64`.
@@ -74,9 +74,9 @@ class Weight:
     readers : tuple of Reader
         In graph order.
     channel_axis : int or None
-        The axis all readers agree on; None when they disagree or there is none.
+        The axis that all readers share; None when they differ or have none.
     outputs : tuple of str
-        Graph outputs that the weight can reach; empty for an unreachable weight.
+        Graph outputs that the weight can influence; empty when there are none.
     duplicate_of : str or None
         Name of the first weight with equal shape, type and content.
     role : Role
@@ -112,7 +112,7 @@ class Excluded:
     shape : tuple of int
     dtype : str
     reason : str
-        Why it is no weight, in words for the user, e.g. ``attention mask: values 0 and -100``.
+        Why it is not a weight, in words for the user, e.g. ``attention mask: values 0 and -100``.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Excluded:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Every stored float tensor of a model, told apart.
+    """Every stored float tensor of a model, classified as a weight or excluded.
 
     Parameters
     ----------

@@ -102,7 +102,7 @@ def test_the_last_protected_are_let_go_where_the_rest_would_not_fit() -> None:
 
 def test_a_fraction_too_small_for_any_weight_is_said() -> None:
     warnings = run(ABC, 460, p_fp32=0.1).warnings
-    assert warnings == ("no weight is kept in FP32: none that can be fits within p_fp32 = 0.1",)
+    assert warnings == ("no weight is kept in FP32: no eligible weight fits within p_fp32 = 0.1",)
 
 
 def test_a_budget_that_does_not_bind_is_said() -> None:
@@ -123,7 +123,7 @@ def test_the_smallest_allocation_still_fits() -> None:
 
 
 def test_an_infeasible_budget_is_refused_with_the_smallest_total() -> None:
-    with pytest.raises(InfeasibleError, match="75 bytes at the least, the budget is 74") as caught:
+    with pytest.raises(InfeasibleError, match="at least 75 bytes, but the budget is 74") as caught:
         run(ABC, 74)
     assert caught.value.smallest_bytes == 75
 
@@ -152,8 +152,8 @@ def test_no_items_are_allocated_nothing() -> None:
         ({"costs": (1.0, math.inf, 0.0)}, "a cost is not finite"),
         ({"gamma": math.nan}, "γ is nan"),
         ({"gamma": math.inf}, "γ is inf"),
-        ({"fp32_choice": 3}, "choice 3 of 3"),
-        ({"floor_choice": -1}, "choice -1 of 3"),
+        ({"fp32_choice": 3}, "there is no choice 3 of 3"),
+        ({"floor_choice": -1}, "there is no choice -1 of 3"),
     ],
 )
 def test_a_malformed_item_is_refused_by_name(change: dict[str, object], what: str) -> None:

@@ -192,7 +192,7 @@ def test_negative_costs_are_minimised_too() -> None:
 
 
 def test_an_infeasible_budget_is_refused_with_the_smallest_size() -> None:
-    with pytest.raises(InfeasibleError, match="8 bytes are needed at the least, the budget is 7") as caught:
+    with pytest.raises(InfeasibleError, match="at least 8 bytes are needed, but the budget is 7") as caught:
         solve(problem_of([[1, 2], [1, 2]], [[5, 9], [3, 4]], 7))
     assert caught.value.smallest_bytes == 8
 
@@ -205,8 +205,8 @@ def test_the_smallest_budget_that_fits_is_met() -> None:
     ("costs", "sizes", "what"),
     [
         ([[1.0]], [[1], [2]], "1 cost rows but 2 size rows"),
-        ([[1.0, 2.0]], [[1]], "not one row"),
-        ([[]], [[]], "not one row"),
+        ([[1.0, 2.0]], [[1]], "do not form one row"),
+        ([[]], [[]], "do not form one row"),
         ([[math.nan]], [[1]], "not finite"),
         ([[math.inf]], [[1]], "not finite"),
         ([[1e201]], [[1]], "beyond 1e200"),

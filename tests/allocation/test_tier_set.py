@@ -37,8 +37,8 @@ def ruled(
 ) -> TierSet:
     return TierSet(
         tiers,
-        tuple(parse_rule(r, "--pin") for r in pins),
-        tuple(parse_rule(r, "--forbid") for r in bans),
+        tuple(parse_rule(r, "pin") for r in pins),
+        tuple(parse_rule(r, "forbid") for r in bans),
     )
 
 
@@ -126,7 +126,7 @@ def test_an_unstable_weight_that_is_pinned_lower_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("text", ["INT8", "=INT8", "W1="])
 def test_a_text_that_is_no_rule_is_refused(text: str) -> None:
     with pytest.raises(InputError):
-        parse_rule(text, "--pin")
+        parse_rule(text, "pin")
 
 
 def free_to_shrink(plan: Plan, request: Request) -> list[str]:

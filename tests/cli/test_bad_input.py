@@ -128,7 +128,7 @@ CASES: list[tuple[Callable[[Case], None], str]] = [
     (not_onnx, "is not an ONNX file"),
     (truncated, "is truncated"),
     (external_missing, "external data file 'w.bin' is missing"),
-    (external_leaving, "leaves the model's folder"),
+    (external_leaving, "is outside the model's folder"),
     (external_short, "external data file 'w.bin' is too short"),
     (unknown_input, "the model has no input 'state'"),
     (unknown_key, "rollout.stepz: unknown key"),
@@ -280,7 +280,7 @@ def test_a_mistyped_command_names_the_one_closest_to_it(capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("option", "said"),
-    [("--plan", "is no plan of this version"), ("--scores", "holds no scores of this version")],
+    [("--plan", "is not a plan of this version"), ("--scores", "holds no scores of this version")],
 )
 def test_a_file_of_another_kind_is_called_what_it_is_not(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, said: str

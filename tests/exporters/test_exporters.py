@@ -227,9 +227,9 @@ def test_the_time_encoding_repeats_after_a_day_for_the_period_of_a_day() -> None
     ("model", "arguments", "what"),
     [
         (timesfm, {"grid": (4, 4)}, "no grid"),
-        (timesfm, {"settings": {"width": "3"}}, "one setting"),
+        (timesfm, {"settings": {"width": "3"}}, "only the setting layers"),
         (timesfm, {"settings": {"layers": "2"}, "checkpoint": Path("f")}, "random weights only"),
-        (aurora, {"grid": (17, 32)}, "no multiple of 4"),
+        (aurora, {"grid": (17, 32)}, "not a multiple of 4"),
         (aurora, {"settings": {"width": "3"}}, "unknown setting"),
         (aurora, {"settings": {"embed_dim": "x"}}, "cannot be 'x'"),
     ],

@@ -234,7 +234,7 @@ def test_the_export_rolls_out_in_our_engine_as_by_hand(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "what"),
-    [({"dim": 25}, "no multiple"), ({"lat": 0}, "at least 1"), ({"depths": (1, -1, 0, 0)}, "at least 1")],
+    [({"dim": 25}, "not a multiple"), ({"lat": 0}, "at least 1"), ({"depths": (1, -1, 0, 0)}, "at least 1")],
 )
 def test_impossible_sizes_are_refused(changes: dict[str, Any], what: str) -> None:
     with pytest.raises(InputError, match=what):

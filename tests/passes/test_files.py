@@ -62,7 +62,7 @@ def arrays(model: Model) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b"", "holds no graph"),
+        (b"", "contains no graph"),
         (b"just some text\n", "is not an ONNX file"),
         (b"{}", "is not an ONNX file"),
         (bytes(range(256)) * 40, "is not an ONNX file"),
@@ -101,7 +101,7 @@ def test_a_missing_file_a_folder_and_an_impossible_name_are_refused(tmp_path: Pa
     for path, said in (
         (tmp_path / "none.onnx", "no such file"),
         (tmp_path, "is not a file"),
-        (tmp_path / ("n" * 5000), "cannot be looked up"),
+        (tmp_path / ("n" * 5000), "cannot be resolved"),
         (tmp_path / "a\0b", "no such file"),
     ):
         with pytest.raises(InputError, match=said):
@@ -129,7 +129,7 @@ def test_a_model_without_an_opset_is_refused(tmp_path: Path) -> None:
     proto = block().proto
     del proto.opset_import[:]
     (tmp_path / "m.onnx").write_bytes(serialize(proto))
-    with pytest.raises(InputError, match="names no opset"):
+    with pytest.raises(InputError, match="imports no opset"):
         load_model(tmp_path / "m.onnx")
 
 
@@ -149,19 +149,19 @@ def test_external_data_are_mapped_and_not_copied(tmp_path: Path) -> None:
     [
         ({"location": "gone.data"}, "is missing"),
         ({"location": "."}, "is missing"),
-        ({"location": ""}, "without a location"),
-        ({"location": "../m.data"}, "leaves the model's folder"),
-        ({"location": "a/../../m.data"}, "leaves the model's folder"),
-        ({"location": "/etc/hostname"}, "leaves the model's folder"),
-        ({"location": "link.data"}, "leaves the model's folder"),
+        ({"location": ""}, "has no location"),
+        ({"location": "../m.data"}, "is outside the model's folder"),
+        ({"location": "a/../../m.data"}, "is outside the model's folder"),
+        ({"location": "/etc/hostname"}, "is outside the model's folder"),
+        ({"location": "link.data"}, "is outside the model's folder"),
         ({"location": "m\0.data"}, "null byte"),
-        ({"location": "n" * 5000}, "cannot be looked up"),
-        ({"location": "round"}, "cannot be looked up|is missing"),
+        ({"location": "n" * 5000}, "cannot be resolved"),
+        ({"location": "round"}, "cannot be resolved|is missing"),
         ({"offset": "4"}, "too short"),
         ({"offset": "-4"}, "too short"),
         ({"offset": "99999999999999999999"}, "too short"),
-        ({"offset": "four"}, "no number"),
-        ({"length": "4.5"}, "no number"),
+        ({"offset": "four"}, "not a number"),
+        ({"length": "4.5"}, "not a number"),
         ({"length": "2396"}, "2396 bytes instead of 2400"),
     ],
 )
@@ -406,7 +406,7 @@ def test_an_error_inside_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write here"):
+    with pytest.raises(InputError, match="cannot write to this folder"):
         save_model(block(), tmp_path / "none" / "m.onnx")
 
 

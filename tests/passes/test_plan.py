@@ -145,7 +145,7 @@ def in_weight(**update: object) -> dict[str, object]:
         (in_weight(form="cast"), "form cast does not decode INT4"),
         (in_weight(form="keep"), "form keep does not decode INT4"),
         (in_weight(form="dq", tier="FP16"), "form dq does not decode FP16"),
-        (in_weight(form="keep", tier="FP16"), "kept as it is"),
+        (in_weight(form="keep", tier="FP16"), "cannot have the tier"),
         (in_weight(dtype="int8"), "data type"),
         (document(assignments=2 * json.loads(plan().to_json())["assignments"]), "assigned twice"),
     ],

@@ -128,12 +128,12 @@ def test_a_limit_thins_evenly(tmp_path):
         ({"x": np.ones((4, 5), np.float32)}, "input 'x' expects [context, 3], got [4, 5]"),
         ({"x": np.ones((4, 1, 3), np.float32)}, "input 'x' expects [context, 3], got [4, 1, 3]"),
         ({"sun": np.ones((4, 1), np.float32)}, "input 'sun' expects [context, step, 1], got [4, 1]"),
-        ({"sun": np.ones((4, 1, 1), np.float32)}, "forcing 'sun' has 1 steps, the rollout has 2"),
+        ({"sun": np.ones((4, 1, 1), np.float32)}, "forcing 'sun' has 1 steps, but the rollout has 2"),
         ({"sun": np.ones((3, 2, 1), np.float32)}, "differ in the number of contexts: 'x' 4, 'sun' 3"),
-        ({"y": np.ones(4)}, "array 'y' belongs to no input of the model"),
-        ({"son": np.ones(4)}, "array 'son' belongs to no input of the model. Did you mean 'sun'?"),
-        ({"truth/z": np.ones((4, 2))}, "truth/z is no output of the trajectory"),
-        ({"truth/y": np.ones(4)}, "truth/y must be numbers [context, time, ...]"),
+        ({"y": np.ones(4)}, "array 'y' is not an input of the model"),
+        ({"son": np.ones(4)}, "array 'son' is not an input of the model. Did you mean 'sun'?"),
+        ({"truth/z": np.ones((4, 2))}, "truth/z is not an output of the trajectory"),
+        ({"truth/y": np.ones(4)}, "truth/y must have numbers and axes [context, time, ...]"),
         ({"truth/y": np.full((4, 2, 3), np.nan)}, "truth/y holds NaN in context 0 at position [0, 0]"),
         ({"series": np.array(["a"])}, "differ in the number of contexts"),
         ({"x": np.full((4, 3), 1e300)}, "input 'x' holds an infinity in context 0"),
@@ -158,7 +158,7 @@ def test_a_missing_array_is_named(tmp_path):
 
 
 def test_no_context_at_all_is_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no context at all"):
+    with pytest.raises(InputError, match="contains no contexts"):
         stored(tmp_path, **arrays(0))
 
 
@@ -199,7 +199,7 @@ def test_a_missing_file_is_an_input_error(tmp_path):
 def test_an_unknown_kind_of_file_is_refused(tmp_path):
     path = tmp_path / "c.parquet"
     path.write_bytes(b"PAR1")
-    with pytest.raises(InputError, match="is no contexts file"):
+    with pytest.raises(InputError, match="is not a contexts file"):
         load_contexts(path, parse_spec(STATE), signature(PORTS))
 
 
@@ -293,11 +293,11 @@ def test_columns_are_chosen_in_the_order_asked_for(tmp_path):
     ("text", "expected"),
     [
         ("", "is empty"),
-        ("a,b\n", "holds no rows"),
+        ("a,b\n", "contains no rows"),
         ("a,b\n1,2\n3\n", "line 3 has 1 cells instead of 2"),
-        ("a,b\n1,2\n3,x\n", "column 'b' holds 'x' in line 3"),
-        ("a,b\n1,2\n3,inf\n", "column 'b' holds 'inf' in line 3"),
-        ("a,b\n1,\n3,\n", "column 'b' has no value at all"),
+        ("a,b\n1,2\n3,x\n", "column 'b' contains 'x' in line 3"),
+        ("a,b\n1,2\n3,inf\n", "column 'b' contains 'inf' in line 3"),
+        ("a,b\n1,\n3,\n", "column 'b' has no values"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, expected):
@@ -417,7 +417,7 @@ def test_masks_start_full_of_their_constant(tmp_path):
         ("[20, 40]", "[20, 25]", "the test rows 20–24 are too few: one window needs 6"),
         ("[20, 40]", "[20, 41]", "[20, 41) does not fit a table of 40 rows"),
         ("[20, 40]", "[30, 20]", "[30, 20) does not fit"),
-        ("[20, 40]", "[0.5, 20]", "fractions lie between 0 and 1"),
+        ("[20, 40]", "[0.5, 20]", "fractions outside 0 to 1"),
         ("test = [20, 40]\n", "", "has no test rows for this table"),
         ("stride = 3", 'stride = 3\ncolumns = ["c"]', "has no column 'c'"),
         ('layout = "series"', 'layout = "table"', "windows of [4, 2] do not fit input 'x'"),
@@ -441,7 +441,7 @@ def test_a_table_needs_windows(tmp_path):
 
 def test_an_input_that_a_table_cannot_give_is_named(tmp_path):
     spec = SERIES.replace("[traj", '[[static]]\ninput = "s"\n[traj')
-    with pytest.raises(InputError, match="gives no values for input 's'"):
+    with pytest.raises(InputError, match="supplies no values for input 's'"):
         windows(table_file(tmp_path), spec=spec, ports="(float[b, n] x, float[b, 1] s) => (float[b, 2] y)")
 
 

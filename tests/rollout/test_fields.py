@@ -176,12 +176,12 @@ def test_validation_and_test_contexts_are_disjoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "what"),
     [
-        ('"msl"]', '"sst"]', "holds no variable 'sst'"),
+        ('"msl"]', '"sst"]', "contains no variable 'sst'"),
         ("[850, 500]", "[850, 300]", "no level 300 hPa"),
         ("levels = [850, 500]\n", "", "an axis of levels"),
         ("step_hours = 6", "step_hours = 4", "steps of 4 h do not fit"),
         ('"2020-01-09"]', '"2020-01-05"]', "too few"),
-        ('"2020-01-09"]', '"next year"]', "are no dates"),
+        ('"2020-01-09"]', '"next year"]', "are not dates"),
         ("history = 2", "history = 3", "do not fit input"),
         ("history = 2", 'history = 2\nunits = ["K", "K"]', "measures pressure"),
         ("static = true", "static = false", "no time axis"),
@@ -290,8 +290,11 @@ def test_a_state_in_other_units_has_no_truth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        ('[[fields.input]]\ninput = "fixed"\nvariables = ["lsm"]\nstatic = true\n', "tables give one input"),
-        ('[[forcing]]\ninput = "more"\n', r"\[fields\] gives no values to a \[\[forcing\]\]"),
+        (
+            '[[fields.input]]\ninput = "fixed"\nvariables = ["lsm"]\nstatic = true\n',
+            "tables name the same input",
+        ),
+        ('[[forcing]]\ninput = "more"\n', r"\[fields\] cannot supply a \[\[forcing\]\]"),
     ],
 )
 def test_fields_that_cannot_be_meant_are_refused(more: str, what: str) -> None:
@@ -303,4 +306,4 @@ def test_a_split_beyond_the_file_is_said_to_be_cut_short(tmp_path: Path) -> None
     path = written(tmp_path, dataset())
     assert loaded(path).notes == ()
     (note,) = loaded(path, text=SPEC.replace("2020-01-09", "2020-03-01")).notes
-    assert "holds 2020-01-01T00 to 2020-01-08T21: fields.test 2020-01-05 to 2020-03-01 is cut short" in note
+    assert "covers 2020-01-01T00 to 2020-01-08T21: fields.test 2020-01-05 to 2020-03-01 is cut short" in note

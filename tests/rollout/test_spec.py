@@ -82,7 +82,11 @@ def test_a_spec_is_read_from_a_file(tmp_path):
             '"append"',
             "feedback[0].mode: Input should be 'replace', 'shift' or 'grow' (got 'append')",
         ),
-        ("axis = 1\nselect", "select", "feedback[0]: axis is needed by shift and grow, and by them only"),
+        (
+            "axis = 1\nselect",
+            "select",
+            "feedback[0]: axis is required for shift and grow, and not allowed for replace",
+        ),
         ("{axis = 2, index = 5}", "{axis = 2}", "needs either index, or start and/or stop"),
         ("{axis = 2, index = 5}", "{axis = 2, index = 5, stop = 6}", "needs either index, or start"),
         (
@@ -93,7 +97,11 @@ def test_a_spec_is_read_from_a_file(tmp_path):
         ("axis = 1\nselect", "axis = 1\nscale = [1, 2]\noffset = [1, 2, 3]\nselect", "different lengths"),
         ("axis = 1\nselect", "axis = 1\nscale = []\nselect", "feedback[0].scale"),
         ("axis = 1\nselect", "axis = 1\nscale = ['a']\nselect", "feedback[0].scale[0]"),
-        ("axis = 1\nselect", "axis = 1\ninto = {axis = 1, stop = 2}\nselect", "into does not go with grow"),
+        (
+            "axis = 1\nselect",
+            "axis = 1\ninto = {axis = 1, stop = 2}\nselect",
+            "into cannot be combined with grow",
+        ),
         (
             "axis = 1\nselect",
             "axis = -1\nselect",
@@ -182,14 +190,14 @@ VARIABLE = '\n[[variable]]\nname = "t2m"\noutput = "forecast"\n'
         ("index = 5}\n[[", "start = 0, stop = 12}\n[[", "[0, 12) lies outside axis 2"),
         ("{axis = 2, index = 5}\n[[", "{axis = 3, index = 5}\n[[", "has no axis 3"),
         ("{axis = 2, index = 5}\n[[", "{axis = 0, index = 5}\n[[", "select cuts the batch axis"),
-        ("index = 5}\n[[", "stop = 1}\n[[", "has another rank than the place it goes to [b, n]"),
+        ("index = 5}\n[[", "stop = 1}\n[[", "differs in rank from its destination [b, n]"),
         ("index = 5}\n[[", "index = 5}\nexpand = [4]\n[[", "expand [4] does not fit"),
         ("batch_axis = 0", "batch_axis = 2", "has no axis 2"),
-        ("batch_axis = 0", "batch_axis = 1", "axis 1 is the batch axis, or none of 'context'"),
-        ("axis = 1\nselect", "axis = 0\nselect", "axis 0 is the batch axis, or none of 'context'"),
-        ("axis = 1\nlength", "axis = 2\nlength", "axis 2 is the batch axis, or none of 'mask'"),
+        ("batch_axis = 0", "batch_axis = 1", "axis 1 is the batch axis, or not an axis of 'context'"),
+        ("axis = 1\nselect", "axis = 0\nselect", "axis 0 is the batch axis, or not an axis of 'context'"),
+        ("axis = 1\nlength", "axis = 2\nlength", "axis 2 is the batch axis, or not an axis of 'mask'"),
         ("time_axis = 1", "time_axis = 0", "time_axis 0 is the batch axis"),
-        ("time_axis = 1", "time_axis = 2", "time_axis 2 is the batch axis, or select takes it away"),
+        ("time_axis = 1", "time_axis = 2", "time_axis 2 is the batch axis, or select removes it"),
         ("time_axis = 1", "time_axis = 7", "has no axis 7"),
         ("length = 500", "length = 513", "fewer values than length 513. Set steps to 5"),
     ],
@@ -209,7 +217,7 @@ def test_a_spec_that_does_not_fit_the_model_is_refused(old, new, expected):
         (VARIABLE + "axis = 2\nindex = 3\n", "axis 2 is the batch or time axis, or cut"),
         (VARIABLE + "axis = 1\nindex = 3\n", "axis 1 is the batch or time axis, or cut"),
         (VARIABLE + "axis = 3\nindex = 3\n", "has no axis 3"),
-        (VARIABLE + "axis = 2\n", "axis and index go together"),
+        (VARIABLE + "axis = 2\n", "axis and index must be given together"),
         (VARIABLE + "scale = 0\n", "variable[0].scale"),
         (VARIABLE.replace("forecast", "head"), "not in the trajectory"),
         (VARIABLE + VARIABLE, "two variables are called 't2m'"),
@@ -259,14 +267,14 @@ def test_a_float_output_does_not_become_an_integer_input():
 
 def test_a_scale_list_must_fit_its_axis():
     text = STATE.replace('"replace"', '"replace"\nscale = [1, 2, 3]')
-    assert "3 values for an axis of 4" in error_of(text, "(float[b, 4] x) => (float[b, 4] y)")
+    assert "has 3 values, but the axis has 4" in error_of(text, "(float[b, 4] x) => (float[b, 4] y)")
 
 
 def test_two_feedbacks_of_one_input_need_parts():
     text = STATE.replace(
         "[trajectory]", '[[feedback]]\noutput = "y"\ninput = "x"\nmode = "replace"\n[trajectory]'
     )
-    assert "give each an into part" in error_of(text, "(float[b, 4] x) => (float[b, 4] y)")
+    assert "give each of them an into part" in error_of(text, "(float[b, 4] x) => (float[b, 4] y)")
 
 
 PARTS = STATE.replace(
@@ -341,7 +349,7 @@ outputs = ["y"]
 
 def test_a_batch_on_another_axis_is_seen_by_its_name() -> None:
     ports = "(float[b, 1, 3] x, float[2, b, 8] h) => (float[b, 1, 3] y, float[2, b, 8] k)"
-    assert "has its batch 'b' on axis 1, others on axis 0" in error_of(LSTM, ports)
+    assert "has its batch 'b' on axis 1, others have it on axis 0" in error_of(LSTM, ports)
     check_spec(parse_spec(LSTM.replace("batch_axis = 0\n", "")), signature(ports))
     first = "(float[b, 1, 3] x, float[b, 2, 8] h) => (float[b, 1, 3] y, float[b, 2, 8] k)"
     check_spec(parse_spec(LSTM), signature(first))
@@ -352,7 +360,7 @@ def test_a_batch_on_another_axis_is_seen_by_its_name() -> None:
 def test_states_without_a_sign_are_not_flipped() -> None:
     text = LSTM.replace("batch_axis = 0", "batch_axis = 0\nflip_invariant = true")
     ports = "(float[b, 3] x, bool[b, 8] h) => (float[b, 3] y, bool[b, 8] k)"
-    assert "flip_invariant negates states, and 'h' bool [b, 8] has no sign" in error_of(text, ports)
+    assert "flip_invariant negates states, but 'h' bool [b, 8] cannot be negative" in error_of(text, ports)
 
 
 def test_a_forcing_in_part_is_not_flipped() -> None:
@@ -360,7 +368,7 @@ def test_a_forcing_in_part_is_not_flipped() -> None:
     text = text.replace(
         'input = "h"\nmode = "replace"', 'input = "h"\nmode = "replace"\ninto = {axis = 1, index = 0}'
     )
-    assert "is a forcing in part" in error_of(text + '[[forcing]]\ninput = "h"\n')
+    assert "part of input 'h' is a forcing" in error_of(text + '[[forcing]]\ninput = "h"\n')
 
 
 def test_a_trajectory_is_not_cut_twice_along_one_axis() -> None:

@@ -83,7 +83,7 @@ def test_contexts_are_chunked_to_the_memory_allowed(case: Case) -> None:
 
 def test_memory_that_holds_no_context_is_refused(tmp_path: Path) -> None:
     source = opened(tmp_path, forecaster())
-    with pytest.raises(InputError, match="more than --max-memory allows"):
+    with pytest.raises(InputError, match="more than `max_memory` allows"):
         scored(source, spec_of(), values(3, 16), max_memory=10_000)
 
 

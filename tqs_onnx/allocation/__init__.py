@@ -1,1 +1,1 @@
-"""Spend the bytes: which weight gets which tier."""
+"""Spend the byte budget: choose the tier of each weight."""

@@ -1,4 +1,4 @@
-"""How many bytes a file may have, asked for in one of three ways."""
+"""The byte budget of a file, given in one of three ways."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tqs_passes.plan.candidates import Menu
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The byte budget of a file; exactly one of the three is given.
+    """The byte budget of a file; at most one of the three is given.
 
     Parameters
     ----------
@@ -25,12 +25,12 @@ class Budget:
         Bytes of the weights in the input file over their bytes in the output file: values, scales, tables, names and
         nodes.
     max_bytes : int or None
-        Most bytes of the output file.
+        Largest size of the output file in bytes.
 
     Raises
     ------
     InputError
-        Several are given, or one is not positive.
+        More than one is given, or one is not positive.
     """
 
     compression: float | None = None
@@ -38,7 +38,7 @@ class Budget:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse several, and what is not positive."""
+        """Refuse more than one budget, and a budget that is not positive."""
         given = self._given()
         if len(given) > 1:
             raise InputError("give one of `compression`, `weight_compression` and `max_bytes`")
@@ -55,7 +55,7 @@ class Budget:
         return {name: value for name, value in named.items() if value is not None}
 
     def require(self) -> None:
-        """Refuse a budget that asks for nothing.
+        """Refuse an empty budget.
 
         Raises
         ------
@@ -71,14 +71,14 @@ class Budget:
         Parameters
         ----------
         menus : sequence of Menu
-            Of every weight of the model.
+            Menus of all weights of the model.
         size : FileSize
-            What the output file holds besides its weights.
+            Content of the output file besides its weights.
 
         Raises
         ------
         InputError
-            The budget asks for nothing.
+            None of the three is given.
         """
         self.require()
         if self.max_bytes is not None:

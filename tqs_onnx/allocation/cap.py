@@ -1,9 +1,9 @@
-"""The paper's FP32 cap (A.5): of a block one representative keeps FP32, at most n in all; the others get 16 bits.
+"""The paper's FP32 cap (A.5): at most n weights keep FP32, one per block; the rest drop to 16 bits.
 
-First the knapsack is solved without a cap. Of the weights and tie groups that it keeps in FP32, the most sensitive of
-each block, and of those the n most sensitive, may keep it; from all others FP32 is taken. In a tie group that may, the
-most sensitive member keeps FP32 and the others get the finest other tier. Then the knapsack is solved again, so that
-the bytes saved are spent. A weight that has no other way to be stored does not count.
+The knapsack is first solved without a cap. Of the weights and tie groups that it keeps in FP32, only the most sensitive
+of each block, and of those only the n most sensitive, may keep it; FP32 is removed from all others. In such a tie
+group the most sensitive member keeps FP32 and the others get the finest other tier. The knapsack is then solved again
+to spend the bytes saved. A weight that can be stored in no other way does not count.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from tqs_passes.errors import InputError
 def capped(
     entries: Sequence[Entry], chosen: Sequence[Bundle], n: int, blocks: Mapping[str, str]
 ) -> list[Entry]:
-    """Return the entries with FP32 left to the representatives only.
+    """Return the entries with FP32 removed from all but the representatives.
 
     Parameters
     ----------
     entries : sequence of Entry
     chosen : sequence of Bundle
         The choice of each entry without a cap.
-    n : int
+        Largest number of weights in FP32.
         Most weights in FP32.
-    blocks : mapping of str to str
+        Maps a weight to the block it was scored with.
         Weight to the block it was scored with.
 
     Raises
@@ -38,7 +38,7 @@ def capped(
         `n` is negative.
     """
     if n < 0:
-        raise InputError(f"--max-fp32 must not be negative, but is {n}")
+        raise InputError(f"is {n}, but must not be negative", where="`max_fp32`", todo="Give 0 or more")
     held = [e for e, b in zip(entries, chosen, strict=True) if _is_kept(b) and _can_do_without(e)]
     held.sort(key=lambda e: (-e.item.gamma, e.item.name))
     first: dict[str, str] = {}
@@ -61,7 +61,7 @@ def _without(entry: Entry) -> Entry:
 
 
 def _represented(entry: Entry) -> Entry:
-    """Return the entry of a tie group whose FP32 choice keeps one member only; a weight by itself as it is."""
+    """Return the entry of a tie group with an FP32 choice that keeps one member only; a single weight unchanged."""
     keep = entry.item.fp32_choice
     if len(entry.menus) == 1 or keep is None:
         return entry

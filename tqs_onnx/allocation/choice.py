@@ -1,8 +1,8 @@
 """One choice of the knapsack: a way to store one weight, or the weights of a tie group, which share a tier.
 
-A tie group is offered every tier that one of its members is offered. A member that lacks the tier (a short vector that
-is smaller as it is than with a scale) takes the next finer way that it has, or its coarsest. Where members have
-several ways in a tier (grids, channel axes), two choices are made of it: of the least error, and of the fewest bytes.
+A tie group is offered every tier that one of its members is offered. A member without that tier (a short vector that
+is smaller unchanged than with a scale) takes its next finer tier, or its coarsest. Where members have several
+candidates in a tier (grids, channel axes), the tier gives two choices: least error, and fewest bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tqs_passes.plan.candidates import Candidate
 from tqs_passes.plan.plan import Assignment
 from tqs_passes.tier import Tier
 
-#: What an assignment says beyond how the weight is stored.
+#: Fields of an assignment that do not describe how the weight is stored.
 _FOUND = frozenset(
     {
         *("label", "block", "rounding", "same_as", "n_bytes"),
@@ -32,9 +32,9 @@ class Bundle:
     Parameters
     ----------
     candidates : tuple of Candidate
-        One or more.
+        One candidate per member.
     tier : Tier
-        Of the choice; members that lack it may be finer.
+        Tier of the choice; members without it may be finer.
     """
 
     candidates: tuple[Candidate, ...]
@@ -42,7 +42,7 @@ class Bundle:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes added to the file, shared tables not counted."""
+        """Bytes added to the file, without shared tables."""
         return sum(c.assignment.n_bytes for c in self.candidates)
 
     @property
@@ -52,12 +52,12 @@ class Bundle:
 
     @property
     def shared(self) -> dict[str, int]:
-        """Bytes of the tables and shapes it shares with others, by key."""
+        """Bytes of the tables and shapes that it shares with others, by key."""
         return {key: size for c in self.candidates for key, size in c.shared.items()}
 
     @property
     def key(self) -> str:
-        """Digest of how its members are stored, whatever the costs and bytes: under it a response is kept."""
+        """Digest of how its members are stored, independent of costs and bytes: the key of its response."""
         return storage_key(c.assignment for c in self.candidates)
 
 
@@ -78,7 +78,7 @@ def tied(offers: Sequence[Sequence[Candidate]]) -> tuple[Bundle, ...]:
     Parameters
     ----------
     offers : sequence of sequence of Candidate
-        What each member is offered.
+        Candidates of each member.
     """
     tiers = {c.assignment.tier for offer in offers for c in offer}
     found: list[Bundle] = []
@@ -93,7 +93,7 @@ def tied(offers: Sequence[Sequence[Candidate]]) -> tuple[Bundle, ...]:
 
 
 def _in_tier(offer: Sequence[Candidate], tier: Tier) -> list[Candidate]:
-    """Return what a member is offered in a tier, else in the next finer one it has, else in its coarsest."""
+    """Return the candidates of a member in a tier, else in its next finer tier, else in its coarsest."""
     order = list(Tier)
     held = sorted({c.assignment.tier for c in offer}, key=order.index)
     finer = [t for t in held if order.index(t) <= order.index(tier)]

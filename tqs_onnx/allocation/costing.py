@@ -1,7 +1,7 @@
-"""What each candidate would cost the forecast.
+"""Predict what each candidate would cost the forecast.
 
-Predicted cost of a candidate: ‖ΔY‖² ≈ A · ‖Q(θ) − θ‖², A the amplification measured by probes of about that size
-(quant probes at 6, 4 and 2 bits unless told otherwise). Predicted drift adds the costs of all weights,
+Predicted cost of a candidate: ‖ΔY‖² ≈ A · ‖Q(θ) − θ‖², where A is the amplification measured by probes of about that
+size (quant probes at 6, 4 and 2 bits by default). The predicted drift adds the costs of all weights,
 sqrt(Σ cost / N), as if their errors were uncorrelated.
 """
 
@@ -27,23 +27,23 @@ _UNKNOWN = (Status.UNPROBED, Status.UNSTABLE)
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """How bytes are spent.
+    """Options for spending the bytes.
 
     Parameters
     ----------
     objective : Objective or None
-        None: `measured` where integers are chosen by data, else `energy`; see `decided`.
+        None: `measured` when data choose the integers, else `energy`; see `decided`.
     solver : {"mckp", "greedy", "greedy-top"}
     p_fp32 : float or None
-        Fraction of the FP32 bytes that the most sensitive weights keep; None: 0.02 for the paper's objectives, else 0.
+        Fraction of the FP32 bytes kept by the most sensitive weights; None: 0.02 for the paper's objectives, else 0.
     gamma_min : float or None
-        Weights scoring at or below it get the bottom tier; None: only dead ones do.
+        Weights with γ at or below it get the lowest tier; None: only dead weights do.
     drop_outputs : bool
-        Outputs outside the trajectory do not matter: off-trajectory weights go to the bottom tier.
+        Ignore outputs outside the trajectory: off-trajectory weights get the lowest tier.
     max_fp32 : int or None
-        Most weights that keep FP32, one of a block; the others get 16 bits (the paper's cap on Pangu).
+        Largest number of weights in FP32, one per block; the others get 16 bits (the paper's cap on Pangu).
     ties : tuple of str
-        Patterns; the weights whose name or label one of them matches get one tier.
+        Patterns; all weights whose name or label matches one of them get the same tier.
     untie : bool
         Weights that were scored as a block may get different tiers.
     """
@@ -59,17 +59,17 @@ class PlanOptions:
 
     @property
     def aim(self) -> Objective:
-        """The objective, `energy` where none was decided on."""
+        """The objective; `energy` when none was chosen."""
         return self.objective or Objective.ENERGY
 
     def decided(self, *, by_data: bool) -> PlanOptions:
-        """Return these options with an objective: `measured` by default where integers are chosen by data."""
+        """Return these options with an objective: by default `measured` when data choose the integers."""
         usual = Objective.MEASURED if by_data else Objective.ENERGY
         return replace(self, objective=self.objective or usual)
 
     @property
     def protected_share(self) -> float:
-        """p_FP32 as it applies."""
+        """`p_fp32` as it takes effect."""
         if self.p_fp32 is not None:
             return self.p_fp32
         return 0.02 if self.aim in (Objective.PAPER, Objective.PAPER_LITERAL) else 0.0
@@ -77,7 +77,7 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A model that is planned: its menus, scores and sizes.
+    """A model to plan: its menus, scores and sizes.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Request:
     profile : {"fast", "exact", "small"}
     serving : Serving
     responses : mapping of str to float
-        Measured ‖ΔY‖² of one context, by `Bundle.key`; infinite where the rollout was not finite.
+        Measured ‖ΔY‖² of one context, by `Bundle.key`; infinite when the rollout was not finite.
     """
 
     menus: tuple[Menu, ...]
@@ -99,10 +99,10 @@ class Request:
 
 
 def amplification(score: WeightScore, error_energy: float, scores: Scores) -> float:
-    """Return A of a weight for an error of this energy: how a rollout answers depends on how hard it is pushed.
+    """Return A of a weight for an error of this energy; A depends on the size of the perturbation.
 
-    Between the probes' sizes ln A is linear in ln ‖δθ‖²; beyond them it is constant. 0 if dead; the largest of all
-    weights when no probe could tell.
+    Between the sizes of the probes ln A is linear in ln ‖δθ‖²; outside them it is constant. A is 0 for a dead weight,
+    and the largest A of all weights when no probe could measure it.
     """
     if score.status in (Status.DEAD, Status.OFF_TRAJECTORY) or error_energy <= 0:
         return 0.0
@@ -117,7 +117,7 @@ def amplification(score: WeightScore, error_energy: float, scores: Scores) -> fl
 
 
 def gamma_of(score: WeightScore, scores: Scores) -> float:
-    """Return γ_task: −inf if dead, the largest of all when the probe could not tell."""
+    """Return γ_task: −inf for a dead weight, the largest of all weights when the probe could not measure it."""
     if score.status in _UNKNOWN:
         return max((s.gamma_task for s in scores.weights if s.gamma_task is not None), default=0.0)
     return -math.inf if score.gamma_task is None else score.gamma_task

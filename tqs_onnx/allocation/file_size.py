@@ -1,4 +1,4 @@
-"""How large a file becomes: exact bytes of chosen candidates, the tables they share, and the smallest file."""
+"""Compute the size of a file: exact bytes of the chosen candidates, their shared tables, and the smallest file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tqs_passes.grids.grid import Grid
 from tqs_passes.grids.row_tiers import part_grid
 from tqs_passes.plan.candidates import Candidate
 
-#: Kind of all row tiers.
+#: The kind of all row tiers.
 ROWS = "rows"
 
 
 @dataclass(frozen=True, slots=True)
 class FileSize:
-    """What a plan's file is made of besides the planned weights.
+    """Bytes of a plan's file besides the planned weights.
 
     Parameters
     ----------
@@ -34,13 +34,13 @@ class FileSize:
     skeleton_graph_bytes: int
 
     def of(self, added: int) -> int:
-        """Return the bytes of the file whose graph holds `added` more bytes."""
+        """Return the bytes of the file when its graph holds `added` more bytes."""
         outside = self.skeleton_bytes - field_size(self.skeleton_graph_bytes)
         return outside + field_size(self.skeleton_graph_bytes + added)
 
 
 def file_bytes(size: FileSize, chosen: Sequence[Candidate]) -> int:
-    """Return the bytes of the file with the chosen candidates, shared tables included."""
+    """Return the bytes of the file with the chosen candidates, including shared tables."""
     return size.of(sum(c.assignment.n_bytes for c in chosen) + shared_bytes(chosen))
 
 
@@ -53,7 +53,7 @@ def shared_bytes(chosen: Sequence[Candidate]) -> int:
 
 
 def smallest(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the candidate of fewest bytes."""
+    """Return the candidate with the fewest bytes."""
     return min(candidates, key=lambda c: c.assignment.n_bytes)
 
 
@@ -64,13 +64,13 @@ def require_feasible(size: FileSize, offers: Sequence[Sequence[Bundle]], max_byt
     ----------
     size : FileSize
     offers : sequence of sequence of Bundle
-        What each weight or tie group may be stored as.
+        Choices of each weight or tie group.
     max_bytes : int
 
     Raises
     ------
     InfeasibleError
-        It carries the smallest size, which is feasible.
+        The smallest file is larger than the budget; the error carries its size, which is feasible.
     """
     smallest, _ = smallest_file(size, offers)
     if smallest > max_bytes:
@@ -83,10 +83,10 @@ def require_feasible(size: FileSize, offers: Sequence[Sequence[Bundle]], max_byt
 
 
 def smallest_file(size: FileSize, offers: Sequence[Sequence[Bundle]]) -> tuple[int, frozenset[str]]:
-    """Return the bytes of the smallest file found, and the kinds of codes it uses.
+    """Return the bytes of the smallest file found, and the kinds of codes that it uses.
 
-    The smallest choice of each weight is not the smallest file where tables outweigh what they save, so kinds are
-    dropped and added one at a time while that helps.
+    The smallest choice of every weight does not give the smallest file when tables need more bytes than they save.
+    Kinds are therefore dropped and added one at a time while this helps.
     """
     every = frozenset(kind for offer in offers for b in offer for kind in kinds_of(b))
 
@@ -102,24 +102,24 @@ def smallest_file(size: FileSize, offers: Sequence[Sequence[Bundle]]) -> tuple[i
 
 
 def kind_starts(every: frozenset[str]) -> list[frozenset[str]]:
-    """Return where a search over kinds of codes starts: all, none, and each alone."""
+    """Return the starting points of a search over kinds of codes: all, none, and each one alone."""
     return [every, frozenset[str](), *(frozenset({kind}) for kind in sorted(every))]
 
 
 def of_kinds(offer: Sequence[Bundle], kinds: frozenset[str]) -> list[Bundle]:
-    """Return what shares no table, or those of these kinds only; all of `offer` where it has no such choice."""
+    """Return the choices that share no table or only tables of these kinds; all of `offer` if there are none."""
     return [b for b in offer if kinds.issuperset(kinds_of(b))] or list(offer)
 
 
 def least_of(offer: Sequence[Bundle]) -> Bundle:
-    """Return the choice of fewest bytes."""
+    """Return the choice with the fewest bytes."""
     return min(offer, key=lambda b: b.n_bytes)
 
 
 def kinds_of(bundle: Bundle) -> frozenset[str]:
-    """Return the kinds of a choice's codes that share tables: width and grid decide which.
+    """Return the kinds of a choice's codes that share tables; width and grid determine the tables.
 
-    Row tiers are of the kinds of their parts, and of one more.
+    Row tiers have the kinds of their parts and one additional kind.
     """
     shared = (c.assignment for c in bundle.candidates if c.shared)
     return frozenset(kind for a in shared if a.grid is not None for kind in _kinds(a.widths, a.grid))

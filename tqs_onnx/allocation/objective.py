@@ -1,15 +1,15 @@
-"""What it costs to store a weight in a tier: the number the knapsack adds up.
+"""Objectives: the cost of storing a weight in a tier, which the knapsack adds up.
 
     energy          A_ℓ · ‖Q_k(θ_ℓ) − θ_ℓ‖²     predicted squared divergence of the trajectory (the default)
-    measured        ‖ΔY‖² of the rollout        its own response to the weight in that tier, rounded as it will be
+    measured        ‖ΔY‖² of the rollout        measured response to the weight in that tier, as it will be rounded
     paper           (γ_ℓ − γ_min) · 2^−b_k      A.1.2 with the shift of A.9
     paper-literal   γ_ℓ · 2^−b_k                A.1.2 as printed
     local           ‖Q_k(θ_ℓ) − θ_ℓ‖²           a control: rounding error without the rollout
 
-`paper-literal` is degenerate: for γ < 0 the fewest bits give the *least* cost, so at any budget every weight
-with a negative score goes to the bottom tier. It is here to reproduce the formula. In `paper` the least
-sensitive weight costs nothing in any tier, so it goes to the bottom tier as well; and neither sees how large
-the rounding error of a weight is. Knows no ONNX and no runtime.
+`paper-literal` is degenerate: for γ < 0 the fewest bits have the *least* cost, so at any budget every weight
+with a negative score gets the lowest tier. It exists to reproduce the formula. In `paper` the least
+sensitive weight costs nothing in any tier, so it gets the lowest tier as well. Neither of them considers the size of
+the weight's rounding error. Uses no ONNX and no runtime.
 """
 
 from __future__ import annotations
@@ -43,43 +43,47 @@ def costs(
 ) -> tuple[NDArray[np.float64], ...]:
     """Return the cost of every weight in every tier. Lower is better; only `paper-literal` can be negative.
 
-    A dead weight (amplification 0, γ = −inf) costs 0 in every tier under the objectives that use that score, so
-    the knapsack gives it its smallest choice. `gamma` and `amplification` are looked at only where the
+    A dead weight (amplification 0, γ = −inf) costs 0 in every tier under objectives that use that score, so
+    the knapsack gives it its smallest choice. `gamma` and `amplification` are read only when the
     objective uses them.
 
     Parameters
     ----------
     objective : Objective
-        Which formula.
+        The formula.
     amplification : NDArray[np.float64] or sequence of NDArray[np.float64]
-        A, squared divergence per squared perturbation, ≥ 0: shape [n], or per weight [K_i] where it depends on the
+        A, squared divergence per squared perturbation, ≥ 0: shape [n], or [K_i] per weight when it depends on the
         size of the error.
     gamma : NDArray[np.float64]
         γ, shape [n]; −inf for dead weights.
     error_energy : sequence of NDArray[np.float64]
         Per weight, ‖Q_k(θ) − θ‖² of each of its tiers, shape [K_i], ≥ 0.
     bits : NDArray[np.float64] or sequence of NDArray[np.float64]
-        Effective bits of the tiers, shape [K] where all weights have the same, else [K_i] per weight.
+        Effective bits of the tiers, shape [K] when all weights have the same tiers, else [K_i] per weight.
 
     Returns
     -------
     tuple of NDArray[np.float64]
-        Per weight the costs, shape [K_i], finite.
+        The costs of each weight, shape [K_i], finite.
 
     Raises
     ------
     InputError
-        When shapes disagree; a score used is NaN or +inf; an amplification or energy is negative or not finite;
+        Shapes disagree; a required score is NaN or +inf; an amplification or energy is negative or not finite;
         or a cost overflows.
     """
     n = len(error_energy)
     bits_of = [bits] * n if isinstance(bits, np.ndarray) else list(bits)
     amps = list(amplification)
     if len(amps) != n or gamma.shape != (n,) or len(bits_of) != n:
-        raise InputError(f"{n} error energies, {len(amps)} amplifications, {gamma.shape} scores")
+        raise InputError(
+            f"{n} error energies, {len(amps)} amplifications and {gamma.shape} scores do not match"
+        )
     for i, (energy, b) in enumerate(zip(error_energy, bits_of, strict=True)):
         if energy.ndim != 1 or b.shape != energy.shape:
-            raise InputError(f"{energy.shape} error energies for {b.shape} tiers", where=f"weight {i}")
+            raise InputError(
+                f"{energy.shape} error energies do not match {b.shape} tiers", where=f"weight {i}"
+            )
         _require(
             bool(np.isfinite(energy).all() and (energy >= 0).all()),
             "an error energy is negative or not finite",
@@ -91,7 +95,7 @@ def costs(
             for i, a in enumerate(amps):
                 valid = bool(np.all(np.isfinite(a) & (a >= 0)))
                 _require(valid and np.shape(a) in ((), bits_of[i].shape), "the amplification is unusable", i)
-            with np.errstate(over="ignore"):  # refused below, by name
+            with np.errstate(over="ignore"):  # refused below, with the weight's index
                 rows = [a * energy for a, energy in zip(amps, error_energy, strict=True)]
         case Objective.LOCAL:
             rows = [energy.astype(np.float64) for energy in error_energy]
@@ -111,7 +115,7 @@ def costs(
 
 
 def _alive(gamma: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which scores are not −inf, shape [n]; NaN and +inf are refused."""
+    """Return which scores are not −inf, shape [n]; refuse NaN and +inf."""
     alive = ~np.isneginf(gamma)
     _require_all(~alive | np.isfinite(gamma), "the score γ is NaN or infinite")
     return alive
@@ -124,4 +128,4 @@ def _require_all(valid: NDArray[np.bool_], what: str) -> None:
 
 def _require(valid: bool, what: str, i: int) -> None:
     if not valid:
-        raise InputError(what, where=f"weight {i}", todo="score the weight again, or leave it out")
+        raise InputError(what, where=f"weight {i}", todo="Score the weight again, or leave it out")

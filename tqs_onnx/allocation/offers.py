@@ -1,8 +1,8 @@
-"""What every weight, or tie group, is offered, and what each choice would cost: the items of the knapsack.
+"""Build the items of the knapsack: the choices of every weight or tie group, and the cost of each choice.
 
-Weights scored as a block are a tie group, as the paper's Pangu has them, and so are those a pattern ties. A block that
-was perturbed as a whole is charged its own amplification at the error energy of all its members; the members of other
-groups are charged one by one.
+Weights scored as a block form a tie group, as in the paper's Pangu runs; so do weights tied by a pattern. A block that
+was perturbed as a whole has its own amplification, applied to the error energy of all its members; in other groups each
+member is charged separately.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 from tqs_passes.plan.candidates import Candidate, Menu
 
-#: Off-trajectory weights keep at least this many bits: nothing measured says they may have fewer.
+#: Off-trajectory weights keep at least this many bits: no measurement shows that they may have fewer.
 OFF_TRAJECTORY_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A weight, or tie group, the choices it is offered, and the knapsack item they make.
+    """A weight or tie group, its choices, and the knapsack item made of them.
 
     Parameters
     ----------
     menus : tuple of Menu
-        Of its members.
+        Menus of its members.
     block : str
-        Name of the tie group; empty for a weight by itself.
+        Name of the tie group; empty for a single weight.
     bundles : tuple of Bundle
         The choices.
     amplifications : tuple of tuple of float
-        Per choice, A of each member; times its error energy, what it is predicted to do to a trajectory.
+        Per choice, A of each member; A times its error energy is its predicted effect on a trajectory.
     item : Item
     """
 
@@ -55,7 +55,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """An entry in the making."""
+    """An entry under construction."""
 
     menus: tuple[Menu, ...]
     scores: tuple[WeightScore, ...]
@@ -64,12 +64,12 @@ class _Unit:
 
 
 def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
-    """Return what every weight or tie group is offered and what each choice costs, by first member in menu order.
+    """Return the choices of every weight or tie group and their costs, by first member in menu order.
 
     Raises
     ------
     InputError
-        A pattern ties nothing, ties overlap, or a weight that must stay as it is may not.
+        A pattern ties nothing, ties overlap, or a rule lowers a weight that must stay unchanged.
     """
     by_name = {s.weight: s for s in request.scores.weights}
     blocks = {} if options.untie else {s.weight: s.block for s in request.scores.weights if s.block}
@@ -121,7 +121,7 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
 
 
 def limited(entry: Entry, kept: Sequence[Bundle]) -> Entry:
-    """Return the entry with only these of its choices."""
+    """Return the entry with only these choices."""
     ids = {id(b) for b in kept}
     left = [i for i, b in enumerate(entry.bundles) if id(b) in ids]
     bundles = tuple(entry.bundles[i] for i in left)
@@ -138,9 +138,9 @@ def limited(entry: Entry, kept: Sequence[Bundle]) -> Entry:
 def offers_before_scoring(
     menus: Sequence[Menu], off_trajectory: frozenset[str], options: PlanOptions
 ) -> list[tuple[Bundle, ...]]:
-    """Return what each weight may be stored as, as far as that is known without scores.
+    """Return the choices of each weight, as far as they are known without scores.
 
-    A budget that is too small for these is too small whatever the scores say: ties only make files larger.
+    A budget that is too small for them is too small for any scores, because ties only make files larger.
     """
     off, alive = Status.OFF_TRAJECTORY, Status.ALIVE
     statuses = [off if m.weight.name in off_trajectory else alive for m in menus]
@@ -148,27 +148,27 @@ def offers_before_scoring(
 
 
 def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate, ...]:
-    """Return the candidates a weight of this status may have.
+    """Return the candidates that a weight of this status may have.
 
     Raises
     ------
     InputError
-        It makes the rollout unstable when rounded, and a rule says that it must be.
+        The weight makes the rollout unstable when rounded, but a rule requires rounding.
     """
     candidates = menu.candidates
     if status is Status.UNSTABLE:
         if candidates[0].assignment.form is not Form.KEEP:
             raise InputError(
                 f"weight {menu.weight.label!r} makes the rollout NaN or infinite when it is rounded",
-                todo="Do not pin it to a lower tier, or forbid its own",
+                todo="Do not `pin` it to a lower tier, and do not `forbid` its own tier",
             )
         return candidates[:1]
     if status is Status.OFF_TRAJECTORY and not options.drop_outputs:
         fine = tuple(c for c in candidates if c.assignment.least_bits >= OFF_TRAJECTORY_BITS)
-        candidates = fine or candidates  # pinned lower
+        candidates = fine or candidates  # it is pinned to a lower tier
     if options.aim in (Objective.PAPER, Objective.PAPER_LITERAL):
-        # These objectives see a tier's bits only: give each tier its best grid, or the worst would be chosen; and no
-        # row tiers, whose bits are no tier's.
+        # These objectives see only a tier's bits: offer only the best grid of each tier, or the worst would be chosen;
+        # and no row tiers, whose bits match no tier.
         best: dict[str, Candidate] = {}
         for c in _of_one_width(candidates):
             held = best.get(c.assignment.tier)
@@ -179,7 +179,7 @@ def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate
 
 
 def _of_one_width(offer: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Return an offer without row tiers: a tier that is named, or shared, has one width."""
+    """Return an offer without row tiers: a tier that is named or shared has one width."""
     return tuple(c for c in offer if not c.assignment.rows)
 
 
@@ -202,7 +202,7 @@ def _total(amplifications: Sequence[float], bundle: Bundle) -> float:
 
 
 def _raised(amplifications: tuple[float, ...], bundle: Bundle, was: float, now: float) -> tuple[float, ...]:
-    """Return amplifications that add up to `now` where they added up to `was`."""
+    """Return amplifications scaled so that their total rises from `was` to `now`."""
     if was > 0:
         return tuple(a * (now / was) for a in amplifications)
     energy = bundle.error_energy
@@ -210,7 +210,7 @@ def _raised(amplifications: tuple[float, ...], bundle: Bundle, was: float, now: 
 
 
 def _kept_choice(bundles: Sequence[Bundle]) -> int | None:
-    """Return the choice in which every member stays as it is stored."""
+    """Return the choice that keeps every member unchanged."""
     kept = (i for i, b in enumerate(bundles) if all(c.assignment.form is Form.KEEP for c in b.candidates))
     return next(kept, None)
 

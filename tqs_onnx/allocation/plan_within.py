@@ -1,4 +1,4 @@
-"""From scores to a plan: which candidates a byte budget buys."""
+"""Turn scores into a plan: choose the candidates that a byte budget allows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MOST_TWIN_ROUNDS = 3
 
 
 def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
-    """Return the plan whose file has at most `max_bytes` bytes and the least predicted cost.
+    """Return the plan with the least predicted cost whose file has at most `max_bytes` bytes.
 
     Raises
     ------
     InfeasibleError
-        No file that small can be written; it carries the smallest size.
+        No file of this size can be written; the error carries the smallest size.
     """
     entries = entries_of(request, options)
     require_feasible(request.size, [e.bundles for e in entries], max_bytes)
@@ -33,7 +33,7 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
         request, _plan(request, searched(request, entries, options, max_bytes), options, max_bytes)
     )
     for _ in range(_MOST_TWIN_ROUNDS):
-        # What equal weights save is spent on a finer plan, as long as that fits.
+        # Spend the bytes that equal weights save on a finer plan while it fits.
         spare = max_bytes - plan.n_bytes
         if not any(a.same_as for a in plan.assignments):
             break

@@ -1,9 +1,9 @@
-"""From responses measured at some choices to what all choices are expected to do: the objective `measured`.
+"""Extend responses measured at some choices to all choices: the objective `measured`.
 
-A choice that was measured costs what was measured. For the others the guess (amplification times error energy) is
-multiplied by what measuring has shown at the same weight: the ratio measured / guessed, linear in its logarithm over
-that of the guess between measured choices, constant beyond them. A weight of which nothing is measured takes the median
-ratio of all. So guesses and measurements can be compared, and what is measured is not favoured for being measured.
+The cost of a measured choice is its measurement. The guess for another choice (amplification times error energy) is
+multiplied by the ratio measured / guessed observed at the same weight: the logarithm of the ratio is linear in that of
+the guess between measured choices and constant outside them. A weight without measurements gets the median ratio of all
+weights. Guesses and measurements are therefore comparable, and a choice gains nothing from being measured.
 NumPy only.
 """
 
@@ -20,16 +20,16 @@ from tqs_onnx.allocation.choice import Bundle
 def expected(
     bundles: Sequence[Sequence[Bundle]], guesses: Sequence[Sequence[float]], responses: Mapping[str, float]
 ) -> list[list[float]]:
-    """Return the ‖ΔY‖² expected of every choice.
+    """Return the expected ‖ΔY‖² of every choice.
 
     Parameters
     ----------
     bundles : sequence of sequence of Bundle
-        Choices, by weight or tie group.
+        Choices of each weight or tie group.
     guesses : sequence of sequence of float
         Predicted ‖ΔY‖² of each choice.
     responses : mapping of str to float
-        Measured, by `Bundle.key`.
+        Measured ‖ΔY‖², by `Bundle.key`.
     """
     if not responses:
         return [list(row) for row in guesses]
@@ -44,12 +44,12 @@ def expected(
 
 
 def offered_finite(bundles: Sequence[Bundle], responses: Mapping[str, float]) -> tuple[Bundle, ...]:
-    """Return the choices without those that made the rollout NaN or infinite; all, where all did."""
+    """Return the choices that kept the rollout finite; all choices when none did."""
     return tuple(b for b in bundles if responses.get(b.key) != math.inf) or tuple(bundles)
 
 
 def _points(guesses: Sequence[float], found: Sequence[float | None]) -> list[tuple[float, float]]:
-    """Return (ln guess, ln ratio) of what was measured, by rising guess."""
+    """Return (ln guess, ln ratio) of the measured choices, by increasing guess."""
     usable = (
         (math.log(guess), math.log(value / guess))
         for guess, value in zip(guesses, found, strict=True)

@@ -1,4 +1,4 @@
-"""Whether a target can serve a plan, asked before anything is written."""
+"""Check that a target can serve a plan before anything is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tqs_passes.graph.names import opset_of
 from tqs_passes.plan.plan import Plan, ServingTarget
 from tqs_passes.plan.targets import refusals, require_computes
 
-#: Refused weights named in one line.
+#: Largest number of refused weights named in a message.
 _MOST_SHOWN = 5
 
 
@@ -18,7 +18,7 @@ def require_served(plan: Plan, source: Source, target: ServingTarget) -> None:
     Raises
     ------
     InputError
-        It names every weight that cannot be served, and why.
+        The target cannot serve some weights; the message names them and the reasons.
     """
     require_computes(plan.compute, target)
     opset = plan.opset or opset_of(source.lifted.proto)
@@ -28,8 +28,8 @@ def require_served(plan: Plan, source: Source, target: ServingTarget) -> None:
         more = f"; and {len(found) - _MOST_SHOWN} more" if len(found) > _MOST_SHOWN else ""
         raise InputError(
             f"{target.value} cannot serve {len(found)} of {len(plan.assignments)} weights: {shown}{more}",
-            where="--target",
-            todo=f"Allocate again with --target {target.value}"
+            where="`target`",
+            todo=f"Allocate again with `target` {target.value}"
             if plan.target is not target
-            else "Leave it out, or change what it refuses in the model",
+            else "Use another `target`, or change these weights in the model",
         )

@@ -1,7 +1,7 @@
 """Spend a byte budget on candidates that share look-up tables.
 
-The knapsack does not see that choices share tables: their bytes are reserved, and where they matter, in small files,
-the kinds of codes a file may use are searched.
+The knapsack ignores that choices share tables, so the bytes of the tables are reserved. In small files, where
+they matter, the allocator also searches over the kinds of codes that a file may use.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tqs_onnx.allocation.file_size import (
 from tqs_onnx.allocation.offers import Entry, limited
 from tqs_onnx.allocation.solver.algorithm2 import Allocation, allocate
 
-#: Above this size tables are a few percent of the file at most, and the search would take seconds (0.1 s a solve).
+#: Above this size tables are at most a few percent of the file, and the search would take seconds (0.1 s a solve).
 _TABLES_MATTER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One allocation, what was chosen for each entry, and the bytes of its file."""
+    """One allocation, the choice of each entry, and the bytes of its file."""
 
     entries: list[Entry]
     allocation: Allocation
@@ -43,11 +43,11 @@ class Found:
 
 
 def searched(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found:
-    """Return the best allocation over which kinds of codes, (width, grid) and row tiers, the file may use.
+    """Return the best allocation over the kinds of codes, (width, grid) and row tiers, that the file may use.
 
-    The knapsack does not see that choices share tables. They take a few hundred bytes a kind: they decide in small
-    models, whose knapsacks are quick, so there kinds are dropped and added one at a time while that helps. Without
-    row tiers is always tried as well: with them is never worse.
+    The knapsack ignores that choices share tables. A kind takes a few hundred bytes, which matters in small
+    models. Their knapsacks are quick, so kinds are dropped and added one at a time while this helps. A file without row
+    tiers is always tried as well, so offering them never makes the result worse.
     """
     every = frozenset(kind for e in entries for b in e.bundles for kind in kinds_of(b))
     _, least = smallest_file(request.size, [e.bundles for e in entries])
@@ -85,15 +85,15 @@ def _try(request: Request, entries: list[Entry], budget: int, options: PlanOptio
 
 
 def _spent(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found | None:
-    """Return an allocation whose file fits, None where there is none."""
+    """Return an allocation whose file fits; None when there is none."""
     if file_bytes(request.size, flat(least_of(e.bundles) for e in entries)) > max_bytes:
         return None
     net = max_bytes - request.size.of(0)
     most = net - sum(least_of(e.bundles).n_bytes for e in entries)
     reserved = 0
     while True:
-        # The tables that the choices share are known only when they are made: reserve their bytes, choose again.
-        # With all that is spare reserved, the smallest choices are left, and those fit.
+        # The shared tables are known only after the choice: reserve their bytes and choose again. When all spare bytes
+        # are reserved, only the smallest choices remain, and those fit.
         found = _try(request, entries, net - reserved, options)
         if found.file_bytes <= max_bytes or reserved == most:
             break

@@ -1,7 +1,7 @@
-"""Weights of equal content that got the same way of storing are stored once: the others become its Identity.
+"""Store weights of equal content and equal storage once: the others become an Identity of the first.
 
-Not where a DequantizeLinear decodes them: read twice it is no longer fused, and is run at every call instead. Nor
-where they are stored for their own reader and never decoded under their own name.
+A weight decoded by DequantizeLinear is excluded: with two readers the operator is not fused and runs at every call. A
+weight that is stored for its own reader, and never decoded under its own name, is excluded as well.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _NOT_SHARED = (Form.DEQUANTIZE, Form.NBITS, Form.GATHERED)
 
 
 def store_once(plan: Plan, file_bytes: Callable[[int], int], firsts: Mapping[str, str]) -> Plan:
-    """Return the plan with equal weights stored once, and its exact bytes.
+    """Return the plan with equal weights stored once, and with its exact bytes.
 
     Parameters
     ----------
     plan : Plan
     file_bytes : callable
-        Bytes of the file whose planned weights add so many bytes.
+        Maps the bytes that the planned weights add to the bytes of the file.
     firsts : mapping of str to str
-        For a weight that repeats an earlier one, that one's name.
+        Maps a weight that repeats an earlier one to that weight's name.
     """
     by_name = {a.weight: a for a in plan.assignments}
     found = tuple(_merged(a, by_name.get(firsts.get(a.weight, ""))) for a in plan.assignments)
@@ -35,7 +35,7 @@ def store_once(plan: Plan, file_bytes: Callable[[int], int], firsts: Mapping[str
     if not saved:
         return plan
     added = plan.n_bytes - file_bytes(0)
-    while file_bytes(added) > plan.n_bytes:  # the graph's length prefix grows with it
+    while file_bytes(added) > plan.n_bytes:  # the graph's length prefix grows with the graph
         added -= 1
     return plan.model_copy(update={"assignments": found, "n_bytes": file_bytes(added - saved)})
 

@@ -1,8 +1,8 @@
-"""Which tiers each weight may get: those allowed for all, and rules by name.
+"""The tiers that each weight may get: those allowed for all weights, and rules by name.
 
-A rule is `PATTERN=TIER[,TIER…]`, PATTERN a shell pattern on a weight's name or label. A *pin* leaves a weight the tiers
-named and no other, those not allowed for all included; a *ban* takes tiers away. A weight that several pins match gets
-the tiers they have in common. FP32 stands for keeping a weight as it is stored, whatever its type.
+A rule is `PATTERN=TIER[,TIER…]`, where PATTERN is a shell pattern for a weight's name or label. A *pin* allows a weight
+only the named tiers, even those not allowed for all weights; a *ban* removes tiers. A weight matched by several pins
+gets the tiers they have in common. FP32 means keeping a weight as it is stored, whatever its type.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class TierRule:
-    """Tiers for the weights that a pattern matches."""
+    """A pattern and the tiers of the weights that it matches."""
 
     pattern: str
     tiers: tuple[Tier, ...]
@@ -28,12 +28,12 @@ class TierRule:
 
 @dataclass(frozen=True, slots=True)
 class TierSet:
-    """The tiers allowed.
+    """The allowed tiers.
 
     Parameters
     ----------
     tiers : tuple of Tier
-        For every weight that no rule matches; every weight may also stay as it is.
+        For every weight that no rule matches; every weight may also stay unchanged.
     pins, bans : tuple of TierRule
         See the module docstring.
     """
@@ -48,7 +48,7 @@ class TierSet:
         Raises
         ------
         InputError
-            A rule matches no weight, or leaves some no tier at all; they are named.
+            A rule matches no weight, or the rules leave a weight without a tier; the message names these weights.
         """
         for rule in (*self.pins, *self.bans):
             require_match(weights, rule.pattern)
@@ -71,13 +71,13 @@ def refuse(weights: Sequence[Weight], what: str) -> None:
     Raises
     ------
     InputError
-        There are some; the first are named.
+        `weights` is not empty; the message names the first ones.
     """
     if not weights:
         return
     names = ", ".join(repr(w.label) for w in weights[:_SHOWN])
     more = f" and {len(weights) - _SHOWN} more" if len(weights) > _SHOWN else ""
-    raise InputError(f"{what} for weight {names}{more}", todo="Change --pin or --forbid")
+    raise InputError(f"{what} for weight {names}{more}", todo="Change `pin` or `forbid`")
 
 
 def parse_rule(text: str, option: str) -> TierRule:
@@ -86,19 +86,19 @@ def parse_rule(text: str, option: str) -> TierRule:
     Raises
     ------
     InputError
-        It is no rule, or a tier is unknown.
+        The text is not a rule, or a tier is unknown.
 
     Examples
     --------
-    >>> parse_rule("head.*=INT8,FP16", "--pin").tiers
+    >>> parse_rule("head.*=INT8,FP16", "pin").tiers
     (<Tier.FP16: 'FP16'>, <Tier.INT8: 'INT8'>)
     """
     pattern, sign, tiers = text.rpartition("=")
     if not sign or not pattern:
-        raise InputError(f"{option} {text!r} is no rule", todo=f"Write e.g. {option} 'head.*=INT8'")
+        raise InputError(f"`{option}` {text!r} is not a rule", todo=f"Write e.g. `{option}` 'head.*=INT8'")
     return TierRule(pattern, parse_tiers(tiers))
 
 
 def _of(rule: TierRule, keep: Tier) -> frozenset[Tier]:
-    """Return a rule's tiers for a weight that `keep` keeps as it is."""
+    """Return a rule's tiers for a weight that `keep` stores unchanged."""
     return frozenset(keep if t is Tier.FP32 and keep.bits < t.bits else t for t in rule.tiers)

@@ -1,4 +1,4 @@
-"""Tie groups: weights that get one tier together, for they were scored as a block or a pattern ties them."""
+"""Tie groups: weights that share one tier because they were scored as a block or a pattern ties them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqs_passes.weights import Weight
 
 
 def matches(weight: Weight, pattern: str) -> bool:
-    """Whether a shell pattern (``*``, ``?``, ``[…]``) matches a weight's name or label."""
+    """Return whether a shell pattern (``*``, ``?``, ``[…]``) matches a weight's name or label."""
     return fnmatchcase(weight.name, pattern) or fnmatchcase(weight.label, pattern)
 
 
@@ -21,29 +21,29 @@ def require_match(weights: Sequence[Weight], pattern: str) -> None:
     Raises
     ------
     InputError
-        It matches none.
+        The pattern matches no weight.
     """
     if not any(matches(w, pattern) for w in weights):
-        raise InputError(f"pattern {pattern!r} matches no weight", todo="See tqs inspect for their names")
+        raise InputError(f"pattern {pattern!r} matches no weight", todo="tqs inspect lists the names")
 
 
 def tie_groups(
     menus: Sequence[Menu], blocks: Mapping[str, str], patterns: Sequence[str]
 ) -> Iterator[tuple[str, tuple[Menu, ...]]]:
-    """Yield (name, members) of every group, by first member; the name is empty for a weight by itself.
+    """Yield (name, members) of every group, by first member; the name is empty for a single weight.
 
     Parameters
     ----------
     menus : sequence of Menu
     blocks : mapping of str to str
-        Weight to the block it was scored with.
+        Maps a weight to the block it was scored with.
     patterns : sequence of str
-        Each ties the weights it matches; it takes them out of their blocks.
+        Each pattern ties the weights that it matches and removes them from their blocks.
 
     Raises
     ------
     InputError
-        A pattern matches nothing, or a weight is matched by two.
+        A pattern matches no weight, or two patterns match the same weight.
     """
     group_of = dict(blocks)
     taken: dict[str, str] = {}
@@ -53,7 +53,7 @@ def tie_groups(
             if weight.name in taken:
                 raise InputError(
                     f"weight {weight.label!r} is tied by {taken[weight.name]!r} and by {pattern!r}",
-                    todo="Tie it once",
+                    todo="Let only one `tie` match it",
                 )
             taken[weight.name] = group_of[weight.name] = pattern
     members: dict[tuple[str, str], list[Menu]] = {}

@@ -1,4 +1,4 @@
-"""Uniform rounding, the control: every matrix at one width, the rest FP16."""
+"""Uniform rounding, the control: every matrix at one width, everything else in FP16."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tqs_passes.plan.plan import Plan
 
 
 def uniform_choices(menus: Sequence[Menu], bits: int, group: int = 0) -> list[Candidate]:
-    """Return the uniform choice: every weight of two or more dimensions at `bits` bits, the rest FP16.
+    """Return the uniform choice: every weight of two or more dimensions at `bits` bits, the rest in FP16.
 
-    Scales are per channel; with a group, per so many values of a channel wherever the menu offers that.
+    Scales are per channel; with `group`, per group of so many values wherever the menu offers that.
     """
     chosen: list[Candidate] = []
     for menu in menus:
@@ -22,7 +22,7 @@ def uniform_choices(menus: Sequence[Menu], bits: int, group: int = 0) -> list[Ca
         if wide:
             match = [c for c in menu.candidates if c.assignment.widths == (bits,)]
             match = [c for c in match if c.assignment.group == group] or match
-            # Where the menu lacks that width another choice is no larger and no worse: the next finer one.
+            # When the menu lacks this width, another choice is no larger and no worse: the next finer one.
             finer = [c for c in menu.candidates if c.assignment.tier.bits >= bits and not c.assignment.rows]
         else:
             match = [c for c in menu.candidates if c.assignment.form is Form.CAST]

@@ -1,1 +1,1 @@
-"""Wrap an emitted file for those who serve it: Triton, TensorRT, Olive."""
+"""Package an emitted file for a server: Triton, TensorRT, Olive."""

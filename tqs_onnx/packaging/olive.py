@@ -1,7 +1,7 @@
-"""What Microsoft Olive needs to run this package as one of its passes.
+"""Write the files that Microsoft Olive needs to run this package as one of its passes.
 
-Olive knows passes by a package configuration: a JSON file given as `--package-config`, which names the module of each
-pass and what it supports. `olive run --config olive_run.json --package-config olive_package.json` then finds
+Olive finds passes through a package configuration: a JSON file given as `--package-config`, which names the module of
+each pass and what it supports. `olive run --config olive_run.json --package-config olive_package.json` then finds
 `TqsQuantization` of `tqs_onnx.jobs.olive_pass`.
 """
 
@@ -36,7 +36,7 @@ def package_config() -> dict[str, object]:
 
 
 def run_config(model: Path) -> dict[str, object]:
-    """Return an example of a run: what to quantize, and where its rollout and contexts are."""
+    """Return an example of a run configuration: the model to quantize, its rollout spec and its contexts."""
     return {
         "input_model": {"type": "ONNXModel", "model_path": str(model)},
         "passes": {
@@ -60,12 +60,14 @@ def write_olive(model: Path, out: Path) -> tuple[Path, ...]:
     Raises
     ------
     InputError
-        The folder cannot be made or written to.
+        The folder cannot be created or written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot be made ({error.strerror})", where=str(out)) from error
+        raise InputError(
+            f"the folder cannot be created ({error.strerror})", where=str(out), todo="Choose another `out`"
+        ) from error
     files = {"olive_package.json": package_config(), "olive_run.json": run_config(model)}
     for name, document in files.items():
         write_text(out / name, json.dumps(document, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Wrap an emitted file for those who serve it, in any of the formats."""
+"""Package an emitted file for a server, in any of the supported formats."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 
 @dataclass(frozen=True, slots=True)
 class PackageOptions:
-    """How a file is wrapped.
+    """Options for packaging a file.
 
     Parameters
     ----------
     format : {"triton", "tensorrt", "olive"}
         A Triton model repository, a folder with a trtexec script, or the files that an Olive run needs.
     name : str or None
-        Triton: name of the model; None: that of the file, without its endings.
+        Triton: name of the model; None: the file's name without its extensions.
     max_batch : int
-        Triton: largest batch that it may form; 0: none.
+        Triton: largest batch that it may form; 0: no batching.
     limits : tuple of str
-        TensorRT: least, usual and largest size of a free dimension, e.g. ``batch=1:8:32``.
+        TensorRT: minimum, usual and maximum size of a free dimension, e.g. ``batch=1:8:32``.
 
     Raises
     ------
     InputError
-        The largest batch is negative.
+        `max_batch` is negative.
     """
 
     format: Format
@@ -42,33 +42,33 @@ class PackageOptions:
     limits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse a batch that cannot be."""
+        """Refuse a negative `max_batch`."""
         if self.max_batch < 0:
             raise InputError(f"`max_batch` must be at least 0, not {self.max_batch}")
 
 
 def package(emitted: Path, out: Path, options: PackageOptions, *, force: bool = False) -> tuple[Path, ...]:
-    """Wrap a file for a server; return the files written.
+    """Package a file for a server; return the files written.
 
     Parameters
     ----------
     emitted : Path
         The `.onnx` file.
     out : Path
-        Folder to write into; made when missing.
+        Folder to write to; created if missing.
     options : PackageOptions
     force : bool
-        Write into a folder that holds files.
+        Allow a folder that already contains the files.
 
     Raises
     ------
     InputError
-        The folder is taken, the name or a limit cannot be used, or nothing can be written.
+        The folder is in use, the name or a limit is invalid, or nothing can be written.
     """
     title = options.name or emitted.name.removesuffix(".onnx").removesuffix(".tqs")
     taken = out / title if options.format == "triton" else out
     if taken.is_file() or (taken.is_dir() and any(taken.iterdir()) and not force):
-        raise InputError("exists", where=str(taken), todo="Choose another `out`, or give `force`")
+        raise InputError("exists already", where=str(taken), todo="Choose another `out`, or give `force`")
     if options.format == "triton":
         return write_repository(emitted, out, title, options.max_batch)
     if options.format == "tensorrt":
@@ -77,12 +77,12 @@ def package(emitted: Path, out: Path, options: PackageOptions, *, force: bool = 
 
 
 def parse_limits(texts: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
-    """Return sizes by dimension.
+    """Return the sizes of each dimension.
 
     Raises
     ------
     InputError
-        A text is not NAME=LEAST:USUAL:LARGEST with rising sizes.
+        A text is not NAME=LEAST:USUAL:LARGEST with increasing sizes.
 
     Examples
     --------
@@ -98,7 +98,7 @@ def parse_limits(texts: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:
         least, usual, largest = (int(p) for p in parts)
         if not 1 <= least <= usual <= largest:
             raise InputError(
-                f"`limit` {text!r}: the sizes must rise from 1 or more", todo="Write batch=1:8:32"
+                f"`limit` {text!r}: the sizes must increase from 1 or more", todo="Write batch=1:8:32"
             )
         found[name] = (least, usual, largest)
     return found

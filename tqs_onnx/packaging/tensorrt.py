@@ -1,8 +1,9 @@
-"""A TensorRT engine is built where it runs: this writes the file, the `trtexec` line, and refuses what TensorRT lacks.
+"""Write a model and the `trtexec` command that builds its TensorRT engine; an engine must be built where it runs.
 
-TensorRT takes weights as DequantizeLinear from INT8 or INT4, or as FP16, BF16 and FP32. It has no bit planes and no
-unsigned, 2-bit or 1-bit integers, so a file made for another target is refused, tensor by tensor. A free dimension
-needs its least, usual and largest size. Source: TensorRT's operator support matrix and the manual of `trtexec`.
+TensorRT accepts weights as DequantizeLinear from INT8 or INT4, or as FP16, BF16 and FP32. It has no bit planes and no
+unsigned, 2-bit or 1-bit integers, so a file made for another target is refused, with the unsupported tensors. A free
+dimension needs its minimum, usual and maximum size. Source: TensorRT's operator support matrix and the manual of
+`trtexec`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _LACKING = {
     getattr(onnx.TensorProto, "INT2", -1): "int2",
     getattr(onnx.TensorProto, "UINT2", -2): "uint2",
 }
-#: Refused tensors named in one line.
+#: Largest number of refused tensors named in a message.
 MOST_SHOWN = 5
 
 
@@ -41,14 +42,14 @@ def write_engine_build(emitted: Path, out: Path, limits: dict[str, tuple[int, in
     ----------
     emitted : Path
     out : Path
-        Folder.
+        Folder to write to.
     limits : dict of str to (int, int, int)
-        Least, usual and largest size of each free dimension, by its name.
+        Minimum, usual and maximum size of each free dimension, by its name.
 
     Raises
     ------
     InputError
-        The file holds tensors that TensorRT lacks, or the sizes of a free dimension are not given.
+        TensorRT does not support some tensors of the file, or the sizes of a free dimension are missing.
     """
     model = load_model(emitted)
     found = lacking(model.proto)
@@ -58,13 +59,15 @@ def write_engine_build(emitted: Path, out: Path, limits: dict[str, tuple[int, in
         raise InputError(
             f"TensorRT cannot serve {len(found)} stored tensors: {shown}{more}",
             where=str(emitted),
-            todo="Allocate and emit with --target tensorrt",
+            todo="Allocate and emit with `target` tensorrt",
         )
     line = command_line(signature_of(model.proto), limits)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot be made ({error.strerror})", where=str(out)) from error
+        raise InputError(
+            f"the folder cannot be created ({error.strerror})", where=str(out), todo="Choose another `out`"
+        ) from error
     target = out / "model.onnx"
     if len(list(_external(model.proto))):
         save_model(model, target, external=True)
@@ -81,18 +84,18 @@ def _external(proto: onnx.ModelProto) -> list[str]:
 
 
 def lacking(proto: onnx.ModelProto) -> tuple[tuple[str, str], ...]:
-    """Return (name, type) of every stored tensor of a type that TensorRT lacks."""
+    """Return (name, type) of every stored tensor whose type TensorRT does not support."""
     tensors = [t for graph in iter_graphs(proto.graph) for t in graph.initializer]
     return tuple((t.name, _LACKING[t.data_type]) for t in tensors if t.data_type in _LACKING)
 
 
 def command_line(signature: ModelSignature, limits: dict[str, tuple[int, int, int]]) -> str:
-    """Return the `trtexec` line that builds the engine.
+    """Return the `trtexec` command that builds the engine.
 
     Raises
     ------
     InputError
-        An input's rank is not declared, its name cannot be written, or the sizes of a free dimension are not given.
+        An input's rank is not declared, its name cannot be written, or the sizes of a free dimension are missing.
     """
     words = ["trtexec", "--onnx=model.onnx", "--saveEngine=model.plan", "--skipInference", "--stronglyTyped"]
     free = [p for p in signature.inputs if p.shape is None or any(isinstance(d, str) for d in p.shape)]
@@ -105,16 +108,16 @@ def command_line(signature: ModelSignature, limits: dict[str, tuple[int, int, in
 
 
 def _spelt(name: str) -> str:
-    """Return an input's name as `trtexec` reads it: between single quotes where it holds a colon.
+    """Return an input's name as `trtexec` reads it: in single quotes if it contains a colon.
 
     Raises
     ------
     InputError
-        It holds a comma or a single quote, which `trtexec` cannot be told.
+        The name contains a comma or a single quote, which `trtexec` cannot read.
     """
     if "," in name or "'" in name:
         raise InputError(
-            "trtexec takes no input whose name holds a comma or a quote",
+            "trtexec cannot read an input name with a comma or a quote",
             where=name,
             todo="Rename the input",
         )
@@ -123,14 +126,16 @@ def _spelt(name: str) -> str:
 
 def _sizes(port: Port, limits: dict[str, tuple[int, int, int]], which: int) -> str:
     if port.shape is None:
-        raise InputError("its rank is not declared", where=port.name)
+        raise InputError(
+            "the rank is not declared", where=port.name, todo="Export the model with the ranks of its inputs"
+        )
     sizes: list[str] = []
     for dim in port.shape:
         if isinstance(dim, str) and dim not in limits:
             raise InputError(
-                f"the free dimension {dim!r} needs its sizes",
+                f"the sizes of the free dimension {dim!r} are missing",
                 where=port.name,
-                todo=f"Give --limit {dim}=1:8:32",
+                todo=f"Give `limit` {dim}=1:8:32",
             )
         sizes.append(str(limits[dim][which] if isinstance(dim, str) else dim))
     return "x".join(sizes)

@@ -1,4 +1,4 @@
-"""A Triton model repository around an emitted file.
+"""Write a Triton model repository around an emitted file.
 
 Single file, and with external data ::
 
@@ -6,9 +6,9 @@ Single file, and with external data ::
     <out>/<name>/1/model.onnx                   <out>/<name>/1/model.onnx/model.onnx
                                                 <out>/<name>/1/model.onnx/model.onnx.data
 
-No session options are written: the serving profile lies in the file. With `max_batch` the first dimension of every
-input and output is the batch and is left out of `dims`, as Triton wants it; else all dimensions are listed, -1 for a
-free one.
+No session options are written: the serving profile is part of the file. With `max_batch` the first dimension of every
+input and output is the batch and is left out of `dims`, as Triton requires; otherwise all dimensions are listed, with
+-1 for a free one.
 Sources: Triton's model_config.proto and its model-repository page.
 """
 
@@ -54,18 +54,20 @@ def write_repository(emitted: Path, out: Path, name: str, max_batch: int) -> tup
     out : Path
         The repository: a folder of models.
     name : str
-        The model's name there.
+        Name of the model in the repository.
     max_batch : int
-        Largest batch Triton may form; 0: it forms none.
+        Largest batch that Triton may form; 0: no batching.
 
     Raises
     ------
     InputError
-        The name is no folder name, a port cannot be described, or nothing can be written.
+        The name is not a valid folder name, a port cannot be described, or nothing can be written.
     """
     if not name or name in (".", "..") or any(c in name for c in "/\\\0\n"):
         raise InputError(
-            f"{one_line(name)!r} is no name for a model", where="--name", todo="Use letters, digits, - and _"
+            f"{one_line(name)!r} is not a valid name of a model",
+            where="`name`",
+            todo="Use letters, digits, - and _",
         )
     model = load_model(emitted)
     text = config_text(signature_of(model.proto), name, max_batch)
@@ -74,7 +76,11 @@ def write_repository(emitted: Path, out: Path, name: str, max_batch: int) -> tup
     try:
         version.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot be made ({error.strerror})", where=str(version)) from error
+        raise InputError(
+            f"the folder cannot be created ({error.strerror})",
+            where=str(version),
+            todo="Choose another `out`",
+        ) from error
     written = _write_model(model, emitted, version)
     write_text(folder / "config.pbtxt", text)
     return (folder / "config.pbtxt", *written)
@@ -101,7 +107,7 @@ def config_text(signature: ModelSignature, name: str, max_batch: int) -> str:
     Raises
     ------
     InputError
-        A port has no declared rank, or `max_batch` is given and a port's first dimension is fixed.
+        The rank of a port is not declared, or `max_batch` is given and a port's first dimension is fixed.
     """
     lines = [f"name: {quoted(name)}", 'backend: "onnxruntime"', f"max_batch_size: {max_batch}"]
     for kind, ports in (("input", signature.inputs), ("output", signature.outputs)):
@@ -114,20 +120,26 @@ def config_text(signature: ModelSignature, name: str, max_batch: int) -> str:
 
 def _port_lines(port: Port, max_batch: int) -> list[str]:
     if port.shape is None:
-        raise InputError("its rank is not declared: Triton wants dimensions", where=port.name)
+        raise InputError(
+            "the rank is not declared, but Triton requires dimensions",
+            where=port.name,
+            todo="Export the model with the ranks of its inputs and outputs",
+        )
     shape = port.shape
     if max_batch:
         if not shape or isinstance(shape[0], int):
             raise InputError(
-                "has no free first dimension to batch along", where=port.name, todo="Leave out --max-batch"
+                "there is no free first dimension for batches", where=port.name, todo="Leave out `max_batch`"
             )
         shape = shape[1:]
     kind = _TYPES.get(np.dtype(port.dtype).name)
     if kind is None:
-        raise InputError(f"Triton has no type for {port.dtype}", where=port.name)
+        raise InputError(
+            f"Triton has no type for {port.dtype}", where=port.name, todo="Export the model with another type"
+        )
     dims = ", ".join(str(d) if isinstance(d, int) else "-1" for d in shape)
     lines = [f"name: {quoted(port.name)}", f"data_type: {kind}"]
-    if not shape:  # Triton has no dims of rank 0: it is told to reshape
+    if not shape:  # Triton has no dims of rank 0: it must reshape
         return [*lines, "dims: [ 1 ]", "reshape { shape: [ ] }"]
     return [*lines, f"dims: [ {dims} ]"]
 

@@ -1,7 +1,7 @@
 """Load a model in a child process first: a file that crashes the runtime then costs one line, not the command.
 
-The child imports the runtime and nothing else, opens the model and ends well whether it loads or not: what a model
-that does not load says, the caller hears when it loads it itself. Only a crash ends the child otherwise.
+The child imports only the runtime and opens the model. It exits 0 whether or not loading raises; only a crash is
+reported here. The caller sees any other error when it loads the model itself.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ except Exception:
 _PROVIDERS: dict[Provider, list[str]] = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    "tensorrt": ["CUDAExecutionProvider", "CPUExecutionProvider"],  # an engine takes minutes to build twice
+    "tensorrt": [
+        "CUDAExecutionProvider",
+        "CPUExecutionProvider",
+    ],  # building an engine twice would take minutes
 }
 
 
 def loads_in_child(path: Path, provider: Provider = "cpu") -> str | None:
-    """Load a model in a child process; return None if the runtime survives it, else how it died.
+    """Load a model in a child process; return None if the runtime survives, else how it ended.
 
     Parameters
     ----------
@@ -57,12 +60,12 @@ def require_loadable(path: Path, provider: Provider = "cpu") -> None:
     Raises
     ------
     InputError
-        It does.
+        The runtime crashes while it loads the model.
     """
     death = loads_in_child(path, provider)
     if death is not None:
         raise InputError(
             f"the model crashes the runtime ({death})",
             where=str(path),
-            todo="Export it again, or with another opset",
+            todo="Export the model again, or with another opset",
         )

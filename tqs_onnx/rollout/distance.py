@@ -4,8 +4,8 @@ For variable v with S_v contexts of n_v values each, e_v = Σ (ΔY/σ_v)². Drif
 
     drift² = mean over v of  e_v / (S_v · n_v)
 
-and the energy of one context is weighted so that the mean energy over contexts is N · drift², N the values of one
-context's trajectory: variables count alike, however many values they have. NumPy only.
+The energy of one context is weighted so that the mean energy over contexts is N · drift², where N is the number of
+values of one context's trajectory: every variable counts the same, whatever its number of values. NumPy only.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ruler:
-    """How a difference of trajectories is measured.
+    """Measures the difference of trajectories.
 
     Parameters
     ----------
     spec : RolloutSpec
     contexts : Contexts
     sigma : dict of str to float
-        σ_v; all 1 measures in the data's own units.
+        σ_v; set all to 1 to measure in the data's own units.
     rows : dict of str to int array
-        Variable to the contexts it has.
+        Maps a variable to its contexts.
     n_values : int
-        N, values of one context's trajectory.
+        N, the number of values of one context's trajectory.
     balanced : bool
-        Variables count alike, however many values they have; else every value does, as in the paper's plain norm.
+        Whether every variable counts the same; else every value does, as in the paper's plain norm.
     """
 
     spec: RolloutSpec
@@ -54,7 +54,7 @@ class Ruler:
     def squares(self, a: Arrays, b: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
         """Return Σ over space of ((a − b)/σ_v)², float64 ``[contexts of v, time]``, for each variable v.
 
-        `rows` names the contexts that the arrays hold, all unless given.
+        `rows` names the contexts in the arrays; default: all.
         """
         out: dict[str, NDArray[np.float64]] = {}
         theirs = by_variable(b, self.spec, self.contexts, rows)
@@ -65,7 +65,7 @@ class Ruler:
         return out
 
     def parts(self, squares: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
-        """Return what `squares` does, from squared differences that are made already (`rollout.run.Squares`)."""
+        """Return the result of `squares`, from squared differences that already exist (`gauge.Squares`)."""
         return {
             name: part.sum(axis=tuple(range(2, part.ndim))) / self.sigma[name] ** 2
             for name, part in by_variable(squares, self.spec, self.contexts, rows).items()
@@ -79,7 +79,7 @@ class Ruler:
     ) -> NDArray[np.float64]:
         """Return the weighted energy per context and time, float64 ``[contexts, time]`` (see module docstring).
 
-        `n_time` is the time values of a whole trajectory, where these squares are of one that was stopped early.
+        `n_time` is the number of time values of a whole trajectory, when a rollout was stopped early.
         """
         n_contexts = self.contexts.n_contexts
         given = next(iter(squares.values())).shape[1]
@@ -100,18 +100,18 @@ def n_space(arrays: Arrays, spec: RolloutSpec, contexts: Contexts) -> dict[str, 
 
 
 def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapping[str, float]) -> Ruler:
-    """Return the ruler of trajectories shaped like `arrays`.
+    """Return the ruler for trajectories shaped like `arrays`.
 
     Raises
     ------
     InputError
-        A variable has no σ: the contexts hold other variables than those that were scored.
+        A variable has no σ: the contexts contain other variables than those that were scored.
     """
     ids = {
         name: np.broadcast_to(np.arange(len(a)).reshape(-1, *[1] * (a.ndim - 1)), (len(a), 1, *a.shape[2:]))
         for name, a in arrays.items()
     }
-    # The first index of each row, copied: a view would keep all of them.
+    # The first index of each row, copied, because a view would keep all of them in memory.
     rows = {
         name: index.reshape(len(index), math.prod(index.shape[1:]))[:, 0].astype(np.int64)
         for name, index in by_variable(ids, spec, contexts).items()
@@ -119,9 +119,9 @@ def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapp
     unknown = [name for name in rows if name not in sigma]
     if unknown:
         raise InputError(
-            f"variable {unknown[0]!r} was not scored, so its σ is not known",
+            f"variable {unknown[0]!r} was not scored, so its σ is unknown",
             where=contexts.source,
-            todo=f"Use contexts of the variables scored: {', '.join(sigma)}",
+            todo=f"Use contexts with the scored variables: {', '.join(sigma)}",
         )
     n_values = sum(int(np.prod(a.shape[1:], dtype=np.int64)) for a in arrays.values())
     return Ruler(spec, contexts, {name: float(sigma[name]) for name in rows}, rows, n_values)

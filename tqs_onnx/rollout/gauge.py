@@ -1,11 +1,11 @@
-"""Squared differences of two rollouts, summed on the device that made them: only the sums come to the host.
+"""Sum squared differences of two rollouts on the device that computed them; only the sums are copied to the host.
 
     a, b   output of one step, of either rollout
-    out    Σ (a − b)²                        float64, summed over all axes but those that somebody tells apart
+    out    Σ (a − b)²      float64, summed over all axes except batch, time, and those that variables select
 
-Axes of batch and time stay, those that `trajectory.select` cuts, and those that tell variables apart; the others
-become 1. float16 and bfloat16 are widened to float32 first, which is exact; a difference of float32 is rounded once,
-by 2⁻²⁴ of itself at most. ONNX operators Cast, Sub, ReduceSumSquare, Mul (opset 17).
+Axes that `trajectory.select` cuts are not summed either; summed axes have length 1. float16 and bfloat16 are widened to
+float32 first, which is exact; a float32 difference is rounded once, by at most 2⁻²⁴ of itself. ONNX operators Cast,
+Sub, ReduceSumSquare, Mul (opset 17).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _IR_VERSION = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gauge:
-    """Compares outputs of one step; made by `gauge_for`.
+    """Compares outputs of one step; created by `gauge_for`.
 
     Parameters
     ----------
     outputs : tuple of str
         Trajectory outputs.
     session : Session
-        Its inputs are ``a0, b0, a1, b1, …`` and its outputs ``s0, s1, …``, by the place in `outputs`.
+        Its inputs are ``a0, b0, a1, b1, …`` and its outputs ``s0, s1, …``, numbered by position in `outputs`.
     """
 
     outputs: tuple[str, ...]
@@ -53,18 +53,18 @@ class Gauge:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Held:
-    """A rollout that others are compared with: its outputs, where they were made. Made by `run.Engine.hold`.
+    """A reference rollout for comparisons: its outputs, kept on their device. Created by `engine.Engine.hold`.
 
     Parameters
     ----------
     time_after : tuple of int
         See `Trajectory`.
     steps : dict of int to list
-        First context of a chunk to its trajectory outputs, step by step.
+        Maps the first context of a chunk to its trajectory outputs, step by step.
     gauge : Gauge or None
-        Compares them; None where `whole` is.
+        Compares the outputs; None when `whole` is set.
     whole : Trajectory or None
-        Instead of `steps`, for a rollout that is averaged or bounded as a whole.
+        Replaces `steps` for a rollout that is averaged or bounded as a whole.
     """
 
     time_after: tuple[int, ...]
@@ -75,15 +75,15 @@ class Held:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Squares:
-    """Squared differences of a rollout from another.
+    """Squared differences of one rollout from another.
 
     Parameters
     ----------
     outputs : dict of str to float64 array
-        Trajectory output to ``[context, time, *rest]``, laid out as a trajectory is; axes of `rest` that tell no
-        variables apart may have been summed over, and are 1 then.
+        Maps a trajectory output to ``[context, time, *rest]``, laid out like a trajectory. Axes of `rest` that do not
+        distinguish variables may be summed; they then have length 1.
     time_after : tuple of int
-        See `Trajectory`; shorter than that of the other rollout where this one was stopped.
+        See `Trajectory`; shorter than in the other rollout when this one was stopped early.
     """
 
     outputs: dict[str, NDArray[np.float64]]
@@ -93,15 +93,15 @@ class Squares:
 def gauge_for(
     outputs: Mapping[str, Value], spec: RolloutSpec, *, has_columns: bool, provider: Provider
 ) -> Gauge:
-    """Return the gauge of outputs of these ranks and dtypes.
+    """Return the gauge for outputs of these ranks and dtypes.
 
     Parameters
     ----------
     outputs : mapping of str to Value
-        Trajectory output to its values at any step.
+        Maps a trajectory output to its values at any step.
     spec : RolloutSpec
     has_columns : bool
-        The last axis of a trajectory may be the columns of a table (`variables.by_variable`).
+        Whether the last axis of a trajectory may be the columns of a table (`variables.by_variable`).
     provider : str
     """
     nodes: list[onnx.NodeProto] = []
@@ -120,7 +120,7 @@ def gauge_for(
         model.SerializeToString(),
         # TensorRT would build an engine for every shape.
         provider="cuda" if provider == "tensorrt" else provider,
-        # One thread: a second thread pool would compete with the model's. A pattern would double the memory.
+        # One thread: a second thread pool would compete with the model's. A memory pattern would double the memory.
         options=SessionOptions(threads=1, memory_pattern=False),
     )
     return Gauge(tuple(outputs), session)
@@ -146,7 +146,7 @@ def _nodes(i: int, summed: list[int], *, wide: bool) -> list[onnx.NodeProto]:
 
 
 def _kept_axes(output: str, rank: int, spec: RolloutSpec, *, has_columns: bool) -> set[int]:
-    """Return the axes of an ONNX output that are not summed over."""
+    """Return the axes of an ONNX output over which no sum is taken."""
     moved = {a for a in (spec.rollout.batch_axis, spec.trajectory.time_axis) if a is not None}
     kept = moved | {c.axis for c in spec.trajectory.select}
     kept |= {v.axis for v in spec.variable if v.output == output and v.axis is not None}
@@ -160,7 +160,7 @@ def _kept_axes(output: str, rank: int, spec: RolloutSpec, *, has_columns: bool) 
 def squared(
     a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return (a − b)² of whole trajectories, where only those can be compared."""
+    """Return (a − b)² of whole trajectories, for rollouts that can only be compared as a whole."""
     made = {name: np.subtract(mine, b[name], dtype=np.float64) for name, mine in a.items()}
     for difference in made.values():
         np.square(difference, out=difference)

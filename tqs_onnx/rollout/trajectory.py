@@ -1,4 +1,4 @@
-"""A trajectory: the outputs over a rollout, joined over steps along time and over chunks along contexts.
+"""A trajectory: the outputs of a rollout, concatenated over steps along time and over chunks along contexts.
 
     step t, chunk c   ONNX output [.. batch .. time .. rest]  →  select  →  [context, time, *rest], float32
     rollout           concatenated along time, cut to `length`;  chunks concatenated along context
@@ -28,9 +28,9 @@ class NonFiniteError(InputError):
     ----------
     what : str
     variable : str
-        Variable or output.
+        Name of the variable or output.
     step : int
-        Call of the model, from 1.
+        Call of the model, counted from 1.
     context : int
         Index among all contexts of the engine.
     """
@@ -44,25 +44,25 @@ class NonFiniteError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """What a rollout gave.
+    """The result of a rollout.
 
     Parameters
     ----------
     outputs : dict of str to NDArray
-        Trajectory output to [context, time, *rest], float32, in data units.
+        Maps a trajectory output to [context, time, *rest], float32, in data units.
     contexts : range
-        Indices of the contexts among all of the engine.
+        Indices of the contexts among all contexts of the engine.
     time_after : tuple of int
-        Number of time values after 0, 1, … calls, so that horizons are slices of the time axis.
+        Number of time values after 0, 1, … calls; it makes horizons slices of the time axis.
     per_step : int
-        Time values that one call gives.
+        Number of time values per call.
     other : dict of str to NDArray
-        The graph outputs outside the trajectory, [context, step, ...]; the last step alone, [context, ...],
-        for those in `last_only`. Empty unless asked for.
+        The graph outputs outside the trajectory, [context, step, ...]; for those in `last_only` the last step
+        alone, [context, ...]. Empty unless requested.
     last_only : frozenset of str
         Outputs of `other` whose shape changes from step to step.
     skipped : tuple of Skip
-        Outputs outside the trajectory that could not be kept, and why.
+        Outputs outside the trajectory that could not be kept, with the reason.
     """
 
     outputs: dict[str, NDArray[Any]]
@@ -74,21 +74,21 @@ class Trajectory:
     skipped: tuple[Skip, ...]
 
     def by_variable(self, spec: RolloutSpec, contexts: Contexts) -> dict[str, NDArray[Any]]:
-        """Return the trajectory per variable, see `variables.by_variable`; `contexts`: all of the engine."""
+        """Return the trajectory per variable, see `variables.by_variable`; `contexts`: all contexts of the engine."""
         rows = slice(self.contexts.start, self.contexts.stop)
         return by_variable(self.outputs, spec, contexts, rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one chunk gave: per output one array [context, time, *rest] (other: [context, ...]) per step."""
+    """The result of one chunk: per output one array [context, time, *rest] (other: [context, ...]) per step."""
 
     kept: dict[str, list[NDArray[Any]]]
     other: dict[str, list[NDArray[Any]]]
 
     @property
     def steps(self) -> int:
-        """Calls of the model that were made."""
+        """Number of model calls."""
         return len(next(iter(self.kept.values())))
 
 
@@ -100,11 +100,11 @@ def in_time(
     Parameters
     ----------
     array : NDArray
-        The ONNX output as it is; a padded batch is cut to `n_contexts`.
+        The ONNX output; a padded batch is cut to `n_contexts`.
     spec : RolloutSpec
     n_contexts : int
     dtype : type
-        Of what is returned.
+        Type of the result.
     """
     index: list[Any] = [slice(None)] * array.ndim
     for cut in spec.trajectory.select:
@@ -115,6 +115,7 @@ def in_time(
             raise InputError(
                 f"select cuts axis {cut.axis} of {list(whole)} outside of it",
                 where="rollout.toml trajectory.select",
+                todo="Choose a range within the axis",
             )
     moved = [a for a in (spec.rollout.batch_axis, spec.trajectory.time_axis) if a is not None]
     dropped = {c.axis for c in spec.trajectory.select if c.index is not None}
@@ -125,12 +126,12 @@ def in_time(
         ordered = ordered[None]
     if spec.trajectory.time_axis is None:
         ordered = ordered[:, None]
-    with np.errstate(over="ignore"):  # a double that becomes infinite is reported as such
+    with np.errstate(over="ignore"):  # a double that becomes infinite is reported as an infinity
         return np.ascontiguousarray(ordered[:n_contexts], dtype)
 
 
 def join(parts: list[Part], contexts: range, spec: RolloutSpec) -> Trajectory:
-    """Return the trajectory of all chunks.
+    """Concatenate the trajectories of all chunks.
 
     Raises
     ------
@@ -140,7 +141,11 @@ def join(parts: list[Part], contexts: range, spec: RolloutSpec) -> Trajectory:
     length = spec.rollout.length
     counts = [tuple(a.shape[1] for a in arrays) for arrays in parts[0].kept.values()]
     if len(set(counts)) > 1:
-        raise InputError("the trajectory outputs differ in their number of time values", where="rollout.toml")
+        raise InputError(
+            "the trajectory outputs differ in their number of time values",
+            where="rollout.toml",
+            todo="Select an equal number, or remove an output from trajectory.outputs",
+        )
     after = [0, *np.cumsum(counts[0]).tolist()]
     stopped = len(counts[0]) < spec.rollout.steps
     if length is not None and after[-1] < length and not stopped:

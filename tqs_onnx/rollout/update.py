@@ -1,6 +1,6 @@
 """Turn the outputs of one step into the inputs of the next, on the device.
 
-From the spec one small ONNX model is built (opset 17, all dimensions dynamic), run on the same provider:
+From the spec one small ONNX model is built (opset 17, all dimensions dynamic). It runs on the same provider:
 
     fed   = cast(scale · expand(select(output)) + offset)
     next  = fed                                          replace
@@ -29,24 +29,24 @@ from tqs_onnx.rollout.spec.spec import Cut, Feedback, Fill, RolloutSpec
 _OPSET = 17
 _IR_VERSION = 8
 _END = np.iinfo(np.int64).max
-#: The CPU has no kernels that move bfloat16 about: such arrays go through float32, which is exact.
+#: The CPU provider has no kernels that move bfloat16: such arrays pass through float32, which is exact.
 _BFLOAT16 = "bfloat16"
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What has to happen between two steps.
+    """The operations between two steps.
 
     Parameters
     ----------
     direct : dict of str to str
-        Input to the output that is bound to it as it is.
+        Maps an input to the output that is bound to it unchanged.
     model : bytes or None
         The serialized update graph; None when every update is direct.
     feeds : dict of str to tuple of (str, str)
-        Input of the update graph to what it takes: (`current` | `output` | `forcing`, name in the model).
+        Maps an input of the update graph to its source: (`current` | `output` | `forcing`, name in the model).
     results : dict of str to str
-        Output of the update graph to the model input it becomes.
+        Maps an output of the update graph to the model input that it becomes.
     """
 
     direct: dict[str, str]
@@ -56,13 +56,13 @@ class Update:
 
 
 def build_update(spec: RolloutSpec, signature: ModelSignature) -> Update:
-    """Build the update of a spec; see the module docstring.
+    """Build the update of a spec (see module docstring).
 
     Parameters
     ----------
     spec : RolloutSpec
     signature : ModelSignature
-        Types and ranks of the inputs and outputs; checked against the spec by `check_spec`.
+        Types and ranks of the inputs and outputs; `check_spec` has checked them against the spec.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def _same_type(feedback: Feedback, signature: ModelSignature) -> bool:
 
 
 class _Graph:
-    """Nodes and constants under construction; names are numbered: the model's own may hold anything."""
+    """Nodes and constants under construction; names are numbers, because the model's own names may be arbitrary."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -141,7 +141,7 @@ class _Graph:
         return wide
 
     def result(self, value: str, port: Port) -> None:
-        # The Cast also gives a result a name of its own where it is a graph input.
+        # The Cast also gives a result its own name when it is a graph input.
         name = self.node("Cast", [value], to=element_type(port))
         self.outputs.append(_info(name, port))
         self.results[name] = port.name
@@ -150,7 +150,7 @@ class _Graph:
         return self.node("Slice", [value, start, stop, self.integers([axis])])
 
     def cut(self, value: str, cut: Cut) -> str:
-        """Take the range of a cut, its axis kept."""
+        """Take the range of a cut and keep its axis."""
         start, stop = cut.bounds
         return self.slice(
             value, cut.axis, self.integers([start]), self.integers([_END if stop is None else stop])
@@ -160,7 +160,7 @@ class _Graph:
         return self.node("Shape", [value], start=axis, end=axis + 1)
 
     def serialized(self) -> bytes | None:
-        """Return the model, without the inputs that no node reads; None when there is nothing to do."""
+        """Return the model without inputs that no node reads; None when there is nothing to do."""
         if not self.nodes:
             return None
         read = {name for node in self.nodes for name in node.input}
@@ -203,7 +203,7 @@ def _fed(graph: _Graph, feedback: Feedback, value: str, source: Port, target: Po
 
 
 def _factor(graph: _Graph, feedback: Feedback, numbers: tuple[float, ...], value: str, wide: int) -> str:
-    """Store a scalar, or a vector along the last axis or `along`, with the axes of 1 it needs behind it."""
+    """Store a scalar, or a vector along the last axis or `along`, followed by the axes of 1 that it needs."""
     array = np.array(numbers, np.float64 if wide == TensorProto.DOUBLE else np.float32)
     if len(numbers) == 1:
         return graph.constant(array.reshape(()))
@@ -234,7 +234,7 @@ def _filled(graph: _Graph, fill: Fill, current: str, target: Port) -> str:
 
 
 def _written(graph: _Graph, feedback: Feedback, base: str, current: str, fed: str) -> str:
-    """Write the fed array into `base`, where other feedbacks of the same input may have written before."""
+    """Write the fed array into `base`, into which other feedbacks of the same input may have written before."""
     into = feedback.into
     if into is None:
         return fed if feedback.axis is None else _appended(graph, current, fed, feedback.axis, feedback.mode)

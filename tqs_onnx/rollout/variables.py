@@ -1,12 +1,12 @@
 """Variables: the named parts of a trajectory, and the σ_v that makes them comparable.
 
-A trajectory output is an array [context, time, *rest], `rest` being the axes of the ONNX output without the
+A trajectory output is an array [context, time, *rest], where `rest` are the axes of the ONNX output without the
 batch axis, the time axis, and those that `trajectory.select` drops. Variables are
 
 - those of `[[variable]]`, else
 - the series of the contexts (a univariate model: each variable has the contexts of its own series), else
 - the columns of the table (the last axis), else
-- the outputs, each whole.
+- the outputs, each as a whole.
 
 NumPy only; never imports onnxruntime.
 """
@@ -34,7 +34,7 @@ class Sigma:
     values : dict of str to float
         In the variable's unit; > 0.
     constant : frozenset of str
-        Variables without variation, whose σ_v was set to 1.
+        Variables without variation, whose σ_v is set to 1.
     """
 
     values: dict[str, float]
@@ -42,7 +42,7 @@ class Sigma:
 
 
 def steps_to_time(spec: RolloutSpec, steps: int, per_step: int = 1) -> int:
-    """Return the number of time values that `steps` calls of the model give.
+    """Return the number of time values after `steps` calls of the model.
 
     Parameters
     ----------
@@ -50,14 +50,14 @@ def steps_to_time(spec: RolloutSpec, steps: int, per_step: int = 1) -> int:
     steps : int
         Calls of the model, ≥ 0.
     per_step : int
-        Values along time that one call gives (`Trajectory.per_step`); 1 without a time axis.
+        Time values per call (`Trajectory.per_step`); 1 without a time axis.
     """
     n = steps * (1 if spec.trajectory.time_axis is None else per_step)
     return n if spec.rollout.length is None else min(n, spec.rollout.length)
 
 
 def trajectory_axis(spec: RolloutSpec, axis: int) -> int:
-    """Return the axis of a trajectory array that axis `axis` of the ONNX output became."""
+    """Return the axis of a trajectory array that corresponds to axis `axis` of the ONNX output."""
     gone = {c.axis for c in spec.trajectory.select if c.index is not None}
     gone |= {a for a in (spec.rollout.batch_axis, spec.trajectory.time_axis) if a is not None}
     return 2 + sum(a not in gone for a in range(axis))
@@ -74,22 +74,22 @@ def by_variable(
     Parameters
     ----------
     arrays : mapping of str to NDArray
-        Trajectory output to [context, time, *rest].
+        Maps a trajectory output to [context, time, *rest].
     spec : RolloutSpec
     contexts : Contexts
-        Of the whole run; gives the labels.
+        Contexts of the whole run; they supply the labels.
     rows : slice, optional
-        The contexts that `arrays` hold, default all.
+        The contexts in `arrays`; default: all.
 
     Returns
     -------
     dict of str to NDArray
-        Variable to [its contexts, time, ...], in file order, or in order of first appearance for series.
+        Maps a variable to [its contexts, time, ...], in file order, or in order of first appearance for series.
 
     Raises
     ------
     InputError
-        An output of a variable is missing, or the contexts' number differs.
+        An output of a variable is missing, or the number of contexts differs.
     """
     if spec.variable:
         missing = [v.output for v in spec.variable if v.output not in arrays]
@@ -126,7 +126,7 @@ def _part(array: NDArray[Any], variable: Variable, spec: RolloutSpec) -> NDArray
 
 
 def variable_at(spec: RolloutSpec, output: str, position: tuple[int, ...]) -> str:
-    """Return the variable at a position [context, time, ...] of an output, the output's name if none."""
+    """Return the variable at a position [context, time, ...] of an output; the output's name if there is none."""
     for variable in spec.variable:
         if variable.output != output:
             continue
@@ -138,16 +138,16 @@ def variable_at(spec: RolloutSpec, output: str, position: tuple[int, ...]) -> st
 def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[Any]]) -> Sigma:
     """Return σ_v of every variable, in its own unit.
 
-    The first that there is of: `[[variable]].scale`; the training rows of the table (`contexts.scales`); the
+    The first available source is used: `[[variable]].scale`; the training rows of the table (`contexts.scales`); the
     standard deviation (ddof 0) of the history in the contexts, i.e. of the state input that the output feeds, if it
-    varies; that of the nominal trajectory.
+    varies; the standard deviation of the nominal trajectory.
 
     Parameters
     ----------
     spec : RolloutSpec
     contexts : Contexts
     nominal : mapping of str to NDArray
-        The nominal trajectory of all contexts, output to [context, time, *rest].
+        The nominal trajectory of all contexts: maps an output to [context, time, *rest].
     """
     variables = by_variable(nominal, spec, contexts)
     histories = _histories(spec, contexts, nominal)
@@ -160,7 +160,7 @@ def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[A
     for name, trajectory in variables.items():
         known = given.get(name, scales.get(name))
         deviation = known
-        if deviation is None:  # a past that does not vary says nothing of the scale
+        if deviation is None:  # a history that does not vary gives no scale
             deviation = std(histories.get(name, trajectory)) or std(trajectory)
         if deviation == 0.0:
             constant.add(name)
@@ -171,14 +171,14 @@ def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[A
 def _histories(
     spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Variable to the part of the contexts that is its past, where the spec says which part that is."""
+    """Map each variable to its past in the contexts, when the spec defines which part that is."""
     pasts = {name: past for name in nominal if (past := _past(spec, contexts, name)) is not None}
     if spec.variable:
         found = {v.name: _past_of(v, pasts.get(v.output), spec) for v in spec.variable}
         return {name: past for name, past in found.items() if past is not None}
     result: dict[str, NDArray[Any]] = {}
     for name, past in pasts.items():
-        # Series and columns lie in the history as they lie in the trajectory: first and last axis.
+        # Series and columns have the same place in the history and in the trajectory: first and last axis.
         labelled = by_variable({name: past}, spec, contexts)
         result |= {k if len(nominal) == 1 or k == name else f"{name}/{k}": v for k, v in labelled.items()}
     return result
@@ -201,7 +201,7 @@ def _past(spec: RolloutSpec, contexts: Contexts, output: str) -> NDArray[Any] | 
 
 
 def _past_of(variable: Variable, past: NDArray[Any] | None, spec: RolloutSpec) -> NDArray[Any] | None:
-    """Return a variable's part of the past of its output; None where select or expand moved the axes."""
+    """Return a variable's part of the past of its output; None when select or expand moved the axes."""
     if past is None or variable.axis is None or variable.index is None:
         return past
     moved = any(f.select or f.expand for f in spec.feedback if f.output == variable.output)

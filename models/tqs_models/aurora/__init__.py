@@ -1,10 +1,10 @@
-"""Aurora-small: export of the package's network as a step graph on plain tensors, with its rollout spec.
+"""Aurora-small: exports the package's network as a step graph on plain tensors, with its rollout spec.
 
     surf [1, 2, 4, H, W], atmos [1, 2, 5, C, H, W]   6 h ago and now, physical units
     static [3, H, W], time_encoding [1, D]           -> surf_next [1, 4, H, W], atmos_next [1, 5, C, H, W]
-    rollout: the history of two is shifted; the encoding of the absolute time is given step by step
+    rollout: the history of two states is shifted; the encoding of the absolute time is given for each step
 
-H must be a multiple of 4 (the package crops the 721st row first). Position, scale, level and lead-time encodings
+H must be a multiple of 4 (the package first crops the 721st row). Position, scale, level and lead-time encodings
 are constants of the graph. Weights keep the names of the package. Source: the PyTorch package `microsoft-aurora`
 and Bodnar et al., Nature 641 (2025). Importing this package needs neither torch nor aurora; `export` needs both.
 """
@@ -28,7 +28,7 @@ LICENCE = "MIT"
 
 
 def rollout() -> Path:
-    """Return the path of the rollout spec (the package must not lie in a zip archive).
+    """Return the path of the rollout spec (the package must not be in a zip archive).
 
     >>> rollout().name
     'rollout.toml'
@@ -44,7 +44,7 @@ def time_encoding(times: Sequence[datetime], width: int = 256) -> NDArray[np.flo
     times : sequence of datetime
         The time of the newest state at each step; a naive time counts as local time, as in the package.
     width : int
-        Of the model.
+        Width of the model's encoding.
 
     >>> time_encoding([datetime(2020, 6, 1, 12)]).shape
     (1, 256)

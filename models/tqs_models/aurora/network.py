@@ -2,10 +2,10 @@
 # mypy: disable-error-code="misc, no-any-return, import-not-found, import-untyped, no-untyped-call"
 """One step of Aurora on plain tensors, physical units in and out, ready for export.
 
-The package's own `forward` builds its `Batch` and reads values of tensors on the way, which no exporter follows.
-`Step` calls encoder, backbone and decoder itself, and while it runs replaces five functions of the package: the
+The package's own `forward` builds its `Batch` and reads values of tensors on the way, which no exporter can trace.
+`Step` calls encoder, backbone and decoder directly. While it runs, it replaces five functions of the package: the
 check of the coordinates, and the encodings of position, level, lead time and absolute time, which become constants
-(and an input). Left in the graph, the exporter would compute the level encoding with less precision.
+(and an input). If the level encoding stayed in the graph, the exporter would compute it with less precision.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ START = datetime(2020, 6, 1, 12, tzinfo=UTC)
 
 
 def random_network(seed: int, **sizes: Any) -> nn.Module:  # noqa: ANN401  (sizes are the package's own arguments)
-    """Return the package's network with random weights, of which none is dead and no two are equal.
+    """Return the package's network with random weights that are neither dead nor equal.
 
-    The package starts the modulations of its norms at 0, which switches every block off, and all biases and
-    norms at one value, which an exporter would merge; both are drawn here.
+    The package initializes the modulations of its norms to 0, which disables every block, and all biases and
+    norms to one value, so that an exporter would merge them; both are drawn at random here.
     """
     torch.manual_seed(seed)
     network = AuroraSmallPretrained(**sizes).eval()
@@ -55,7 +55,7 @@ class Step(nn.Module):
     ----------
     network : torch.nn.Module
     latitude, longitude : torch.Tensor
-        Of the grid; the number of latitudes is a multiple of the patch size.
+        Coordinates of the grid; the number of latitudes is a multiple of the patch size.
     levels : sequence of int
         Pressure levels in hPa.
     """

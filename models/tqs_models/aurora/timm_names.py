@@ -1,6 +1,6 @@
 # pyright: basic, reportMissingImports=false
 # mypy: disable-error-code="misc"
-"""The four names that aurora takes from timm, where timm is missing: the real one needs torchvision."""
+"""Provide the four names that aurora imports from timm if timm is missing: the real package needs torchvision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 
 def stand_in_for_timm() -> None:
-    """Put modules with these names into `sys.modules`, unless timm is installed."""
+    """Register modules with these names in `sys.modules`, unless timm is installed."""
     if "timm" in sys.modules or importlib.util.find_spec("timm") is not None:
         return
 

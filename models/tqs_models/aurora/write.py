@@ -2,7 +2,7 @@
 # mypy: disable-error-code="misc, no-any-return, import-not-found, import-untyped, no-untyped-call"
 """Write a step of Aurora-small as model.onnx, with its rollout spec and random contexts.
 
-Needs the [export] extra, microsoft-aurora and its einops; a missing timm is stood in for.
+Needs the [export] extra, microsoft-aurora and its einops; `timm_names` replaces a missing timm.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def write_aurora(
     grid : tuple of int
         Latitudes from 90° north, without the south pole, and longitudes; multiples of 4.
     levels : tuple of int
-        Pressure levels in hPa, of those the package knows.
+        Pressure levels in hPa that the package knows.
     seed : int
-        Of random weights and contexts.
+        Seed of random weights and contexts.
     contexts : int
-        Random states written to contexts.npz, and as many others to eval.npz; 0: none.
+        Number of random states written to contexts.npz, and of others written to eval.npz; 0: none.
     settings : mapping of str to str
         Sizes of the package's constructor: embed_dim, num_heads, latent_levels, and encoder_depths and
         decoder_depths as "2,6,2" (random weights only).
@@ -58,7 +58,7 @@ def write_aurora(
     Returns
     -------
     tuple of Path
-        What was written, the model first.
+        The files written, the model first.
 
     Raises
     ------
@@ -69,11 +69,13 @@ def write_aurora(
     rows, columns = grid
     if rows % 4 or columns % 4:
         raise InputError(
-            f"{rows} x {columns} is no multiple of 4", todo="Crop the grid, e.g. 721 rows to 720"
+            f"{rows} x {columns} is not a multiple of 4", todo="Crop the grid, e.g. 721 rows to 720"
         )
     sizes = _sizes(settings)
     if sizes and checkpoint is not None:
-        raise InputError("sizes go with random weights only", where=str(checkpoint))
+        raise InputError(
+            "sizes can be set for random weights only", where=str(checkpoint), todo="Leave out `settings`"
+        )
     try:
         import torch
 
@@ -121,7 +123,7 @@ def exported(step: Any, example: tuple[Any, ...]) -> Any:  # noqa: ANN401  (torc
     with torch.no_grad():
         step(
             *example
-        )  # fills the package's cache of window masks with real tensors before the exporter traces
+        )  # fills the package's cache of window masks with real tensors before the exporter traces it
     program = torch.onnx.export(
         step,
         example,
@@ -139,14 +141,16 @@ def exported(step: Any, example: tuple[Any, ...]) -> Any:  # noqa: ANN401  (torc
     model = program.model_proto
     lost = name_by_content(model, {n: p.detach().numpy() for n, p in step.network.named_parameters()})
     if lost:
-        raise InputError(f"{len(lost)} weights lost their names, first {lost[0]}")
+        raise InputError(
+            f"{len(lost)} weights lost their names, first {lost[0]}", todo="Use another version of torch"
+        )
     merge_constants(model)
     strip(model)
     return model
 
 
 def random_states(step: Any, n: int, grid: tuple[int, int], seed: int) -> dict[str, np.ndarray]:  # noqa: ANN401
-    """Return `n` random states around the package's climate: surf, atmos, and one static for all."""
+    """Return `n` random states around the package's climate: surf, atmos, and one static field for all."""
     rng = np.random.default_rng(seed)
     made: dict[str, np.ndarray] = {}
     for name, sides in (
@@ -163,7 +167,7 @@ def _sizes(settings: Mapping[str, str]) -> dict[str, Any]:
     sizes: dict[str, Any] = {}
     for name, text in settings.items():
         if name not in (*_SIZES, "encoder_depths", "decoder_depths"):
-            raise InputError(f"unknown setting {name!r}", todo=f"Known are: {', '.join(_SIZES)}, *_depths")
+            raise InputError(f"unknown setting {name!r}", todo=f"Use one of: {', '.join(_SIZES)}, *_depths")
         try:
             numbers = tuple(int(part) for part in text.split(","))
         except ValueError as error:

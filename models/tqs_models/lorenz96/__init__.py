@@ -1,7 +1,7 @@
 """The bundled demo model: a neural surrogate of the Lorenz-96 system, with its rollout spec and contexts.
 
-The files lie inside the package, so that the demo needs no network and no data. Importing this package needs
-neither torch nor a runtime.
+The files are inside the package, so the demo needs no network and no data. Importing this package needs neither torch
+nor a runtime.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class LorenzFiles:
-    """Where the files of the demo lie.
+    """Paths of the demo's files.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class LorenzFiles:
 
 
 def files() -> LorenzFiles:
-    """Return the paths of the bundled files (the package must not lie in a zip archive).
+    """Return the paths of the bundled files (the package must not be in a zip archive).
 
     >>> files().model.name
     'model.onnx'

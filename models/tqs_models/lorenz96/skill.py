@@ -1,6 +1,6 @@
-"""How good the bundled model is: one-step error, forecast error, and its own largest Lyapunov exponent.
+"""Measure the skill of the bundled model: one-step error, forecast error, and its own largest Lyapunov exponent.
 
-``python -m tqs_models.lorenz96.skill`` writes one JSON object; the card quotes it. The figures need about ten
+``python -m tqs_models.lorenz96.skill`` writes one JSON object, which the card quotes. The run takes about ten
 seconds on one core.
 """
 
@@ -17,7 +17,7 @@ from tqs_models.lorenz96 import files, system
 from tqs_onnx.rollout.session import SessionOptions, open_session
 
 FLOAT32_DISTANCE = 1e-2
-"""Distance of the twins for a map computed in float32: far above its rounding (about 1e-6), far below 3.6."""
+"""Distance of the twins for a map computed in float32: far above its rounding error (about 1e-6), far below 3.6."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +27,13 @@ class Skill:
     Parameters
     ----------
     one_step_error : float
-        Root mean square error after one step over the deviation of the climate.
+        Root mean square error after one step, divided by the deviation of the climate.
     error_after : dict of int to float
-        The same after so many steps of the model fed with its own output.
+        The same error after this many steps of the model fed with its own output.
     exponent, true_exponent : float
-        Largest Lyapunov exponent of the model and of the system, per time unit, by the same estimate.
+        Largest Lyapunov exponent of the model and of the system, per time unit, estimated in the same way.
     deviation, true_deviation : float
-        Of the states after 400 steps of the model, and of the system.
+        Deviation of the states after 400 steps, of the model and of the system.
     """
 
     one_step_error: float
@@ -45,19 +45,19 @@ class Skill:
 
 
 class Stepper:
-    """The model at `path` as a map of float64 [n, 40] to the same shape."""
+    """The model at `path` as a map from float64 [n, 40] to the same shape."""
 
     def __init__(self, path: Path) -> None:
         self._session = open_session(path, options=SessionOptions(threads=1))
 
     def __call__(self, x: system.Float64) -> system.Float64:
-        """Return the states one step later, rounded to float32 on the way in and out."""
+        """Return the states one step later; input and output are rounded to float32."""
         value = self._session.value(x.astype(np.float32))
         return self._session.run({"state": value})["next"].numpy().astype(np.float64)
 
 
 def measure(path: Path, *, members: int = 32, steps: int = 600, seed: int = 4001) -> Skill:
-    """Measure the model at `path` from `members` states that no other file holds.
+    """Measure the model at `path` from `members` states that are in no other file.
 
     Raises
     ------

@@ -2,8 +2,8 @@
 
     dx_i/dt = (x_{i+1} - x_{i-2}) x_{i-1} - x_i + F        i = 1 .. 40, indices mod 40, F = 8
 
-Integrated by the classical fourth-order Runge-Kutta scheme in float64. One time unit stands for about five
-days; the step of the demo model, 0.05, for six hours. The largest Lyapunov exponent is about 1.67 per time
+Integrated by the classical fourth-order Runge-Kutta scheme in float64. One time unit corresponds to about five
+days; the step of the demo model, 0.05, to six hours. The largest Lyapunov exponent is about 1.67 per time
 unit.
 
 Source: E. N. Lorenz, "Predictability: a problem partly solved", ECMWF seminar, 1996; Lorenz and Emanuel, J.
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 VARIABLES = 40
 FORCING = 8.0
 STEP = 0.05
-"""Time units that one call of the demo model advances by."""
+"""Time units per call of the demo model."""
 SUBSTEPS = 5
-"""Runge-Kutta steps in one `STEP`."""
+"""Runge-Kutta steps per `STEP`."""
 LYAPUNOV = 1.67
 """Largest Lyapunov exponent in the literature, per time unit."""
 
@@ -60,16 +60,16 @@ def trajectory(x: Float64, steps: int) -> Float64:
 
 
 def climate(members: int, seed: int, spin_up: int = 400) -> Float64:
-    """Return states on the attractor, float64 [members, 40], each from a start of its own.
+    """Return states on the attractor, float64 [members, 40], each from its own random start.
 
     Parameters
     ----------
     members : int
-        How many states.
+        Number of states.
     seed : int
-        Of the random starts; the result is the same for the same seed.
+        Seed of the random starts; the same seed gives the same result.
     spin_up : int
-        Steps of `STEP` each start is run for before its state is taken: 400 are 20 time units.
+        Steps of `STEP` from each start before its state is taken: 400 are 20 time units.
     """
     x = FORCING + np.random.default_rng(seed).standard_normal((members, VARIABLES))
     for _ in range(spin_up):
@@ -89,7 +89,7 @@ def lyapunov(
 ) -> float:
     """Estimate the largest Lyapunov exponent of a map by renormalised differences of twin trajectories.
 
-    After each step the twin is moved back to `distance` from its original along their difference; the
+    After each step the twin is moved back to `distance` from its original, along their difference; the
     exponent is the mean logarithm of the growth (Benettin et al., Meccanica 15, 1980).
 
     Parameters
@@ -99,13 +99,13 @@ def lyapunov(
     start : numpy.ndarray
         States on the attractor, float64 [members, variables].
     steps, settle : int
-        Steps that count, and steps before them in which the twins turn to the growing direction.
+        Steps that count, and steps before them in which the twins turn towards the growing direction.
     distance : float
-        Norm the differences are set back to. For a map computed in float32, well above its rounding.
+        Norm to which the differences are reset. For a map computed in float32, well above its rounding error.
     step : float
-        Time units of one call of `advance_by`.
+        Time units per call of `advance_by`.
     seed : int
-        Of the first directions.
+        Seed of the first directions.
 
     Returns
     -------

@@ -9,7 +9,7 @@
 
 First phase: one step. Second phase: `UNROLL` steps, each prediction fed back. Loss: mean squared error in
 units of the typical change over one step. The data are Runge-Kutta runs that share no start with the stored
-contexts. Needs the [export] extra; run as ``python -m tqs_models.lorenz96.train``: about ten minutes on one
+contexts. Needs the [export] extra; run it as ``python -m tqs_models.lorenz96.train``: about ten minutes on one
 core.
 """
 
@@ -35,9 +35,9 @@ log = logging.getLogger("lorenz96")
 
 WIDTH, HIDDEN, BLOCKS, NEIGHBOURS = 64, 96, 4, 5
 MEAN, DEVIATION = 2.35, 3.64
-"""Of the climate, in the state's own unit."""
+"""Deviation of the climate, in the state's unit."""
 CHANGE = 2.3
-"""Deviation of the change over one step, in the state's own unit."""
+"""Deviation of the change over one step, in the state's unit."""
 UNROLL = 4
 
 
@@ -68,7 +68,7 @@ class Norm(nn.Module):
 
 
 class Block(nn.Module):
-    """One gated residual block over `NEIGHBOURS` places of the circle."""
+    """One gated residual block over `NEIGHBOURS` places on the circle."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,14 +110,14 @@ class Surrogate(nn.Module):
 
 
 def training_runs(members: int, steps: int, seed: int) -> Tensor:
-    """Return float32 [members, steps + 1, 40]: Runge-Kutta runs from starts of their own."""
+    """Return float32 [members, steps + 1, 40]: Runge-Kutta runs, each from its own start."""
     start = system.climate(members, seed)
     runs = np.concatenate([start[:, None], system.trajectory(start, steps)], axis=1)
     return torch.from_numpy(runs.astype(np.float32))
 
 
 def loss_of(model: Surrogate, window: Tensor) -> Tensor:
-    """Mean squared error of the rollout over `window` [b, steps + 1, 40], in units of `CHANGE`."""
+    """Return the mean squared error of the rollout over `window` [b, steps + 1, 40], in units of `CHANGE`."""
     x, losses = window[:, 0], []
     for t in range(1, window.shape[1]):
         x = model(x)
@@ -163,7 +163,7 @@ def train(one_step: int, unrolled: int, batch: int, peak: float, seed: int) -> S
 
 
 def write_contexts(folder: Path, steps: int) -> None:
-    """Write contexts.npz (32 states) and eval.npz (64 states with their truth), from starts of their own."""
+    """Write contexts.npz (32 states) and eval.npz (64 states with their truth), each state from its own start."""
     scoring = system.climate(32, seed=1001)
     judged = system.climate(64, seed=2001)
     np.savez_compressed(folder / "contexts.npz", state=scoring.astype(np.float32))

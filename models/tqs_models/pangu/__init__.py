@@ -1,10 +1,10 @@
-"""Pangu-Weather: what the released 6 h file is fed with and gives back, and its partition into blocks.
+"""Pangu-Weather: inputs and outputs of the released 6 h file, and its partition into blocks.
 
     pangu_weather_6.onnx: input [5, 13, 721, 1440], input_surface [4, 721, 1440] -> output, output_surface
     rollout: both outputs are fed back unchanged; no history, no time, no maps (they are inside the file)
 
 The file needs no export, only this adapter. Its weights are licensed CC BY-NC-SA 4.0 and are not part of this
-package; :mod:`tqs_models.pangu.shaped` builds a model of the same shape, of any size, with random weights.
+package; :mod:`tqs_models.pangu.shaped` builds a model of the same structure and any size, with random weights.
 Source: https://github.com/198808xc/Pangu-Weather. Importing this package needs neither torch nor a runtime.
 """
 
@@ -24,11 +24,11 @@ SURFACE = {"msl": "Pa", "u10": "m/s", "v10": "m/s", "t2m": "K"}
 LATITUDES, LONGITUDES = 721, 1440
 """Rows from 90° north to 90° south, columns from 0° to 359.75° east."""
 SESSION_OPTIONS = {"enable_cpu_mem_arena": False, "enable_mem_pattern": False, "enable_mem_reuse": False}
-"""What the official code sets, to keep the memory of a step near 10 GB on the CPU."""
+"""Settings of the official code, which keep the memory of a step near 10 GB on the CPU."""
 LICENCE = "CC-BY-NC-SA-4.0"
 
 BLOCK_SIZE = 8
-"""Stored tensors of one block of the paper's sensitivity analysis."""
+"""Number of stored tensors in one block of the paper's sensitivity analysis."""
 SMALL_BLOCKS = 17
 """Blocks 0 .. 16 hold embeddings, biases and norms; the others hold recovery, matrices and bias tables."""
 
@@ -37,7 +37,7 @@ _INPUT_BLOCKS = frozenset({0, 1, 2, 15, 16})
 
 
 def rollout() -> Path:
-    """Return the path of the rollout spec (the package must not lie in a zip archive).
+    """Return the path of the rollout spec (the package must not be in a zip archive).
 
     >>> rollout().name
     'rollout.toml'
@@ -46,11 +46,11 @@ def rollout() -> Path:
 
 
 def blocks(weights: Sequence[str], size: int = BLOCK_SIZE) -> tuple[tuple[str, ...], ...]:
-    """Cut stored tensors, in the order of the file, into blocks of `size`; the last one may be smaller.
+    """Split stored tensors, in the order of the file, into blocks of `size`; the last one may be smaller.
 
     The released file holds 223 tensors: 140 that kept their name (4 of the patch embedding, 8 vectors of each
     of the 16 transformer blocks, 4 of down- and up-sampling, 4 of the recovery), then 83 matrices and bias
-    tables in the order of the nodes. That gives the paper's 28 blocks.
+    tables in the order of the nodes. This gives the paper's 28 blocks.
 
     >>> blocks(["a", "b", "c"], size=2)
     (('a', 'b'), ('c',))

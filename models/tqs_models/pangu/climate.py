@@ -1,7 +1,7 @@
-"""Rough means and deviations of the atmosphere, to standardise Pangu-Weather's variables with.
+"""Approximate means and deviations of the atmosphere, used to standardise Pangu-Weather's variables.
 
-Not the constants of the released file (those are inside it): values of the right size, so that a model with
-random weights maps physical states to physical states.
+These are not the constants of the released file, which are inside it, but values of the right magnitude. With them a
+model with random weights maps physical states to physical states.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-#: hPa -> mean of z (m²/s²), q (kg/kg), t (K), and their deviations.
+#: Maps hPa to the means of z (m²/s²), q (kg/kg), t (K), and their deviations.
 _LEVELS = {
     1000: (800.0, 7.0e-3, 281.0, 1100.0, 5.9e-3, 17.0),
     925: (7000.0, 6.0e-3, 279.0, 1300.0, 5.1e-3, 16.0),
@@ -28,13 +28,13 @@ _LEVELS = {
     50: (200000.0, 2.7e-6, 212.0, 5900.0, 5.0e-7, 10.0),
 }
 _WIND = (10.0, 8.0)
-"""Deviations of u and v; their means are taken as 0."""
+"""Deviations of u and v; their means are set to 0."""
 
 
 def upper(levels: int) -> tuple[Array, Array]:
     """Return mean and deviation, float32 [5, levels, 1, 1] each, of z, q, t, u, v.
 
-    With another number of levels than 13, the 13 are used in turn.
+    If the number of levels is not 13, the 13 are used cyclically.
     """
     rows = np.array([list(_LEVELS.values())[i % len(_LEVELS)] for i in range(levels)], np.float32)
     mean, deviation = np.zeros((5, levels), np.float32), np.empty((5, levels), np.float32)

@@ -1,8 +1,8 @@
-"""Collect the nodes of an ONNX graph one call at a time, with its constants and its weights.
+"""Build an ONNX graph node by node, with its constants and its weights.
 
-Constants become `Constant` nodes, as PyTorch's first exporter writes them; weights become initializers: those
-with a name of their own first, those of folded matrices and tables (`onnx::MatMul_7`) behind them, each in the
-order in which they are read. That is how pangu_weather_6.onnx is laid out.
+Constants become `Constant` nodes, as PyTorch's first exporter writes them. Weights become initializers: first those
+with their own name, then those of folded matrices and tables (`onnx::MatMul_7`), each group in the order in which they
+are read. pangu_weather_6.onnx has the same layout.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Nodes:
         return self.constant(np.array(value, np.float32))
 
     def weight(self, name: str, value: NDArray[np.float32]) -> str:
-        """Add a weight under a name of its own."""
+        """Add a weight under its own name."""
         self._named.append(numpy_helper.from_array(value, name))
         return name
 
     def folded(self, reader: str, value: NDArray[np.float32]) -> str:
-        """Add a weight under the name the exporter gives to a constant it has folded."""
+        """Add a weight under the name that the exporter gives to a folded constant."""
         name = f"onnx::{reader}_{len(self._nodes)}"
         self._folded.append(numpy_helper.from_array(value, name))
         return name
@@ -72,7 +72,7 @@ class Nodes:
         return self.op("Slice", x, self.ints(start), self.ints(stop), self.ints(axis))
 
     def pad(self, x: str, ends: Shape) -> str:
-        """Add a Pad with zeros behind the end of each axis, or nothing where there is nothing to pad."""
+        """Add a Pad with zeros after the end of each axis; add nothing if there is nothing to pad."""
         if not any(ends):
             return x
         return self.op("Pad", x, self.ints(*([0] * len(ends)), *ends))

@@ -1,4 +1,4 @@
-"""Build a model of Pangu-Weather's shape, of any grid and size, with random weights: only NumPy and onnx.
+"""Build a model with Pangu-Weather's structure, of any grid and size, with random weights, using only NumPy and onnx.
 
     input [5, levels, lat, lon], input_surface [4, lat, lon]                     physical units in and out
       standardise, append constant maps, pad, cut into patches -> tokens [levels' + 1, lat', lon', dim]
@@ -7,10 +7,10 @@
     block: x + LN(attention(x)), then x + LN(mlp(x)); attention in windows of (z, lat, lon), every second block
            shifted by half a window; scores + bias[window type] (+ mask); longitude is periodic
 
-The bias is stored as the released file stores it ("expanded": one [1, types, heads, n, n] tensor a block, read
-by Add, 91 % of its weights) or as it is trained ("table": gathered by pairs of places). Layout and order of the
-weights are those of the released file (see :mod:`tqs_models.pangu`). At (721, any longitude, 13 levels), width
-192, the model has 276,659,936 weights. Weights are a pure function of shape and seed.
+The bias is stored as in the released file ("expanded": one [1, types, heads, n, n] tensor per block, read by Add, 91 %
+of its weights) or as it is trained ("table": gathered by pairs of places). Layout and order of the weights are those
+of the released file (see :mod:`tqs_models.pangu`). At (721, any longitude, 13 levels), width 192, the model has
+276,659,936 weights. Weights are a pure function of shape and seed.
 Source: Bi et al., Nature 619 (2023), and the published pseudocode.
 """
 
@@ -32,27 +32,27 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class PanguShape:
-    """Sizes of the model; the defaults, but for the longitude, are those of the released file.
+    """Sizes of the model; all defaults except the longitude are those of the released file.
 
     Parameters
     ----------
     lat, lon, levels : int
         Grid points. The number of weights does not depend on `lon`.
     dim, heads : int
-        Width and heads of the outer layers; the inner ones have twice of both.
+        Width and heads of the outer layers; the inner layers have twice as many of both.
     depths : tuple of int
-        Blocks of layers 1 to 4.
+        Number of blocks in layers 1 to 4.
     window, patch : tuple of int
-        Along (z, lat, lon).
+        Sizes along (z, lat, lon).
     bias : str
         "expanded" or "table".
     norms : str
-        "fused" is LayerNormalization; "decomposed" is what exporters write below opset 17.
+        "fused" is LayerNormalization; "decomposed" is the form that exporters write below opset 17.
 
     Raises
     ------
     InputError
-        A size is below 1, or `dim` is no multiple of `heads`.
+        A size is below 1, or `dim` is not a multiple of `heads`.
     """
 
     lat: int = 721
@@ -67,22 +67,26 @@ class PanguShape:
     norms: Literal["fused", "decomposed"] = "fused"
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
+        """Validate the sizes."""
         sizes = (self.lat, self.lon, self.levels, self.dim, self.heads, *self.window, *self.patch)
         if min(sizes) < 1 or min(self.depths) < 0:
-            raise InputError("every size must be at least 1", where="PanguShape")
+            raise InputError("every size must be at least 1", where="PanguShape", todo="Give larger sizes")
         if self.dim % self.heads:
-            raise InputError(f"dim {self.dim} is no multiple of heads {self.heads}", where="PanguShape")
+            raise InputError(
+                f"dim {self.dim} is not a multiple of heads {self.heads}",
+                where="PanguShape",
+                todo="Change dim or heads",
+            )
 
     @property
     def outer(self) -> tuple[int, int, int]:
-        """Tokens along (z, lat, lon) in layers 1 and 4: the surface is one more level."""
+        """Number of tokens along (z, lat, lon) in layers 1 and 4: the surface is an additional level."""
         z, h, w = (-(-n // p) for n, p in zip((self.levels, self.lat, self.lon), self.patch, strict=True))
         return z + 1, h, w
 
     @property
     def inner(self) -> tuple[int, int, int]:
-        """Tokens in layers 2 and 3."""
+        """Number of tokens in layers 2 and 3."""
         z, h, w = self.outer
         return z, -(-h // 2), -(-w // 2)
 
@@ -92,9 +96,9 @@ TINY = PanguShape(lat=49, lon=96, dim=24, heads=2, window=(2, 3, 6))
 
 
 def pair_index(window: tuple[int, int, int]) -> NDArray[np.int64]:
-    """Return, for each pair of places, its row in a bias table, int64 [n, n] with n the places of a window.
+    """Return the row of each pair of places in a bias table: int64 [n, n], where n is the places of a window.
 
-    A pair is told apart by both places along z and latitude, and by their distance along longitude:
+    A pair is identified by both places along z and latitude, and by their distance along longitude:
     (2·lon − 1)·lat²·z² rows.
     """
     z, h, w = (g.reshape(-1) for g in np.meshgrid(*(np.arange(n) for n in window), indexing="ij"))
@@ -117,7 +121,7 @@ def build(shape: PanguShape, seed: int = 0, *, opset: int = 17) -> onnx.ModelPro
     Raises
     ------
     InputError
-        The opset does not go with the norms.
+        The norms are not available in this opset.
     """
     if not 11 <= opset <= 17 or (opset < 17 and shape.norms == "fused"):
         raise InputError(
@@ -129,7 +133,7 @@ def build(shape: PanguShape, seed: int = 0, *, opset: int = 17) -> onnx.ModelPro
 
 
 class _Builder:
-    """Emits the graph from input to output; draws each weight when it is read."""
+    """Emits the graph from input to output and draws each weight when it is read."""
 
     def __init__(self, shape: PanguShape, seed: int, opset: int) -> None:
         self.s, self.opset, self.g = shape, opset, Nodes()
@@ -288,7 +292,7 @@ class _Builder:
 def _mask(
     padded: tuple[int, int, int], window: tuple[int, int, int], shift: tuple[int, int, int]
 ) -> Array | None:
-    """Return float32 [1, types, 1, n, n]: -100 between places that a roll along z or latitude brought together."""
+    """Return float32 [1, types, 1, n, n]: -100 between places adjacent only due to a roll along z or latitude."""
     if not any(shift[:2]):
         return None
     (z, h, _), (wz, wh, ww) = padded, window

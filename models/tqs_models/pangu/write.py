@@ -1,4 +1,4 @@
-"""Write what a job on a Pangu-shaped model needs: model.onnx, rollout.toml, contexts.npz and eval.npz."""
+"""Write the files of a job on a Pangu-shaped model: model.onnx, rollout.toml, contexts.npz and eval.npz."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ def write_shaped(
     folder : Path
         Must exist.
     checkpoint : Path or None
-        Refused: the released file is an ONNX file already.
+        Must be None: the released file is an ONNX file already.
     grid : tuple of int or None
         Latitudes and longitudes; default 721 x 96, which has all 276.66 M weights.
     levels : tuple of int or None
-        Only their number counts; default 13.
+        Only the number of levels matters; default 13.
     seed : int
     contexts : int
-        Random states written to contexts.npz, and as many others to eval.npz; 0: neither is written.
+        Number of random states written to contexts.npz, and of others written to eval.npz; 0: neither is written.
     settings : mapping of str to str
         Fields of `PanguShape` by name, tuples as "2,6,12"; and `opset`.
 
     Returns
     -------
     tuple of Path
-        What was written, the model first.
+        The files written, the model first.
 
     Raises
     ------
     InputError
-        A checkpoint is given, or a setting is unknown or has no such value.
+        A checkpoint is given, or a setting is unknown or has an invalid value.
     """
     if checkpoint is not None:
         raise InputError(
             "pangu_weather_6.onnx needs no export",
             where=str(checkpoint),
-            todo=f"Use it as it is, with {rollout()}",
+            todo=f"Use it directly, with {rollout()}",
         )
     given = dict(settings)
     opset = int(given.pop("opset", "17"))
@@ -89,7 +89,7 @@ def _value(name: str, text: str) -> str | int | tuple[int, ...]:
     known = [f.name for f in fields(PanguShape) if f.name not in ("lat", "lon", "levels")]
     choices = {"bias": ("expanded", "table"), "norms": ("fused", "decomposed")}
     if name not in known:
-        raise InputError(f"unknown setting {name!r}", todo=f"Known are: opset, {', '.join(known)}")
+        raise InputError(f"unknown setting {name!r}", todo=f"Use one of: opset, {', '.join(known)}")
     if name in choices:
         if text not in choices[name]:
             raise InputError(f"{name} cannot be {text!r}", todo=f"Use {' or '.join(choices[name])}")
@@ -100,5 +100,7 @@ def _value(name: str, text: str) -> str | int | tuple[int, ...]:
         raise InputError(f"{name} cannot be {text!r}", todo="Write whole numbers, e.g. 2,6,12") from error
     wanted = 1 if name in _NUMBERS else 4 if name == "depths" else 3
     if len(numbers) != wanted:
-        raise InputError(f"{name} needs {wanted} numbers, not {len(numbers)}")
+        raise InputError(
+            f"{name} needs {wanted} numbers, not {len(numbers)}", todo="Write them as e.g. 2,6,12"
+        )
     return numbers[0] if name in _NUMBERS else numbers

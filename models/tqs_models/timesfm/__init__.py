@@ -1,10 +1,10 @@
-"""TimesFM-2.5: export of the package's network as a stateless forecast graph, with its rollout spec.
+"""TimesFM-2.5: exports the package's network as a stateless forecast graph, with its rollout spec.
 
     context [b, 32 n], mask [b, 32 n] (true: padding) -> forecast [b, 128, 10], quantile_head [b, 1024, 10]
     channels: mean, then quantiles 0.1 .. 0.9; channel 5 is the median
-    rollout: the median is appended to the context, 512 -> 640 -> 768 -> 896 values; 512 made, 500 kept
+    rollout: the median is appended to the context, 512 -> 640 -> 768 -> 896 values; 512 forecast, 500 kept
 
-The running normalisation is inside the graph; the key-value cache is not, as it changes nothing but speed. Weights
+The running normalisation is inside the graph. The key-value cache is not, because it affects only speed. Weights
 keep the names of the package. Source: the PyTorch package `timesfm` and Das et al., ICML 2024. Importing this
 package needs neither torch nor timesfm; `export` needs both.
 """
@@ -20,7 +20,7 @@ LICENCE = "Apache-2.0"
 
 
 def rollout() -> Path:
-    """Return the path of the rollout spec (the package must not lie in a zip archive).
+    """Return the path of the rollout spec (the package must not be in a zip archive).
 
     >>> rollout().name
     'rollout.toml'

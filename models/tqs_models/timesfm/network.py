@@ -1,12 +1,12 @@
 # pyright: basic, reportMissingImports=false
 # mypy: disable-error-code="misc, no-any-return, import-not-found, import-untyped, no-untyped-call"
-"""TimesFM-2.5 as one forecast graph on plain tensors, its running normalisation included.
+"""TimesFM-2.5 as one forecast graph on plain tensors, including its running normalisation.
 
     patch i (32 values): mean mu_i and deviation sigma_i of all unmasked values of patches 0 .. i (population)
       z_i      = (x_i - mu_i) / sigma_i, 0 where masked; sigma < 1e-6 counts as 1
       network(z, mask), no cache; the heads of the last patch times sigma_n, plus mu_n
 
-Between-patch variance is summed over a lower triangle, so that the number of patches stays dynamic.
+The between-patch variance is summed over a lower triangle, so that the number of patches stays dynamic.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tqs_models.timesfm import CHANNELS, HEAD, OUTPUT, PATCH
 
 
 def random_network(seed: int, layers: int | None = None) -> nn.Module:
-    """Return the package's network with random weights, of which none is dead.
+    """Return the package's network with random weights, none of them dead.
 
-    The package starts the scales of its norms at 0, which makes every layer return its input; they are drawn
-    around 1 here. `layers` keeps only the first ones.
+    The package initializes the scales of its norms to 0, so that every layer returns its input; here they are drawn
+    around 1. `layers` keeps only the first ones.
     """
     torch.manual_seed(seed)
     network = TimesFM_2p5_200M_torch_module().eval()
@@ -46,7 +46,7 @@ class Forecast(nn.Module):
         self.network = network
 
     def forward(self, context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Forecast the values behind the context, in its own units."""
+        """Forecast the values after the context, in its own units."""
         batch = context.shape[0]
         x, masked = context.reshape(batch, -1, PATCH), mask.reshape(batch, -1, PATCH)
         kept = (~masked).to(x.dtype)

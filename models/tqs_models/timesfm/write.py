@@ -38,18 +38,18 @@ def write_timesfm(
     checkpoint : Path or None
         The package's `model.safetensors`; None: random weights.
     geometry : object
-        Refused unless None: the model has no grid and no levels.
+        Must be None: the model has no grid and no levels.
     seed : int
-        Of random weights and contexts.
+        Seed of random weights and contexts.
     contexts : int
-        Random series of 512 values written to contexts.npz, and as many others to eval.npz; 0: none.
+        Number of random series of 512 values written to contexts.npz, and of others to eval.npz; 0: none.
     settings : mapping of str to str
-        `layers`: keep only so many (random weights only).
+        `layers`: keep only this many (random weights only).
 
     Returns
     -------
     tuple of Path
-        What was written, the model first.
+        The files written, the model first.
 
     Raises
     ------
@@ -59,11 +59,14 @@ def write_timesfm(
     unknown = sorted(set(settings) - {"layers"})
     if geometry is not None or unknown:
         raise InputError(
-            "timesfm has no grid, no levels, and one setting", todo="Give --set layers=N at most"
+            "timesfm has no grid, no levels, and only the setting layers",
+            todo="Give `settings` layers=N at most",
         )
     layers = int(settings["layers"]) if "layers" in settings else None
     if layers is not None and checkpoint is not None:
-        raise InputError("layers goes with random weights only", where=str(checkpoint))
+        raise InputError(
+            "layers can be set for random weights only", where=str(checkpoint), todo="Leave out `settings`"
+        )
     try:
         from tqs_models.timesfm.network import Forecast, random_network
     except ImportError as error:
@@ -119,7 +122,9 @@ def exported(module: Any, seed: int = 0) -> Any:  # noqa: ANN401  (torch is opti
     model = program.model_proto
     lost = name_by_content(model, {n: p.detach().numpy() for n, p in module.network.named_parameters()})
     if lost:
-        raise InputError(f"{len(lost)} weights lost their names, first {lost[0]}")
+        raise InputError(
+            f"{len(lost)} weights lost their names, first {lost[0]}", todo="Use another version of torch"
+        )
     merge_constants(model)
     strip(model)
     return model

@@ -1,4 +1,4 @@
-"""Store a constant losslessly in fewer bytes: one value once, few values as codes, whole numbers without zero bits.
+"""Store a constant losslessly in fewer bytes: as one value, as codes of few values, or as whole numbers of few bits.
 
 Before → after, for a tensor t of n values ::
 
@@ -7,8 +7,8 @@ Before → after, for a tensor t of n values ::
     whole numbers      planes of b-bit codes ─▶ (sum) ─▶ Add(smallest) ─▶ Cast ─▶ t
 
 b-bit codes are split into one field of 1, 2 or 4 bits for each of those bits set in b mod 8 (low bits first), and a
-plane of whole bytes for each further 8 bits. Values are told apart by their bits: NaN and -0.0 come back as they were.
-All of it folds at load.
+plane of whole bytes for each further 8 bits. Values are compared by their bits, so NaN and -0.0 are restored exactly.
+The runtime folds all of these nodes at load.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tqs_passes.encode.planes import (
     table_values,
 )
 
-#: A table holds at most so many values; codes have at most so many bits.
+#: Largest number of values in a table, and of bits in a code.
 MOST_VALUES = 256
 MOST_BITS = 24
 _BLOCK = 1 << 20
@@ -42,16 +42,16 @@ _LARGEST = 1 << 62
 def encode_constant(
     values: NDArray[np.generic], name: str, stem: str, prefix: str, namespace: str, opset: int
 ) -> Fragment | None:
-    """Return the smallest fragment that makes exactly these values, or None where none of the three applies.
+    """Return the smallest fragment that computes exactly these values; None when none of the three ways applies.
 
     Parameters
     ----------
     values : array
-        Of a numeric or boolean type of whole bytes, two values or more.
+        At least two values of a numeric or boolean type of whole bytes.
     name : str
         Name of the result.
     stem : str
-        What stored names start with.
+        Prefix of the stored names.
     prefix, namespace : str
         See `Fragment`.
     opset : int
@@ -80,9 +80,9 @@ def encode_constant(
 
 
 def distinct(flat: NDArray[np.generic]) -> NDArray[np.generic] | None:
-    """Return the bit patterns that occur, ascending, as unsigned integers; None when there are more than `MOST_VALUES`.
+    """Return the distinct bit patterns, ascending, as unsigned integers; None when there are more than `MOST_VALUES`.
 
-    Stops at the first block that shows one too many.
+    Stops at the first block that exceeds the limit.
     """
     seen = np.unique(_bits(flat[:4096]))
     for start in range(4096, flat.size, _BLOCK):
@@ -156,7 +156,7 @@ def _looked_up(
         values = fragment.store(table, f"{stem}_values", _data_type(table.dtype))
         fragment.op("Gather", [values, _summed(fragment, codes, bits, shape, stem, opset)], output=name)
         return
-    # One plane: the values of a whole byte of codes are looked up at once.
+    # One plane: the table maps a whole byte of codes to its values.
     padded = np.append(table, np.full((1 << bits) - table.size, table[-1]))
     values = fragment.store(padded, f"{stem}_values", _data_type(table.dtype))
     by_byte = fragment.op("Gather", [values, _field_table(fragment, bits, opset)])

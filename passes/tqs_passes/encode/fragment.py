@@ -1,6 +1,6 @@
-"""Pieces of graph that decode a stored weight: stored tensors and nodes, built straight as protobuf.
+"""Graph fragments that decode a stored weight: stored tensors and nodes, built directly as protobuf.
 
-A fragment is complete in itself but for the tables it shares with other fragments, which it names by key.
+A fragment is self-contained except for tables that it shares with other fragments, which it refers to by key.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class Fragment:
     Parameters
     ----------
     prefix : str
-        Short, unique prefix of the intermediate names: each is written twice, so its length costs bytes.
+        Short, unique prefix of the intermediate names: each name is written twice, so its length costs bytes.
     namespace : str
-        Prefix of the names of shared pieces; unused elsewhere in the graph.
+        Prefix of the names of shared pieces; no other name in the graph starts with it.
     tensors : list of onnx.TensorProto
     nodes : list of onnx.NodeProto
     shared : dict of str to Fragment
-        Fragments other weights may use as well, keyed by content; written once a file.
+        Fragments that other weights may use as well, keyed by content; written once per file.
     reader : onnx.NodeProto or None
-        The node of the model that goes, where a weight is not decoded for its reader but read in another way.
+        The node of the model that `reading` replaces, when the weight is not decoded for its reader.
     reading : list of onnx.NodeProto
-        What stands in that node's place.
+        The nodes that replace `reader`.
     domain : str
-        An operator set that the file must import, at version 1, besides its own.
+        An operator set that the file must import additionally, at version 1.
     """
 
     prefix: str
@@ -51,7 +51,7 @@ class Fragment:
     _count: int = 0
 
     def store(self, array: NDArray[np.generic], name: str, data_type: int | None = None) -> str:
-        """Store an array under `name` as raw data; `data_type` overrides the type that NumPy's dtype gives."""
+        """Store an array under `name` as raw data; `data_type` overrides the type of NumPy's dtype."""
         kind = helper.np_dtype_to_tensor_dtype(array.dtype) if data_type is None else data_type
         tensor = onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
         tensor.raw_data = np.ascontiguousarray(array).tobytes()
@@ -77,14 +77,14 @@ class Fragment:
         return output
 
     def share(self, key: str, piece: Fragment) -> None:
-        """Register a shared fragment (and all it shares) once."""
+        """Register a shared fragment, and all fragments that it shares, once."""
         for inner_key, inner in piece.shared.items():
             self.shared.setdefault(inner_key, inner)
         own = Fragment(piece.prefix, piece.namespace, piece.tensors, piece.nodes, domain=piece.domain)
         self.shared.setdefault(key, own)
 
     def n_bytes(self) -> int:
-        """Bytes this fragment adds to a serialized model, shared pieces not counted."""
+        """Return the bytes that this fragment adds to a serialized model, without shared pieces."""
         sizes = [t.ByteSize() for t in self.tensors]
         sizes += [n.ByteSize() for n in (*self.nodes, *self.reading)]
         if self.domain:

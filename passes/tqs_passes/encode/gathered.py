@@ -1,13 +1,13 @@
-"""A table read by Gather, decoded row by row: codes are gathered first, and only the rows read become floats.
+"""Decode a table read by Gather row by row: codes are gathered first, and only the gathered rows become floats.
 
 Before → after, for a table w of V rows of D values, D a multiple of 8 ::
 
     w, i ─▶ Gather ─▶ y      plane [V, D · width/8] ─▶ Gather(i) ─▶ Cast(int32) ─▶ Gather(table [256, 8/width])
                                 ─▶ Reshape([shape of i, D]) ( ─▶ sum of planes) ─▶ Cast(float) ─▶ Mul(scale) ─▶ y
 
-Every row of a plane is packed by itself, so that it can be gathered; the first plane gets the weight's name. Scales a
-row are gathered like the codes. What comes out are float32(level) · float32(scale), as from a decoded table, bit for
-bit, but the table stays in memory at its stored width, where folding would make it float32.
+Every row of a plane is packed by itself, so that it can be gathered; the first plane gets the weight's name. Scales
+per row are gathered like the codes. The result is float32(level) · float32(scale), bit for bit as from a decoded
+table, but the table stays in memory at its stored width, whereas folding would make it float32.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LANES = 8
 
 
 def row_fits(d: int) -> bool:
-    """Whether rows of d values fill whole bytes at every width."""
+    """Return whether rows of d values fill whole bytes at every width."""
     return d % _LANES == 0
 
 
@@ -36,15 +36,15 @@ def encode_gathered(
     Parameters
     ----------
     fragment : Fragment
-        Empty.
+        An empty fragment.
     codes : Codes
-        Levels ``[V, D]``, D a multiple of 8; scales along any axis, or one.
+        Levels ``[V, D]``, D a multiple of 8; scales along any axis, or one scale.
     reader : onnx.NodeProto
-        The Gather along axis 0 that goes.
+        The Gather along axis 0 to replace.
     name : str
-        Name of the weight: the first stored plane gets it.
+        Name of the weight, which the first stored plane gets.
     stem : str
-        What other stored names start with.
+        Prefix of the other stored names.
     opset : int
     """
     reading = Fragment(fragment.prefix, fragment.namespace)
@@ -59,7 +59,7 @@ def encode_gathered(
         levels = reading.op("Cast", [levels], to=int(onnx.TensorProto.FLOAT))
     reading.op(
         "Mul", [levels, _scale(fragment, reading, codes, indices, stem)], output=reader.output[0]
-    )  # same product as decoding the whole table
+    )  # the same product as decoding the whole table
     fragment.reading = reading.nodes
     return fragment
 
@@ -100,7 +100,7 @@ def _levels(
 def _scale(fragment: Fragment, reading: Fragment, codes: Codes, indices: str, stem: str) -> str:
     scales: NDArray[np.generic] = codes.scales
     if codes.axis == 1:
-        scales = scales.reshape(-1)  # lies along the last axis of whatever is gathered
+        scales = scales.reshape(-1)  # lies along the last axis of any gathered result
     value = fragment.store(scales, f"{stem}_scale")
     if codes.axis == 0:
         value = reading.op("Gather", [value, indices], axis=0)

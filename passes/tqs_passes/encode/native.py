@@ -1,8 +1,10 @@
-"""Native integer types: INT8 as it is, INT4 two to a byte (opset 21, IR 10), decoded by Cast or DequantizeLinear.
+"""Store levels in native integer types: INT8 unchanged, INT4 two per byte (opset 21, IR 10).
 
-INT4 keeps the first value of a pair in the low nibble, as ONNX packs it. Levels of the signed grid fit; mid-rise levels
-are odd numbers up to ±(2^b − 1) and do not. INT2 is never written: onnxruntime 1.31 computes garbage with it where the
-number of columns is no multiple of 4.
+Cast or DequantizeLinear decodes them.
+
+INT4 stores the first value of a pair in the low nibble, as ONNX defines. Levels of the signed grid fit; mid-rise levels
+are odd numbers up to ±(2^b − 1) and do not. Native INT2 is never written: onnxruntime 1.31 computes wrong results with
+it when the number of columns is not a multiple of 4.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from tqs_passes.grids.grid import Codes, Grid
 
 
 def pack_nibbles(levels: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Pack levels -8 … 7 two to a byte, the first in the low nibble, zero-padded: uint8 ``[ceil(n / 2)]``."""
+    """Pack levels -8 … 7 two per byte, the first in the low nibble, zero-padded: uint8 ``[ceil(n / 2)]``."""
     flat = np.zeros(levels.size + levels.size % 2, np.uint8)
     flat[: levels.size] = levels.reshape(-1).astype(np.uint8) & 15
     packed: NDArray[np.uint8] = flat[0::2] | np.left_shift(flat[1::2], 4)

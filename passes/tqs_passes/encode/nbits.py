@@ -1,18 +1,19 @@
-"""A matrix of at most 4 bits as the packed operand of ``com.microsoft.MatMulNBits``: exact, fast and small in memory.
+"""Store a matrix of at most 4 bits as the packed operand of ``com.microsoft.MatMulNBits``: exact, fast, little memory.
 
 Before → after, for a matrix w of K rows and N columns ::
 
     x, w ─▶ MatMul ─▶ y        w (uint8 [N, K/block, block/2]), scales [N · K/block] ─▶ MatMulNBits(x) ─▶ y
 
-The operator reads two 4-bit codes a byte, the first in the low half, K running fastest, and computes with
-w = (code − 8) · scale. A level of at most 4 bits plus 8 is such a code, so 4-bit codes are stored packed; narrower ones
-are stored as planes, and the look-up table emits packed bytes ::
+The operator reads two 4-bit codes per byte, the first in the low half, with K as the fastest axis, and computes with
+w = (code − 8) · scale. A level of at most 4 bits plus 8 is such a code, so 4-bit codes are stored packed. Narrower
+codes are stored as planes, and the look-up table returns packed bytes ::
 
     plane (uint8 [m]) → Cast(int32) → Gather(table [256, 4/width]) → Reshape ( → Add of planes → Cast) = w
 
-so that folding at load leaves half a byte a weight and never a float. One scale a column is repeated for its blocks in
-the graph. At accuracy level 0 the runtime computes in float32: a product with a unit vector gives the decoded weight
-bit for bit (checked by `verify`, with onnxruntime 1.31.1). Source: onnxruntime's ContribOperators, MatMulNBits.
+so that folding at load leaves half a byte per weight and never a float. The graph repeats one scale per column for all
+blocks of that column. At accuracy level 0 the runtime computes in float32: a product with a unit vector gives the
+decoded weight bit for bit (checked by `verify`, with onnxruntime 1.31.1). Source: onnxruntime's ContribOperators,
+MatMulNBits.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from tqs_passes.encode.planes import affine, pack, plane_widths, stored_shape
 from tqs_passes.grids.grid import Codes, Grid
 
 DOMAIN = "com.microsoft"
-#: Bits of a code in the operator, and the code of level 0.
+#: Bits of a code in the operator, and the code that means level 0.
 BITS = 4
 _ZERO = 8
 _BLOCKS = (256, 128, 64, 32)
 
 
 def block_of(k: int) -> int | None:
-    """Return the longest block that divides K rows, so that nothing is padded; None where none does."""
+    """Return the longest block that divides K rows, so that no padding is needed; None when there is none."""
     return next((b for b in _BLOCKS if k % b == 0), None)
 
 
 def fits(bits: int, grid: Grid) -> bool:
-    """Whether every level plus 8 is a 4-bit code: not for the mid-rise grid of 4 bits, whose levels reach ±15."""
+    """Return whether every level plus 8 is a 4-bit code: false for the mid-rise grid of 4 bits (levels up to ±15)."""
     return (grid is Grid.SIGNED and bits <= BITS) or (grid is Grid.MIDRISE and bits < BITS)
 
 
@@ -51,15 +52,15 @@ def encode_nbits(
     Parameters
     ----------
     fragment : Fragment
-        Empty.
+        An empty fragment.
     codes : Codes
-        Levels ``[K, N]``, or ``[N, K]`` when `turned`; at most 4 bits, one scale a column or one in all.
+        Levels ``[K, N]``, or ``[N, K]`` when `turned`; at most 4 bits, one scale per column or one scale.
     reader : onnx.NodeProto
-        The MatMul or plain Gemm that goes.
+        The MatMul or plain Gemm to replace.
     name : str
-        Name of the weight: the packed operand gets it.
+        Name of the weight, which the packed operand gets.
     stem : str
-        What other stored names start with.
+        Prefix of the other stored names.
     turned : bool
         The reader is a Gemm with transB = 1.
     """
@@ -118,9 +119,9 @@ def _packed(fragment: Fragment, codes: Codes, shape: tuple[int, int, int], name:
 
 
 def _nibble_table(fragment: Fragment, width: int, gain: int, offset: int, *, int8: bool) -> str:
-    """Share the table ``[256, 4/width]`` of packed bytes that each byte of a plane stands for.
+    """Share the table ``[256, 4/width]`` that maps each byte of a plane to packed bytes.
 
-    It is uint8, or int32 where planes are added: standard operators add no uint8 before opset 14.
+    It is uint8, or int32 where planes are added: before opset 14 standard operators cannot add uint8.
     """
     name = f"{fragment.namespace}.n{width}_{gain}_{offset}{'' if int8 else 'i'}"
     piece = Fragment(name + ".")
@@ -130,7 +131,7 @@ def _nibble_table(fragment: Fragment, width: int, gain: int, offset: int, *, int
 
 
 def nibble_values(width: int, gain: int, offset: int) -> NDArray[np.int32]:
-    """Return the table: for byte r and pair i the codes of fields 2i and 2i + 1, packed, each gain · field + offset."""
+    """Return the table: for byte r and pair i the packed codes of fields 2i and 2i + 1, each gain · field + offset."""
     shifts = np.array([8 - width * (lane + 1) for lane in range(8 // width)])
     fields = ((np.arange(256)[:, None] >> shifts) & ((1 << width) - 1)) * gain + offset
     packed: NDArray[np.int32] = (fields[:, 0::2] + 16 * fields[:, 1::2]).astype(np.int32)
@@ -140,7 +141,7 @@ def nibble_values(width: int, gain: int, offset: int) -> NDArray[np.int32]:
 def _scales(
     fragment: Fragment, scales: NDArray[np.float16] | NDArray[np.float32], n: int, blocks: int, stem: str
 ) -> str:
-    """Append the nodes that repeat one scale a column for its blocks: float32 ``[n · blocks]``."""
+    """Append the nodes that repeat one scale per column for its blocks: float32 ``[n · blocks]``."""
     column = scales.reshape(-1, 1) if scales.size > 1 else scales.reshape(1, 1)
     value = fragment.store(column, f"{stem}_scale")
     if column.dtype == np.float16:
@@ -151,7 +152,7 @@ def _scales(
 
 
 def operands(node: onnx.NodeProto) -> tuple[str, ...]:
-    """Return the names of the packed operand and of the scales of a MatMulNBits; of any other node none."""
+    """Return the names of the packed operand and of the scales of a MatMulNBits; empty for any other node."""
     return tuple(node.input[1:3]) if (node.op_type, node.domain) == ("MatMulNBits", DOMAIN) else ()
 
 

@@ -6,10 +6,10 @@ bits first). One plane holds the same field of every value, packed high bits fir
     plane (uint8 [m]) → Cast(int32) → Gather(table [256, 8/width]) → Reshape(shape of the weight)
 
 where row r of the table holds the 8/width fields of byte r, already weighted (2^shift, twice that for the mid-rise
-grid) and, for the highest plane, offset. Planes are summed: the result is the levels of `tqs_passes.grids.grid`. The
-tables are computed in the graph from one uint8 ramp and fold away at load, so a table costs some 200 bytes, not 2 kB.
+grid) and, for the highest plane, offset. The sum of the planes is the levels of `tqs_passes.grids.grid`. The graph
+computes the tables from one uint8 ramp and folds them at load, so a table costs some 200 bytes instead of 2 kB.
 
-int8 sums need opset 14; before that the tables, and so the levels, are float32.
+int8 sums need opset 14; before that the tables, and therefore the levels, are float32.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def plane_widths(bits: int) -> tuple[int, ...]:
 
 
 def affine(bits: int, grid: Grid) -> tuple[int, int]:
-    """Return (gain, lowest): a code stands for the level gain · code + lowest."""
+    """Return (gain, lowest): a code represents the level gain · code + lowest."""
     if grid is Grid.MIDRISE:
         return 2, -((1 << bits) - 1)
     return 1, -(1 << (bits - 1))
 
 
 def pack(codes: NDArray[np.uint8], shift: int, width: int) -> NDArray[np.uint8]:
-    """Pack one field of flat codes into bytes, first value in the high bits, zero-padded.
+    """Pack one field of flat codes into bytes, the first value in the high bits, zero-padded.
 
     Parameters
     ----------
@@ -69,13 +69,13 @@ def pack(codes: NDArray[np.uint8], shift: int, width: int) -> NDArray[np.uint8]:
 
 
 def packed_planes(codes: Codes) -> list[NDArray[np.uint8]]:
-    """Return the planes of codes of fewer than 8 bits, low bits first; zeros where the levels are blank."""
+    """Return the planes of codes of fewer than 8 bits, low bits first; zeros when the levels are blank."""
     widths, size = plane_widths(codes.bits), codes.levels.size
     planes = [np.zeros(-(-size * width // 8), np.uint8) for width in widths]
     if codes.is_blank:
         return planes
     flat = codes.levels.reshape(-1)
-    for start in range(0, size, _BLOCK_VALUES):  # a multiple of 8: a block is whole bytes of every plane
+    for start in range(0, size, _BLOCK_VALUES):  # a multiple of 8: a block fills whole bytes of every plane
         block = replace(codes, levels=flat[start : start + _BLOCK_VALUES]).unsigned()
         shift = 0
         for plane, width in zip(planes, widths, strict=True):
@@ -112,20 +112,20 @@ def decode_levels(
     ----------
     codes : Codes
     fragment : Fragment
-        Receives tensors and nodes.
+        Receives the tensors and nodes.
     stored : str
         Name of the stored codes (see `plane_name`).
     opset : int
         Opset of the file.
     first : int
-        Number of the first plane.
+        Index of the first plane.
     shape : tuple of int, optional
-        Shape of the levels as written in the graph, one axis may be -1 [default: the codes'].
+        Shape of the levels in the graph; one axis may be -1 [default: the shape of the codes].
 
     Returns
     -------
     name : str
-        The levels, shape of the weight.
+        Name of the levels, which have the shape of the weight.
     is_int8 : bool
         Whether they are int8 (else float32).
     """
@@ -165,9 +165,9 @@ def shaped(
     *,
     size: int | None = None,
 ) -> str:
-    """Append the nodes that cut `n_padded` values to those of `shape`, and return the name of the result.
+    """Append the nodes that cut `n_padded` values to the values of `shape`, and return the name of the result.
 
-    `size` is their number where one axis of `shape` is -1.
+    `size` is the number of values when one axis of `shape` is -1.
     """
     size = math.prod(shape) if size is None else size
     if n_padded != size:
@@ -218,7 +218,7 @@ def lookup_table(fragment: Fragment, width: int, gain: int, offset: int, opset: 
 
 
 def fields_table(fragment: Fragment, width: int) -> str:
-    """Share the plain fields ``[256, 8/width]``, int32, computed from a ramp 0 … 255; return its name.
+    """Share the plain fields ``[256, 8/width]``, int32, computed from a ramp 0 … 255, and return their name.
 
     Needs opset `TABLE_OPS_OPSET`.
     """

@@ -1,13 +1,13 @@
-"""Row tiers in the graph: parts of different widths, put together again before the scales are applied.
+"""Row tiers in the graph: concatenate parts of different widths before the scales are applied.
 
 ::
 
     part 1: planes → levels ─┐
     part 2: planes → levels ─┴▶ Concat(axis) ─▶ Gather(order, axis) ─▶ levels ─▶ DequantizeLinear, or Cast → Mul
 
-The levels of every width fit int8, so a weight has one DequantizeLinear and one tensor of scales whatever its widths,
-and onnxruntime fuses it as it does any other. `order` is stored in the smallest unsigned type. All but the last step
-folds at load.
+The levels of every width fit int8. A weight therefore has one DequantizeLinear and one tensor of scales for any widths,
+and onnxruntime fuses it like any other weight. `order` is stored in the smallest unsigned type. All steps but the last
+fold at load.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqs_passes.encode.planes import decode_levels, plane_widths
 from tqs_passes.grids.grid import Codes
 from tqs_passes.grids.row_tiers import MOST_WIDTHS, codes_of_part, order_of, parts_of
 
-#: Most planes of a weight: three for 7 bits, two for 3, 5 and 6.
+#: Largest number of planes of a weight: three for 7 bits, two for 3, 5 and 6.
 MOST_PLANES = 1 + 2 * MOST_WIDTHS
 
 
@@ -29,11 +29,11 @@ def decode_rows(codes: Codes, fragment: Fragment, stem: str, opset: int) -> str:
     Parameters
     ----------
     codes : Codes
-        With `rows`.
+        Codes with `rows`.
     fragment : Fragment
-        Receives tensors and nodes.
+        Receives the tensors and nodes.
     stem : str
-        What the names of stored tensors start with.
+        Prefix of the stored names.
     opset : int
         Opset of the file.
     """

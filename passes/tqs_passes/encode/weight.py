@@ -1,19 +1,19 @@
 """Encode one weight at one tier: the stored tensors, and nodes whose last output has the weight's own name.
 
-Readers keep reading the name they always read; only its producer changes ::
+Readers keep reading the same name; only its producer changes ::
 
     keep         initializer                                             (untouched)
     FP16, BF16   initializer (half) → Cast(float)
     INTb, cm     planes → levels → Cast(float) → Mul(scale)              folds at load into a plain float weight
-                 of groups: levels have an axis for them, and Reshape    folds too
+                 with groups: levels get a group axis, then a Reshape    folds too
     INTb, dq     planes → levels → DequantizeLinear(scale, axis)         fused into MatMul by onnxruntime
-    INTb, nbits  its reader becomes MatMulNBits                          see `tqs_passes.encode.nbits`
-    INTb, gathered   its reader gathers codes and decodes these          see `tqs_passes.encode.gathered`
+    INTb, nbits  MatMulNBits replaces the reader                         see `tqs_passes.encode.nbits`
+    INTb, gathered   the reader gathers codes, then decodes them         see `tqs_passes.encode.gathered`
 
-The levels of row tiers are those of their parts, put together (`tqs_passes.encode.rows`).
+Row tiers concatenate the levels of their parts (`tqs_passes.encode.rows`).
 
-Names follow onnxruntime's: `<w>_quantized`, `<w>_scale`, node `<w>_DequantizeLinear`; where the model has one of
-them already, another stem stands for `<w>`.
+Names follow onnxruntime's: `<w>_quantized`, `<w>_scale`, node `<w>_DequantizeLinear`. When the model already has one of
+these names, another stem replaces `<w>`.
 """
 
 from __future__ import annotations
@@ -72,22 +72,22 @@ class Encoding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a fragment must produce, and where.
+    """What a fragment must produce, and for which graph.
 
     Parameters
     ----------
     name : str
         Name of the weight: the name of the fragment's last output.
     dtype : str
-        Data type its readers expect.
+        Data type that its readers expect.
     opset : int
         Opset of the file.
     prefix, namespace : str
         Prefixes of intermediate names and of shared pieces (see `Fragment`).
     stem : str
-        What the names of stored tensors and of the last node start with (see `stem_names`); default `name`.
+        Prefix of the names of stored tensors and of the last node (see `stem_names`); default `name`.
     reader : onnx.NodeProto or None
-        The node that alone reads the weight, for the forms that replace it.
+        The only reader of the weight, for forms that replace it.
     """
 
     name: str
@@ -99,13 +99,13 @@ class Target:
     reader: onnx.NodeProto | None = None
 
     def __post_init__(self) -> None:
-        """Let the weight's own name be the stem unless told otherwise."""
+        """Use the weight's own name as the stem by default."""
         if not self.stem:
             object.__setattr__(self, "stem", self.name)
 
 
 def stem_names(stem: str) -> tuple[str, ...]:
-    """Return every name of a tensor or node that a fragment may make from a stem."""
+    """Return every name of a tensor or node that a fragment may derive from a stem."""
     ends = ("scale", "order", "DequantizeLinear", "Cast")
     planes = (plane_name(f"{stem}_quantized", i) for i in range(MOST_PLANES))
     return (*planes, *(f"{stem}_{end}" for end in ends))
@@ -161,7 +161,7 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     last = name if direct else ""
     node = f"{stem}_DequantizeLinear"
     if form is Form.DEQUANTIZE:
-        if not is_int8:  # float sums before opset 14
+        if not is_int8:  # before opset 14 the sums are float32
             levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.INT8))
         scale = _stored_scale(
             fragment, stem, codes.scales.reshape(-1) if codes.axis is not None else codes.scales
@@ -181,7 +181,7 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
 
 
 def _in_groups(codes: Codes) -> Codes:
-    """Return the codes with an axis for the groups, where there are any."""
+    """Return the codes with an axis for the groups, if there are any."""
     if not codes.group or codes.axis is None:
         return codes
     shape = grouped_shape(codes.levels.shape, codes.axis, codes.group)

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the old content or the new, never a part."""
+"""Write files atomically: a reader sees either the old content or the new content, never part of it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ def atomic_file(path: Path) -> Generator[Path, None, None]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", dir=path.parent)
         os.close(handle)
         Path(name).unlink()
-        Path(name).touch(exist_ok=False)  # with the rights that the umask grants, not those of mkstemp
+        Path(name).touch(exist_ok=False)  # with the permissions of the umask, not those of mkstemp
     except OSError as error:
         raise InputError(
-            f"cannot write here ({error.strerror})", where=str(path.parent), todo="Choose another --out"
+            f"cannot write to this folder ({error.strerror})",
+            where=str(path.parent),
+            todo="Choose another `out`",
         ) from error
     tmp = Path(name)
     try:

@@ -1,6 +1,6 @@
-"""Notes that exporters leave for people: stack traces, scopes and sources on every node.
+"""Remove exporters' debug metadata: stack traces, scopes and source locations on every node.
 
-They may outweigh a small model, and no runtime reads them. A model's own metadata stay.
+They can take more bytes than a small model, and no runtime reads them. The model's own metadata are kept.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from onnx.external_data_helper import uses_external_data
 from tqs_passes.files.tensors import iter_graphs, tensor_n_bytes
 from tqs_passes.files.wire import field_size
 
-#: What the keys of such notes start with.
+#: Key prefixes of debug metadata.
 DEBUG_PREFIXES = ("pkg.torch.", "pkg.onnxscript.", "namespace")
 
 _Holder = (
     onnx.NodeProto | onnx.ValueInfoProto | onnx.TensorProto | onnx.GraphProto
-)  # what carries metadata besides the model
+)  # everything besides the model that carries metadata
 
 
 def drop_debug_notes(proto: onnx.ModelProto) -> None:
-    """Remove exporters' per-node stack traces and scopes, in place; the model's own metadata stay."""
+    """Remove exporters' per-node stack traces and scopes, in place; keep the model's own metadata."""
     for graph in iter_graphs(proto.graph):
         rest: list[_Holder] = [*graph.value_info, *graph.initializer, *graph.input, *graph.output, graph]
         for holder in (*graph.node, *rest):
@@ -30,7 +30,7 @@ def drop_debug_notes(proto: onnx.ModelProto) -> None:
 
 
 def bare(node: onnx.NodeProto) -> onnx.NodeProto:
-    """Return a copy of a node as `drop_debug_notes` leaves it (its bodies aside)."""
+    """Return a copy of a node as `drop_debug_notes` leaves it; the metadata inside its bodies stay."""
     copy = onnx.NodeProto()
     copy.CopyFrom(node)
     _strip(copy)
@@ -46,7 +46,7 @@ def _strip(holder: _Holder) -> None:
 
 
 def kept_size(tensor: onnx.TensorProto) -> int:
-    """Return the serialized bytes of a tensor that stays as it is, once `drop_debug_notes` and `save_model` ran."""
+    """Return the serialized bytes of an unchanged tensor after `drop_debug_notes` and `save_model`."""
     if uses_external_data(tensor):
         bare = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         header: int = bare.ByteSize()

@@ -1,7 +1,7 @@
-"""Read ONNX files: external data stays on disk until a tensor is asked for. Writing is `tqs_passes.files.save`'s.
+"""Read ONNX files: external data stays on disk until a tensor is requested. `tqs_passes.files.save` writes them.
 
-A model is a `ModelProto` whose big tensors may point into one external-data file. Nothing here loads those bytes
-until `tensor_array` is called, and then only through a memory map.
+A model is a `ModelProto` whose large tensors may point into external-data files. This module does not load those
+bytes; `tensor_array` reads them through a memory map.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Model:
     proto : onnx.ModelProto
         The graph; tensors stored externally hold only their location.
     folder : Path
-        Folder that external-data locations are relative to.
+        Folder to which external-data locations are relative.
     spill : Spill or None
-        Where tensors lie that were encoded and are not written yet.
+        File that holds encoded tensors until the model is written.
     deferred : mapping of str to str
-        Stored tensors whose readers already compute with another type, and that type: the model is sound only once
-        a later pass has written these tensors in it.
+        Maps a stored tensor to the type with which its readers already compute, when it has another type: the model
+        is valid only after a later pass has stored these tensors in that type.
     """
 
     proto: onnx.ModelProto
@@ -74,7 +74,7 @@ class FileFacts:
 
 
 def load_model(path: Path) -> Model:
-    """Read an ONNX file and check that it is one; external data is located and measured but not read.
+    """Read and validate an ONNX file; external data is located and measured but not read.
 
     Raises
     ------
@@ -85,7 +85,11 @@ def load_model(path: Path) -> Model:
     try:
         exists = path.exists()
     except OSError as error:
-        raise InputError(f"cannot be looked up ({error.strerror})", where=str(path)) from error
+        raise InputError(
+            f"the path cannot be resolved ({error.strerror})",
+            where=str(path),
+            todo="Give the path of an .onnx file",
+        ) from error
     if not exists:
         raise InputError("no such file", where=str(path), todo="Give the path of an .onnx file")
     if not path.is_file():
@@ -94,21 +98,25 @@ def load_model(path: Path) -> Model:
         proto = onnx.load(str(path), "protobuf", load_external_data=False)
     except (DecodeError, ValueError, RuntimeError) as error:
         raise InputError(
-            "is not an ONNX file, or is truncated", where=str(path), todo="Export it again"
+            "is not an ONNX file, or is truncated", where=str(path), todo="Export the model again"
         ) from error
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        raise InputError(
+            f"cannot be read ({error.strerror})", where=str(path), todo="Check the file's permissions"
+        ) from error
     if not proto.HasField("graph") or not (proto.graph.node or proto.graph.initializer):
         raise InputError(
-            "holds no graph: it is not an ONNX model", where=str(path), todo="Give an .onnx file"
+            "is not an ONNX model: it contains no graph",
+            where=str(path),
+            todo="Give the path of an .onnx file",
         )
     if not proto.opset_import and not any(n.domain for n in proto.graph.node):
         raise InputError(
-            "names no opset: it is not a valid ONNX model", where=str(path), todo="Export it again"
+            "is not a valid ONNX model: it imports no opset", where=str(path), todo="Export the model again"
         )
     folder = path.resolve().parent
     if not _is_text(proto):
-        raise InputError("a text in it is not UTF-8: it is damaged", where=str(path), todo="Export it again")
+        raise InputError("is damaged: a string is not UTF-8", where=str(path), todo="Export the model again")
     for graph in iter_graphs(proto.graph):
         _check_names(graph, path)
     for tensor in iter_tensors(proto):
@@ -118,9 +126,9 @@ def load_model(path: Path) -> Model:
 
 
 def _is_text(message: Message) -> bool:
-    """Tell whether every text in a message is UTF-8; protobuf lets others in, and stumbles over them later."""
+    """Return whether every string in a message is UTF-8; protobuf accepts others here and fails on them later."""
     try:
-        if isinstance(message, onnx.TensorProto):  # its values are not looked at: that would copy them
+        if isinstance(message, onnx.TensorProto):  # skip its values: reading them would copy them
             named: list[object] = [message.name, message.doc_string]
             return all(isinstance(text, str) for text in named)
         for field, value in message.ListFields():
@@ -135,14 +143,16 @@ def _is_text(message: Message) -> bool:
 
 
 def _check_names(graph: onnx.GraphProto, path: Path) -> None:
-    """Refuse stored tensors that no reader can tell apart: without a name, or two of one name."""
+    """Refuse stored tensors that cannot be identified: tensors without a name, or two with the same name."""
     names = [t.name for t in graph.initializer]
     if "" in names:
-        raise InputError("a stored tensor has no name", where=str(path), todo="Export it again")
+        raise InputError("a stored tensor has no name", where=str(path), todo="Export the model again")
     if len(set(names)) < len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise InputError(
-            f"two stored tensors are called {one_line(twice, 80)!r}", where=str(path), todo="Export it again"
+            f"two stored tensors have the name {one_line(twice, 80)!r}",
+            where=str(path),
+            todo="Export the model again",
         )
 
 
@@ -150,13 +160,17 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
     file = external_file(tensor, folder)
     if not file.is_file():
         raise InputError(
-            f"external data file {file.name!r} is missing", where=str(path), todo="Put it beside the model"
+            f"external data file {file.name!r} is missing",
+            where=str(path),
+            todo="Put it in the folder of the model",
         )
     _, offset, length = external_location(tensor)
     needed = tensor_n_bytes(tensor)
     if length is not None and length != needed:
         raise InputError(
-            f"external data of {tensor.name!r} has {length} bytes instead of {needed}", where=str(path)
+            f"the external data of {tensor.name!r} has {length} bytes instead of {needed}",
+            where=str(path),
+            todo="Export the model again",
         )
     if offset < 0 or offset + needed > file.stat().st_size:
         raise InputError(
@@ -167,7 +181,7 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
 
 
 def file_facts(path: Path, model: Model | None = None) -> FileFacts:
-    """Return size and digests of a model file and of every external-data file it names; `model`: what it holds."""
+    """Return size and digests of a model file and its external-data files; pass `model` when it is already loaded."""
     model = model or load_model(path)
     files = {path.resolve()}
     for tensor in iter_tensors(model.proto):
@@ -197,7 +211,7 @@ def serialize(proto: onnx.ModelProto) -> bytes:
 
 
 def extent(tensor: onnx.TensorProto, model: Model) -> Extent | None:
-    """Return where the values of a model's tensor lie on disk; None when it holds them itself."""
+    """Return where the values of a tensor lie on disk; None when the tensor itself holds them."""
     if not uses_external_data(tensor):
         return None
     location, offset, length = external_location(tensor)
@@ -207,7 +221,7 @@ def extent(tensor: onnx.TensorProto, model: Model) -> Extent | None:
 
 
 def without_initializers(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of a model without the initializers of its main graph, whose values are not copied on the way."""
+    """Return a copy of a model without the initializers of its main graph; their values are never copied."""
     copy = onnx.ModelProto()
     for source, target in ((proto, copy), (proto.graph, copy.graph)):
         for entry, value in source.ListFields():

@@ -1,4 +1,4 @@
-"""Write a model to disk: atomically, in one file or with external data, and never with all of its values in memory."""
+"""Write a model to disk: atomically, in one file or with external data, never with all of its values in memory."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from tqs_passes.files.model import EXTERNAL_THRESHOLD_BYTES, Model, extent, seri
 from tqs_passes.files.tensors import iter_tensors, tensor_array, tensor_n_bytes
 from tqs_passes.files.wire import Extent, write_model
 
-#: A protobuf message cannot exceed 2 GiB; above this size tensors go to `<file>.data`.
+#: A protobuf message cannot exceed 2 GiB; models above this size store tensors in `<file>.data`.
 SINGLE_FILE_LIMIT_BYTES = 1_800_000_000
 _ALIGNMENT_BYTES = 64
 
 
 def save_model(model: Model, path: Path, *, external: bool | None = None) -> None:
-    """Write a model atomically: the file appears whole, under its final name, or not at all.
+    """Write a model atomically: the file appears complete under its final name, or not at all.
 
     Parameters
     ----------
     model : Model
-        What to write; it is not changed.
+        The model to write; it is not modified.
     path : Path
-        Target `.onnx` file; its folder must exist.
+        The `.onnx` file to write; its folder must exist.
     external : bool, optional
         Write tensors of `EXTERNAL_THRESHOLD_BYTES` or more to `<path>.data`. Default: only when a single file
-        would pass `SINGLE_FILE_LIMIT_BYTES`.
+        would exceed `SINGLE_FILE_LIMIT_BYTES`.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def save_model(model: Model, path: Path, *, external: bool | None = None) -> Non
             write_model(_with_nested_inline(model), stream, extent_of)
         return
     data_path = path.with_name(path.name + ".data")
-    # Both are written before either is renamed, the data first: no model appears without its data.
+    # Write both files before renaming either, and rename the data first: a model never appears without its data.
     with atomic_file(path) as tmp, atomic_file(data_path) as data_tmp:
         proto = without_initializers(model.proto)
         with data_tmp.open("wb") as stream:
@@ -61,7 +61,7 @@ def save_model(model: Model, path: Path, *, external: bool | None = None) -> Non
                     stored.CopyFrom(tensor)
                     _store_inline(
                         stored, model
-                    )  # a location of the source's means nothing beside the new file
+                    )  # a location relative to the source's folder is invalid beside the new file
                 else:
                     _store_outside(tensor, stored, model, stream, data_path.name)
             for tensor in _nested_tensors(proto):
@@ -73,7 +73,7 @@ def save_model(model: Model, path: Path, *, external: bool | None = None) -> Non
 
 
 def _with_nested_inline(model: Model) -> onnx.ModelProto:
-    """Return the model with the tensors outside the main graph's initializers inside it; a copy if that takes one."""
+    """Store all tensors that are not main-graph initializers inline; return a copy if that changes the model."""
     if not any(uses_external_data(t) for t in _nested_tensors(model.proto)):
         return model.proto
     proto = without_initializers(model.proto)
@@ -84,7 +84,7 @@ def _with_nested_inline(model: Model) -> onnx.ModelProto:
 
 
 def _nested_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Return every stored tensor but the initializers of the main graph, with which `iter_tensors` begins."""
+    """Yield every stored tensor except the main graph's initializers, which `iter_tensors` yields first."""
     return itertools.islice(iter_tensors(proto), len(proto.graph.initializer), None)
 
 
@@ -111,7 +111,7 @@ def _stored_size(tensor: onnx.TensorProto) -> int:
 def _store_outside(
     tensor: onnx.TensorProto, stored: onnx.TensorProto, model: Model, stream: BinaryIO, name: str
 ) -> None:
-    """Append a tensor's values to the data file, and let `stored`, which may be the same tensor, say where they are."""
+    """Append a tensor's values to the data file and record their location in `stored`, which may be `tensor`."""
     stream.write(b"\0" * (-stream.tell() % _ALIGNMENT_BYTES))
     offset = stream.tell()
     found = extent(tensor, model)

@@ -1,6 +1,7 @@
-"""Put encoded tensors on disk as they are made, so that writing a model holds one weight at a time.
+"""Move encoded tensors to disk as soon as they are made, so that writing a model keeps one weight in memory.
 
-The file has no name: it lies on the disk of the file to be written, and is gone with the process, however that ends.
+The file has no name. It lies on the same disk as the file to be written and disappears when the process ends for any
+reason.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import onnx
 from tqs_passes.errors import InputError
 from tqs_passes.files.wire import Extent
 
-#: The location of tensors in a spill; no file can be called so, and `load_model` lets no such location in.
+#: The location of spilled tensors. No file can have this name, and `load_model` rejects it as a location.
 SPILLED = "\0spill"
 _LEAST_BYTES = 1 << 12
 
 
 class Spill:
-    """A file that tensors' values are moved to; use it as a context.
+    """A temporary file that holds the values of tensors; use it as a context manager.
 
     Parameters
     ----------
     folder : Path
-        Where the file lies.
+        Folder of the file.
 
     Raises
     ------
@@ -40,7 +41,11 @@ class Spill:
         try:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by __exit__)
         except OSError as error:
-            raise InputError(f"cannot write here ({error.strerror})", where=str(folder)) from error
+            raise InputError(
+                f"cannot write to this folder ({error.strerror})",
+                where=str(folder),
+                todo="Choose another `out`",
+            ) from error
         self._end = 0
 
     def __enter__(self) -> Self:
@@ -50,11 +55,11 @@ class Spill:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drop the file."""
+        """Delete the file."""
         self._file.close()
 
     def take(self, tensors: Iterable[onnx.TensorProto]) -> None:
-        """Move the raw data of these tensors to the file; small ones stay as they are.
+        """Move the raw data of these tensors to the file; small tensors are left unchanged.
 
         Raises
         ------
@@ -70,7 +75,9 @@ class Spill:
                 self._file.write(tensor.raw_data)
             except OSError as error:
                 raise InputError(
-                    f"cannot be written to ({error.strerror})", where=str(self._folder)
+                    f"cannot write to this folder ({error.strerror})",
+                    where=str(self._folder),
+                    todo="Free disk space or choose another `out`",
                 ) from error
             tensor.ClearField("raw_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -79,5 +86,5 @@ class Spill:
             self._end += n_bytes
 
     def extent(self, offset: int, n_bytes: int) -> Extent:
-        """Return where values that were moved lie now."""
+        """Return the current location of moved values."""
         return Extent(self._file, offset, n_bytes)

@@ -1,4 +1,4 @@
-"""The tensors of a model: iterate them, size them, read them, wherever they are stored."""
+"""Iterate, measure and read the tensors of a model, wherever they are stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def iter_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 
 def iter_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield every node: of the graph, its bodies, and local functions with theirs."""
+    """Yield every node of the graph, of its bodies, and of local functions including their bodies."""
     for graph in iter_graphs(proto.graph):
         yield from graph.node
     for function in proto.functions:
@@ -39,7 +39,7 @@ def iter_nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 
 
 def iter_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Yield every stored tensor: initializers and tensor attributes, of the graph, its bodies and local functions."""
+    """Yield every stored tensor: initializers and tensor attributes of the graph, its bodies and local functions."""
     for graph in iter_graphs(proto.graph):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
@@ -73,7 +73,9 @@ def external_location(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
         length = int(fields["length"]) if fields.get("length") else None
     except ValueError as error:
         raise InputError(
-            "external data has an offset or length that is no number", where=tensor.name
+            "the external data has an offset or length that is not a number",
+            where=tensor.name,
+            todo="Export the model again",
         ) from error
     return fields.get("location", ""), offset, length
 
@@ -84,24 +86,32 @@ def external_file(tensor: onnx.TensorProto, folder: Path) -> Path:
     Raises
     ------
     InputError
-        It is not named, or does not lie in the folder of the model.
+        The location is missing, invalid, or outside the model's folder.
     """
     location, _, _ = external_location(tensor)
     if not location:
-        raise InputError("external data without a location", where=tensor.name, todo="Export the model again")
+        raise InputError(
+            "the external data has no location", where=tensor.name, todo="Export the model again"
+        )
     if "\0" in location:
-        raise InputError("external data location holds a null byte", where=tensor.name)
+        raise InputError(
+            "the external data location contains a null byte",
+            where=tensor.name,
+            todo="Export the model again",
+        )
     base = folder.resolve()
     try:
         path = (base / location).resolve()
         path.exists()
-    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
-        raise InputError("external data location cannot be looked up", where=tensor.name) from error
+    except (OSError, RuntimeError) as error:  # a name that is too long, or a loop of links
+        raise InputError(
+            "the external data location cannot be resolved", where=tensor.name, todo="Export the model again"
+        ) from error
     if Path(location).is_absolute() or not path.is_relative_to(base):
         raise InputError(
-            f"external data location {location!r} leaves the model's folder",
+            f"the external data location {location!r} is outside the model's folder",
             where=tensor.name,
-            todo="Put the data file beside the model and export again",
+            todo="Put the data file in the folder of the model and export again",
         )
     return path
 
@@ -115,7 +125,9 @@ def tensor_n_bytes(tensor: onnx.TensorProto) -> int:
         The data type is unknown, a string, or a dimension is negative.
     """
     if any(d < 0 for d in tensor.dims):
-        raise InputError("a stored tensor has a negative dimension", where=tensor.name, todo="Export again")
+        raise InputError(
+            "a stored tensor has a negative dimension", where=tensor.name, todo="Export the model again"
+        )
     n = 1
     for dim in tensor.dims:
         n *= dim
@@ -131,14 +143,18 @@ def tensor_n_bytes(tensor: onnx.TensorProto) -> int:
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"unknown data type {tensor.data_type}", where=tensor.name) from error
+        raise InputError(
+            f"unknown data type {tensor.data_type}", where=tensor.name, todo="Export the model again"
+        ) from error
     if dtype == np.dtype(object):
-        raise InputError("a tensor of strings has no numeric bytes", where=tensor.name)
+        raise InputError(
+            "a tensor of strings has no numeric bytes", where=tensor.name, todo="Export the model without it"
+        )
     return n * dtype.itemsize
 
 
 def tensor_array(tensor: onnx.TensorProto, folder: Path) -> NDArray[np.generic]:
-    """Return a tensor's values; external data comes as a read-only memory map, nothing is copied.
+    """Return a tensor's values; external data is returned as a read-only memory map, without a copy.
 
     Raises
     ------

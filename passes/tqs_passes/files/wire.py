@@ -1,13 +1,13 @@
 """Write a model in protobuf's wire format without holding the values of its stored tensors.
 
-A message is its fields in the order of their numbers, each a tag, for nested messages a length, and the content. So
-the bytes of a model can be put together from parts ::
+A message consists of its fields in the order of their numbers. Each field is a tag, a length for nested messages, and
+the content. The bytes of a model can therefore be assembled from parts ::
 
     model fields below 7 │ tag and length of the graph │ nodes, name │ tensor, tensor, … │ rest of the graph │ rest
                                                           tensor: fields below 9 │ raw_data, copied from a file │ rest
 
-and are those that serializing the whole would give (fields that onnx does not know, which it would keep at the end of
-the model and the graph, are left out). Source: protobuf encoding; field numbers of onnx.proto.
+The result equals the serialization of the whole model, except that fields unknown to onnx, which serialization would
+keep at the end of the model and the graph, are left out. Source: protobuf encoding; field numbers of onnx.proto.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Extent:
     Parameters
     ----------
     file : Path or binary file
-        An open file is read at `offset`, its position moves.
+        An open file is read at `offset`, which moves its position.
     offset, n_bytes : int
     """
 
@@ -50,7 +50,7 @@ class Extent:
         Raises
         ------
         OSError
-            The file cannot be read, or is too short by now.
+            The file cannot be read, or has become too short.
         """
         if isinstance(self.file, Path):
             with self.file.open("rb") as stream:
@@ -64,7 +64,7 @@ def _blocks(stream: BinaryIO, offset: int, n_bytes: int) -> Iterator[bytes]:
     while n_bytes:
         block = stream.read(min(n_bytes, _BLOCK_BYTES))
         if not block:
-            raise OSError(errno.EIO, "a data file became too short")
+            raise OSError(errno.EIO, "a data file became too short while it was read")
         n_bytes -= len(block)
         yield block
 
@@ -72,14 +72,14 @@ def _blocks(stream: BinaryIO, offset: int, n_bytes: int) -> Iterator[bytes]:
 def write_model(
     proto: onnx.ModelProto, stream: BinaryIO, extent_of: Callable[[onnx.TensorProto], Extent | None]
 ) -> None:
-    """Write a model, the values of its main graph's initializers inside.
+    """Write a model with the values of its main graph's initializers inside it.
 
     Parameters
     ----------
     proto : onnx.ModelProto
     stream : binary file
     extent_of : callable
-        Where the values of an initializer lie; None: in the tensor itself.
+        Returns where the values of an initializer lie; None when the tensor itself holds them.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def _without_location(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def _part(message: _M, first: int, stop: int = 1 << 29) -> _M:
-    """Return a copy of a message with its fields of the numbers first … stop - 1 alone."""
+    """Return a copy of a message that has only the fields numbered first … stop - 1."""
     part = type(message)()
     for field, value in message.ListFields():
         if not first <= field.number < stop:
@@ -144,7 +144,7 @@ def _bytes(message: onnx.ModelProto | onnx.GraphProto | onnx.TensorProto) -> byt
 
 
 def _tag(number: int, length: int) -> bytes:
-    """Return the tag and length of a length-delimited field; its number is below 16."""
+    """Return the tag and length of a length-delimited field whose number is below 16."""
     out = bytearray([number << 3 | 2])
     while length >= 128:
         out.append(length & 127 | 128)
@@ -154,7 +154,7 @@ def _tag(number: int, length: int) -> bytes:
 
 
 def field_size(n: int) -> int:
-    """Bytes of a length-delimited protobuf field with a one-byte tag."""
+    """Return the bytes of a length-delimited protobuf field with a one-byte tag."""
     length = 1
     value = n
     while value >= 128:

@@ -1,12 +1,12 @@
 """Find attention in a graph: which nodes lie inside it, and which products project into and out of it.
 
-What is looked for, whatever the exporter made of it (elementwise nodes and nodes that only move values between)::
+The pattern, in which elementwise nodes and nodes that only move values may stand anywhere in between::
 
     query ─projection─▶ ╲
     key   ─projection─▶ MatMul ─▶ (+ bias table, + mask) ─▶ Softmax ─▶ MatMul ─▶ ─projection─▶
     value ─projection─────────────────────────────────────────────────▶╱
 
-A fused operator (`Attention`, `MultiHeadAttention`, …) is the middle of the picture by itself.
+A fused operator (`Attention`, `MultiHeadAttention`, …) counts as the middle of the picture.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _FUSED = frozenset(
     }
 )
 _SUMS = frozenset({"Add", "Sub", "Sum"})
-#: Ways up end here: behind a Softmax lies another product, behind a shape no value.
+#: The search stops here: behind a Softmax lies another product, and a shape carries no values.
 _WALLS = SHAPE_ONLY | {"Softmax"}
 
 
 def makers(wiring: Wiring) -> dict[Value, int]:
-    """Return for every value that a node makes the number of that node."""
+    """Return the index of the node that produces each value."""
     return {
         (site.scope, name): index
         for index, site in enumerate(wiring.sites)
@@ -67,11 +67,11 @@ class Attention:
         self._wiring = wiring
         self._flow = flow
         self._maker = makers(wiring)
-        #: Nodes between the projections: the products of activations, and what lies between them.
+        #: Nodes between the projections: the products of activations and everything between them.
         self.inside: set[int] = set()
-        #: Products with a weight that make query, key or value, or take what attention gives.
+        #: Products with a weight that produce query, key or value, or that read the result of attention.
         self.projections: set[int] = set()
-        #: The products whose results attention gives.
+        #: The products that produce the result of attention.
         self.ends: set[int] = set()
         for index, site in enumerate(wiring.sites):
             if site.op in _FUSED:
@@ -110,18 +110,18 @@ class Attention:
         return self._wiring.sites[index].op in PRODUCTS
 
     def _is_weighted(self, index: int) -> bool:
-        """Whether a node multiplies by what is stored (or made of what is stored alone)."""
+        """Return whether a node multiplies by a stored value, or by one computed from stored values alone."""
         site = self._wiring.sites[index]
         if site.op not in PRODUCTS:
             return False
         return any(v is not None and v not in self._flow.dynamic for v in site.inputs[:2])
 
     def _is_join(self, index: int) -> bool:
-        """Whether a node adds two activations: where a residual branch ends."""
+        """Return whether a node adds two activations; a residual branch ends there."""
         return self._wiring.sites[index].op in _SUMS and self._of_activations(index)
 
     def _backward(self, values: Iterable[Value], end: Callable[[int], bool]) -> tuple[set[int], set[int]]:
-        """Return the nodes passed on the ways up from `values`, and the first ones for which `end` holds."""
+        """Search upstream from `values`: return the nodes passed and the first nodes for which `end` holds."""
         passed: set[int] = set()
         found: set[int] = set()
         waiting = [self._maker[v] for v in values if v in self._maker]
@@ -143,7 +143,7 @@ class Attention:
     def _forward(
         self, start: int, end: Callable[[int], bool], *, stop: Callable[[int], bool]
     ) -> tuple[set[int], set[int]]:
-        """Return the nodes passed on the ways down from a node, and the first ones for which `end` holds."""
+        """Search downstream from a node: return the nodes passed and the first nodes for which `end` holds."""
         passed: set[int] = set()
         found: set[int] = set()
         waiting = self._readers(start)

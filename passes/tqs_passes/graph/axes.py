@@ -1,14 +1,14 @@
-"""Follow a weight's axes through nodes that only move values, and say where a reader has its output channels.
+"""Follow a weight's axes through nodes that only move values, and find the channel axis of each reader.
 
-A track knows, for each axis of the moved tensor, the axis of the stored weight that it came from::
+A track maps each axis of the moved tensor to the axis of the stored weight that it came from::
 
     W [768, 64] --Transpose(1, 0)--> [64, 768]   axes (1, 0)
                 --Reshape(64, 12, 64)--> [64, 12, 64]   axes (1, None, None): the split axis is lost
                 --MatMul B: last axis--> None
 
 Channel axes (ONNX operators): MatMul B last, A last but one; Gemm by transA and transB; Conv 0;
-ConvTranspose 1; LSTM, GRU and RNN W and R 1; Gather its own axis. Anything else, and every one-dimensional
-weight: none.
+ConvTranspose 1; LSTM, GRU and RNN W and R 1; Gather its own axis. All other readers, and all one-dimensional
+weights, have none.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ import onnx
 
 from tqs_passes.graph.scope import Site, Value
 
-#: Dimensions of a tensor; None for one that is not known.
+#: Dimensions of a tensor; None for an unknown one.
 Dims = tuple[int | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A weight on its way to a reader.
+    """The axes of a weight at one point on the path to a reader.
 
     Parameters
     ----------
     axes : tuple of (int or None), or None
-        For each axis here the axis of the stored weight, None where it is lost; None for an unknown rank.
+        The axis of the stored weight for each axis here, None where it is lost; None for an unknown rank.
     dims : tuple of (int or None)
-        Dimensions here; meaningless when `axes` is None.
+        Dimensions here; undefined when `axes` is None.
     through : tuple of str
-        Operators passed.
+        Operators passed so far.
     """
 
     axes: tuple[int | None, ...] | None
@@ -46,7 +46,7 @@ class Track:
     through: tuple[str, ...] = ()
 
     def merged(self, other: Track) -> Track:
-        """Return what this and another way to the same value agree on."""
+        """Return what this track and another track to the same value have in common."""
         if self.axes is None or other.axes is None or len(self.axes) != len(other.axes):
             return replace(self, axes=None, dims=())
         axes = tuple(a if a == b else None for a, b in zip(self.axes, other.axes, strict=True))
@@ -56,14 +56,14 @@ class Track:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of values without running the model.
+    """Facts about values that are known without running the model.
 
     Parameters
     ----------
     ints : Callable
-        Value to its stored integers, None when they are not stored.
+        Maps a value to its stored integers, or to None when they are not stored.
     dims : Callable
-        Value to its dimensions, None when its rank is not known.
+        Maps a value to its dimensions, or to None when its rank is unknown.
     """
 
     ints: Callable[[Value | None], list[int] | None]
@@ -85,9 +85,9 @@ def _axis(value: int, rank: int) -> int | None:
 
 
 def moved(site: Site, track: Track, known: Known) -> Track | None:
-    """Return the track behind a node that moves its first input; None when it is no such node.
+    """Return the track after a node that moves its first input; None when the node computes with it.
 
-    All outputs of `Split` share one track. A node whose arguments are not known keeps what surely survives.
+    All outputs of `Split` share one track. A node with unknown arguments keeps only the axes that certainly survive.
     """
     rule = _RULES.get(site.op)
     if rule is None:
@@ -144,9 +144,9 @@ def _reshape_dims(wanted: Sequence[int], dims: Dims, *, allow_zero: bool) -> Dim
 
 
 def surviving(axes: Sequence[int | None], dims: Dims, target: Dims) -> tuple[int | None, ...]:
-    """Return for each axis of a reshaped tensor the weight axis that it still is; None where it was lost.
+    """Return the weight axis of each axis of a reshaped tensor; None where it was lost.
 
-    An axis that is neither split nor joined survives: it keeps its length and the values before it.
+    An axis survives when it is neither split nor joined: its length and the number of values before it stay equal.
 
     Examples
     --------
@@ -264,7 +264,7 @@ def _expanded(axis: int | None, dim: int | None, want: int | None) -> tuple[int 
 
 
 def _along(site: Site, axes: tuple[int | None, ...], dims: Dims, known: Known) -> _Found:
-    """Concat and Split: only the length along one axis changes."""
+    """Handle Concat and Split: only the length along one axis changes."""
     at = _axis(attribute(site.node, "axis", 0), len(axes))
     if at is None:
         return None
@@ -297,12 +297,12 @@ _RULES: dict[str, _Rule] = {
     "Split": _along,
     "Pad": _pad,
 }
-#: Operators that only move values (of their first input; Concat: of every input).
+#: Operators that only move values of their first input (Concat: of every input).
 MOVERS = frozenset(_RULES)
 
 
 def channel_axis(site: Site, input_index: int, rank: int) -> int | None:
-    """Return the axis of a reader's input, of `rank` axes, along which its channels lie; None for none."""
+    """Return the channel axis of a reader's input of `rank` axes; None when it has none."""
     node, op = site.node, site.op
     if rank < 2:
         return None

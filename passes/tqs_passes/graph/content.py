@@ -1,6 +1,6 @@
-"""Look at a stored tensor's values without holding them: samples first, whole tensors in blocks when needed.
+"""Inspect a stored tensor's values without loading them: samples first, whole tensors in blocks when needed.
 
-No ONNX graph here, only arrays; a memory-mapped array is read where it is looked at.
+This module handles arrays only, no ONNX graph; of a memory-mapped array it reads only the parts it inspects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def as_float(array: Array) -> NDArray[np.float64]:
 def few_values(array: Array, most: int = 2) -> tuple[float, ...] | None:
     """Return the distinct values in ascending order; None when there are more than `most`, or a NaN.
 
-    Nearly all tensors are told by their first and last 4096 values; only the others are read whole.
+    The first and last 4096 values decide almost every case; only the remaining tensors are read completely.
     """
     flat = array.reshape(-1)
     seen: set[float] = set()
@@ -48,7 +48,7 @@ def wide_axes(shape: tuple[int, ...]) -> int:
 
 
 def is_timescale(array: Array) -> bool:
-    """Tell whether values lie along one axis, are positive and strictly rise or fall, as in RoPE."""
+    """Return whether values lie along one axis, are positive, and strictly rise or fall, as in RoPE."""
     if wide_axes(array.shape) != 1 or array.size < 2 or array.size > _SAMPLE:
         return False
     values = as_float(array.reshape(-1))
@@ -60,9 +60,9 @@ def is_timescale(array: Array) -> bool:
 
 
 def is_sinusoid(array: Array) -> bool:
-    """Tell whether a table [position, channel] holds sines and cosines of position times a frequency.
+    """Return whether a table [position, channel] holds sines and cosines of position times a frequency.
 
-    Read from rows 0 to 3: row 0 is 0 or 1 exactly, and cos 2a = 2 cos² a − 1, sin 2a = 2 sin a cos a,
+    The test uses rows 0 to 3: row 0 is 0 or 1 exactly, and cos 2a = 2 cos² a − 1, sin 2a = 2 sin a cos a,
     sin 3a = 3 sin a − 4 sin³ a, cos 3a = 4 cos³ a − 3 cos a hold in every channel to the type's precision.
     """
     wide = tuple(dim for dim in array.shape if dim > 1)
@@ -82,9 +82,9 @@ def is_sinusoid(array: Array) -> bool:
 
 
 def is_unit_pairs(array: Array, least: int = 4) -> bool:
-    """Tell whether the last axis holds sines and cosines of the same angles, at least `least` of each.
+    """Return whether the last axis holds sines and cosines of the same angles, at least `least` of each.
 
-    They may come as halves (all sines, then all cosines), as halves of each half or quarter, or one after the other;
+    The layout may be halves (all sines, then all cosines), halves of each half or quarter, or alternating pairs;
     sin² + cos² = 1 must hold in every pair to the type's precision.
     """
     length = array.shape[-1] if array.ndim else 0

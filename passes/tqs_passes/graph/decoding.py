@@ -1,7 +1,7 @@
-"""Check a model with ONNX's own full checker, and look at what an emitted file decodes to.
+"""Extract the part of an emitted file that decodes its weights.
 
-`decoding` cuts out of a file the nodes that produce given tensors from stored ones: run by itself, it shows the
-weights a runtime really computes with.
+`decoding` extracts the nodes that compute given tensors from stored ones. Running that model shows the weights that a
+runtime actually computes with.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from tqs_passes.graph.scope import bodies, defined_names
 
 
 def decoding(model: Model, names: Iterable[str], fed: onnx.ValueInfoProto | None = None) -> onnx.ModelProto:
-    """Return the model that computes only the named tensors, which must depend on stored tensors alone.
+    """Return a model that computes only the named tensors, which must depend on stored tensors alone.
 
-    Where a tensor is `fed`, it becomes the model's one input, whatever produces it in the file.
+    A tensor that is `fed` becomes the model's only input, whichever node produces it in the file.
 
     Raises
     ------
@@ -45,7 +45,11 @@ def decoding(model: Model, names: Iterable[str], fed: onnx.ValueInfoProto | None
                 keep[index] = node
                 queue.extend(_read_names(node))
         else:
-            raise InputError("a stored weight is not decoded from stored tensors alone", where=name)
+            raise InputError(
+                "the file does not compute this weight from stored tensors alone",
+                where=name,
+                todo="Emit the file again",
+            )
     out = onnx.ModelProto(ir_version=model.proto.ir_version)
     out.opset_import.extend(model.proto.opset_import)
     out.graph.name = "decoding"
@@ -58,7 +62,7 @@ def decoding(model: Model, names: Iterable[str], fed: onnx.ValueInfoProto | None
 
 
 def _read_names(node: onnx.NodeProto) -> set[str]:
-    """Return the names a node reads, those its bodies read from around them included."""
+    """Return the names that a node reads, including those that its bodies capture from outside."""
     names = {name for name in node.input if name}
     for _, body in bodies(node):
         inside = {output.name for output in body.output}

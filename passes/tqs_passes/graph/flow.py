@@ -1,8 +1,8 @@
-"""Which value can influence which: reachability over a model's values, bodies included (networkx).
+"""Compute which values can influence which others: reachability including bodies (networkx).
 
 Vertices are values (scope, name) and nodes (their site number); an edge means "feeds". A value read inside a
-body feeds the inner node, what an If body returns feeds the If's output of that position, and what a Loop or
-Scan body returns feeds every output of it (its state goes round).
+body feeds the inner node. The result of an If body feeds the If output at the same position. The result of a Loop or
+Scan body feeds every output of that node, because its state is carried from one iteration to the next.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import networkx as nx
 
 from tqs_passes.graph.scope import Value, Wiring
 
-#: Operators that look at the shape of their input only.
+#: Operators that read only the shape of their input.
 SHAPE_ONLY = frozenset({"Shape", "Size"})
 
 
@@ -30,18 +30,18 @@ class Flow:
         self._wiring = wiring
         self._graph = _feeds(wiring)
         stored = {(0, t.name) for t in wiring.graphs[0].initializer}
-        #: Values that are fed: inputs of the main graph, and of Loop and Scan bodies (new at every turn).
+        #: Values that are fed: inputs of the main graph, and of Loop and Scan bodies (new in every iteration).
         self.sources: frozenset[Value] = frozenset(
             (scope, value.name)
             for scope, graph in enumerate(wiring.graphs)
             for value in graph.input
             if (scope, value.name) not in stored
         )
-        #: Values that depend on what is fed.
+        #: Values that depend on a fed value.
         self.dynamic = self._after(self._graph, self.sources)
         by_shape = self._graph.copy()
         by_shape.remove_nodes_from([i for i, site in enumerate(wiring.sites) if site.op in SHAPE_ONLY])
-        #: The same without those that depend only on the shape of what is fed.
+        #: The same set without values that depend only on the shape of a fed value.
         self.data_dynamic = self._after(by_shape, self.sources)
 
     @staticmethod
@@ -50,7 +50,7 @@ class Flow:
         return frozenset(vertex for layer in layers for vertex in layer)
 
     def around(self, nodes: Iterable[int]) -> tuple[frozenset[Hashable], frozenset[Hashable]]:
-        """Return what reaches any of these nodes (by site number), and what they reach; neither holds the nodes."""
+        """Return what reaches any of these nodes (site numbers) and what they reach; the nodes are in neither set."""
         starts = list(nodes)
         return (
             self._after(self._graph.reverse(copy=False), starts) - set(starts),
@@ -58,7 +58,7 @@ class Flow:
         )
 
     def outputs_by_value(self) -> dict[Hashable, tuple[str, ...]]:
-        """Return for every value that reaches a graph output the names of those outputs, in graph order."""
+        """Map every value that reaches a graph output to the names of those outputs, in graph order."""
         reached: dict[Hashable, list[str]] = {}
         for name in dict.fromkeys(output.name for output in self._wiring.graphs[0].output):
             if (0, name) not in self._graph:

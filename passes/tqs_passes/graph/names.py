@@ -1,4 +1,4 @@
-"""The names and the opset of a model: which names it leaves free for new tensors."""
+"""Read the names and the opset of a model, and find a prefix that is free for new tensors."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def opset_of(proto: onnx.ModelProto) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Which names a model leaves free.
+    """The names that a model uses, and a prefix that is free.
 
     Parameters
     ----------
     taken : frozenset of str
-        Every name of a tensor or node in its graph and their bodies.
+        Every name of a tensor or node in the graph and its bodies.
     namespace : str
-        A prefix that none of them starts with: `tqs`, else `tqs2`, `tqs3` and so on.
+        A prefix that no name starts with: `tqs`, else `tqs2`, `tqs3` and so on.
     """
 
     taken: frozenset[str]

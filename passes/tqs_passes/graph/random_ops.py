@@ -1,4 +1,4 @@
-"""Operators that draw random numbers: a rollout through one cannot be compared with another."""
+"""List operators that draw random numbers: two rollouts through such an operator cannot be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RANDOM = frozenset(
 
 
 def random_operators(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """Return ``operator 'node name'`` of each node, in the graph, its bodies and functions, that draws at random."""
+    """Return ``operator 'node name'`` of each node in the graph, its bodies and functions that draws random numbers."""
     return tuple(
         f"{n.op_type} {n.name!r}"
         for n in iter_nodes(proto)

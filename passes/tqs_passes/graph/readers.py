@@ -1,7 +1,7 @@
-"""Which node alone reads a weight, and in which of the ways that serving tells apart.
+"""Find the only reader of a weight, and classify how it reads the weight.
 
-A weight whose one reader is known can be stored for that reader: as the packed operand of another operator, or as
-rows of codes of which only those read are decoded (`tqs_passes.encode.nbits`, `tqs_passes.encode.gathered`).
+A weight with exactly one known reader can be stored for that reader: as the packed operand of another operator, or as
+rows of codes of which only the gathered ones are decoded (`tqs_passes.encode.nbits`, `tqs_passes.encode.gathered`).
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from tqs_passes.weights import Weight
 
 
 class Way(StrEnum):
-    """How a weight is read, as far as it decides how fast a form runs.
+    """How a weight is read, as far as this decides how fast a form runs.
 
-    ``matrix``: B ``[K, N]`` of MatMul, or of a plain Gemm (alpha = beta = 1, A as it is) · ``turned``: B ``[N, K]``
-    of a Gemm that is plain but for transB = 1 · ``table``: rows ``[V, D]`` gathered along axis 0 · ``moved``: reached
-    through nodes that move its values (Transpose …) · ``body``: inside If, Loop or Scan · ``other``: any other.
+    ``matrix``: B ``[K, N]`` of MatMul, or of a plain Gemm (alpha = beta = 1, A not transposed) · ``turned``: B
+    ``[N, K]`` of a Gemm that is plain except for transB = 1 · ``table``: rows ``[V, D]`` gathered along axis 0 ·
+    ``moved``: reached through nodes that move its values (Transpose …) · ``body``: inside If, Loop or Scan ·
+    ``other``: all other cases.
     """
 
     MATRIX = "matrix"
@@ -34,9 +35,9 @@ class Way(StrEnum):
 
 
 def sole_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Return for each stored tensor that one node input alone reads that node, as it will be written.
+    """Map each stored tensor with exactly one reading node input to that node, as it will be written.
 
-    The node has one output. Tensors read inside bodies, or that are graph outputs, have no such node. The cost is
+    The node has one output. Tensors that bodies read, or that are graph outputs, are not in the map. The cost is
     linear in the graph.
     """
     stored = {t.name for t in graph.initializer}
@@ -51,7 +52,7 @@ def sole_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 
 def way_of(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> Way:
-    """Return how a weight is read; `readers` are those of `sole_readers`."""
+    """Return how a weight is read, given the result of `sole_readers`."""
     if any(r.in_body for r in weight.readers):
         return Way.BODY
     if any(r.through for r in weight.readers):

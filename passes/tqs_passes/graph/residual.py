@@ -1,9 +1,9 @@
-"""Find residual branches: what lies on the way from x to f(x) where a node adds the two, and f holds a product.
+"""Find residual branches: the nodes between x and f(x) where a node adds the two and f contains a product.
 
-    x ──────────────────────▶ Add          norms may stand before or behind the product; x may be moved about
+    x ──────────────────────▶ Add          norms may stand before or after the product; x may be moved
     ╰─▶ norm ─▶ product … ──▶ ╯            (Reshape, Slice, …) or be a sum itself (x + a(x) + f(x))
 
-A bypass that has met no product yet is a raw input: the branch beside it would be the whole network, and does not
+A bypass that has passed no product is a raw input. The branch beside it would be the whole network, so it does not
 count.
 """
 
@@ -19,7 +19,7 @@ _MOST_ROOTS = 32
 
 
 def branches(wiring: Wiring, flow: Flow, products: set[int]) -> dict[int, set[int]]:
-    """Return for each node that lies in a residual branch the nodes at which these branches end, by site number.
+    """Map each node inside a residual branch to the nodes at which its branches end, by site number.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def branches(wiring: Wiring, flow: Flow, products: set[int]) -> dict[int, set[in
 
 
 def _embedded(wiring: Wiring, maker: dict[Value, int], products: set[int]) -> set[Value]:
-    """Return the values behind a product."""
+    """Return the values downstream of a product."""
     found: set[Value] = set()
     for index, site in enumerate(wiring.sites):
         if index in products or any(v in found for v in site.inputs if v is not None):
@@ -55,7 +55,7 @@ def _embedded(wiring: Wiring, maker: dict[Value, int], products: set[int]) -> se
 
 
 def _roots(value: Value, wiring: Wiring, maker: dict[Value, int]) -> set[Value]:
-    """Return a value, and those it was moved or added from."""
+    """Return a value and the values from which it was moved or added."""
     found: set[Value] = set()
     waiting = [value]
     while waiting and len(found) < _MOST_ROOTS:
@@ -75,7 +75,7 @@ def _roots(value: Value, wiring: Wiring, maker: dict[Value, int]) -> set[Value]:
 def _between(
     value: Value, roots: set[Value], wiring: Wiring, maker: dict[Value, int], products: set[int]
 ) -> set[int]:
-    """Return the nodes on the ways from `roots` to a value; none when no product lies on them."""
+    """Return the nodes on the paths from `roots` to a value; an empty set when no product lies on them."""
     first = min((maker[v] for v in roots if v in maker), default=None)
     if first is None or value in roots:
         return set()

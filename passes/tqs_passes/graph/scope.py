@@ -1,7 +1,7 @@
-"""Which value a name means: names resolved through If, Loop and Scan bodies to the graph that defines them.
+"""Resolve names through If, Loop and Scan bodies to the graph that defines them.
 
-A body may read every name of the graphs around it; a name defined again inside hides the outer one. A value
-is therefore a pair (scope, name): scope 0 is the main graph, and every body has a scope of its own.
+A body may read every name of its enclosing graphs; a name that it defines again hides the outer one. A value
+is therefore a pair (scope, name): scope 0 is the main graph, and every body has its own scope.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 import onnx
 
-#: A value: the number of the graph that defines it, and its name there.
+#: A value: the number of the graph that defines it, and its name in that graph.
 Value = tuple[int, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One node and where it stands.
+    """One node and its place in the model.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Site:
     label : str
         Its name, or `#<index>` when it has none; inside bodies `<outer>/<attribute>/<inner>`.
     inputs : tuple of (Value or None)
-        What each input means; None for an omitted or undefined one.
+        The value that each input refers to; None for an omitted or undefined one.
     """
 
     node: onnx.NodeProto
@@ -37,26 +37,26 @@ class Site:
 
     @property
     def op(self) -> str:
-        """Operator type, prefixed by its domain unless that is the standard one."""
+        """Operator type, prefixed by its domain unless that is the standard domain."""
         domain = self.node.domain
         return self.node.op_type if domain in ("", "ai.onnx") else f"{domain}.{self.node.op_type}"
 
 
 @dataclass(slots=True)
 class Wiring:
-    """Every node of a model in order, with its inputs resolved; bodies follow the node that holds them.
+    """All nodes of a model in order, with resolved inputs; bodies follow the node that contains them.
 
     Parameters
     ----------
     graphs : list of onnx.GraphProto
         By scope number.
     holders : list of (int or None)
-        For each scope the index in `sites` of the node that holds it; None for the main graph.
+        For each scope, the index in `sites` of the node that contains it; None for the main graph.
     sites : list of Site
     consumers : dict of Value to list of (int, int)
-        For each value the (site, input index) pairs that read it, in order.
+        For each value, the (site, input index) pairs that read it, in order.
     returned : dict of Value to list of (int, int)
-        For each value the (scope, output index) of the bodies that return it.
+        For each value, the (scope, output index) pairs of the bodies that return it.
     """
 
     graphs: list[onnx.GraphProto] = field(default_factory=list[onnx.GraphProto])
@@ -72,7 +72,7 @@ def node_label(node: onnx.NodeProto, index: int) -> str:
 
 
 def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
-    """Yield (attribute name, body) for every body that a node holds."""
+    """Yield (attribute name, body) for every body of a node."""
     for attribute in node.attribute:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.name, attribute.g
@@ -81,7 +81,7 @@ def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 
 def defined_names(graph: onnx.GraphProto) -> set[str]:
-    """Return the names that a graph itself defines: inputs, initializers and node outputs."""
+    """Return the names that a graph defines itself: inputs, initializers and node outputs."""
     names = {value.name for value in graph.input}
     names.update(tensor.name for tensor in graph.initializer)
     names.update(tensor.values.name for tensor in graph.sparse_initializer)
@@ -92,7 +92,7 @@ def defined_names(graph: onnx.GraphProto) -> set[str]:
 
 
 def wire(graph: onnx.GraphProto) -> Wiring:
-    """Resolve every name of a graph and its bodies; cost is linear in their size times the nesting depth."""
+    """Resolve every name of a graph and its bodies; the cost is linear in their size times the nesting depth."""
     wiring = Wiring()
     _wire(graph, None, "", [], wiring)
     return wiring

@@ -1,10 +1,9 @@
-"""Tell whether a model hangs together, cheaply enough to ask after every pass: no stored value is looked at.
+"""Check a model after every pass at low cost: no stored value is read.
 
-Two questions are asked. Are its names in order: is every value defined once, and before it is read? And does ONNX's
-checker accept its nodes? The checker sees the model with its stored tensors as graph inputs, so it costs the same
-whatever they weigh, and wherever they lie. It infers no types: a model whose weights are yet to be written in another
-type passes, and so does an output whose type runtimes have to infer. `tqs_passes.files.checker` is the full check, of
-a whole file.
+Two properties are checked. Every name must be defined exactly once, and before it is read. ONNX's checker must accept
+the nodes. The checker gets the model with its stored tensors as graph inputs, so the cost does not depend on their size
+or location. It infers no types: it accepts a model whose weights have yet to be written in another type, and an output
+whose type a runtime must infer. `tqs_passes.files.checker` is the full check of a whole file.
 """
 
 from __future__ import annotations
@@ -18,29 +17,29 @@ from google.protobuf.message import EncodeError
 
 from tqs_passes.graph.scope import bodies
 
-#: Larger `Constant` nodes are shown to the checker as graph inputs.
+#: Larger `Constant` nodes become graph inputs for the checker.
 _MOST_CONSTANT_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Soundness:
-    """What is wrong with a model.
+    """The defects of a model.
 
     Parameters
     ----------
     names : frozenset of str
-        One sentence for each name that is out of order.
+        One sentence for each invalid name.
     checker : str or None
-        The first complaint of ONNX's checker.
+        The first error of ONNX's checker.
     """
 
     names: frozenset[str]
     checker: str | None
 
     def worse_than(self, before: Soundness) -> str | None:
-        """Return a complaint that `before` did not have; None when there is none.
+        """Return a defect that `before` did not have; None when there is none.
 
-        Where the checker refused the model before, its complaints say nothing new: only the names are compared.
+        If the checker rejected the model before, its errors are not informative, and only the names are compared.
         """
         new = sorted(self.names - before.names)
         if new:
@@ -49,14 +48,14 @@ class Soundness:
 
 
 def soundness(proto: onnx.ModelProto) -> Soundness:
-    """Return what is wrong with a model; the cost is linear in its nodes."""
+    """Return the defects of a model; the cost is linear in its nodes."""
     found: set[str] = set()
     _collect(proto.graph, [], found)
     return Soundness(frozenset(found), _checker_complaint(_without_values(proto)))
 
 
 def _collect(graph: onnx.GraphProto, outer: Sequence[set[str]], found: set[str]) -> None:
-    """Add a sentence for each name of a graph and its bodies that is out of order; `outer` names surround it."""
+    """Add a sentence for each invalid name of a graph and its bodies; `outer` are the names of enclosing graphs."""
     stored = [*(t.name for t in graph.initializer), *(s.values.name for s in graph.sparse_initializer)]
     here: set[str] = set()
     for names in ([value.name for value in graph.input], stored):

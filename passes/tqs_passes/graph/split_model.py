@@ -1,9 +1,9 @@
-"""Split a model in two where some of its inputs first matter, so that what lies before is computed once.
+"""Split a model at the nodes where some of its inputs first matter, so that the part before is computed once.
 
-    inputs ─▶ head ─▶ cut ─▶ tail ─▶ outputs          head: everything that `moved` inputs do not reach
-       └───────────────────────▲                      tail: everything that they do; reads inputs, `moved` and the cut
+    inputs ─▶ head ─▶ cut ─▶ tail ─▶ outputs          head: everything that `moved` inputs do not influence
+       └───────────────────────▲                      tail: everything they influence; reads inputs, `moved`, the cut
 
-Values that depend on constants alone are computed on both sides: they are folded there, and never cut.
+Values that depend on constants alone are computed in both parts. They are folded there and never belong to the cut.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from tqs_passes.files.tensors import iter_graphs
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """A model in two.
+    """The two parts of a model.
 
     Parameters
     ----------
     head, tail : ModelProto
-        The head's outputs are the cut, then those outputs of the model that it computes. The tail has all inputs of
+        The head's outputs are the cut, then those model outputs that it computes. The tail has all inputs of
         the model, then the cut.
     cut : tuple of str
     """
@@ -34,7 +34,7 @@ class Halves:
 
 
 def value_types(proto: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
-    """Return what ONNX's shape inference knows of every value of the main graph that a node computes."""
+    """Return the types that ONNX's shape inference finds for the node outputs of the main graph."""
     inferred = onnx.shape_inference.infer_shapes(proto)
     return {v.name: v for v in (*inferred.graph.value_info, *inferred.graph.output)}
 
@@ -42,21 +42,21 @@ def value_types(proto: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
 def split(
     proto: onnx.ModelProto, moved: Collection[str], types: Mapping[str, onnx.ValueInfoProto]
 ) -> Halves | None:
-    """Split a model where `moved` inputs first matter.
+    """Split a model at the nodes where the `moved` inputs first matter.
 
     Parameters
     ----------
     proto : ModelProto
     moved : collection of str
-        Inputs that change while the others stay.
+        Inputs that change while the others stay constant.
     types : dict of str to ValueInfoProto
-        From `value_types`, of the same graph.
+        Result of `value_types` for the same graph.
 
     Returns
     -------
     Halves or None
-        None where nothing lies before, where an output is an input or a constant, or where a cut value has no known
-        type.
+        None when no node comes before the split, when an output is an input or a constant, or when the type of a cut
+        value is unknown.
     """
     graph = proto.graph
     stored = {t.name for t in graph.initializer}
@@ -87,7 +87,7 @@ def split(
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """Yield the names that a node reads: its inputs, and all that its bodies may capture."""
+    """Yield the names that a node reads: its inputs, and all names that its bodies may capture."""
     yield from (name for name in node.input if name)
     for attribute in node.attribute:
         for body in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
@@ -103,7 +103,7 @@ def _part(
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """Return a model of these nodes, without the fixed ones and the constants that nothing reads."""
+    """Return a model of these nodes; drop the constant nodes and constants that nothing reads."""
     needed = {o.name for o in outputs}
     nodes: list[onnx.NodeProto] = []
     for node, read, side in reversed(sides):

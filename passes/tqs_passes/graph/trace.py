@@ -1,8 +1,8 @@
-"""Find who reads a weight: directly, through nodes that only move values, and inside bodies.
+"""Find the readers of a weight: direct ones, those behind nodes that only move values, and those inside bodies.
 
-A weight is followed node by node in graph order until each way ends at a node that computes with it (its
-reader) or at a graph output. `Gather` and `GatherND` are passed when their indices are constant; with indices
-that are fed, as in an embedding, they are readers. The cost is linear in the number of nodes passed.
+A weight is followed node by node in graph order until each path ends at a node that computes with it (its
+reader) or at a graph output. `Gather` and `GatherND` with constant indices only move values; with fed indices, as in
+an embedding, they are readers. The cost is linear in the number of nodes passed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from tqs_passes.graph.scope import Site, Value, Wiring
 from tqs_passes.weights import Reader
 
 _INTEGERS = frozenset({onnx.TensorProto.INT64, onnx.TensorProto.INT32})
-#: A shape or index list longer than this is not looked at.
+#: Shape and index lists longer than this are ignored.
 _MOST_INTS = 64
 _MOST_HOPS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A reader, and the site it is at.
+    """A reader and its site.
 
     Parameters
     ----------
@@ -43,14 +43,14 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A stored float tensor of the main graph, before it is known to be a weight.
+    """A stored float tensor of the main graph that may be a weight.
 
     Parameters
     ----------
     name : str
     shape : tuple of int
     readings : tuple of Reading
-        Who computes with it.
+        The readers that compute with it.
     array : Callable
         Returns its values.
     """
@@ -145,7 +145,7 @@ class Tracer:
         return tuple(int(d.dim_value) if d.dim_value > 0 else None for d in dims)
 
     def readings(self, value: Value, shape: tuple[int, ...]) -> tuple[Reading, ...]:
-        """Return the readers of a stored tensor in graph order, each with its channel axis of that tensor."""
+        """Return the readers of a stored tensor in graph order, each with its channel axis in that tensor."""
         walk = _Walk()
         self._reach(walk, value, Track(tuple(range(len(shape))), shape))
         found: list[Reading] = []
@@ -162,7 +162,7 @@ class Tracer:
         return tuple(found)
 
     def _reach(self, walk: _Walk, value: Value, track: Track) -> None:
-        """Note that the weight arrives at a value, and queue whoever takes it from there."""
+        """Record that the weight arrives at a value, and queue the nodes that read the value."""
         seen = walk.tracks.get(value)
         walk.tracks[value] = track if seen is None else seen.merged(track)
         for index, position in self._wiring.consumers.get(value, ()):

@@ -1,13 +1,13 @@
-"""Uniform grids: which integers and scales stand for a weight, and what they decode to.
+"""Uniform grids: the integers and scales that represent a weight, and the values they decode to.
 
-A weight is seen as rows of values that share one scale: ``[channels, values]`` along a channel axis, one row per
-tensor. With b bits a value v of a row is ::
+A weight is treated as rows of values that share one scale: ``[channels, values]`` along a channel axis, or one row for
+the whole tensor. With b bits a value v of a row is ::
 
     signed     v = s · q,   q ∈ {-2^(b-1), …, 2^(b-1) - 1}
     midrise    v = s · q,   q ∈ {±1, ±3, …, ±(2^b - 1)}        (b ≤ 4; b = 1 is sign · mean|w|)
 
-The integers q are called *levels*; *codes* are their unsigned indices 0 … 2^b - 1. Scales are chosen in
-`tqs_passes.grids.scales`. NumPy only; deterministic.
+The integers q are called *levels*; *codes* are their unsigned indices 0 … 2^b - 1. `tqs_passes.grids.scales` chooses
+the scales. NumPy only; deterministic.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIDRISE_MAX_BITS = 4
 
 
 class Grid(StrEnum):
-    """Which levels a code can stand for (see module docstring)."""
+    """The set of levels that codes represent (see module docstring)."""
 
     SIGNED = "signed"
     MIDRISE = "midrise"
@@ -40,17 +40,17 @@ class Codes:
     levels : int8 array, shape of the weight
         Integer levels q.
     scales : float16 or float32 array
-        One scale per channel, shaped to broadcast against `levels` (all axes 1 but the channel axis).
+        One scale per channel, in a shape that broadcasts against `levels` (all axes 1 but the channel axis).
     bits : int
-        Width b of a code, 1 to 8; of the widest channel where they differ.
+        Width b of a code, 1 to 8; with row tiers, the width of the widest channel.
     grid : Grid
     axis : int or None
-        Channel axis; None when one scale serves the whole tensor.
+        Channel axis; None when the whole tensor has one scale.
     rows : str
-        Row tiers: the width of every channel, a digit each; empty when all have `bits` (see `row_tiers`).
+        Row tiers: the width of every channel, one digit each; empty when all have `bits` (see `row_tiers`).
     group : int
-        Values of a channel of a matrix that share a scale; 0: all. Scales then have the shape that multiplies
-        `grouped_shape`.
+        Number of values of a matrix channel that share a scale; 0: all. With groups, scales have the shape that
+        multiplies `grouped_shape`.
     """
 
     levels: NDArray[np.int8]
@@ -62,11 +62,11 @@ class Codes:
     group: int = 0
 
     def decode(self) -> NDArray[np.float32]:
-        """Return float32(levels) · float32(scales): what the emitted graph computes, bit for bit."""
+        """Return float32(levels) · float32(scales): exactly what the emitted graph computes, bit for bit."""
         return self.levels.astype(F32) * self.wide_scales()
 
     def wide_scales(self) -> NDArray[np.float32]:
-        """Return the scale of every value, float32, shape of the weight."""
+        """Return the scale of every value: float32, in the shape of the weight."""
         scales, shape = self.scales.astype(F32), self.levels.shape
         if self.group and self.axis is not None:
             return np.broadcast_to(scales, grouped_shape(shape, self.axis, self.group)).reshape(shape)
@@ -74,7 +74,7 @@ class Codes:
 
     @property
     def is_blank(self) -> bool:
-        """Whether the levels are one value repeated without storage: a stand-in whose encoded size is wanted."""
+        """Whether the levels are one value broadcast without storage: a placeholder used to measure encoded bytes."""
         return self.levels.size > 1 and not any(self.levels.strides)
 
     def unsigned(self) -> NDArray[np.uint8]:
@@ -86,7 +86,7 @@ class Codes:
 
 
 def grids_for(bits: int) -> tuple[Grid, ...]:
-    """Return the grids worth trying at a width: mid-rise pays at few bits only."""
+    """Return the grids worth trying at a width: mid-rise has less error only at few bits."""
     if bits == 1:
         return (Grid.MIDRISE,)
     return (Grid.SIGNED, Grid.MIDRISE) if bits <= MIDRISE_MAX_BITS else (Grid.SIGNED,)
@@ -115,7 +115,7 @@ def as_rows(w: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
 
 
 def grouped_shape(shape: tuple[int, ...], axis: int, group: int) -> tuple[int, ...]:
-    """Return the shape of a matrix in which the groups of its channels have an axis of their own.
+    """Return the shape of a matrix whose channels are split into groups along an axis of their own.
 
     >>> grouped_shape((64, 10), 1, 32), grouped_shape((10, 64), 0, 32)
     ((2, 32, 10), (10, 2, 32))
@@ -140,7 +140,7 @@ def from_groups(levels: NDArray[np.int8], shape: tuple[int, ...], axis: int, gro
 
 
 def broadcast_shape(shape: tuple[int, ...], axis: int | None, group: int = 0) -> tuple[int, ...]:
-    """Return the shape that scales take to multiply a weight of `shape`, as `grouped_shape` where it has groups."""
+    """Return the shape of scales that multiply a weight of `shape`, or its `grouped_shape` when it has groups."""
     if axis is None:
         return ()
     if group:

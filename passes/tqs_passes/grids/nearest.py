@@ -1,4 +1,4 @@
-"""Round a weight to nearest: scales from its values alone (`tqs_passes.grids.scales`), then the nearest levels.
+"""Round a weight to nearest: choose scales from its values alone (`tqs_passes.grids.scales`), then nearest levels.
 
 NumPy only; deterministic.
 """
@@ -31,7 +31,7 @@ def quantize(
     rounding: FreeRounding = "mse",
     group: int = 0,
 ) -> Codes:
-    """Round a weight to the nearest b-bit levels, its scales chosen from its values alone.
+    """Round a weight to the nearest b-bit levels, with scales chosen from its values alone.
 
     Parameters
     ----------
@@ -40,14 +40,14 @@ def quantize(
     bits : int
         1 to 8.
     axis : int or None
-        Channel axis, or None for one scale.
+        Channel axis; None for one scale.
     grid : Grid
     half_scales : bool
-        Store scales as float16 (levels are chosen for the scale as stored).
+        Store scales as float16 (levels are chosen for the stored scale).
     rounding : {"rtn", "mse", "unbiased"}
-        How scales are chosen (see `tqs_passes.grids.scales`).
+        Rule that chooses the scales (see `tqs_passes.grids.scales`).
     group : int
-        Values of a channel of a matrix that share a scale; 0: all.
+        Number of values of a matrix channel that share a scale; 0: all.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def quantize(
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be 1 to 8, not {bits}")
     if grid not in grids_for(bits):
-        raise ValueError(f"no {grid} grid at {bits} bits")
+        raise ValueError(f"there is no {grid} grid at {bits} bits")
     if group and axis is not None:
         parts = as_groups(w, axis, group)
         held = stored_scales(parts, scales_of(parts, bits, grid, rounding), half=half_scales)
@@ -80,7 +80,7 @@ def scaled_levels(
     grid: Grid,
     out: NDArray[np.int8] | None = None,
 ) -> NDArray[np.int8]:
-    """Return the levels nearest to rows ``[channels, ...]`` at these scales; `out` takes them where it is given."""
+    """Return the levels nearest to rows ``[channels, ...]`` at these scales; write them into `out` when given."""
     levels = np.empty(rows.shape, np.int8) if out is None else out
     for block, values in blocks(rows):
         step = scales[block].astype(F32)[:, None]

@@ -1,9 +1,9 @@
-"""What rounding a weight to a grid, or casting it, does to its values: squared errors, without keeping any codes.
+"""Compute the squared error of rounding a weight to a grid, or of casting it, without storing codes.
 
-Of a weight of up to `SAMPLED_ABOVE` values the error is exact. Of a larger one it is estimated: scales are fitted to,
-and errors measured on, a sample of each channel that holds its outliers (see `tqs_passes.grids.row_sample`). On
-normal and on heavy-tailed weights the estimate is within a few percent (tests/passes/test_rounding_error.py).
-Deterministic. NumPy only.
+The error of a weight with up to `SAMPLED_ABOVE` values is exact. For a larger weight it is estimated: scales are
+fitted to a sample of each channel that includes its outliers, and errors are measured on it
+(`tqs_passes.grids.row_sample`). On normal and on heavy-tailed weights the estimate is within a few percent
+(tests/passes/test_rounding_error.py). Deterministic. NumPy only.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from tqs_passes.grids.grid import F32, Grid, as_groups, round_levels
 from tqs_passes.grids.row_sample import sampled
 from tqs_passes.grids.scales import FreeRounding, scales_of, stored_scales
 
-#: Larger weights are priced by a sample.
+#: The errors of larger weights are estimated from a sample.
 SAMPLED_ABOVE = 1 << 19
 _STRATA = 1 << 17
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rounded:
-    """A weight rounded with one scale per channel (or one in all).
+    """A weight rounded with one scale per channel, or with a single scale.
 
     Parameters
     ----------
     energies : float64 array ``[channels]``
         Squared error of each channel.
     scales : float16 or float32 array ``[channels]``
-        As they would be stored.
+        Scales in their stored type.
     """
 
     energies: NDArray[np.float64]
@@ -48,7 +48,7 @@ class _Channels:
     exact : float64 array ``[channels, values]``
     single : float32 array, same shape
     weights : float32 array ``[values]`` or None
-        How many values each column stands for; None: one.
+        Number of values that each column represents; None: one each.
     """
 
     exact: NDArray[np.float64]
@@ -58,16 +58,16 @@ class _Channels:
 
 @dataclass(slots=True, eq=False)
 class Pricer:
-    """Prices one weight.
+    """Computes rounding errors of one weight.
 
     Parameters
     ----------
     values : array
-        Of a float type.
+        The weight, of a float type.
     dtype : numpy dtype
-        What readers expect: decoded values are rounded to it.
+        Type that readers expect: decoded values are rounded to it.
     rounding : {"rtn", "mse", "unbiased"}
-        How scales are chosen.
+        Rule that chooses the scales.
     """
 
     values: NDArray[np.generic]
@@ -86,10 +86,10 @@ class Pricer:
     def rounded(
         self, bits: int, axis: int | None, grid: Grid, *, half_scales: bool, group: int = 0
     ) -> Rounded:
-        """Return what `quantize` with these arguments does to the values, decoded to `dtype`.
+        """Return the error and the scales of `quantize` with these arguments, for values decoded to `dtype`.
 
-        An error may come out as infinite: a level above the largest float16. Asked again, the answer is remembered.
-        With a group its errors and scales are those of the groups, and never of a sample.
+        An error is infinite when a level exceeds the largest float16. Results are cached. With `group`, errors and
+        scales are per group and never estimated from a sample.
         """
         key = (bits, axis, grid, half_scales, group)
         if key not in self._rounded:
@@ -107,7 +107,7 @@ class Pricer:
             return Rounded(_energies(decoded, channels), stored)
 
     def error_of(self, change: Callable[[NDArray[np.generic]], NDArray[np.generic]]) -> float:
-        """Return the squared error of a change to each value; infinite where it takes one out of range."""
+        """Return the squared error of a change to each value; infinite when a value leaves the type's range."""
         channels = self._of(None)
         with np.errstate(over="ignore"):
             changed = change(channels.exact.astype(self.values.dtype))

@@ -1,8 +1,8 @@
 """Row tiers: channels of one weight at different widths.
 
-Written as a string of digits, the width of every channel in order, e.g. ``"33332444"``. Channels of one width make a
-*part*, packed by itself; scales, one per channel, stay in the order of the weight. A weight has one grid: widths that
-lack it (mid-rise above 4 bits, signed at 1) use the one they have.
+Row tiers are written as a string of digits, the width of every channel in order, e.g. ``"33332444"``. Channels of one
+width form a *part*, which is packed by itself; scales, one per channel, keep the order of the weight. A weight has one
+grid. Widths without that grid (mid-rise above 4 bits, signed at 1) use the one they have.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tqs_passes.grids.nearest import scaled_levels
 from tqs_passes.grids.scales import FreeRounding, scales_of, stored_scales
 from tqs_passes.tier import Tier
 
-#: A weight has at most so many parts.
+#: Largest number of parts of a weight.
 MOST_WIDTHS = 4
 
 
@@ -38,9 +38,9 @@ class Part:
     ----------
     bits : int
     grid : Grid
-        Grid they are rounded on.
+        Grid on which they are rounded.
     channels : int array
-        Their indices, ascending.
+        Indices of the channels, ascending.
     """
 
     bits: int
@@ -60,19 +60,19 @@ def written(widths: NDArray[np.integer]) -> str:
 
 @functools.lru_cache(maxsize=1 << 14)
 def distinct_widths(rows: str) -> tuple[int, ...]:
-    """Return the widths that occur, ascending."""
+    """Return the distinct widths, ascending."""
     return tuple(sorted(int(digit) for digit in set(rows)))
 
 
 def nearest_tier(rows: str) -> Tier:
-    """Return the integer tier nearest to the mean width, halves upwards: what a weight of row tiers is listed as."""
+    """Return the integer tier nearest to the mean width, halves rounded up; a weight with row tiers is listed as it."""
     n = len(rows)
     total = sum(int(width) * count for width, count in Counter(rows).items())
     return Tier(f"INT{(2 * total + n) // (2 * n)}")
 
 
 def part_grid(grid: Grid, bits: int) -> Grid:
-    """Return the grid of a part: the weight's, where this width has it."""
+    """Return the grid of a part: the weight's grid if this width has it, else the one it has."""
     return grid if grid in grids_for(bits) else grids_for(bits)[0]
 
 
@@ -86,7 +86,7 @@ def parts_of(rows: str, grid: Grid) -> tuple[Part, ...]:
 
 
 def order_of(parts: tuple[Part, ...]) -> NDArray[np.unsignedinteger]:
-    """Return where each channel lies in the parts put one behind the other, in the smallest unsigned type."""
+    """Return the position of each channel in the concatenated parts, in the smallest unsigned type."""
     behind = np.concatenate([part.channels for part in parts])
     order = np.argsort(behind, kind="stable")
     return order.astype(np.min_scalar_type(len(behind) - 1))
@@ -125,9 +125,9 @@ def quantize_rows(
     axis : int
     grid : Grid
     half_scales : bool
-        Store scales as float16 (levels are chosen for the scale as stored).
+        Store scales as float16 (levels are chosen for the stored scale).
     rounding : {"rtn", "mse", "unbiased"}
-        How scales are chosen (see `tqs_passes.grids.scales`).
+        Rule that chooses the scales (see `tqs_passes.grids.scales`).
     """
     values = as_rows(w, axis)
     parts = parts_of(rows, grid)
@@ -146,12 +146,12 @@ def quantize_rows(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Limits:
-    """The levels of values whose widths differ.
+    """The level ranges of values with different widths.
 
     Parameters
     ----------
     low, high : float32 array
-        Least and largest level of each value; they broadcast against what is rounded.
+        Smallest and largest level of each value; they broadcast against the rounded values.
     midrise : bool array
     """
 

@@ -1,15 +1,16 @@
-"""How the scale of a channel is chosen, from its values alone: one function a rounding that needs no data.
+"""Choose the scale of each channel from its values alone: one function for each rounding that needs no data.
 
     rtn        s = max|w| / largest level                        nothing is clipped
     mse        s = argmin ‖s·q − w‖²                             clip ratios, then refits s ← ⟨w, q⟩ / ⟨q, q⟩
     unbiased   s of mse, raised by s ← s · ⟨w, w⟩ / ⟨Q(w), w⟩     four times: towards ⟨Q(w), w⟩ = ⟨w, w⟩
 
-The scale of least squares shrinks: it makes ⟨Q(w), w⟩ = ‖Q(w)‖² = ‖w‖² − ‖residual‖², so every output of a channel is
-too small by the relative error of its rounding, some 10 % at two bits. Such errors have one sign everywhere, at every
-step, and add up along a rollout where those of single values average out; and the values it clips are the largest ones.
-`unbiased` takes most of both away, and costs some squared error. On models of the zoo it drifts less, alone and as what
-GPTQ, GPTAQ and QEP choose their levels on (models/zoo/BASELINES.md); raising the scale without rounding anew helps
-less, and so does going on to the fixed point. Where a rollout is chaotic and everything coarse it can be worse.
+The least-squares scale shrinks values: it makes ⟨Q(w), w⟩ = ‖Q(w)‖² = ‖w‖² − ‖residual‖², so every output of a channel
+is too small by the relative error of its rounding, some 10 % at two bits. Such errors have the same sign everywhere and
+at every step. They add up along a rollout, whereas errors of single values average out. The clipped values are also the
+largest ones. `unbiased` removes most of both effects at the cost of some squared error. On models of the zoo it has
+less drift, both alone and as the scales for GPTQ, GPTAQ and QEP (models/zoo/BASELINES.md). Raising the scale without
+rounding again helps less, and so does iterating to the fixed point. It can be worse on a chaotic rollout with coarse
+tiers everywhere.
 
 Error of 2 bits on N(0, 1), relative energy, of `mse`: signed 0.150, mid-rise 0.119. NumPy only; deterministic.
 """
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from tqs_passes.grids.grid import F32, Grid, round_levels
 from tqs_passes.grids.row_sample import sampled
 
-#: Roundings that look at the weight only: the emitter makes their integers itself.
+#: Roundings that use the weight only: the emitter computes their integers itself.
 FreeRounding = Literal["rtn", "mse", "unbiased"]
 FREE_ROUNDINGS: tuple[FreeRounding, ...] = ("rtn", "mse", "unbiased")
 DEFAULT_ROUNDING: FreeRounding = "unbiased"
@@ -38,7 +39,7 @@ _RAISES = 4
 _MOST_ERROR = 1.5
 _SAMPLE_VALUES = 4096
 BLOCK_VALUES = 1 << 17
-#: The scale of a longer channel is fitted to a sample.
+#: For channels longer than this, the scale is fitted to a sample.
 _LONG_VALUES = 1 << 18
 Rows = NDArray[np.float32]
 #: (rows ``[channels, values]``, column weights or None, bits, grid) → float32 scales ``[channels]``.
@@ -46,7 +47,7 @@ _Fit = Callable[[Rows, "Rows | None", int, Grid], Rows]
 
 
 def free_rounding(name: str) -> FreeRounding | None:
-    """Return the rounding of this name, None where it looks at data or is none at all.
+    """Return the rounding of this name; None when it needs data or does not exist.
 
     >>> free_rounding("mse"), free_rounding("gptq")
     ('mse', None)
@@ -57,7 +58,7 @@ def free_rounding(name: str) -> FreeRounding | None:
 def blocks(rows: Rows) -> Iterator[tuple[slice, Rows]]:
     """Yield slices of the channels of ``[channels, ...]``, and their values ``[channels, values]``.
 
-    Channels do not depend on one another: a block that stays in the cache takes half the time and little memory.
+    Channels are independent of one another: a block that fits the cache takes half the time and little memory.
     """
     n_each = rows.size // max(1, len(rows))
     step = max(1, BLOCK_VALUES // max(1, n_each))
@@ -72,13 +73,13 @@ def scales_of(rows: Rows, bits: int, grid: Grid, rounding: FreeRounding, weights
     Parameters
     ----------
     rows : float32 array ``[channels, ...]``
-        Of long channels a sample is looked at (see `tqs_passes.grids.row_sample`), but for `rtn`.
+        Long channels are sampled (see `tqs_passes.grids.row_sample`), except by `rtn`.
     bits : int
-        At 1 bit every rounding takes the mean size, which is of least squares.
+        At 1 bit every rounding uses the mean size, which is the least-squares scale.
     grid : Grid
     rounding : {"rtn", "mse", "unbiased"}
     weights : float32 array, optional
-        How many values each column of ``[channels, values]`` stands for [default: one].
+        Number of values that each column of ``[channels, values]`` represents [default: one].
     """
     rule = _RULES[rounding] if bits > 1 else _mean_size
     scales: list[Rows] = []
@@ -91,9 +92,9 @@ def scales_of(rows: Rows, bits: int, grid: Grid, rounding: FreeRounding, weights
 
 
 def stored_scales(rows: Rows, scales: Rows, *, half: bool) -> NDArray[np.float16] | Rows:
-    """Return scales in their stored type; float16 only where the scale of every row but the flat ones fits.
+    """Return scales in their stored type; float16 only if the scale of every row that is not all zeros fits.
 
-    A row of zeros gets the smallest normal scale: mid-rise levels cannot store 0 exactly.
+    A row of zeros gets the smallest normal scale, because mid-rise levels cannot store 0 exactly.
     """
     flat = np.concatenate([~block.any(axis=1) for _, block in blocks(rows)])
     if half and scales_fit_half(scales[~flat]):
@@ -107,21 +108,21 @@ def scales_fit_half(scales: Rows) -> bool:
 
 
 def _in_range(rows: Rows, weights: Rows | None, bits: int, grid: Grid, rule: _Fit) -> Rows:
-    """Return the scales of a rule.
+    """Return the scales that a rule computes.
 
-    Rows are first brought to peaks of 0.5 … 1 by powers of two, which is exact: no square under- or overflows.
+    Rows are first scaled by powers of two to peaks of 0.5 … 1, which is exact, so that no square under- or overflows.
     """
     peak, exponent = np.frexp(np.max(np.abs(rows), axis=1))
     unit = np.ldexp(rows, -exponent[:, None])
-    unit[peak == 0, :1] = 1.0  # an all-zero row: any scale serves
-    largest = np.finfo(F32).max / F32(1 << bits)  # level · scale stays finite
+    unit[peak == 0, :1] = 1.0  # an all-zero row: any scale works
+    largest = np.finfo(F32).max / F32(1 << bits)  # keeps level · scale finite
     fitted = rule(unit, weights, bits, grid)
     scales: Rows = np.clip(np.ldexp(fitted, exponent), np.finfo(F32).tiny, largest)
     return scales
 
 
 def _mean_size(rows: Rows, weights: Rows | None, bits: int, grid: Grid) -> Rows:
-    """Return mean|w| of each row: with levels ±1 the scale of least squared error."""
+    """Return mean|w| of each row: the least-squares scale for levels ±1."""
     sizes = np.abs(rows)
     if weights is not None:
         mean: NDArray[np.float64] = sizes.astype(np.float64) @ weights / np.sum(weights, dtype=np.float64)
@@ -136,16 +137,16 @@ def _top(bits: int, grid: Grid) -> np.float32:
 
 
 def _peak_scale(rows: Rows, weights: Rows | None, bits: int, grid: Grid) -> Rows:
-    """Return the scales that give the largest value of a row the largest level."""
+    """Return the scales that map the largest value of a row to the largest level."""
     peaks: Rows = np.max(np.abs(rows), axis=1) / _top(bits, grid)
     return peaks
 
 
 def _unbiased(rows: Rows, weights: Rows | None, bits: int, grid: Grid) -> Rows:
-    """Return the scales of least squares, raised until a row and its rounding have the row's own square as product.
+    """Return least-squares scales, raised so that the product of a row and its rounding approaches the row's square.
 
-    A row whose error would rise beyond `_MOST_ERROR` times that of least squares keeps the scale before that: few
-    large values among many small ones would have these rounded to nothing.
+    A row whose error would exceed `_MOST_ERROR` times the least-squares error keeps its previous scale: otherwise, in a
+    row with few large values among many small ones, the small values would round to nothing.
     """
     scales = _least_squares(rows, weights, bits, grid)
     square = _dot(rows, rows, weights)
@@ -171,7 +172,7 @@ def _least_squares(rows: Rows, weights: Rows | None, bits: int, grid: Grid) -> R
         ratios = _RATIOS[:8]
     else:
         ratios = _RATIOS
-    # Where columns have weights they are a sample already, whose outliers a stride would miss.
+    # Columns with weights are already a sample; a stride would miss its outliers.
     stride = max(1, rows.shape[1] // _SAMPLE_VALUES) if weights is None else 1
     sample = rows[:, ::stride] if stride > 1 else rows
     best = np.full(rows.shape[0], np.inf, F32)
@@ -182,7 +183,7 @@ def _least_squares(rows: Rows, weights: Rows | None, bits: int, grid: Grid) -> R
         better = error < best
         best = np.where(better, error, best)
         scales = np.where(better, trial, scales)
-    if stride > 1:  # a sample may miss the few values that clipping harms most
+    if stride > 1:  # a sample may miss the few values that clipping affects most
         worse = _row_error(rows, scales, bits, grid, weights) > _row_error(
             rows, peak / top, bits, grid, weights
         )
@@ -225,7 +226,7 @@ def _row_error(
 
 
 def _dot(a: Rows, b: Rows, weights: Rows | None) -> Rows:
-    """Return the products of rows ``[channels]``, columns weighted."""
+    """Return the weighted products of rows ``[channels]``."""
     products: Rows
     products = np.einsum("ij,ij->i", a, b) if weights is None else np.einsum("ij,ij,j->i", a, b, weights)
     return products

@@ -1,1 +1,1 @@
-"""What a plan says of each weight, and what could be chosen."""
+"""The plan: how each weight is stored, and the candidates to choose from."""

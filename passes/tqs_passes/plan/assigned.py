@@ -1,4 +1,4 @@
-"""What an assignment means: where its fragment goes, its integers, its stored form, and what it decodes to."""
+"""Apply an assignment to a weight: its fragment, its integers, its stored form, and its decoded values."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from tqs_passes.plan.plan import Assignment
 def target_of(
     assignment: Assignment, index: int, opset: int, names: Names, reader: onnx.NodeProto | None = None
 ) -> Target:
-    """Return where the fragment of an assignment goes; `index` is its place in the plan, `reader` its one reader.
+    """Return the target of an assignment's fragment; `index` is its place in the plan, `reader` its only reader.
 
-    Its names stem from the weight's, or from ``<namespace>.<index>`` where the model has such names already.
+    Its names start with the weight's name, or with ``<namespace>.<index>`` when the model already has such names.
     """
     weight, prefix = assignment.weight, f"{names.namespace}.{index}"
     stem = weight if names.taken.isdisjoint(stem_names(weight)) else prefix
@@ -44,14 +44,14 @@ def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
     Raises
     ------
     InputError
-        The plan's rounding looked at data: its integers are in `codes.npz`.
+        The plan's rounding used data: its integers are in `codes.npz`.
     """
     a = assignment
     rounding = free_rounding(a.rounding)
     if a.grid is None or rounding is None:
         raise InputError(
-            f"the integers of {a.label!r} were chosen by {a.rounding}, and are not here",
-            todo="Put the codes.npz that was written with the plan beside it",
+            f"the integers of {a.label!r} were chosen by {a.rounding} and are missing",
+            todo="Put the codes.npz that was written with the plan beside the plan",
         )
     w = np.ascontiguousarray(values).astype(np.float32)
     if a.rows and a.axis is not None:
@@ -76,7 +76,7 @@ def fragment_of(
 def reference_weight(
     assignment: Assignment, values: NDArray[np.generic], codes: Codes | None = None
 ) -> NDArray[np.generic]:
-    """Return what the plan says a weight decodes to, in its own dtype: the reference of numerics rule 5."""
+    """Return the values that a weight decodes to, in its own dtype: the reference of numerics rule 5."""
     if assignment.form is Form.KEEP:
         return np.asarray(values).astype(np_dtype(assignment.dtype), copy=False)
     if assignment.form is Form.CAST:
@@ -88,12 +88,12 @@ def reference_weight(
 def fed_weight(
     assignment: Assignment, values: NDArray[np.generic], codes: Codes | None = None
 ) -> NDArray[np.generic]:
-    """Return the reference of a weight in the source's own dtype, as the source's graph can be fed it."""
+    """Return the reference of a weight in the source's dtype, so that the source's graph can be fed with it."""
     return reference_weight(assignment, values, codes).astype(values.dtype, copy=False)
 
 
 def twin_fragment(weight: str, first: str) -> Fragment:
-    """Return the fragment of a weight that an earlier one's bytes serve."""
+    """Return the fragment of a weight that reuses the stored bytes of an earlier one."""
     fragment = Fragment("")
     fragment.op("Identity", [first], output=weight)
     return fragment

@@ -1,7 +1,7 @@
-"""Every way a weight can be stored, each with its exact bytes and its rounding error.
+"""List every way to store a weight, each with its exact bytes and its rounding error.
 
-These are the choices of the knapsack: tier × grid × channel axis × scale type, dominated ones (no fewer bytes and no
-less error than another) removed.
+These are the choices of the knapsack: tier × grid × channel axis × scale type. Candidates are Pareto-optimal in
+(bytes, error): row tiers across all tiers, others within their own.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from tqs_passes.plan.targets import Serving, refusal, serves
 from tqs_passes.tier import KEEP_TIER, Tier, offered
 from tqs_passes.weights import Weight
 
-#: More scales than this share of the values is no quantisation any more.
+#: With more scales than this share of the values, quantisation saves too little.
 _MAX_SCALE_SHARE = 0.25
 
 
@@ -57,7 +57,7 @@ class Candidate:
     ----------
     assignment : Assignment
     shared : dict of str to int
-        Bytes of the pieces it shares with other weights (look-up tables, shapes), by key.
+        Bytes of the pieces that it shares with other weights (look-up tables, shapes), by key.
     """
 
     assignment: Assignment
@@ -66,9 +66,9 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Menu:
-    """The candidates of one weight, largest first; the first keeps it as it is stored, unless that is ruled out.
+    """The candidates of one weight, largest first; the first keeps the weight unchanged, unless that is excluded.
 
-    No candidate of one tier is beaten by another of one tier, nor one of row tiers by any.
+    Among candidates of single tiers, none is dominated by another of its tier; row tiers are dominated by none.
     """
 
     weight: Weight
@@ -77,7 +77,7 @@ class Menu:
 
 @dataclass(frozen=True, slots=True)
 class Kitchen:
-    """What candidates depend on besides the weight.
+    """Everything besides the weight that candidates depend on.
 
     Parameters
     ----------
@@ -85,13 +85,13 @@ class Kitchen:
         Lifted model.
     opset : int
     names : Names
-        Which names the model leaves free.
+        The names that the model uses.
     setting : Setting
-        What decides the forms.
+        The setting that decides the forms.
     serving : Serving
-        Candidates that its target cannot serve are left out.
+        What the file is made for; candidates that its target cannot serve are left out.
     rounding : {"rtn", "mse", "unbiased"}
-        How scales are chosen (see `tqs_passes.grids.scales`).
+        Rule that chooses the scales (see `tqs_passes.grids.scales`).
     """
 
     model: Model
@@ -108,7 +108,7 @@ def kitchen_of(
     serving: Serving | None = None,
     rounding: FreeRounding = DEFAULT_ROUNDING,
 ) -> Kitchen:
-    """Collect what candidates of a lifted model depend on."""
+    """Collect what the candidates of a lifted model depend on."""
     opset, serving = opset_of(model.proto), serving or Serving()
     setting = Setting(profile, opset, sole_readers(model.proto.graph), serving)
     return Kitchen(model, opset, names_of(model.proto), setting, serving, rounding)
@@ -127,9 +127,9 @@ def menus(
     kitchen : Kitchen
     weights : tuple of Weight
     tiers : tuple of Tier
-        Offered beside keeping a weight as it is.
+        Tiers offered in addition to keeping a weight unchanged.
     exceptions : mapping of str to frozenset of Tier, optional
-        Weights that are offered these tiers and no other: their menus may lack the stored form, and be empty.
+        Tiers that replace the offer for single weights: their menus may lack the stored form and may be empty.
     """
     stored = {t.name: t for t in kitchen.model.proto.graph.initializer}
     only = exceptions or {}
@@ -160,7 +160,7 @@ def _menu(
         n_bytes=field_size(kept_size(tensor)),
         error_energy=0.0,
     )
-    if tensor.data_type != tensor_type(weight.dtype):  # a block computes with it in another type
+    if tensor.data_type != tensor_type(weight.dtype):  # a block computes with the weight in another type
         keep = _converted(keep, target_of(keep, index, kitchen.opset, kitchen.names), values)
     found = [Candidate(keep, {})]
     channels: list[Channels] = []
@@ -192,7 +192,7 @@ def _converted(keep: Assignment, target: Target, values: NDArray[np.generic]) ->
 def _half(keep: Assignment, target: Target, tier: Tier, pricer: Pricer) -> list[Candidate]:
     error = pricer.error_of(lambda values: decoded_cast(values, tier, keep.dtype))
     if not math.isfinite(error):
-        return []  # out of this type's range
+        return []  # outside the range of this type
     fragment = encode_cast(target, np.zeros(keep.shape, np.float16), tier)
     update = {
         "tier": tier,
@@ -243,7 +243,7 @@ def _integer(
 
 
 def _groups(kitchen: Kitchen, weight: Weight, axis: int | None) -> Iterator[int]:
-    """Yield the groups that a weight may have: those asked for that divide its channels."""
+    """Yield the requested group sizes that divide the weight's channels."""
     serving = kitchen.serving
     if axis is None or len(weight.shape) != 2 or serving.stored_as is not Encoding.PLANES:
         return
@@ -254,7 +254,7 @@ def _groups(kitchen: Kitchen, weight: Weight, axis: int | None) -> Iterator[int]
 
 
 def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> bool:
-    """Whether float16 scales pay: each saves 2 bytes, and costs one Cast node, which TensorRT's scales cannot have."""
+    """Return whether float16 scales pay: each saves 2 bytes; all cost one Cast node, which TensorRT cannot read."""
     if axis is None or serving.target is ServingTarget.TENSORRT:
         return False
     return shape[axis] * 2 > _HALF_SCALE_OVERHEAD_BYTES
@@ -265,7 +265,7 @@ def _rounded(draft: Assignment, target: Target, pricer: Pricer) -> tuple[Candida
     rounded = pricer.rounded(
         draft.tier.bits, draft.axis, draft.grid, half_scales=draft.half_scales, group=draft.group
     )
-    # Bytes do not depend on the levels: blank ones stand in for them.
+    # Bytes do not depend on the levels, so blank levels replace them.
     blank = np.broadcast_to(np.int8(0), draft.shape)
     scales = rounded.scales.reshape(broadcast_shape(draft.shape, draft.axis, draft.group))
     codes = Codes(blank, scales, draft.tier.bits, draft.grid, draft.axis, group=draft.group)
@@ -284,7 +284,7 @@ _HALF_SCALE_OVERHEAD_BYTES = 48
 def _with_rows(
     plain: tuple[Candidate, ...], channels: list[Channels], target: Target
 ) -> tuple[Candidate, ...]:
-    """Add row tiers where they pay: beaten neither by a candidate of one tier nor by other row tiers."""
+    """Add row tiers that pay: neither candidates of one tier nor other row tiers dominate them."""
     sizes = [(c.assignment.n_bytes, c.assignment.error_energy) for c in plain]
     rows = [Candidate(a, shared) for a, shared in row_tiers(channels, target, sizes)]
     paying = [c for c in _undominated([*plain, *rows]) if c.assignment.rows]
@@ -295,7 +295,7 @@ def _with_rows(
 
 
 def _undominated(found: list[Candidate]) -> tuple[Candidate, ...]:
-    """Drop every candidate that another beats in bytes and error; keep the stored form, where there is one, first."""
+    """Drop dominated candidates (more bytes and no less error than another); keep the stored form first if present."""
     kept: list[Candidate] = []
     for candidate in sorted(found, key=lambda c: (c.assignment.n_bytes, c.assignment.error_energy)):
         if not kept or candidate.assignment.error_energy < kept[-1].assignment.error_energy:

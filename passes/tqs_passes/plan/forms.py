@@ -1,11 +1,11 @@
-"""Which form a weight is decoded by: one table over how it is read and the serving profile.
+"""Choose the form that decodes a weight, from one table indexed by way of reading and serving profile.
 
-The first form of a row that the weight, its codes and the target can take is written. What stands in the table was
-measured by ``tools/measure_forms.py``; its figures, with the runtime's version and the CPU, are in ``tools/forms.md``.
-In short: DequantizeLinear before a MatMul or plain Gemm is fused (8-bit activations inside); anywhere else it is run at
-every call. Cast → Mul folds at load and costs what FP32 costs, in time and in memory. MatMulNBits at level 0 is exact,
-faster than FP32 for large matrices and few rows at a time, and holds half a byte a weight. DequantizeLinear is never
-written where a Transpose follows: onnxruntime 1.17 to 1.23 abort while they load such a file (`tools/check_oldest.py`).
+The first form of a row that suits the weight, its codes and the target is written. The table was measured by
+``tools/measure_forms.py``; the figures, with the runtime's version and the CPU, are in ``tools/forms.md``. In short:
+DequantizeLinear before a MatMul or plain Gemm is fused (8-bit activations inside); anywhere else it runs at every call.
+Cast → Mul folds at load and costs the same as FP32, in time and in memory. MatMulNBits at level 0 is exact, faster than
+FP32 for large matrices and few rows at a time, and keeps half a byte per weight in memory. DequantizeLinear is never
+written before a Transpose: onnxruntime 1.17 to 1.23 abort while they load such a file (`tools/check_oldest.py`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Profile = Literal["fast", "exact", "small"]
 PROFILES: tuple[Profile, ...] = ("fast", "exact", "small")
 
 _DQ, _CM, _NBITS, _ROWS = Form.DEQUANTIZE, Form.CAST_MUL, Form.NBITS, Form.GATHERED
-#: Forms in order of preference; Cast → Mul stands behind every row.
+#: Forms in order of preference; Cast → Mul is the last choice of every row.
 TABLE: dict[Profile, dict[Way, tuple[Form, ...]]] = {
     "fast": {Way.MATRIX: (_DQ,)},
     "exact": {Way.MATRIX: (_NBITS,), Way.TURNED: (_NBITS,)},
@@ -41,8 +41,8 @@ TABLE: dict[Profile, dict[Way, tuple[Form, ...]]] = {
         Way.OTHER: (_DQ,),
     },
 }
-#: Fewest values for which a form pays, by profile; a matrix counts as the square of its shorter side. With 8-bit
-#: activations a side below 256 takes 1.1 to 1.7 times as long as FP32 for 16 rows at a time and more. Below 16 M
+#: Smallest number of values for which a form pays, by profile; a matrix counts as the square of its shorter side. With
+#: 8-bit activations a side below 256 takes 1.1 to 1.7 times as long as FP32 for 16 rows at a time and more. Below 16 M
 #: MatMulNBits at level 0 takes up to 1.3 times as long as FP32 for 4 to 32 rows at a time (and 0.5 to 0.7 of it for
 #: one), and `exact` promises FP32's speed at every batch.
 LEAST_VALUES: dict[tuple[Profile, Form], int] = {
@@ -56,7 +56,7 @@ LEAST_VALUES: dict[tuple[Profile, Form], int] = {
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the form of a weight depends on besides the weight.
+    """Everything besides the weight that decides its form.
 
     Parameters
     ----------
@@ -90,10 +90,10 @@ def integer_form(setting: Setting, weight: Weight, tier: Tier, grid: Grid, axis:
 def offered_forms(
     setting: Setting, weight: Weight, tier: Tier, axis: int | None
 ) -> tuple[tuple[Grid, Form], ...]:
-    """Return the grids worth trying at a width, each with its form: those whose form the profile likes best.
+    """Return the grids worth trying at a width and the form of each; keep only the form the profile prefers.
 
-    The mid-rise grid of 4 bits, a little better than the signed one, is no operand of MatMulNBits: where that is
-    written, it is not offered, or it would take away what the profile is for.
+    The mid-rise grid of 4 bits is a little better than the signed one but cannot be an operand of MatMulNBits. It is
+    not offered where MatMulNBits is written, because it would take away the profile's advantage.
     """
     found = [(g, integer_form(setting, weight, tier, g, axis)) for g in grids_for(tier.bits)]
     order = (*TABLE[setting.profile].get(way_of(weight, setting.readers), ()), _CM, _DQ)
@@ -116,10 +116,10 @@ def _takes(
 
 
 def scale_axes(weight: Weight, tier: Tier) -> tuple[int | None, ...]:
-    """Return the channel axes worth trying for the scales of an integer tier; None is one scale per tensor.
+    """Return the channel axes worth trying for the scales of an integer tier; None means one scale per tensor.
 
     A matrix has its reader's channel axis. A table read by Add or Mul has none: every axis is tried, and the
-    allocator takes the one with the least error per byte. One-dimensional weights get one scale.
+    allocator picks the one with the least error per byte. One-dimensional weights get one scale.
     """
     if not tier.is_integer or len(weight.shape) < 2:
         return (None,)

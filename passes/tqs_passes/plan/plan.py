@@ -1,4 +1,4 @@
-"""The plan: which tier every weight gets, and how it is stored. The file is `plan.json`.
+"""The plan: the tier of every weight, and how it is stored. The file is `plan.json`.
 
 The paper's counterpart is `precision_assignments.json`.
 """
@@ -20,12 +20,12 @@ from tqs_passes.grids.grid import Grid, grids_for
 from tqs_passes.grids.row_tiers import MOST_WIDTHS, distinct_widths, nearest_tier
 from tqs_passes.tier import KEEP_TIER, Tier
 
-#: Forms that decode row tiers.
+#: Forms that can decode row tiers.
 ROW_FORMS = (Form.CAST_MUL, Form.DEQUANTIZE)
 
 
 class ServingTarget(StrEnum):
-    """What serves the file (see `tqs_passes.plan.targets`)."""
+    """The runtime that serves the file (see `tqs_passes.plan.targets`)."""
 
     ORT_CPU = "ort-cpu"
     ORT_CUDA = "ort-cuda"
@@ -38,13 +38,13 @@ class _Frozen(BaseModel):
 
 
 class Compute(_Frozen):
-    """Which blocks compute with 16-bit floats (see `tqs_passes.transforms.half_precision`).
+    """The blocks that compute with 16-bit floats (see `tqs_passes.transforms.half_precision`).
 
     Attributes
     ----------
     dtype : {"float16", "bfloat16"}
     blocks : str or None
-        Pattern over the labels of weights and the names of nodes; None: every node that takes the type.
+        Pattern for labels of weights and names of nodes; None: every node that supports the type.
     """
 
     dtype: Literal["float16", "bfloat16"]
@@ -57,43 +57,43 @@ class Assignment(_Frozen):
     Attributes
     ----------
     weight, label : str
-        Name of the initializer in the lifted graph, and its human name.
+        Name of the initializer in the lifted graph, and its label.
     shape : tuple of int
     dtype : str
-        Data type its readers expect: the source's, or that of the block which computes with it.
+        Data type that its readers expect: the source's, or that of the block that computes with it.
     tier : Tier
     grid : Grid or None
         Levels of an integer tier.
     axis : int or None
-        Channel axis of the scales; None when one scale serves the tensor.
+        Channel axis of the scales; None when the tensor has one scale.
     half_scales : bool
         Scales are stored as float16.
     rows : str
-        Row tiers: the width of every channel along `axis`, a digit each; empty when all have the tier's. `tier` is
-        then the one nearest to their mean.
+        Row tiers: the width of every channel along `axis`, one digit each; empty when all have the tier's width. With
+        row tiers, `tier` is the one nearest to their mean.
     group : int
-        Values of a channel of a matrix that share a scale; 0: all.
+        Number of values of a matrix channel that share a scale; 0: all.
     form : Form
-        How it is decoded in the graph.
+        How the graph decodes it.
     encoding : Encoding
         How the levels of an integer tier are stored.
     rounding : str
-        How integers were chosen: `rtn`, `mse` and `unbiased` need the weight only; others read `codes.npz`.
+        How integers were chosen: `rtn`, `mse` and `unbiased` need only the weight; others read `codes.npz`.
     same_as : str or None
-        An earlier weight of equal content, stored in the same way: this one is an Identity of it.
+        An earlier weight of equal content, stored in the same way: this weight is an Identity of it.
     n_bytes : int
         Bytes this weight adds to the file: values, scales, names and nodes; shared tables are not counted.
     error_energy : float
         ‖Q(θ) − θ‖², squared Frobenius norm of the rounding error.
     gamma : float or None
-        γ_task of Eq. 1 that the allocator saw; None when there is none (dead, unprobed).
+        γ_task of Eq. 1 that the allocator used; None when there is none (dead, unprobed).
     amplification : float
         A of design: mean ‖ΔY‖² / ‖δθ‖², ΔY in units of each variable's σ.
     cost : float
         Predicted ‖ΔY‖² of one context due to this weight.
     dead : bool
     block : str
-        Tie group whose members share a tier; empty for a weight by itself.
+        Tie group whose members share a tier; empty for a single weight.
     """
 
     weight: str
@@ -120,18 +120,18 @@ class Assignment(_Frozen):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Widths of an integer tier's codes, ascending: one, but for row tiers."""
+        """Widths of an integer tier's codes, ascending: one, except with row tiers."""
         if not self.tier.is_integer:
             return ()
         return distinct_widths(self.rows) if self.rows else (self.tier.bits,)
 
     @property
     def least_bits(self) -> int:
-        """Bits of a stored value; of the narrowest channel for row tiers."""
+        """Bits of a stored value; with row tiers, of the narrowest channel."""
         return self.widths[0] if self.rows else self.tier.bits
 
     def stored_like(self, other: Assignment) -> bool:
-        """Whether two weights of equal content would decode to equal values from equal bytes."""
+        """Return whether two weights of equal content would decode to equal values from equal bytes."""
         return self._storage() == other._storage()
 
     def _storage(self) -> tuple[object, ...]:
@@ -140,9 +140,9 @@ class Assignment(_Frozen):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        """Refuse a form, grid or axis that does not go with the tier and shape."""
+        """Refuse a form, grid or axis that does not fit the tier and shape."""
         if self.dtype not in KEEP_TIER:
-            raise ValueError(f"no weight has the data type {self.dtype!r}")
+            raise ValueError(f"{self.dtype!r} is not a data type of a weight")
         if self.tier.is_integer:
             if self.form in (Form.KEEP, Form.CAST) or (
                 self.form is Form.NBITS and not fits(self.tier.bits, self.grid or Grid.SIGNED)
@@ -155,10 +155,10 @@ class Assignment(_Frozen):
             ):
                 raise ValueError(f"{self.tier} on the {self.grid} grid has no native type")
             if self.axis is not None and self.axis >= len(self.shape):
-                raise ValueError(f"axis {self.axis} is none of a weight of {len(self.shape)} dimensions")
+                raise ValueError(f"a weight of {len(self.shape)} dimensions has no axis {self.axis}")
         elif self.form is Form.KEEP:
             if self.tier is not KEEP_TIER[self.dtype]:
-                raise ValueError(f"{self.dtype} kept as it is is not {self.tier}")
+                raise ValueError(f"a weight kept as {self.dtype} cannot have the tier {self.tier}")
         elif self.form is not Form.CAST or self.tier is Tier.FP64:
             raise ValueError(f"form {self.form} does not decode {self.tier}")
         if self.rows:
@@ -170,28 +170,28 @@ class Assignment(_Frozen):
     def _require_groups(self) -> None:
         if self.axis is None or len(self.shape) != 2 or self.rows or self.form is not Form.CAST_MUL:
             raise ValueError(
-                "groups are of matrices with scales per channel, of one width, cast and multiplied"
+                "groups need a matrix with scales per channel, one width, and a form of Cast and Mul"
             )
         if self.encoding is not Encoding.PLANES or self.shape[1 - self.axis] % self.group:
             raise ValueError(
-                f"groups of {self.group} do not divide channels of {self.shape[1 - self.axis]} as planes"
+                f"groups of {self.group} need bit planes and must divide channels of {self.shape[1 - self.axis]}"
             )
 
     def _require_row_tiers(self) -> None:
         if not self.tier.is_integer or self.axis is None or self.encoding is not Encoding.PLANES:
-            raise ValueError("row tiers are of integer tiers with scales per channel, as bit planes")
+            raise ValueError("row tiers need an integer tier with scales per channel, stored as bit planes")
         if self.form not in ROW_FORMS:
             raise ValueError(f"form {self.form} does not decode row tiers")
         if len(self.rows) != self.shape[self.axis]:
-            raise ValueError(f"{len(self.rows)} row tiers for {self.shape[self.axis]} channels")
+            raise ValueError(f"{len(self.rows)} row tiers do not fit {self.shape[self.axis]} channels")
         if not 2 <= len(self.widths) <= MOST_WIDTHS:
             raise ValueError(f"row tiers have 2 to {MOST_WIDTHS} widths, not {len(self.widths)}")
         if self.tier is not nearest_tier(self.rows):
-            raise ValueError(f"row tiers of this mean width are {nearest_tier(self.rows)}, not {self.tier}")
+            raise ValueError(f"row tiers of this mean width need {nearest_tier(self.rows)}, not {self.tier}")
 
 
 class SolverFacts(_Frozen):
-    """What the allocator did.
+    """The result of the allocator.
 
     Attributes
     ----------
@@ -200,11 +200,11 @@ class SolverFacts(_Frozen):
         Objective value, its proven lower bound, and their relative difference.
     optimal : bool
     p_fp32 : float
-        Fraction of the FP32 bytes protected, as applied.
+        Fraction of the FP32 bytes that was protected.
     budget_bytes : int
-        Bytes the file was allowed.
+        Largest file size allowed, in bytes.
     saturated : bool
-        More bytes would buy nothing: every weight left to the solver has its cheapest tier.
+        More bytes would not lower the cost: every weight left to the solver has its cheapest tier.
     """
 
     solver: str
@@ -226,7 +226,7 @@ class Plan(_Frozen):
     version : int
         Version of this schema.
     source_sha256 : str
-        Digest of the `.onnx` file the plan is for.
+        Digest of the `.onnx` file that the plan belongs to.
     profile : str
         Serving profile: `fast`, `exact` or `small`.
     assignments : tuple of Assignment
@@ -236,20 +236,20 @@ class Plan(_Frozen):
     source_bytes : int
         Size in bytes of the input file, external data included.
     predicted_drift : float or None
-        sqrt(Σ cost / N), N values of one context's trajectory; after data-aware rounding the joint drift, for
-        rounding errors no longer tell what they do to the output; None when nothing was scored.
+        sqrt(Σ cost / N), N values of one context's trajectory; after data-aware rounding the joint drift, because
+        rounding errors then no longer predict the output error; None when nothing was scored.
     joint_drift : float or None
         Drift of all weights together on the scoring contexts; None when it was not measured.
     codes_sha256 : str or None
-        Digest of the codes the plan was rounded to, kept in `codes.npz`; None when the weights alone decide them.
+        Digest of the codes that the weights were rounded to (`codes.npz`); None when the weights alone decide them.
     target : ServingTarget
-        What the file is made for.
+        The runtime that the file is made for.
     constants : str
-        `small`: tensors that are not weights are stored losslessly small; `keep`: as they are.
+        `small`: tensors that are not weights are stored losslessly in fewer bytes; `keep`: they are unchanged.
     opset : int or None
-        The model is converted to this opset; None: it keeps its own.
+        The model is converted to this opset; None: it keeps its opset.
     compute : Compute or None
-        Blocks that compute with 16-bit floats; None: none does.
+        Blocks that compute with 16-bit floats; None: no block does.
     solver : SolverFacts or None
     warnings : tuple of str
     """
@@ -272,7 +272,7 @@ class Plan(_Frozen):
 
     @model_validator(mode="after")
     def _names_once(self) -> Self:
-        """Refuse a weight that is assigned twice."""
+        """Refuse a weight that is assigned twice, or that is not stored like the one it repeats."""
         seen: dict[str, Assignment] = {}
         for a in self.assignments:
             first = seen.get(a.same_as or a.weight)
@@ -288,7 +288,7 @@ class Plan(_Frozen):
 
     @property
     def weight_bytes(self) -> int:
-        """Stored bytes of the weights with scales, names and nodes (shared tables not counted)."""
+        """Stored bytes of the weights with scales, names and nodes (without shared tables)."""
         return sum(a.n_bytes for a in self.assignments)
 
     def to_json(self) -> str:
@@ -332,14 +332,20 @@ def read_plan(path: Path) -> Plan:
     try:
         return Plan.model_validate_json(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
+        raise InputError(
+            f"cannot be read ({error.strerror})",
+            where=str(path),
+            todo="Give the plan.json that tqs allocate wrote",
+        ) from error
     except UnicodeDecodeError as error:
-        raise InputError("is not a text file", where=str(path)) from error
+        raise InputError(
+            "is not a text file", where=str(path), todo="Give the plan.json that tqs allocate wrote"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"
         raise InputError(
-            f"is no plan of this version ({key}: {first['msg']})",
+            f"is not a plan of this version ({key}: {first['msg']})",
             where=str(path),
             todo="Give the plan.json that tqs allocate wrote",
         ) from error

@@ -1,8 +1,9 @@
-"""Which width each channel gets: row tiers offered to the allocator, chosen from the error of every channel.
+"""Choose the width of each channel: row tiers offered to the allocator, based on the error of every channel.
 
-Channels share no error, so for a price λ of a byte each channel takes the width of least error + λ · bytes by itself;
-a sweep of λ gives the frontier. Every further part costs nodes and a tensor, so of each choice the versions with four,
-three and two widths are looked at. Bytes are estimated first; what may pay is encoded and sized exactly.
+The errors of channels are independent. For a price λ per byte, each channel therefore takes the width with the least
+error + λ · bytes, and a sweep of λ gives the frontier. Every additional part costs nodes and a tensor, so each choice
+is tried with four, three and two widths. Bytes are estimated first; choices that may pay are encoded and sized
+exactly.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from tqs_passes.grids.row_tiers import MOST_WIDTHS, nearest_tier, part_grid, par
 from tqs_passes.plan.plan import ROW_FORMS, Assignment
 
 _PRICES = 20
-#: About what a plane takes besides its codes, and any row tiers besides planes and order.
+#: Approximate bytes of a plane besides its codes, and of row tiers besides planes and order.
 _PLANE_BYTES = 110
 _ROWS_BYTES = 120
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Channels:
-    """One rounding of a weight with a scale per channel, as row tiers are chosen from.
+    """One rounding of a weight with a scale per channel, from which row tiers are chosen.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ class Channels:
     energies : float64 array ``[channels]``
         Error energy of each channel.
     halved : bool
-        Its scales are float16.
+        Its scales are stored as float16.
     """
 
     draft: Assignment
@@ -66,22 +67,22 @@ class Mix:
 def row_tiers(
     channels: Sequence[Channels], target: Target, plain: Sequence[tuple[int, float]]
 ) -> list[tuple[Assignment, dict[str, int]]]:
-    """Return row tiers of a weight that may pay: assignments with exact bytes, and the bytes of what they share.
+    """Return row tiers of a weight that may pay: assignments with exact bytes, and the bytes of shared pieces.
 
     Parameters
     ----------
     channels : sequence of Channels
-        Roundings to one width.
+        Roundings to one width each.
     target : Target
     plain : sequence of (int, float)
-        Bytes and error energy of the candidates of one tier.
+        Bytes and error energy of the candidates with one tier.
     """
     found: list[Mix] = []
     for axis in sorted({c.draft.axis for c in channels if c.draft.axis is not None}):
-        # The scales of a weight share one type: a width whose scales are out of its range is left out.
+        # The scales of a weight share one type: a width with scales outside its range is left out.
         here = [c for c in channels if c.draft.axis == axis and c.halved == c.draft.half_scales]
         if len({c.draft.form for c in here}) != 1 or here[0].draft.form not in ROW_FORMS:
-            continue  # some width of it has a form that serves better than row tiers can
+            continue  # one of its widths has a form that serves better than row tiers can
         for grid in Grid:
             by_width = {
                 c.draft.tier.bits: c for c in here if c.draft.grid is part_grid(grid, c.draft.tier.bits)
@@ -117,7 +118,7 @@ def _mixes(by_width: Mapping[int, Channels], grid: Grid) -> Iterator[Mix]:
 
 
 def _choices(energies: NDArray[np.float64], sizes: NDArray[np.float64]) -> Iterator[NDArray[np.intp]]:
-    """Yield the width index of every channel, of two to `MOST_WIDTHS` distinct ones, for each price."""
+    """Yield the width index of every channel for each price, with two to `MOST_WIDTHS` distinct widths."""
     slopes = -np.diff(energies, axis=1) / np.diff(sizes)
     slopes = slopes[slopes > 0]
     if not slopes.size:

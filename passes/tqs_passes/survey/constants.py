@@ -1,7 +1,7 @@
-"""Tell stored constants from weights: arguments, masks, position encodings, scales of quantised tensors.
+"""Separate stored constants from weights: arguments, masks, position encodings, scales of quantised tensors.
 
-Only sure cases are told apart; a float tensor that nothing is known of counts as a weight. A constant that is
-treated as a weight costs a little time; a weight that is treated as a constant is lost to every later stage.
+Only certain cases are excluded; a float tensor without a matching rule counts as a weight. A constant that is
+treated as a weight costs a little time; a weight that is treated as a constant is lost to all later stages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BYTES = frozenset(
 )
 _INTEGERS = _BYTES | {onnx.TensorProto.INT32, onnx.TensorProto.INT64}
 _ALL = frozenset(range(16))
-#: Inputs that are arguments (a shape, an axis, a bound), by operator: they steer, they are not data.
+#: Inputs that are arguments (a shape, an axis, a bound), by operator: they control the operator and are not data.
 _ARGUMENTS: dict[str, frozenset[int]] = {
     "AffineGrid": frozenset({1}),
     "CenterCropPad": frozenset({1}),
@@ -77,13 +77,13 @@ _SURELY_MASKED = -1e4
 
 
 class Judge:
-    """Says why a stored float tensor is no weight.
+    """Finds the reason why a stored float tensor is not a weight.
 
     Parameters
     ----------
     wiring : Wiring
     flow : Flow
-        Both of the candidates' model.
+        Both of the model that holds the candidates.
     """
 
     def __init__(self, wiring: Wiring, flow: Flow) -> None:
@@ -101,7 +101,7 @@ class Judge:
         self._with_data = DataConstants(wiring, flow)
 
     def reason(self, candidate: Candidate) -> str | None:
-        """Return why a candidate is no weight, in words for the user; None when it counts as one."""
+        """Return why a candidate is not a weight, in words for the user; None when it is one."""
         rules = (self._use, self._frequencies, self._mask, self._with_data.reason, _sinusoid, _neutral)
         return next((why for rule in rules if (why := rule(candidate)) is not None), None)
 
@@ -117,16 +117,16 @@ class Judge:
         return None
 
     def _data(self, site: Site) -> tuple[Value | None, ...]:
-        """Return the inputs whose values a node hands on: not a shape, nor indices that are fed."""
+        """Return the inputs whose values a node passes on: no shapes, and no fed indices."""
         picks = site.op == "Reshape" or (
             site.op == "Gather" and any(value in self._flow.dynamic for value in site.inputs[1:])
         )
         return site.inputs[:1] if picks else site.inputs
 
     def _scales_levels(self, reading: Reading) -> bool:
-        """Whether a reader multiplies by it, or by rows of it, what is made of stored integers alone, bytes among them.
+        """Return whether a reader multiplies the tensor, or rows of it, by values computed from stored integers.
 
-        Those are the levels of a quantised weight.
+        At least one of these integers must have a byte type: then they are the levels of a quantised weight.
         """
         return self._multiplies_levels(reading.site, reading.reader.input_index)
 
@@ -180,7 +180,7 @@ class Judge:
         return None
 
     def _ends(self, start: Value, passes: Callable[[Site, int], bool]) -> list[tuple[Site, int]]:
-        """Return where the ways from a value end that pass what `passes` allows; empty when one leaves."""
+        """Return where the paths from a value end when they pass what `passes` allows; empty when one path escapes."""
         ends: list[tuple[Site, int]] = []
         waiting, seen = [start], {start}
         while waiting:
@@ -203,7 +203,7 @@ class Judge:
         return all((site.scope, name) not in self._flow.data_dynamic for name in site.node.output)
 
     def _is_phase(self, site: Site, position: int) -> bool:
-        """Whether a node only makes a phase, position × frequency, of a vector of frequencies."""
+        """Return whether a node only computes a phase, position × frequency, from a vector of frequencies."""
         if site.op in _PHASE or site.op in ("Einsum", "Concat"):
             return True
         if site.op in MOVERS:
@@ -213,7 +213,7 @@ class Judge:
         return self._outer_product(site, position)
 
     def _outer_product(self, site: Site, position: int) -> bool:
-        """Whether a MatMul of a frequency vector sums over nothing: its inner length is one."""
+        """Return whether a MatMul of a frequency vector is an outer product: its inner length is one."""
         value = site.inputs[position]
         dims = self._stored.get(value) if value is not None else None
         return dims is not None and len(dims) >= 2 and dims[-1 if position == 0 else -2] == 1
@@ -247,7 +247,7 @@ def _sinusoid(candidate: Candidate) -> str | None:
 
 
 def _neutral(candidate: Candidate) -> str | None:
-    """Scales of one and shifts of zero that exporters add to norms without parameters; those would have names."""
+    """Detect scales of one and shifts of zero that exporters add to norms without parameters; weights have names."""
     if not is_anonymous(candidate.name) or not candidate.readings:
         return None
     places = {r.reader.input_index for r in candidate.readings if r.site.op in _NORMS}

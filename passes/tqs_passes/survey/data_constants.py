@@ -1,11 +1,11 @@
-"""Tell constants that belong to the data from weights: means and deviations of variables, tables of counts.
+"""Separate constants that belong to the data from weights: means and deviations of variables, tables of counts.
 
-Only what stands directly at a model input or output is looked at, and only what a training run would not leave
-behind: a name of a statistic, a positive divisor of the raw input and what is taken off before it, the same values
-again at an output, whole numbers that only divide.
+Only tensors directly at a model input or output are examined. A tensor is excluded only for signs that training does
+not produce: the name of a statistic; a positive divisor of the raw input, or the centre subtracted before it; the same
+values again at an output; whole numbers that only divide.
 
 Constant fields that are concatenated to the inputs (Pangu-Weather's maps and heights) stay weights: nothing in the
-graph tells them from trained ones, and their bytes are worth saving (66 MB of the released file).
+graph distinguishes them from trained ones, and their bytes are worth saving (66 MB of the released file).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _STATISTIC = re.compile(
 
 
 class DataConstants:
-    """Says why a stored float tensor belongs to the data.
+    """Finds the reason why a stored float tensor belongs to the data.
 
     Parameters
     ----------
@@ -43,11 +43,11 @@ class DataConstants:
         self._wiring = wiring
         self._flow = flow
         self._near_input = self._affine_of_inputs()
-        #: Heads of the statistics found at inputs: the same values at an output undo what was done there.
+        #: Heads of the statistics found at inputs: the same values at an output reverse the normalisation.
         self._of_inputs: set[bytes] = set()
 
     def reason(self, candidate: Candidate) -> str | None:
-        """Return why a candidate is no weight, in words for the user; None when it may be one."""
+        """Return why a candidate is not a weight, in words for the user; None when it may be one."""
         if not candidate.readings:
             return None
         if self._is_statistic(candidate):
@@ -57,7 +57,10 @@ class DataConstants:
         return None
 
     def _is_statistic(self, candidate: Candidate) -> bool:
-        """Whether it only normalises inputs or outputs, and is called so or divides an input and is positive."""
+        """Return whether the tensor only normalises inputs or outputs and looks like a statistic.
+
+        It looks like one if its name says so, or if it is positive and divides an input.
+        """
         if not all(self._normalises(r) for r in candidate.readings):
             return False
         if _STATISTIC.search(candidate.name) or content.head(_flat(candidate)) in self._of_inputs:
@@ -73,7 +76,7 @@ class DataConstants:
         return True
 
     def _centres(self, reading: Reading) -> bool:
-        """Whether a reader takes it off a raw input, and only to divide what is left by what is stored."""
+        """Return whether a reader subtracts the tensor from a raw input, then only divides by a stored value."""
         site = reading.site
         if site.op != "Sub" or reading.reader.input_index != 1 or site.inputs[0] not in self._near_input:
             return False
@@ -88,7 +91,7 @@ class DataConstants:
         return bool(divisors) and len(divisors) == len(following) and stored
 
     def _affine_of_inputs(self) -> set[Value]:
-        """Return the model's inputs, and what moving, adding and scaling by constants makes of them."""
+        """Return the model's inputs and the values computed from them by moving, adding and scaling with constants."""
         near: set[Value] = {value for value in self._flow.sources if value[0] == 0}
         for site in self._wiring.sites:
             if not site.inputs or site.scope:
@@ -124,7 +127,7 @@ def _divides(reading: Reading) -> bool:
 
 
 def _counts(candidate: Candidate) -> bool:
-    """Whether the values are whole numbers from 1 on, not all alike."""
+    """Return whether the values are whole numbers from 1 on that are not all equal."""
     values = content.as_float(candidate.array())
     whole = np.all(values >= 1) and np.all(values == np.floor(values)) and np.all(np.isfinite(values))
     return bool(whole and values.max() > values.min())

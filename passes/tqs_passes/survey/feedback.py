@@ -1,12 +1,12 @@
 """Suggest how a model's outputs re-enter as inputs, as the first draft of a rollout.toml.
 
-Pairs are looked for by element type and shape first, then by name (`x` → `x_next`, `past.0` → `present.0`):
+Pairs are matched by element type and shape first, then by name (`x` → `x_next`, `past.0` → `present.0`):
 
 * equal shapes: the output replaces the input;
-* equal but for one shorter (or symbolic) axis, or without one axis: the output is appended along it (shift);
-* equal but for one longer axis: the end of the output replaces the input.
+* equal except for one shorter (or symbolic) axis, or one missing axis: the output is appended along it (shift);
+* equal except for one longer axis: the end of the output replaces the input.
 
-This is a guess from names and shapes, to be read by a person: nothing here runs the model.
+The result is a guess from names and shapes that a person must check: the model is not run here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tqs_passes.files.model import Model
 
 Dim = int | str | None
 _FLOATS = frozenset({"float32", "float16", "bfloat16", "float64"})
-#: Words that say which side of a step a name is on, not what it names.
+#: Words that mark the side of a step a name is on, and do not identify the value.
 _SIDES = frozenset(
     {
         *("in", "input", "inputs", "out", "output", "outputs", "next", "new", "old", "prev", "previous"),
@@ -60,16 +60,16 @@ class Suggestion:
     Parameters
     ----------
     output, input : str
-        Their names.
+        Names of the output and the input.
     mode : Mode
     axis : int or None
         Axis of the input along which the output is appended (shift).
     select : tuple of int, or None
         (axis, start, stop) of the part of the output that is used; None for all of it.
     expand : bool
-        The output lacks `axis` (replace: an axis of length one) and gets it inserted there.
+        The output lacks `axis` (replace: an axis of length one), so it is inserted there.
     why : str
-        What the suggestion rests on.
+        The reason for the suggestion.
     """
 
     output: str
@@ -108,14 +108,14 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
 
 
 def _model_ports(model: Model) -> tuple[list[_Port], list[_Port]]:
-    """Return the inputs that are fed (no initializers) and the outputs."""
+    """Return the inputs that are fed (without initializers) and the outputs."""
     graph = model.proto.graph
     stored = {tensor.name for tensor in graph.initializer}
     return _ports([v for v in graph.input if v.name not in stored]), _ports(list(graph.output))
 
 
 def suggest_feedback(model: Model) -> tuple[Suggestion, ...]:
-    """Return the likely feedback wiring, in the order of the inputs; each input and output at most once.
+    """Return the likely feedback pairs in the order of the inputs; each input and output appears at most once.
 
     Deterministic; ties go to the earlier output, then the earlier input.
     """
@@ -138,7 +138,7 @@ def suggest_feedback(model: Model) -> tuple[Suggestion, ...]:
 
 
 def _fit(output: _Port, target: _Port) -> tuple[float, Suggestion] | None:
-    """Return how badly two ports fit (0 is best) and what to do about it; None when they do not."""
+    """Return how badly two ports match (0 is best) and how to connect them; None when they do not match."""
     if output.element != target.element or output.dims is None or target.dims is None:
         return None
     out, into = output.dims, target.dims
@@ -176,13 +176,13 @@ def _one_axis(output: _Port, target: _Port, axis: int, got: Dim, wanted: Dim) ->
 
 
 def _words(name: str) -> list[str]:
-    """Return the words and numbers of a name; `hn` and `cn`, torch's final states, as `h` and `c`."""
+    """Return the words and numbers of a name; `hn` and `cn`, torch's final states, become `h` and `c`."""
     words = [word.lower() for word in _WORD.findall(name)]
     return [word[0] if word in ("hn", "cn") else word for word in words]
 
 
 def _likeness(output: str, target: str) -> float:
-    """Return in 0 to 1 how much two names say the same thing, sides of a step aside."""
+    """Return the similarity of two names in 0 to 1, ignoring words that mark a side of a step."""
     a, b = (frozenset(w for w in _words(name) if w not in _SIDES) for name in (output, target))
     if not a and not b:
         return 1.0
@@ -190,21 +190,21 @@ def _likeness(output: str, target: str) -> float:
 
 
 def _toml(text: str) -> str:
-    """Return a TOML basic string: JSON's escapes are TOML's, but for the delete character."""
+    """Return a TOML basic string: TOML has JSON's escapes, except for the delete character."""
     shown = json.dumps(text, ensure_ascii=False)
     return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in shown)
 
 
 def render_rollout(model: Model, suggestions: tuple[Suggestion, ...], n_steps: int = 4) -> str:
-    """Return a rollout.toml draft: the suggested feedback, and every other input as a static one.
+    """Return a draft of rollout.toml: the suggested feedback, and every other input as a static one.
 
     Parameters
     ----------
     model : Model
     suggestions : tuple of Suggestion
-        As `suggest_feedback` returns them, or edited.
+        Result of `suggest_feedback`, possibly edited.
     n_steps : int, optional
-        Calls of the model.
+        Number of calls of the model.
     """
     inputs, outputs = _model_ports(model)
     fed = {s.input for s in suggestions}
@@ -251,7 +251,7 @@ def _feedback_lines(suggestion: Suggestion) -> list[str]:
 
 
 def _has_batch_axis(inputs: list[_Port], outputs: list[_Port]) -> bool:
-    """Whether the first axis of all ports has one and the same symbolic length."""
+    """Return whether the first axis of all ports has the same symbolic length."""
     firsts = {port.dims[0] if port.dims else None for port in (*inputs, *outputs)}
     return len(firsts) == 1 and isinstance(next(iter(firsts)), str)
 

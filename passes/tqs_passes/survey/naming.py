@@ -1,11 +1,11 @@
-"""Give renamed weights a human label, from what the exporter left in the nodes that read them.
+"""Give renamed weights a readable label, recovered from names that the exporter left in the nodes reading them.
 
 `torch.onnx` keeps parameter names except where it folds a transpose into the weight: then a Linear weight is
-called `onnx::MatMul_507` (TorchScript) or `val_12` (dynamo). The reader still knows the module:
+called `onnx::MatMul_507` (TorchScript) or `val_12` (dynamo). Its reader still holds the module's name:
 
 * dynamo: node metadata `pkg.torch.onnx.name_scopes` = `['', 'model', 'model.0.attn', 'linear']`; the last but
   one is the module;
-* TorchScript: node name `/model/stacked_xf.0/attn/qkv_proj/MatMul`; what is before the last `/`.
+* TorchScript: node name `/model/stacked_xf.0/attn/qkv_proj/MatMul`; the part before the last `/` is the module.
 
 Labels are for people; the key of a weight is always its name.
 """
@@ -24,7 +24,7 @@ from tqs_passes.graph.trace import Reading
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _LONGEST_SCOPES = 4000
-#: Names that no person gave.
+#: Names that exporters generate.
 _ANONYMOUS = re.compile(
     r"""^(\d+                                  # old TorchScript: 507
         |onnx::\w+_\d+                         # TorchScript: onnx::MatMul_507
@@ -34,7 +34,7 @@ _ANONYMOUS = re.compile(
         |)$""",
     re.VERBOSE,
 )
-#: What dynamo calls a folded value: after its operator. Given names look alike, so scopes must exist too.
+#: Names that dynamo gives to folded values, after their operator. Real names look alike, so scopes must exist too.
 _MAYBE_ANONYMOUS = re.compile(r"^_?[a-z]+(_[a-z]+)*_\d+$")
 _BIAS_INPUT = {
     "Gemm": 2,
@@ -47,7 +47,7 @@ _BIAS_INPUT = {
 
 
 def is_anonymous(name: str) -> bool:
-    """Tell whether an exporter made the name up.
+    """Return whether an exporter generated the name.
 
     >>> is_anonymous("val_12"), is_anonymous("body.norm.weight")
     (True, False)

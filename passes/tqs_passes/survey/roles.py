@@ -1,15 +1,15 @@
-"""Sort weights into the role buckets of the paper (A.8), from the graph alone.
+"""Sort weights into the role buckets of the paper (A.8), using the graph alone.
 
 =========  =============================================================================================================
-io.input   products between the model's inputs and its first attention (the first product, where there is none)
-io.output  products behind the last attention and outside any residual branch (the last product, where there is none)
-body.attn  what projects into or out of attention, and what lies between: bias tables, scales of queries and keys
+io.input   products between the model's inputs and its first attention (without attention: the first product)
+io.output  products after the last attention and outside any residual branch (without attention: the last product)
+body.attn  projections into and out of attention, and everything between: bias tables, scales of queries and keys
 body.ffn   other products inside a residual branch ``x + f(x)``; in a model without attention all inner dense ones
 body.other the rest: norms, down- and upsampling, modulators of norms, convolutions between
 =========  =============================================================================================================
 
 A bias has the role of the product it is added to. A deep stem or head is part of the body from its fourth product on.
-A residual branch whose bypass is a raw input (``state + change``) is none: the whole network lies inside.
+A residual branch whose bypass is a raw input (``state + change``) does not count: the whole network lies inside it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _MOST_HOPS = 16
 
 
 class Roles:
-    """Says which role the weights of one model have.
+    """Finds the roles of the weights of one model.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Roles:
         self._after: frozenset[Hashable] = after
 
     def of(self, readings: Sequence[Reading]) -> Role:
-        """Return the role of a weight: that of its first reader, or attention where any reader lies there."""
+        """Return the role of a weight: attention if any reader lies there, else the role of its first reader."""
         sites = [self._number(r) for r in readings]
         found = [self._at(i, norm=self._wiring.sites[i].op in _NORMS) for i in sites]
         if Role.ATTENTION in found:
@@ -128,7 +128,7 @@ class Roles:
         return Role.FEED_FORWARD if is_product and dense else Role.OTHER
 
     def _multiplies(self, index: int) -> bool:
-        """Whether a node multiplies what is fed, or looks up, by what is stored."""
+        """Return whether a node multiplies a fed value by a stored one, or looks up stored rows by fed indices."""
         site = self._wiring.sites[index]
         if site.op in _RECURRENT:
             return True
@@ -138,7 +138,7 @@ class Roles:
         return site.op == "Gather" and len(known) == 2 and known[0] and not known[1]
 
     def _product_behind(self, index: int) -> int | None:
-        """Return the product whose result a node adds a bias to; None when it adds to something else."""
+        """Return the product to whose result a node adds a bias; None when it adds to something else."""
         site = self._wiring.sites[index]
         if site.op not in ("Add", "Sub", "Sum"):
             return None
@@ -156,7 +156,7 @@ class Roles:
         return None
 
     def _joins_at(self, index: int) -> int:
-        """Return the first node at which what is made of constants alone meets what is fed."""
+        """Return the first node at which a value computed from constants alone meets a fed value."""
         waiting, seen = [index], {index}
         while waiting:
             at = waiting.pop(0)
@@ -171,7 +171,7 @@ class Roles:
         return index
 
     def _depths(self) -> dict[int, int]:
-        """Return for each node the most products on a way from an input to it, itself included."""
+        """Map each node to the most products on any path from an input to it, itself included."""
         depth: dict[int, int] = {}
         for index, site in enumerate(self._wiring.sites):
             above = [depth.get(self._maker.get(v, -1), 0) for v in site.inputs if v is not None]
@@ -179,7 +179,7 @@ class Roles:
         return depth
 
     def _heights(self) -> dict[int, int]:
-        """Return for each node the most products on a way from it to an output, itself included."""
+        """Map each node to the most products on any path from it to an output, itself included."""
         height: dict[int, int] = {}
         for index in range(len(self._wiring.sites) - 1, -1, -1):
             site = self._wiring.sites[index]
@@ -193,13 +193,13 @@ class Roles:
 
 
 def with_roles(survey: Survey, patterns: Sequence[tuple[str, Role]]) -> Survey:
-    """Return a survey whose weights have the role of the last pattern that matches them.
+    """Return a survey in which each weight has the role of the last pattern that matches it.
 
     Parameters
     ----------
     survey : Survey
     patterns : sequence of (str, Role)
-        Shell patterns, held against label and name.
+        Shell patterns and roles; a pattern is matched against labels and names.
 
     Raises
     ------
@@ -216,8 +216,8 @@ def with_roles(survey: Survey, patterns: Sequence[tuple[str, Role]]) -> Survey:
         if not hit:
             raise InputError(
                 f"the pattern {pattern!r} matches no weight",
-                where="--role",
-                todo="Patterns are held against labels as tqs inspect shows them, e.g. 'encoder.*=io.input'",
+                where="`role`",
+                todo="Use labels as tqs inspect shows them, e.g. 'encoder.*=io.input'",
             )
         roles.update(dict.fromkeys(hit, role))
     weights = tuple(replace(w, role=roles.get(w.name, w.role)) for w in survey.weights)

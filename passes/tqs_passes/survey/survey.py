@@ -1,6 +1,6 @@
-"""Find the weights of a lifted model: every float initializer is a weight, or excluded with a reason.
+"""Find the weights of a lifted model: every float initializer is a weight, or is excluded with a reason.
 
-Who reads a weight comes from `trace`, why a tensor is no weight from `constants`, its label from `naming`.
+`trace` finds the readers of a weight, `constants` the reason why a tensor is not a weight, `naming` its label.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DTYPES: dict[int, str] = {
 
 
 class _Stored:
-    """A tensor's values, read at first use."""
+    """Reads a tensor's values on request."""
 
     def __init__(self, tensor: onnx.TensorProto, model: Model) -> None:
         self._tensor = tensor
@@ -43,20 +43,20 @@ class _Stored:
 
 
 def find_weights(model: Model) -> tuple[Model, Survey]:
-    """Lift a model and survey it: return the lifted model, where every weight is an initializer, and them."""
+    """Lift a model and survey it: return the lifted model, in which every weight is an initializer, and the survey."""
     lifted = Lift().apply(model)
     return lifted.model, survey(lifted.model, lifted.origins)
 
 
 def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
-    """Tell every float initializer of a lifted model apart: weight, or excluded with its reason.
+    """Classify every float initializer of a lifted model as a weight, or exclude it with a reason.
 
     Parameters
     ----------
     model : Model
-        As `Lift` gives it.
+        Result of `Lift`.
     origins : mapping of str to Origin, optional
-        Where each tensor was stored; default: as an initializer.
+        Where each tensor was stored in the file; default: as an initializer.
 
     Returns
     -------
@@ -111,16 +111,16 @@ def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
 
 
 def agreed_axis(readers: list[Reader]) -> int | None:
-    """Return the channel axis that all readers share; None when they disagree or have none.
+    """Return the channel axis that all readers share; None when they differ or have none.
 
-    A reader that looks only at the shape has no say.
+    Readers that use only the shape are ignored.
     """
     axes = {reader.channel_axis for reader in readers if reader.op_type not in SHAPE_ONLY}
     return axes.pop() if len(axes) == 1 else None
 
 
 def _duplicates(tensors: list[onnx.TensorProto], model: Model) -> dict[str, str]:
-    """Return for each tensor that repeats an earlier one the first one's name; hashes only possible twins."""
+    """Map each tensor that repeats an earlier one to the first one's name; hash only tensors that may be equal."""
     alike: dict[tuple[object, ...], list[onnx.TensorProto]] = {}
     for tensor in tensors:
         alike.setdefault((tensor.data_type, *tensor.dims), []).append(tensor)

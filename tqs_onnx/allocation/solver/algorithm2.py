@@ -1,11 +1,10 @@
-"""Algorithm 2 of the paper (A.1.2) on plain values: who is dead, who stays FP32, and the knapsack for the rest.
+"""Algorithm 2 of the paper (A.1.2) on plain values: find dead items, protect items in FP32, solve a knapsack.
 
     dead, or γ ≤ γ_min          → floor choice
     highest γ, while they fit   → FP32, up to the fraction p_FP32 of all FP32 bytes
-    the rest                    → multiple-choice knapsack, or one of the greedy rules, with what is left
+    the rest                    → multiple-choice knapsack, or one of the greedy rules, with the remaining bytes
 
-Items are taken in order of name, so the result does not depend on the order they come in.
-Knows no ONNX and no runtime.
+Items are processed in order of name, so the result does not depend on their input order. Uses no ONNX and no runtime.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ _FP32_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A weight, or a block of weights, and what each of its choices takes and costs.
+    """A weight, or a block of weights, with the size and cost of each of its choices.
 
     Parameters
     ----------
     name : str
-        Unique key; ties are broken by it.
+        Unique key, used to break ties.
     sizes : tuple of int
         Bytes of each choice, ≥ 0.
     tiers : tuple of str
@@ -47,16 +46,16 @@ class Item:
     n_values : int
         Number of values stored: 4 bytes each in FP32.
     dead : bool
-        Moves no trajectory. A γ of −inf alone does not say so: the probe may have been zero.
+        It changes no trajectory. A γ of −inf does not imply this: the probe may have been zero.
     fp32_choice : int or None
-        The choice that keeps it FP32; None when it cannot be protected.
+        The choice that keeps it in FP32; None when it cannot be protected.
     floor_choice : int or None
-        The choice it gets when dead; None for its smallest (of equal sizes the cheapest, then the first).
+        The choice it gets when dead; None for its smallest choice (of equal sizes the cheapest, then the first).
 
     Raises
     ------
     InputError
-        When the tuples differ in length or are empty, a number is out of range, or γ is NaN or +inf.
+        The tuples differ in length or are empty, a number is out of range, or γ is NaN or +inf.
     """
 
     name: str
@@ -70,20 +69,20 @@ class Item:
     floor_choice: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what the Raises section lists."""
+        """Validate the fields (see Raises)."""
         n = len(self.sizes)
         if n == 0 or len(self.tiers) != n or len(self.costs) != n:
             lengths = f"{n} sizes, {len(self.tiers)} tiers and {len(self.costs)} costs"
-            raise InputError(f"{lengths}: the same number ≥ 1 is needed", where=self.name)
+            raise InputError(f"{lengths}, but the numbers must be equal and at least 1", where=self.name)
         if min(self.sizes) < 0 or self.n_values < 0:
             raise InputError("a size is negative", where=self.name)
         if not all(map(math.isfinite, self.costs)):
             raise InputError("a cost is not finite", where=self.name)
         if math.isnan(self.gamma) or self.gamma == math.inf:
-            raise InputError(f"γ is {self.gamma}", where=self.name, todo="score it again, or mark it dead")
+            raise InputError(f"γ is {self.gamma}", where=self.name, todo="Score it again, or mark it dead")
         for choice in (self.fp32_choice, self.floor_choice):
             if choice is not None and not 0 <= choice < n:
-                raise InputError(f"choice {choice} of {n}", where=self.name)
+                raise InputError(f"there is no choice {choice} of {n}", where=self.name)
 
     @property
     def smallest_choice(self) -> int:
@@ -93,7 +92,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """A choice for every item.
+    """The result of `allocate`: one choice per item.
 
     Parameters
     ----------
@@ -102,21 +101,21 @@ class Allocation:
     cost : float
         Total cost of all items.
     solution : Solution
-        What the solver says of the items left to it (in order of name): cost, bound, gap, label.
+        The solver's result for the items left to it (in order of name): cost, bound, gap, label.
     fp32_protected : tuple of str
-        Items kept in FP32, by falling γ.
+        Items kept in FP32, by decreasing γ.
     p_fp32 : float
-        The fraction of the FP32 bytes in force: as asked, or what is protected after it was lowered.
+        The fraction of the FP32 bytes that applies: as requested, or the protected share after it was lowered.
     dead : tuple of str
-        Items at their floor choice because dead or γ ≤ γ_min, by name.
+        Items at their floor choice because they are dead or γ ≤ γ_min, by name.
     warnings : tuple of str
-        What the user should know; empty when all went as asked.
+        Warnings for the user; empty when everything went as requested.
     budget_bytes : int
         Bytes that could be spent.
     used_bytes : int
         Bytes spent, ≤ budget_bytes.
     smallest_bytes : int
-        Bytes of the smallest allocation: nothing protected, everything at its smallest.
+        Bytes of the smallest allocation: nothing protected, every item at its smallest choice.
     saturated : bool
         The budget does not bind (the paper's saturation): every item left to the solver has its cheapest choice.
     """
@@ -143,42 +142,42 @@ def allocate(
     solver: Solver = "mckp",
     time_limit_s: float = 30.0,
 ) -> Allocation:
-    """Give every item a choice within the budget, by Algorithm 2.
+    """Choose for every item within the budget, by Algorithm 2.
 
-    Protected are the items of highest γ that have an FP32 choice, whole, as long as their FP32 bytes stay within
-    `p_fp32` of those of all items: one that would overshoot is passed over and the next is tried. Where the rest
-    would then not fit, the last protected are let go until it does, with a warning.
+    The items with the highest γ and an FP32 choice are protected, each as a whole, while their FP32 bytes stay within
+    `p_fp32` of the FP32 bytes of all items. An item that would exceed this share is skipped and the next one is tried.
+    If the remaining items would then not fit, protection is removed from the last items until they fit, with a warning.
 
     Parameters
     ----------
     items : iterable of Item
         In any order; names are unique.
     budget_bytes : int
-        Bytes for the items, net of the rest of the file.
+        Bytes available to the items, without the rest of the file.
     p_fp32 : float
         Fraction of all FP32 bytes to protect, 0 … 1.
     gamma_min : float or None
         Items with γ at or below it (a γ of −inf always) are treated as dead; None for no threshold.
     solver : {"mckp", "greedy", "greedy-top"}
-        Who decides on the rest: `knapsack.solve`, `greedy_promotion` or `greedy_from_top` by γ.
+        How the rest is decided: `knapsack.solve`, or `greedy_promotion` or `greedy_from_top` by γ.
     time_limit_s : float
         Wall clock for the knapsack, seconds.
 
     Raises
     ------
     InfeasibleError
-        When not even the smallest allocation fits; it carries its bytes.
+        Even the smallest allocation does not fit; the error carries its bytes.
     InputError
-        When two items share a name, `p_fp32` is out of range or `gamma_min` is NaN.
+        Two items share a name, `p_fp32` is out of range or `gamma_min` is NaN.
     """
     every = sorted(items, key=lambda item: item.name)
     for a, b in itertools.pairwise(every):
         if a.name == b.name:
             raise InputError("two items have this name", where=a.name)
     if not 0 <= p_fp32 <= 1:
-        raise InputError(f"the FP32 fraction is {p_fp32}", todo="give a number from 0 to 1")
+        raise InputError(f"the FP32 fraction is {p_fp32}", todo="Give a number from 0 to 1")
     if gamma_min is not None and math.isnan(gamma_min):
-        raise InputError("the threshold γ_min is NaN")
+        raise InputError("the threshold γ_min is NaN", todo="Give a number, or none")
 
     dead = [item for item in every if item.dead or (gamma_min is not None and item.gamma <= gamma_min)]
     gone = {item.name for item in dead}
@@ -187,9 +186,9 @@ def allocate(
     smallest_bytes = _bytes(dead, choices) + sum(min(item.sizes) for item in alive)
     if smallest_bytes > budget_bytes:
         raise InfeasibleError(
-            f"the weights take {smallest_bytes} bytes at the least, the budget is {budget_bytes}",
+            f"the weights need at least {smallest_bytes} bytes, but the budget is {budget_bytes}",
             smallest_bytes=smallest_bytes,
-            todo="ask for less compression, or allow smaller tiers",
+            todo="Ask for less compression, or allow smaller tiers",
         )
     wanted = _protected(alive, p_fp32 * _FP32_BYTES * sum(item.n_values for item in every))
     protected = _affordable(wanted, budget_bytes - smallest_bytes)
@@ -229,7 +228,7 @@ def _bytes(items: Sequence[Item], choices: dict[str, int]) -> int:
 
 
 def _protected(alive: Sequence[Item], fp32_bytes: float) -> list[Item]:
-    """Return the items to keep in FP32, by falling γ (ties: name), within `fp32_bytes`; too large ones are skipped."""
+    """Return the items to keep in FP32, by decreasing γ (ties: name), within `fp32_bytes`; skip those too large."""
     chosen: list[Item] = []
     mass = 0
     for item in sorted(alive, key=lambda item: -item.gamma):
@@ -241,7 +240,7 @@ def _protected(alive: Sequence[Item], fp32_bytes: float) -> list[Item]:
 
 
 def _affordable(wanted: Sequence[Item], spare_bytes: int) -> list[Item]:
-    """Return the longest start of `wanted` whose FP32 choices take at most `spare_bytes` above the smallest ones."""
+    """Return the longest prefix of `wanted` whose FP32 choices need at most `spare_bytes` above the smallest ones."""
     affordable: list[Item] = []
     for item in wanted:
         spare_bytes -= item.sizes[item.fp32_choice or 0] - min(item.sizes)
@@ -274,7 +273,7 @@ def _fp32_warnings(
         let_go = f"{len(wanted) - len(protected)} of {len(wanted)} weights are no longer protected"
         return (f"p_fp32 lowered from {p_fp32:g} to {in_force:.3g} to fit the budget: {let_go}",)
     if p_fp32 > 0 and not protected:
-        return (f"no weight is kept in FP32: none that can be fits within p_fp32 = {p_fp32:g}",)
+        return (f"no weight is kept in FP32: no eligible weight fits within p_fp32 = {p_fp32:g}",)
     return ()
 
 

@@ -1,11 +1,11 @@
-"""Branch and bound over the Lagrangian: split on the item the budget breaks at, leave the small rest to CP-SAT.
+"""Branch and bound over the Lagrangian: split on the item at which the budget breaks, solve small parts with CP-SAT.
 
-    node = decided choices + a table of the undecided
-    open:    relax, fill (a new incumbent?), drop what the reduced costs exclude
+    node = decided choices + a table of the undecided items
+    open:    relax, fill (a new incumbent?), drop choices that the reduced costs exclude
     split:   one child for each choice of the broken item        leaf: at most `_LEAF_CHOICES` left → CP-SAT
 
-The gap of the relaxation is the part of one large item that does not fit; deciding that item closes most of it,
-so a few splits leave tens of items of a thousand.
+The gap of the relaxation is the part of one large item that does not fit. Deciding that item closes most of the gap,
+so a few splits reduce a thousand items to tens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LEAF_CHOICES = 120
 _MOST_SPLITS = 40
 _RESOLUTION = 1e-11
 _WORK_PER_SECOND = 0.2
-"""CP-SAT's units of work; measured 0.2 to 1.2 a second, so that the clock is rarely the first to stop it."""
+"""Limit in CP-SAT's units of work; it does 0.2 to 1.2 a second (measured), so the clock rarely stops it first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Found:
     bound : float
         Lower bound on the cost of any solution, relative to the base of the relaxation.
     solver : str
-        What was used.
+        The methods used.
     """
 
     choice: NDArray[np.int64]
@@ -49,9 +49,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A subproblem: what is decided, at what cost, and the table of the rest.
+    """A subproblem: the decided choices, their cost, and the table of the undecided items.
 
-    `choice` [n] holds −1 for the undecided; these are the items `rows` [m], with `table` [m, K] and `budget` bytes.
+    `choice` [n] holds −1 for the undecided items; these are `rows` [m], with `table` [m, K] and `budget` bytes.
     """
 
     choice: NDArray[np.int64]
@@ -68,7 +68,7 @@ class _Part:
         return choice, self.offset + math.fsum(self.table.cost[every, positions])
 
     def restricted(self, keep: NDArray[np.bool_]) -> _Part:
-        """Return the part with only the choices `keep` [m, K]; items with a single one are decided."""
+        """Return the part with only the choices `keep` [m, K]; items with a single choice left become decided."""
         counts = keep.sum(axis=1)
         every = np.arange(len(self.rows))
         single = np.flatnonzero(counts == 1)
@@ -94,7 +94,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """A part with its relaxation; no solution of it costs less than `bound`."""
+    """A part with its relaxation; none of its solutions costs less than `bound`."""
 
     part: _Part
     relaxation: Relaxation
@@ -107,7 +107,7 @@ class _Incumbent:
     cost: float
 
     def offer(self, choice: NDArray[np.int64], cost: float) -> None:
-        """Take `choice` [n] when it is strictly cheaper: of equal solutions the first stays."""
+        """Accept `choice` [n] if it is strictly cheaper: the first of equal solutions stays."""
         if cost < self.cost:
             self.choice, self.cost = choice, cost
 
@@ -117,7 +117,7 @@ def search(
 ) -> Found:
     """Return the best choices found within `budget` bytes.
 
-    Deterministic unless the clock runs out first.
+    Deterministic unless the time limit is reached first.
 
     Parameters
     ----------
@@ -126,11 +126,11 @@ def search(
     budget : int
         Bytes.
     relaxation : Relaxation
-        Of the whole table.
+        Relaxation of the whole table.
     scale : float
-        Size of the total cost, for what counts as a rounding error.
+        Magnitude of the total cost, from which the rounding error is derived.
     enough : float
-        Stop when the solution is proven to lie no more than this above the cheapest.
+        Stop when the solution is proven to be at most this much above the cheapest.
     time_limit_s : float
         Wall clock, seconds.
     """
@@ -142,7 +142,7 @@ def search(
     heap: list[tuple[float, int, _Node]] = [(root.bound, 0, root)]
     counter, splits, leaves = 0, 0, 0
     proven = math.inf  # lowest bound of the leaves
-    rounding = 0.0  # costs are sums of rounded differences: no decision below is wrong by more
+    rounding = 0.0  # costs are sums of rounded differences: no decision below has a larger error
     note = ""
     while heap and best.cost - min(heap[0][0], proven) > enough:
         if time.monotonic() > deadline:
@@ -180,7 +180,7 @@ def search(
 
 
 def _open(part: _Part, relaxation: Relaxation, best: _Incumbent) -> _Node:
-    """Return the node of a part; its filled solution is offered to `best`."""
+    """Return the node of a part, and offer its filled solution to `best`."""
     table = part.table
     base_cost = math.fsum(table.cost[np.arange(len(part.rows)), relaxation.base])
     best.offer(*part.completed(fill(table, relaxation.base, relaxation.slack)))
@@ -190,7 +190,7 @@ def _open(part: _Part, relaxation: Relaxation, best: _Incumbent) -> _Node:
 
 
 def _worth_keeping(node: _Node, best: _Incumbent) -> NDArray[np.bool_]:
-    """Return which choices [m, K] can be in a solution cheaper than `best`; a row of none closes the node."""
+    """Return which choices [m, K] can be part of a solution cheaper than `best`; an empty row closes the node."""
     if node.bound >= best.cost:
         return np.zeros((1, 1), dtype=np.bool_)
     return node.relaxation.reduced <= (best.cost - node.bound) * (1 + 4 * EPS)
@@ -212,7 +212,7 @@ def _split(part: _Part, keep: NDArray[np.bool_], row: int, best: _Incumbent) -> 
 def _leaf(
     part: _Part, best: _Incumbent, bound: float, scale: float, work: float, time_limit_s: float
 ) -> tuple[bool, float]:
-    """Return whether CP-SAT finished, and the bound on the part; a better solution goes to `best`."""
+    """Solve a part with CP-SAT and offer its solution to `best`; return whether it finished, and its bound."""
     result = solve_core(
         part.table,
         part.budget,
@@ -224,6 +224,6 @@ def _leaf(
     if result.positions is not None:
         best.offer(*part.completed(result.positions))
     if math.isinf(result.bound):
-        return result.finished, math.inf  # no solution this cheap
+        return result.finished, math.inf  # no solution is this cheap
     leaf_bound = part.offset + result.bound - 4 * EPS * (abs(part.offset) + abs(result.bound))
     return result.finished, max(bound, leaf_bound)

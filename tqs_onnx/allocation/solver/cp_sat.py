@@ -1,7 +1,7 @@
-"""The few items that bounds leave open, handed to CP-SAT: the only importer of OR-tools.
+"""Solve the few items that the bounds leave undecided with CP-SAT: the only importer of OR-tools.
 
-CP-SAT counts in integers, so budgets hold exactly. Costs become integers by rounding down at a stated
-resolution; its bound is therefore a true one and its solution is at most 2·n/scale from the best.
+CP-SAT counts in integers, so budgets hold exactly. Costs are rounded down to integers at a given resolution.
+Its bound is therefore a true bound, and its solution is at most 2·n/scale above the optimum.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ _SMALLEST = 1e-290
 
 
 class SolverFailedError(Exception):
-    """CP-SAT is absent or refused the model; the message says which. Never reaches a user."""
+    """CP-SAT is missing or rejected the model; the message says which. Never reaches a user."""
 
 
 @dataclass(frozen=True, slots=True)
 class CoreResult:
-    """What CP-SAT says of a core.
+    """CP-SAT's result for a core.
 
     Parameters
     ----------
     positions : NDArray[np.int64] or None
-        A solution no costlier than the limit given, shape [n]; None when there is none or none was found.
+        A solution that costs at most the given limit, shape [n]; None when there is none or none was found.
     bound : float
-        Lower bound on the cost of any solution no costlier than the limit; +inf when there is none.
+        Lower bound on the cost of any solution within the limit; +inf when there is none.
     finished : bool
-        False when time ran out.
+        False when the time ran out.
     """
 
     positions: NDArray[np.int64] | None
@@ -47,8 +47,8 @@ def solve_core(
 ) -> CoreResult:
     """Return the cheapest choices of `table` that fit `budget` bytes and cost no more than `limit`.
 
-    Deterministic (one thread, fixed seed, a limit on CP-SAT's own count of work) unless the wall clock
-    runs out first.
+    Deterministic (one thread, fixed seed, a limit on CP-SAT's own count of work) unless the time limit is reached
+    first.
 
     Parameters
     ----------
@@ -57,9 +57,9 @@ def solve_core(
     budget : int
         Bytes.
     limit : float
-        Costlier solutions are of no interest.
+        Largest cost of a useful solution.
     resolution : float
-        Wanted accuracy of the total cost; coarser only where 52 bits cannot hold it.
+        Requested accuracy of the total cost; coarser only where 52 bits cannot hold it.
     work : float
         Limit on CP-SAT's own count of work, the same on every machine.
     time_limit_s : float
@@ -68,7 +68,7 @@ def solve_core(
     Raises
     ------
     SolverFailedError
-        When OR-tools cannot be imported or refuses the model.
+        OR-tools cannot be imported or rejects the model.
     """
     real = np.isfinite(table.cost)
     floor = table.cost.min(axis=1, initial=np.inf)
@@ -77,7 +77,7 @@ def solve_core(
     offset = math.fsum(floor)
     room = limit - offset
     if room < 0 or spread == 0:
-        # Nothing to choose: the smallest sizes are all that is left.
+        # Nothing to choose: only the smallest sizes are left.
         fits = room >= 0 and int(table.size[:, 0].sum()) <= budget
         return CoreResult(
             np.zeros(len(floor), np.int64) if fits else None, offset if fits else math.inf, True
@@ -136,18 +136,18 @@ def _cp_sat(
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = 0
-    solver.parameters.cp_model_presolve = False  # measured: 10 times slower with it, bounds did its work
+    # Measured: 10 times slower with presolve, whose work the bounds have already done.
+    solver.parameters.cp_model_presolve = False
     solver.parameters.linearization_level = 2
-    solver.parameters.catch_sigint_signal = (
-        False  # else Ctrl-C kills the process from then on, without a word
-    )
+    # Otherwise a later Ctrl-C kills the process without a message.
+    solver.parameters.catch_sigint_signal = False
     solver.parameters.max_time_in_seconds = max(time_limit_s, 0.01)
     solver.parameters.max_deterministic_time = work
     status = solver.solve(model)
     if status == cp_model.INFEASIBLE:
         return None, None, True
     if status == cp_model.MODEL_INVALID:
-        raise SolverFailedError("CP-SAT refused the model")
+        raise SolverFailedError("CP-SAT rejected the model")
     lower = math.floor(max(0.0, solver.best_objective_bound))
     if status == cp_model.UNKNOWN:
         return None, lower, False

@@ -1,9 +1,9 @@
-"""The paper's two greedy allocators: by order of sensitivity, blind to what a byte buys elsewhere.
+"""The paper's two greedy allocators: they go by order of sensitivity and ignore what a byte saves elsewhere.
 
 Paper: step 7 of Algorithm 2 ("greedy promotion from t_K") and A.5 ("the highest precision available to the most
 sensitive layer at each step until the storage budget is exhausted"). It does not say which tier a promotion
-goes to, nor what becomes of an item that does not fit; each function below states the choice made here.
-Knows no ONNX and no runtime.
+goes to, nor what happens to an item that does not fit; each function below states the choice made here.
+Uses no ONNX and no runtime.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tqs_passes.errors import InputError
 
 
 def greedy_promotion(problem: Problem, priority: NDArray[np.float64]) -> Solution:
-    """Go once through the items by falling priority; promote each to its cheapest choice that still fits.
+    """Process the items once by decreasing priority; promote each to its cheapest choice that still fits.
 
     All items start at their smallest choice (of equal sizes the cheapest, then the first). An item moves only
-    to a choice that costs strictly less than the one it has (of equal costs the smaller, then the first); one
-    for which nothing fits is passed over, and later items may use what it left. Ties of priority: item order.
+    to a choice that costs strictly less than its current one (of equal costs the smaller, then the first). An item
+    without a fitting choice is skipped, and later items may use the remaining bytes. Ties of priority: item order.
 
     Parameters
     ----------
@@ -34,14 +34,14 @@ def greedy_promotion(problem: Problem, priority: NDArray[np.float64]) -> Solutio
     Returns
     -------
     Solution
-        Its bound is the sum of the cheapest choices: greedy proves nothing about the budget.
+        Its bound is the sum of the cheapest choices: the greedy method proves nothing about the budget.
 
     Raises
     ------
     InfeasibleError
-        When the smallest choices do not fit.
+        The smallest choices do not fit.
     InputError
-        When `priority` has another length than the problem, or a NaN.
+        `priority` differs in length from the problem, or contains a NaN.
 
     Examples
     --------
@@ -64,11 +64,11 @@ def greedy_promotion(problem: Problem, priority: NDArray[np.float64]) -> Solutio
 
 
 def greedy_from_top(problem: Problem, priority: NDArray[np.float64]) -> Solution:
-    """Give the items, by falling priority, their largest choice until the budget is exhausted.
+    """Give the items, by decreasing priority, their largest choice until the budget is exhausted.
 
-    The rest is always held at its smallest size. The first item whose largest choice does not fit gets the
-    largest that does (of equal sizes the cheapest, then the first), and there it ends: every later item stays
-    at its smallest choice. Costs play no part but in ties. Ties of priority: item order.
+    The remaining items always keep room for their smallest size. The first item whose largest choice does not fit gets
+    the largest one that does (of equal sizes the cheapest, then the first), and the method stops: every later item
+    stays at its smallest choice. Costs matter only for ties. Ties of priority: item order.
 
     Parameters, Returns and Raises are those of `greedy_promotion`.
     """
@@ -97,9 +97,9 @@ def _slack(problem: Problem, choice: NDArray[np.int64]) -> int:
 
 
 def _by_priority(problem: Problem, priority: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the items by falling priority, ties in item order."""
+    """Return the items by decreasing priority, ties in item order."""
     if priority.shape != (len(problem.costs),):
-        raise InputError(f"{priority.shape} priorities for {len(problem.costs)} items")
+        raise InputError(f"{priority.shape} priorities do not fit {len(problem.costs)} items")
     if np.isnan(priority).any():
         raise InputError("a priority is NaN", where=f"item {int(np.argmax(np.isnan(priority)))}")
     return np.argsort(-priority, kind="stable")

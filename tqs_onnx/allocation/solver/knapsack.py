@@ -1,7 +1,7 @@
-"""The multiple-choice knapsack solved: undominated choices → Lagrangian → branch → CP-SAT on what is left.
+"""Solve the multiple-choice knapsack: undominated choices → Lagrangian → branch → CP-SAT on the rest.
 
-Paper: A.1.2, step 7 of Algorithm 2. The steps and their mathematics are in `lagrange`, `branch` and `core`; the
-paper's greedy alternatives are in `greedy`. Knows no ONNX and no runtime.
+Paper: A.1.2, step 7 of Algorithm 2. The steps and their mathematics are in `lagrange`, `branch` and `cp_sat`; the
+paper's greedy alternatives are in `greedy`. Uses no ONNX and no runtime.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ENOUGH_BEYOND = 1e-5
 def solve(problem: Problem, *, time_limit_s: float = 30.0) -> Solution:
     """Return the cheapest choices that fit the budget.
 
-    Up to 5,000 items the search goes on until nothing cheaper exists (to 1e-12 of the cost, the rounding of
-    sums); beyond, until the gap is at most 1e-5.
-    Of equally cheap solutions the one that serves the earlier items first stays; of equally cheap choices of
-    an item the smaller, then the first. Deterministic unless `time_limit_s` of wall clock ends the search: the
-    solution is then feasible, its gap stated, and `solver` says "(time limit)". Should CP-SAT be absent or
-    refuse, the Lagrangian's solution is returned with its gap, and `solver` says "(solver failed: …)".
+    Up to 5,000 items the search continues until no cheaper solution exists (to 1e-12 of the cost, the rounding of
+    sums); with more items, until the gap is at most 1e-5.
+    Of equally cheap solutions the first one found stays, which favours earlier items; of equally cheap choices of an
+    item the smaller, then the first. Deterministic unless `time_limit_s` of wall clock ends the search: the solution
+    is then feasible, its gap is stated, and `solver` says "(time limit)". If CP-SAT is missing or rejects
+    the model, the Lagrangian's solution is returned with its gap, and `solver` says "(solver failed: …)".
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def solve(problem: Problem, *, time_limit_s: float = 30.0) -> Solution:
     Raises
     ------
     InfeasibleError
-        When even the smallest choices do not fit; it carries their total size.
+        Even the smallest choices do not fit; the error carries their total size.
 
     Examples
     --------
@@ -53,7 +53,7 @@ def solve(problem: Problem, *, time_limit_s: float = 30.0) -> Solution:
     """
     problem.require_feasible()
     table = undominated(problem)
-    # A power of two brings the costs near 1: exact, and no rounding is ever lost to underflow.
+    # A power of two scales the costs to about 1: this is exact and prevents underflow.
     largest = float(np.abs(table.cost).max(where=np.isfinite(table.cost), initial=0.0))
     exponent = math.frexp(largest)[1]
     table = Table(np.ldexp(table.cost, -exponent), table.size, table.index)

@@ -1,14 +1,14 @@
-"""Lagrangian relaxation of the knapsack: a proven bound, a good solution, and what the bound decides.
+"""Lagrangian relaxation of the knapsack: a proven bound, a good solution, and choices that the bound excludes.
 
 With a price λ ≥ 0 per byte and x the choices that minimise cost + λ·size item by item,
 
     any feasible y costs ≥ cost(x) − λ·(budget − size(x)) + Σ_i r[i, y_i],     r[i,k] ≥ 0 the reduced cost,
 
-so a choice whose r lifts the bound above the best known cost can be dropped without losing a better solution.
-The best λ is the slope at which the lower convex hulls of the items, merged by steepness, run out of budget
-(Sinha & Zoltners, 1979): one sort, no bisection, hence no trouble with costs from 1e-30 to 1e30.
-Costs are differences from x, so items that are decided never drown the others; every rounding of the float
-arithmetic is charged against the bound, so the bound holds exactly. Knows no ONNX and no runtime.
+so a choice whose r raises the bound above the best known cost can be dropped without losing a better solution.
+The best λ is the slope at which the lower convex hulls of the items, merged by steepness, exhaust the budget
+(Sinha & Zoltners, 1979): one sort and no bisection, so costs from 1e-30 to 1e30 cause no trouble.
+Costs are differences from x, so decided items never mask the others. Every rounding of the float arithmetic is
+subtracted from the bound, so the bound holds exactly. Uses no ONNX and no runtime.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from tqs_onnx.allocation.solver.problem import Problem
 
 EPS = float(np.finfo(np.float64).eps)
-"""Spacing of the floats at 1; a rounding is at most half of it."""
+"""Spacing of the floats at 1; a rounding error is at most half of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The choices of all items that are worth having, smallest first, padded to one width.
+    """The useful choices of all items, smallest first, padded to one width.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Table:
     size : NDArray[np.int64]
         Bytes, shape [n, K]: strictly rising along each row; a padded cell repeats the row's smallest size.
     index : NDArray[np.int64]
-        The choice of the problem each cell stands for, shape [n, K].
+        The index in the problem of the choice in each cell, shape [n, K].
     """
 
     cost: NDArray[np.float64]
@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Relaxation:
-    """What the Lagrangian knows. Positions are columns of the Table; costs are relative to `base`.
+    """The result of the relaxation. Positions are columns of the Table; costs are relative to `base`.
 
     Parameters
     ----------
@@ -57,11 +57,11 @@ class Relaxation:
     price : float
         λ, cost per byte; 0 when the budget does not bind.
     broken : int
-        The row whose next step did not fit, −1 when all did: what to branch on.
+        The row whose next step did not fit, −1 when all did: the item to branch on.
     bound : float
         Lower bound on the cost of any feasible solution, minus the cost of `base`; ≤ 0.
     reduced : NDArray[np.float64]
-        r, shape [n, K]: no more than what a choice adds to `bound`; +inf where padded.
+        r, shape [n, K]: at most what a choice adds to `bound`; +inf where padded.
     """
 
     base: NDArray[np.int64]
@@ -73,7 +73,7 @@ class Relaxation:
 
 
 def undominated(problem: Problem) -> Table:
-    """Return the choices that fit beside the smallest of all others, and that no other beats in size and cost.
+    """Return the choices that fit beside the smallest choices of all other items and that none dominates.
 
     Of equal choices the first of the problem stays. The smallest sizes of the problem fit its budget.
     """
@@ -101,7 +101,7 @@ def undominated(problem: Problem) -> Table:
 
 
 def relax(table: Table, budget: int) -> Relaxation:
-    """Return the best Lagrangian relaxation; `budget` bytes hold at least the smallest choices."""
+    """Return the best Lagrangian relaxation; `budget` bytes suffice for the smallest choices."""
     n = len(table.cost)
     item, to, size_step, slope = _hull_steps(table)
     base = np.zeros(n, dtype=np.int64)
@@ -140,7 +140,7 @@ def _hull_steps(
         every, rows, step = every[alive], rows[alive], step[alive]
         floor = np.maximum(
             floor[alive], slope[rows, step]
-        )  # a hull only flattens; rounding must not reorder it
+        )  # slopes along a hull never get steeper; rounding must not reorder them
         items.append(every)
         reached.append(step)
         bytes_.append(rise[rows, step])
@@ -175,8 +175,8 @@ def _priced(table: Table, base: NDArray[np.int64], slack: int, price: float, bro
 def fill(table: Table, start: NDArray[np.int64], slack: int) -> NDArray[np.int64]:
     """Spend `slack` bytes on the steepest moves that fit, one after the other.
 
-    Returns the positions, shape [n]: they cost no more than `start` [n]. Of equal moves the first item's,
-    then the smallest, is made.
+    Returns the positions, shape [n]: they cost at most as much as `start` [n]. Of equal moves the first item's
+    is made, then the smallest.
     """
     positions = start.copy()
     rows = np.arange(len(positions))

@@ -1,8 +1,8 @@
-"""The multiple-choice knapsack as values: one choice per item, the cheapest total cost within a byte budget.
+"""The multiple-choice knapsack as values: one choice per item, with the least total cost within a byte budget.
 
     minimise  Σ_i costs[i][choice_i]   subject to   Σ_i sizes[i][choice_i] ≤ budget
 
-Paper: A.1.2 (Sinha & Zoltners, 1979). Knows no ONNX and no runtime.
+Paper: A.1.2 (Sinha & Zoltners, 1979). Uses no ONNX and no runtime.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LARGEST_TOTAL = 2**60
 _LARGEST_COST = 1e200
 
 OPTIMAL_GAP = 1e-9
-"""Relative gap up to which a solution is called optimal: above the rounding of sums, far below any use."""
+"""Relative gap up to which a solution counts as optimal: above the rounding of sums, far below any practical need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,16 @@ class Problem:
     ----------
     costs : tuple of NDArray[np.float64]
         Per item, the cost of each choice, shape [K_i]. May be zero, negative, and of any magnitude up to
-        1e200: beyond, sums could overflow.
+        1e200, above which sums could overflow.
     sizes : tuple of NDArray[np.int64]
         Per item, the bytes of each choice, shape [K_i], ≥ 0.
     budget : int
-        Bytes that may be spent in all.
+        Total bytes that may be spent.
 
     Raises
     ------
     InputError
-        When shapes disagree, an item has no choice, a cost is not finite or beyond 1e200, or a size is negative.
+        Shapes disagree, an item has no choice, a cost is not finite or beyond 1e200, or a size is negative.
     """
 
     costs: tuple[NDArray[np.float64], ...]
@@ -47,13 +47,13 @@ class Problem:
     budget: int
 
     def __post_init__(self) -> None:
-        """Refuse what the Raises section lists."""
+        """Validate the fields (see Raises)."""
         if len(self.costs) != len(self.sizes):
             raise InputError(f"{len(self.costs)} cost rows but {len(self.sizes)} size rows")
         for i, (cost, size) in enumerate(zip(self.costs, self.sizes, strict=True)):
             if cost.ndim != 1 or cost.shape != size.shape or cost.size == 0:
                 raise InputError(
-                    f"costs {cost.shape} and sizes {size.shape} are not one row", where=f"item {i}"
+                    f"costs {cost.shape} and sizes {size.shape} do not form one row", where=f"item {i}"
                 )
             if not (np.abs(cost) <= _LARGEST_COST).all():
                 raise InputError("a cost is not finite, or beyond 1e200", where=f"item {i}")
@@ -72,13 +72,13 @@ class Problem:
         smallest = self.smallest_size
         if smallest > self.budget:
             raise InfeasibleError(
-                f"{smallest} bytes are needed at the least, the budget is {self.budget}",
+                f"at least {smallest} bytes are needed, but the budget is {self.budget}",
                 smallest_bytes=smallest,
-                todo="raise the budget, or allow smaller tiers",
+                todo="Raise the budget, or allow smaller tiers",
             )
 
     def cost_of(self, choice: NDArray[np.int64]) -> float:
-        """Return the total cost of `choice` [n], correctly rounded whatever the order of the items."""
+        """Return the total cost of `choice` [n], correctly rounded for any order of the items."""
         return math.fsum(float(cost[k]) for cost, k in zip(self.costs, choice, strict=True))
 
     def size_of(self, choice: NDArray[np.int64]) -> int:
@@ -88,7 +88,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A feasible choice per item, and what is proven about it.
+    """A feasible choice per item, and the proven facts about it.
 
     Parameters
     ----------
@@ -103,9 +103,9 @@ class Solution:
     gap : float
         (cost − bound) / |cost|, 0 when they are equal; infinite when cost is 0 and the bound is not.
     solver : str
-        What found it, e.g. ``"lagrangian+cp-sat"``, ``"greedy (solver failed: ...)"``.
+        The method that found it, e.g. ``"lagrangian+cp-sat"``, ``"greedy (solver failed: ...)"``.
     optimal : bool
-        No feasible solution is cheaper by more than 1e-9 of the cost (the rounding of the float costs included).
+        No feasible solution is cheaper by more than 1e-9 of the cost (including the rounding of the float costs).
     """
 
     choice: NDArray[np.int64]

@@ -1,1 +1,1 @@
-"""Contexts: read, cut, checked."""
+"""Read, cut and check contexts."""

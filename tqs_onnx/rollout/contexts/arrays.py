@@ -1,6 +1,6 @@
 """Read contexts from arrays: an `.npz`, or a folder of `.npy` files (`truth/<output>.npy` below it).
 
-One array per model input, the optional `truth/<output>` and `series`. Pickled objects are refused.
+There is one array per model input, and optionally `truth/<output>` and `series`. Pickled objects are refused.
 Never imports onnxruntime.
 """
 
@@ -45,13 +45,13 @@ def contexts_of(
     Parameters
     ----------
     stored : mapping of str to NDArray
-        First axis context.
+        Arrays by name; the first axis is the context.
     spec : RolloutSpec
     signature : ModelSignature
     where : str
-        What errors name as their place.
+        Location that error messages name.
     limit : int, optional
-        See `load_contexts`; so are the errors.
+        See `load_contexts`, also for the errors.
     """
     inputs = {p.name for p in signature.inputs}
     truth = {k.removeprefix(_TRUTH): a for k, a in stored.items() if k.startswith(_TRUTH) and k not in inputs}
@@ -62,11 +62,11 @@ def contexts_of(
             arrays[name] = _checked(array, signature.input(name), spec, where)
         elif not name.startswith(_TRUTH) and name != _SERIES:
             todo = close_match(name, inputs) or f"Its inputs are: {', '.join(sorted(inputs))}"
-            raise InputError(f"array {name!r} belongs to no input of the model", where=where, todo=todo)
+            raise InputError(f"array {name!r} is not an input of the model", where=where, todo=todo)
     for port in signature.inputs:
         if port.name not in arrays:
             raise InputError(
-                f"holds no array for input {port}", where=where, todo=f"Add an array {port.name!r}"
+                f"contains no array for input {port}", where=where, todo=f"Add an array {port.name!r}"
             )
     n = _one_length(arrays, truth, labels, where)
     for output, array in truth.items():
@@ -107,12 +107,12 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
 
 def _not_empty(named: dict[str, NDArray[Any]], path: Path) -> dict[str, NDArray[Any]]:
     if not named:
-        raise InputError("holds no arrays", where=str(path), todo="Add one array per model input")
+        raise InputError("contains no arrays", where=str(path), todo="Add one array per model input")
     return named
 
 
 def _unzipped(path: Path) -> dict[str, NDArray[Any]]:
-    """Read an `.npz` as `numpy.load` does; that one leaves a damaged file open."""
+    """Read an `.npz` as `numpy.load` does, which would leave a damaged file open."""
     named: dict[str, NDArray[Any]] = {}
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
@@ -129,19 +129,21 @@ def _checked(array: NDArray[Any], port: Port, spec: RolloutSpec, where: str) -> 
         raise InputError(
             f"input {port.name!r} expects {shape_text((*lead, *shape))}, got {shape_text(array.shape)}",
             where=where,
-            todo="The first axis is the context; the batch axis of the model is left out"
+            todo="The first axis must be the context; leave out the batch axis of the model"
             if spec.rollout.batch_axis is not None
-            else "The rollout spec names no rollout.batch_axis: set it where the model has one, else give every axis",
+            else "The rollout spec has no rollout.batch_axis: set it if the model has one, else give every axis",
         )
     if array.ndim < len(lead):
         raise InputError(
-            f"input {port.name!r} has {array.ndim} axes, fewer than {shape_text(lead)}", where=where
+            f"input {port.name!r} has {array.ndim} axes, fewer than {shape_text(lead)}",
+            where=where,
+            todo="Add the missing axes",
         )
     if forced and array.shape[1] < spec.rollout.steps:
         raise InputError(
-            f"forcing {port.name!r} has {array.shape[1]} steps, the rollout has {spec.rollout.steps}",
+            f"forcing {port.name!r} has {array.shape[1]} steps, but the rollout has {spec.rollout.steps}",
             where=where,
-            todo="Give a value for every step, or fewer steps",
+            todo="Give a value for every step, or use fewer steps",
         )
     result = cast(array, port, where)
     check_finite(result, f"input {port.name!r}", where)
@@ -157,29 +159,37 @@ def _fits(got: tuple[int, ...], wanted: tuple[Dim, ...], rank: int) -> bool:
 def _one_length(
     arrays: dict[str, NDArray[Any]], truth: dict[str, NDArray[Any]], labels: NDArray[Any] | None, where: str
 ) -> int:
-    """Return the number of contexts all arrays agree on."""
+    """Return the number of contexts, which all arrays must share."""
     named = {**arrays, **{_TRUTH + k: a for k, a in truth.items()}}
     if labels is not None:
         named[_SERIES] = labels
     if any(a.ndim == 0 for a in named.values()):
-        raise InputError("an array has no context axis", where=where)
+        raise InputError("an array has no context axis", where=where, todo="Make the context its first axis")
     lengths = {name: len(a) for name, a in named.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{k!r} {n}" for k, n in lengths.items())
-        raise InputError(f"the arrays differ in the number of contexts: {said}", where=where)
+        raise InputError(
+            f"the arrays differ in the number of contexts: {said}",
+            where=where,
+            todo="Give every array the same first axis",
+        )
     n = next(iter(lengths.values()), 0)
     if n == 0:
-        raise InputError("holds no context at all", where=where, todo="Give at least one")
+        raise InputError("contains no contexts", where=where, todo="Give at least one context")
     return n
 
 
 def _check_truth(output: str, array: NDArray[Any], spec: RolloutSpec, where: str) -> None:
     if output not in spec.trajectory.outputs:
         raise InputError(
-            f"{_TRUTH}{output} is no output of the trajectory",
+            f"{_TRUTH}{output} is not an output of the trajectory",
             where=where,
             todo=close_match(output, spec.trajectory.outputs) or "Name it after a trajectory output",
         )
     if array.ndim < 2 or array.dtype.kind not in "fiu":
-        raise InputError(f"{_TRUTH}{output} must be numbers [context, time, ...]", where=where)
+        raise InputError(
+            f"{_TRUTH}{output} must have numbers and axes [context, time, ...]",
+            where=where,
+            todo="Store the truth in this layout",
+        )
     check_finite(array, f"{_TRUTH}{output}", where)

@@ -1,4 +1,4 @@
-"""A set of contexts: the arrays fed to the model at step 0, and what is known about them.
+"""A set of contexts: the arrays fed to the model at step 0, and facts about them.
 
 Never imports onnxruntime.
 """
@@ -19,37 +19,37 @@ from tqs_onnx.rollout.spec.signature import Dim, Port
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_passes.errors import InputError
 
-#: A standard deviation below this share of the largest value is rounding, not variation.
+#: A standard deviation below this share of the largest value is a rounding error, not variation.
 _CONSTANT = 1e-12
-#: Values that are widened to float64 at a time.
+#: Number of values that are widened to float64 at a time.
 _BLOCK_VALUES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """Initial conditions, first axis context everywhere.
+    """Initial conditions; the first axis of every array is the context.
 
     Parameters
     ----------
     arrays : dict of str to NDArray
-        Model input to [context, *input shape without the batch axis], of the input's dtype; for a forcing
+        Maps a model input to [context, *input shape without the batch axis], of the input's dtype; a forcing to
         [context, step, *input shape without the batch axis].
     truth : dict of str to NDArray
-        Trajectory output to [context, time, *rest], in data units; empty when there is none.
+        Maps a trajectory output to [context, time, *rest], in data units; empty when there is none.
     series : tuple of str or None
         Label of each context.
     rows : NDArray[np.int64] or None
         [context, 2]: first row and one past the last row of the table that the context and its truth use.
     source : str
-        File it was read from.
+        File that the contexts were read from.
     scales : dict of str to float or None
-        Series or column to its population standard deviation (ddof 0) over the training rows.
+        Maps a series or column to its population standard deviation (ddof 0) over the training rows.
     columns : tuple of str or None
         Names of the columns along the last axis (layout `table`).
     table : str or None
-        SHA-256 of the table that `rows` counts in.
+        SHA-256 of the table that `rows` refers to.
     notes : tuple of str
-        What the user should know of how they were read.
+        Notes for the user about how they were read.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -80,7 +80,7 @@ class Contexts:
 
 
 def thin(n: int, limit: int | None, groups: Sequence[str] | None = None) -> list[int]:
-    """Return at most `limit` of the indices 0 … n − 1, spread evenly, with `groups` over those too.
+    """Return at most `limit` of the indices 0 … n − 1, spread evenly over them and over `groups`.
 
     >>> thin(10, 3)
     [1, 5, 8]
@@ -90,7 +90,7 @@ def thin(n: int, limit: int | None, groups: Sequence[str] | None = None) -> list
     if limit is None or limit >= n:
         return list(range(n))
     if limit < 1:
-        raise InputError("the limit of contexts must be at least 1")
+        raise InputError("the limit of contexts must be at least 1", todo="Give a larger `limit`")
     if groups is None:
         return [(2 * i + 1) * n // (2 * limit) for i in range(limit)]
     members: dict[str, list[int]] = {}
@@ -106,7 +106,7 @@ def thin(n: int, limit: int | None, groups: Sequence[str] | None = None) -> list
 
 
 def context_shape(spec: RolloutSpec, port: Port) -> tuple[Dim, ...] | None:
-    """Return the shape of one context of an input: the input's, without the batch axis; None if unknown."""
+    """Return the shape of one context of an input: its shape without the batch axis; None if unknown."""
     batch = spec.rollout.batch_axis
     if port.shape is None or batch is None or port.name in spec.shared:
         return port.shape
@@ -114,12 +114,12 @@ def context_shape(spec: RolloutSpec, port: Port) -> tuple[Dim, ...] | None:
 
 
 def cast(array: NDArray[Any], port: Port, where: str) -> NDArray[Any]:
-    """Return an array in the input's dtype: float to float, integer to integer if it fits, bool to bool.
+    """Return an array in the input's dtype: float to float, integer to integer if the values fit, bool to bool.
 
     Raises
     ------
     InputError
-        Another kind, e.g. integers for a float input, or integers that do not fit.
+        The array has another kind, e.g. integers for a float input, or integers that do not fit.
     """
     kinds = {"i": "integer", "u": "integer", "b": "bool", "f": "float"}
     target = "float" if port.dtype.name == "bfloat16" else kinds.get(port.dtype.kind)
@@ -132,15 +132,19 @@ def cast(array: NDArray[Any], port: Port, where: str) -> NDArray[Any]:
         )
     if array.dtype == port.dtype:
         return array
-    with np.errstate(over="ignore"):  # a float that becomes infinite is found by the check for finite values
+    with np.errstate(over="ignore"):  # floats that become infinite are found by the check for finite values
         result = array.astype(port.dtype)
     if target == "integer" and not np.array_equal(result, array):
-        raise InputError(f"input {port.name!r} holds integers that do not fit {port.dtype.name}", where=where)
+        raise InputError(
+            f"input {port.name!r} has integers that do not fit {port.dtype.name}",
+            where=where,
+            todo="Store smaller integers, or export the model with a wider type",
+        )
     return result
 
 
 def check_finite(array: NDArray[Any], what: str, where: str) -> None:
-    """Raise InputError when an array [context, ...] holds NaN or an infinity, with the place of the first."""
+    """Raise InputError when an array [context, ...] contains NaN or an infinity, naming the first position."""
     if array.dtype.kind in "biuS":
         return
     bad = np.argwhere(~np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array))
@@ -151,7 +155,7 @@ def check_finite(array: NDArray[Any], what: str, where: str) -> None:
         raise InputError(
             f"{what} holds {value} in context {first[0]}{position}",
             where=where,
-            todo="Fill or leave out such contexts",
+            todo="Fill the gaps, or leave out such contexts",
         )
 
 
@@ -173,13 +177,13 @@ def std(array: NDArray[Any]) -> float:
 
 
 def held_out(contexts: Contexts, share: float) -> tuple[Contexts, Contexts]:
-    """Return (the others, those held out); both are all contexts where there is only one start.
+    """Return (the other contexts, the held-out contexts); both are all contexts when there is only one start.
 
     Parameters
     ----------
     contexts : Contexts
     share : float
-        Of the starts, between 0 and 1; at least one is held out.
+        Share of the starts to hold out, between 0 and 1; at least one is held out.
     """
     rows = contexts.rows
     starts = np.arange(contexts.n_contexts) if rows is None else rows[:, 0]
@@ -194,7 +198,7 @@ def held_out(contexts: Contexts, share: float) -> tuple[Contexts, Contexts]:
 
 
 def contexts_hash(contexts: Contexts) -> str:
-    """Return the SHA-256 of the contexts' arrays and labels, and of the deviations that come with them."""
+    """Return the SHA-256 of the contexts' arrays and labels, and of their standard deviations."""
     sha = hashlib.sha256()
     for name in sorted(contexts.arrays):
         array = np.ascontiguousarray(contexts.arrays[name])

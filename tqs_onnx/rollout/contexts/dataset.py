@@ -1,7 +1,7 @@
 # pyright: basic, reportMissingImports=false
 """Open NetCDF files and Zarr stores: the only module that imports xarray, and only when such a file is given.
 
-What leaves it are NumPy arrays: the arrays of a contexts file, or fields over time, north to south.
+It returns NumPy arrays: the arrays of a contexts file, or fields over time, ordered from north to south.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _COLUMNS = ("longitude", "lon")
 
 
 def is_dataset(path: Path) -> bool:
-    """Tell by its name whether a path is a NetCDF file or a Zarr store."""
+    """Return whether a path is a NetCDF file or a Zarr store, judging by its name."""
     return path.name.lower().endswith(SUFFIXES)
 
 
 def read_named(path: Path) -> dict[str, NDArray[Any]]:
-    """Return every variable of a dataset by name; `truth.<output>` as `truth/<output>`."""
+    """Return every variable of a dataset by name; `truth.<output>` becomes `truth/<output>`."""
     with closing(_opened(path)) as dataset:
         names = [str(name) for name in dataset.data_vars]
         return {_unescaped(name): np.asarray(dataset[name].values) for name in names}
@@ -46,7 +46,7 @@ def _opened(path: Path) -> Any:  # noqa: ANN401  (xarray is optional: its types 
         import xarray
     except ImportError as error:
         raise InputError(
-            f"reading it needs {error.name}", where=str(path), todo="pip install 'tqs-onnx[data]'"
+            f"reading this file needs {error.name}", where=str(path), todo="pip install 'tqs-onnx[data]'"
         ) from error
     engine = "zarr" if path.is_dir() else "h5netcdf"
     try:
@@ -62,13 +62,13 @@ def _opened(path: Path) -> Any:  # noqa: ANN401  (xarray is optional: its types 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Fields over time in one dataset; closed by `close`.
+    """Fields over time in one dataset; call `close` when done.
 
     Parameters
     ----------
     path : Path
     seconds : NDArray[np.int64]
-        Of every row since 1970, UTC.
+        Time of every row in seconds since 1970, UTC.
     names : tuple of str
     """
 
@@ -95,14 +95,14 @@ class Fields:
         ----------
         name : str
         rows : sequence of int or None
-            Rows of time; None: the variable has no time, or its first row is taken; the first axis is left out.
+            Rows of time. None: the result has no row axis; a variable with time gives its first row.
         levels : sequence of int or None
-            Pressure levels in hPa, in the order wanted.
+            Pressure levels in hPa, in the requested order.
 
         Raises
         ------
         InputError
-            The variable lacks an axis, has one too many, or lacks a level.
+            The variable lacks an axis, has an additional axis, or lacks a level.
         """
         array = self._dataset[name]
         time = next((d for d in array.dims if d in _TIME), None)
@@ -112,12 +112,15 @@ class Fields:
             raise self._wrong(f"{name!r} has no time axis", "Set static = true for it")
         level = next((d for d in array.dims if d in _LEVEL), None)
         if (level is None) != (levels is None):
-            raise self._wrong(f"{name!r} has {'no' if level is None else 'an axis of'} levels", "See levels")
+            raise self._wrong(
+                f"{name!r} has {'no' if level is None else 'an axis of'} levels",
+                "Remove levels from [[fields.input]]" if level is None else "Set levels in [[fields.input]]",
+            )
         if level is not None and levels is not None:
             held = [round(float(v)) for v in array[level].values]
             missing = [v for v in levels if v not in held]
             if missing:
-                raise self._wrong(f"{name!r} has no level {missing[0]} hPa", f"It has: {held}")
+                raise self._wrong(f"{name!r} has no level {missing[0]} hPa", f"Its levels are: {held}")
             array = array.isel({level: [held.index(v) for v in levels]})
         row = next((d for d in array.dims if d in _ROWS), None)
         column = next((d for d in array.dims if d in _COLUMNS), None)
@@ -131,7 +134,7 @@ class Fields:
         return np.ascontiguousarray(values[..., ::-1, :]) if south_first else values
 
     def digest(self) -> str:
-        """Return what the rows count in: a digest of times, names and coordinates."""
+        """Return a digest of times, names and coordinates, which identifies what the rows refer to."""
         sha = hashlib.sha256(self.seconds.tobytes())
         for name in sorted(str(c) for c in self._dataset.coords):
             if name in (*_LEVEL, *_ROWS, *_COLUMNS):
@@ -149,12 +152,12 @@ def open_fields(path: Path) -> Fields:
     Raises
     ------
     InputError
-        xarray is missing, the file cannot be read, or it has no times.
+        xarray is missing, the file cannot be read, or it has no time axis.
     """
     dataset = _opened(path)
     time = next((n for n in _TIME if n in dataset.coords), None)
     if time is None or not np.issubdtype(dataset[time].dtype, np.datetime64):
         dataset.close()
-        raise InputError("has no times", where=str(path), todo=f"Name the axis {' or '.join(_TIME)}")
+        raise InputError("has no time axis", where=str(path), todo=f"Name the axis {' or '.join(_TIME)}")
     seconds = dataset[time].values.astype("datetime64[s]").astype(np.int64)
     return Fields(path, np.atleast_1d(seconds), tuple(str(n) for n in dataset.data_vars), dataset)

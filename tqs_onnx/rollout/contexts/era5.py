@@ -1,4 +1,4 @@
-"""The nine ERA5 variables of the paper: their names in files, their units there, in SI and in the paper's tables.
+"""The nine ERA5 variables of the paper: their names in files, and their units in files, in SI and in the paper.
 
 ========  ==================================================  =========  =========
 name      also called                                         SI         paper
@@ -9,7 +9,7 @@ msl       mean_sea_level_pressure                             Pa         hPa
 t         temperature                                         K          K
 u, v      u_component_of_wind, v_component_of_wind            m/s        m/s
 q         specific_humidity                                   kg/kg      g/kg
-z         geopotential (heights in m are turned into it)      m²/s²      m²/s²
+z         geopotential (heights in m are converted to it)      m²/s²      m²/s²
 ========  ==================================================  =========  =========
 
 Source: the paper, A.3 and Tables 24 and 25; ECMWF's parameter database. NumPy only.
@@ -28,7 +28,7 @@ from tqs_passes.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One variable: how files call it, and its units in SI and in the paper."""
+    """One variable: its names in files, and its units in SI and in the paper."""
 
     names: tuple[str, ...]
     unit: str
@@ -47,7 +47,7 @@ FIELDS: dict[str, Field] = {
     "z": Field(("z", "geopotential"), "m²/s²", "m²/s²"),
 }
 _GRAVITY = 9.80665
-#: Spelling of a unit to (what it measures, factor, offset): SI value = factor · value + offset.
+#: Maps the spelling of a unit to (quantity, factor, offset): SI value = factor · value + offset.
 _UNITS: dict[str, tuple[str, float, float]] = {
     **dict.fromkeys(("K", "kelvin"), ("temperature", 1.0, 0.0)),
     **dict.fromkeys(("°C", "degC", "C", "celsius"), ("temperature", 1.0, 273.15)),
@@ -62,7 +62,7 @@ _UNITS: dict[str, tuple[str, float, float]] = {
 
 
 def find_name(variable: str, known: Collection[str]) -> str | None:
-    """Return what a file that holds `known` calls a variable; None when it holds it under no known name.
+    """Return the name of a variable in a file with the names `known`; None when no known name is among them.
 
     >>> find_name("2t", ["t2m", "u10"])
     't2m'
@@ -72,7 +72,7 @@ def find_name(variable: str, known: Collection[str]) -> str | None:
 
 
 def si_unit(variable: str) -> str | None:
-    """Return the SI unit of a variable; None for one that is not among the nine."""
+    """Return the SI unit of a variable; None for a variable that is not among the nine."""
     field = FIELDS.get(variable) or next((f for f in FIELDS.values() if variable in f.names), None)
     return field.unit if field else None
 
@@ -80,12 +80,12 @@ def si_unit(variable: str) -> str | None:
 def converted(
     values: NDArray[np.float64], given: str, wanted: str, *, where: str = ""
 ) -> NDArray[np.float64]:
-    """Return values of one unit in another.
+    """Convert values from one unit to another.
 
     Raises
     ------
     InputError
-        A unit is not known, or the two measure different things.
+        A unit is unknown, or the units measure different quantities.
 
     >>> converted(np.array([0.0]), "°C", "K").tolist()
     [273.15]
@@ -94,10 +94,12 @@ def converted(
         return values
     for unit in (given, wanted):
         if unit not in _UNITS:
-            raise InputError(f"unknown unit {unit!r}", where=where, todo=f"Known are: {', '.join(_UNITS)}")
+            raise InputError(f"unknown unit {unit!r}", where=where, todo=f"Use one of: {', '.join(_UNITS)}")
     (what, factor, offset), (other, divisor, taken) = _UNITS[given], _UNITS[wanted]
     if what != other:
-        raise InputError(f"{given!r} measures {what}, {wanted!r} {other}", where=where)
+        raise InputError(
+            f"{given!r} measures {what}, but {wanted!r} measures {other}", where=where, todo="Correct units"
+        )
     return (values * factor + (offset - taken)) / divisor
 
 

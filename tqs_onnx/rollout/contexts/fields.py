@@ -1,10 +1,10 @@
 """Cut contexts from fields over time: a NetCDF file or Zarr store of ERA5, by the `[fields]` of the rollout spec.
 
-    start row s      the state now; history h adds the states s − (h − 1) steps … s
-    truth            the states s + 1 step … s + steps, for the outputs that are fed back as such an input
+    start row s      the current state; history h adds the states s − (h − 1) steps … s
+    truth            the states s + 1 step … s + steps, for outputs that are fed back as such an input
     input            [context, (history,) variable, (level,) latitude, longitude], north to south, in the model's units
 
-Variables are found under the names that ERA5 files use (see `era5`) and converted from the file's units. Never imports
+Variables are found under the names used in ERA5 files (see `era5`) and converted from the file's units. Never imports
 onnxruntime.
 """
 
@@ -33,16 +33,20 @@ def cut_fields(
     """Read fields and cut the contexts of one split; see `load_contexts` for parameters and errors."""
     table = spec.fields
     if table is None:
-        raise InputError("fields over time need a [fields] section in the rollout spec", where=str(path))
+        raise InputError(
+            "fields over time need a [fields] section in the rollout spec", where=str(path), todo="Add one"
+        )
     if split not in ("validation", "test"):
         raise InputError(
-            "[fields] has no training split", where=str(path), todo="Give --calibration as an .npz"
+            "[fields] has no training split", where=str(path), todo="Give `calibration` as an .npz"
         )
     given = {f.input for f in table.input}
     for port in signature.inputs:
         if port.name not in given:
             raise InputError(
-                f"[fields] gives no values for input {port}", where=str(path), todo="Give contexts as an .npz"
+                f"[fields] supplies no values for input {port}",
+                where=str(path),
+                todo="Give contexts as an .npz",
             )
     with closing(open_fields(path)) as fields:
         rows, stride = _starts(fields, table, spec, split)
@@ -66,7 +70,7 @@ def cut_fields(
 
 
 def _cut_short(fields: Fields, table: FieldsTable, split: str) -> tuple[str, ...]:
-    """Return a note where a split reaches beyond the file."""
+    """Return a note if a split reaches beyond the file."""
     first, stop = _bounds(table, split)
     begins, ends = int(fields.seconds[0]), 2 * int(fields.seconds[-1]) - int(fields.seconds[-2])
     if begins <= first and stop <= ends:
@@ -74,7 +78,7 @@ def _cut_short(fields: Fields, table: FieldsTable, split: str) -> tuple[str, ...
     held = [np.datetime64(int(t), "s").astype("datetime64[h]") for t in fields.seconds[[0, -1]]]
     days = table.validation if split == "validation" else table.test
     return (
-        f"{fields.path} holds {held[0]} to {held[1]}: fields.{split} {days[0]} to {days[1]} is cut short",
+        f"{fields.path} covers {held[0]} to {held[1]}: fields.{split} {days[0]} to {days[1]} is cut short",
     )
 
 
@@ -83,7 +87,9 @@ def _bounds(table: FieldsTable, split: str) -> tuple[int, int]:
     try:
         first, stop = (int(np.datetime64(day, "s").astype(np.int64)) for day in days)
     except ValueError as error:
-        raise InputError(f"fields.{split} {list(days)} are no dates", where="rollout.toml") from error
+        raise InputError(
+            f"fields.{split} {list(days)} are not dates", where="rollout.toml", todo="Write e.g. 2020-01-31"
+        ) from error
     return first, stop
 
 
@@ -94,12 +100,12 @@ def _inside(fields: Fields, row: int, table: FieldsTable, split: str) -> bool:
 def _starts(
     fields: Fields, table: FieldsTable, spec: RolloutSpec, split: str
 ) -> tuple[NDArray[np.int64], int]:
-    """Return the rows of all starts of a split, and how many rows one step is."""
+    """Return the rows of all starts of a split, and the number of rows per step."""
     gaps = set(np.diff(fields.seconds).tolist())
     where = str(fields.path)
     if len(gaps) != 1 or min(gaps) <= 0:
         raise InputError(
-            "its times are not evenly spaced", where=where, todo="Fill the gaps, or split the file"
+            "the times are not evenly spaced", where=where, todo="Fill the gaps, or split the file"
         )
     gap = gaps.pop()
     if (table.step_hours * _HOUR) % gap or (table.every_hours * _HOUR) % gap:
@@ -123,16 +129,16 @@ def _starts(
 
 
 def _states(fields: Fields, wanted: FieldInput, rows: NDArray[np.int64] | None) -> NDArray[np.float64]:
-    """Return [row, variable, (level,) latitude, longitude]; without the first axis where `rows` is None."""
+    """Return [row, variable, (level,) latitude, longitude], without the first axis when `rows` is None."""
     parts: list[NDArray[np.float64]] = []
     units = wanted.units or (None,) * len(wanted.variables)
     for variable, unit in zip(wanted.variables, units, strict=True):
         name = find_name(variable, fields.names)
         if name is None:
             raise InputError(
-                f"holds no variable {variable!r}",
+                f"contains no variable {variable!r}",
                 where=str(fields.path),
-                todo=f"It holds: {', '.join(fields.names)}",
+                todo=f"Its variables are: {', '.join(fields.names)}",
             )
         values = fields.read(name, None if rows is None else rows.tolist(), wanted.levels)
         given, target = fields.unit(name), unit or si_unit(variable)

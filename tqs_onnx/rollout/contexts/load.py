@@ -1,7 +1,7 @@
-"""Load contexts from a file, and refuse that scoring and evaluation share any.
+"""Load contexts from a file, and refuse contexts that scoring and evaluation share.
 
-`.npz`, a folder of `.npy` files, `.nc` or `.zarr`: one array per model input; `.csv` or `.txt`, also `.gz`: windows of
-it; `.nc` or `.zarr` with a `[fields]` in the spec: states of fields over time.
+`.npz`, a folder of `.npy` files, `.nc` or `.zarr`: one array per model input. `.csv` or `.txt`, also `.gz`: windows of
+a table. `.nc` or `.zarr` with `[fields]` in the spec: states of fields over time.
 Never imports onnxruntime.
 """
 
@@ -43,19 +43,19 @@ def load_contexts(
     path : Path
         `.npz`, a folder of `.npy` files, NetCDF (`.nc`), Zarr (`.zarr`), or a table (`.csv`, `.txt`, each also `.gz`).
     spec : RolloutSpec
-        Checked against the model; a table needs its `[windows]`.
+        A spec that was checked against the model; a table needs its `[windows]`.
     signature : ModelSignature
-        Of the model as the user gave it.
+        Signature of the user's model.
     split : str, optional
-        Which rows of a table; arrays are a split of their own and ignore it.
+        The rows of a table to use; arrays are a split of their own and ignore it.
     limit : int, optional
-        At most so many contexts, thinned evenly (over the series as well).
+        Largest number of contexts, thinned evenly (over the series as well).
 
     Raises
     ------
     InputError
         The file cannot be read; an array is missing, unknown, or of the wrong shape or type; a value is not
-        finite; a split is unknown or too short; or there is no context at all.
+        finite; a split is unknown or too short; or there are no contexts.
     """
     if not path.exists():
         raise InputError("no such file", where=str(path), todo="Give an .npz, a folder of .npy, or a .csv")
@@ -66,24 +66,24 @@ def load_contexts(
     if path.name.lower().endswith(_TABLES):
         return cut_windows(path, spec, signature, split=split, limit=limit)
     raise InputError(
-        "is no contexts file",
+        "is not a contexts file",
         where=str(path),
         todo="Give an .npz, a folder of .npy, .nc, .zarr, or a .csv or .txt (also .gz)",
     )
 
 
 def check_disjoint(scoring: Contexts, evaluation: Contexts, role: str = "scoring") -> None:
-    """Refuse an overlap between what a plan is made from and what it is judged by.
+    """Refuse an overlap between the contexts that a plan is made from and those that judge it.
 
     Contexts of one table overlap when they share a row (context or truth, of any series); others when one
-    context has the same content in both. `role` says what the first ones are for.
+    context has the same content in both sets. `role` is the purpose of the first set.
 
     Raises
     ------
     InputError
-        They overlap; the first pair is named.
+        The sets overlap; the message names the first pair.
     """
-    todo = f"Evaluate on rows that {role} does not use: --eval-contexts, or other [windows] splits"
+    todo = f"Evaluate on rows that {role} does not use: give `eval_contexts`, or change the [windows] splits"
     if scoring.table is not None and scoring.table == evaluation.table:
         pair = _shared_rows(scoring.rows, evaluation.rows)
         if pair is not None:
@@ -117,7 +117,7 @@ def _shared_rows(
 
 
 def _digests(contexts: Contexts, other: Contexts) -> list[bytes]:
-    """One digest per context over the inputs that both sets hold."""
+    """Return one digest per context over the inputs that both sets contain."""
     names = sorted(contexts.arrays.keys() & other.arrays.keys())
     if not names:
         return []

@@ -1,6 +1,6 @@
-"""Read a table of time series from text: CSV or blanks, plain or gzipped, with or without a header.
+"""Read a table of time series from text: CSV or whitespace, plain or gzipped, with or without a header.
 
-Standard library and NumPy only. Missing cells are filled forward from the past; those before the first value
+Uses the standard library and NumPy only. Missing cells are filled forward from the past; those before the first value
 of a column take that value.
 """
 
@@ -35,7 +35,7 @@ class Table:
     values : NDArray[np.float64]
         [row, column], finite.
     digest : str
-        SHA-256 of the uncompressed text: the identity of the table, whatever its file is called.
+        SHA-256 of the uncompressed text: it identifies the table whatever its file name.
     """
 
     columns: tuple[str, ...]
@@ -50,27 +50,31 @@ def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequen
     ----------
     path : Path
         UTF-8 (undecodable bytes are replaced); comma, semicolon, tab or blanks between cells. A first row
-        with a cell that is no number is a header; without one the columns are called 0, 1, …
+        with a cell that is not a number is a header; without a header the columns are named 0, 1, …
     columns : sequence of str, optional
-        The columns wanted, in this order. Default: all, without the first when it is not numeric (the date).
+        The columns to read, in this order. Default: all, except the first when it is not numeric (the date).
     missing : sequence of float
-        Values that stand for a missing cell, besides empty cells and NaN.
+        Values that mark a missing cell, besides empty cells and NaN.
 
     Raises
     ------
     InputError
-        The file cannot be read, a row has another number of cells, a column is unknown, holds a cell that is
-        no number or infinite, or has no value at all.
+        The file cannot be read, a row has a different number of cells, a column is unknown, contains a cell that is
+        not a number or is infinite, or has no value at all.
     """
     text, digest = _text(path)
     rows, line_numbers = _rows(text, path)
     header, first = _header(rows[0])
     body = rows[first:]
     if not body:
-        raise InputError("holds no rows", where=str(path))
+        raise InputError("contains no rows", where=str(path), todo="Give a table with rows of numbers")
     for row, number in zip(body, line_numbers[first:], strict=True):
         if len(row) != len(header):
-            raise InputError(f"line {number} has {len(row)} cells instead of {len(header)}", where=str(path))
+            raise InputError(
+                f"line {number} has {len(row)} cells instead of {len(header)}",
+                where=str(path),
+                todo="Correct this line",
+            )
     wanted = _wanted(header, body, columns, path)
     values = np.empty((len(body), len(wanted)))
     for place, index in enumerate(wanted):
@@ -79,7 +83,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequen
         )
         if np.isnan(values[:, place]).any():
             raise InputError(
-                f"column {header[index]!r} has no value at all", where=str(path), todo="Set columns"
+                f"column {header[index]!r} has no values",
+                where=str(path),
+                todo="Leave it out of windows.columns",
             )
     return Table(tuple(header[i] for i in wanted), values, digest)
 
@@ -91,7 +97,9 @@ def _text(path: Path) -> tuple[str, str]:
             raw = gzip.decompress(raw)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"cannot be read ({reason})", where=str(path)) from error
+        raise InputError(
+            f"cannot be read ({reason})", where=str(path), todo="Check the path and the file"
+        ) from error
     return raw.decode("utf-8-sig", errors="replace"), hashlib.sha256(raw).hexdigest()
 
 
@@ -100,7 +108,7 @@ def _rows(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
     numbers = [n for n, line in enumerate(lines, 1) if line.strip()]
     kept = [lines[n - 1] for n in numbers]
     if not kept:
-        raise InputError("is empty", where=str(path))
+        raise InputError("is empty", where=str(path), todo="Give a table with rows of numbers")
     counts = {separator: kept[0].count(separator) for separator in ",;\t"}
     separator = max(counts, key=lambda s: counts[s])
     if counts[separator] == 0:
@@ -108,11 +116,11 @@ def _rows(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
     try:
         return [[cell.strip() for cell in row] for row in csv.reader(kept, delimiter=separator)], numbers
     except csv.Error as error:
-        raise InputError(f"is not a table: {error}", where=str(path)) from error
+        raise InputError(f"is not a table: {error}", where=str(path), todo="Write it as CSV") from error
 
 
 def _header(row: list[str]) -> tuple[list[str], int]:
-    """Column names, and the index of the first row of data."""
+    """Return the column names, and the index of the first row of data."""
     if any(math.isnan(_number(cell)) and cell.lower() not in _MISSING for cell in row):
         return row, 1
     return [str(i) for i in range(len(row))], 0
@@ -126,7 +134,9 @@ def _wanted(header: list[str], body: list[list[str]], columns: Sequence[str] | N
         if header.count(name) != 1:
             what = f"has no column {name!r}" if name not in header else f"has several columns {name!r}"
             raise InputError(
-                what, where=str(path), todo=close_match(name, header) or f"It has: {', '.join(header)}"
+                what,
+                where=str(path),
+                todo=close_match(name, header) or f"Its columns are: {', '.join(header)}",
             )
     return [header.index(name) for name in columns]
 
@@ -146,9 +156,9 @@ def _numbers(cells: list[str], name: str, line_numbers: list[int], path: Path) -
     bad = [i for i in np.flatnonzero(~np.isfinite(values)) if cells[i].lower() not in _MISSING]
     if bad:
         raise InputError(
-            f"column {name!r} holds {cells[bad[0]]!r} in line {line_numbers[bad[0]]}",
+            f"column {name!r} contains {cells[bad[0]]!r} in line {line_numbers[bad[0]]}",
             where=str(path),
-            todo="Only finite numbers and empty cells are read; name the numeric columns in windows.columns",
+            todo="Use finite numbers or empty cells only, or name the numeric columns in windows.columns",
         )
     return values
 

@@ -1,12 +1,12 @@
-"""Cut contexts from a table: windows of `context` rows, with `horizon` rows of truth behind them.
+"""Cut contexts from a table: windows of `context` rows, followed by `horizon` rows of truth.
 
     rows        a ─────────────────────────────── b          the split [a, b)
     window      [start, start + context)[… + horizon)        start = a, a + stride, …
 
-Test windows lie in the split with their horizon. Others need only their context there: they are for scoring,
-which compares the model with itself; their truth is attached when each of them has it inside.
+Test windows lie in the split together with their horizon. For other splits only the context must lie there: they serve
+scoring, which compares the model with itself; their truth is attached when all of it lies in the split.
 
-layout `series`: each column is a series of its own, [batch, context]; `table`: [batch, context, column].
+Layout `series`: each column is a separate series, [batch, context]; `table`: [batch, context, column].
 Never imports onnxruntime.
 """
 
@@ -40,7 +40,7 @@ def cut_windows(
         raise InputError(
             "a table needs a [windows] section in rollout.toml",
             where=str(path),
-            todo="Add one, or give an .npz",
+            todo="Add one, or give contexts as an .npz",
         )
     if split not in {"train", "validation", "test"}:
         raise InputError(f"unknown split {split!r}", where=str(path), todo="Use train, validation or test")
@@ -94,25 +94,27 @@ def cut_windows(
 
 
 def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each column with mean 0 and deviation 1, a constant one as 0 (paper, A.11)."""
+    """Return each column with mean 0 and deviation 1, and a constant column as 0 (paper, A.11)."""
     result: NDArray[np.float64] = (values - values.mean(axis=0)) / (values.std(axis=0) + 1e-8)
     return result
 
 
 def _check_sources(spec: RolloutSpec, signature: ModelSignature, windows: Windows, path: Path) -> None:
-    """Refuse inputs without a source: a table gives one its values, masks start full of their constant."""
+    """Refuse inputs without a source: a table supplies one input, and masks start full of their constant."""
     fills = {f.input for f in spec.fill}
     signature.input(windows.input)
     for port in signature.inputs:
         if port.name not in fills | {windows.input}:
             raise InputError(
-                f"a table gives no values for input {port}", where=str(path), todo="Give contexts as an .npz"
+                f"a table supplies no values for input {port}",
+                where=str(path),
+                todo="Give contexts as an .npz",
             )
     if windows.input in spec.forced | fills:
         raise InputError(
             f"windows.input {windows.input!r} is a forcing or a fill",
             where="rollout.toml",
-            todo="Name a state input",
+            todo="Name an input that is a state",
         )
 
 
@@ -122,7 +124,7 @@ def _rows_of(split: str, windows: Windows, special: TableWindows | None) -> Rows
 
 
 def _bounds(split: str, rows: Rows | None, n: int, path: Path) -> tuple[int, int]:
-    """Row numbers of a split; when either bound is a float, both are fractions of the table."""
+    """Return the row numbers of a split; if either bound is a float, both are fractions of the table."""
     if rows is None:
         raise InputError(
             f"rollout.toml has no {split} rows for this table", where=str(path), todo=f"Set windows.{split}"
@@ -130,11 +132,11 @@ def _bounds(split: str, rows: Rows | None, n: int, path: Path) -> tuple[int, int
     if any(isinstance(r, float) for r in rows):
         if max(rows) > 1:
             raise InputError(
-                f"windows.{split} {list(rows)}: fractions lie between 0 and 1",
+                f"windows.{split} {list(rows)} has fractions outside 0 to 1",
                 where="rollout.toml",
-                todo="Or use rows",
+                todo="Give fractions between 0 and 1, or integer row numbers",
             )
-        # 1e-9: 0.7 * 10 is 6.999…
+        # 1e-9: in floating point 0.7 * 10 is 6.999…
         rows = (int(rows[0] * n + 1e-9), int(rows[1] * n + 1e-9))
     start, stop = int(rows[0]), int(rows[1])
     if not 0 <= start < stop <= n:
@@ -161,7 +163,7 @@ def _future(table: Table, windows: Windows, start: int) -> NDArray[np.float64]:
 
 
 def _input_array(pasts: NDArray[np.float64], port: Port, spec: RolloutSpec, path: Path) -> NDArray[Any]:
-    """[context, time] or [context, time, column] in the shape and dtype of the input; axes of 1 are added."""
+    """Return [context, time] or [context, time, column] in the shape and dtype of the input; add axes of 1."""
     shape = context_shape(spec, port)
     got = pasts.shape[1:]
     if shape is not None and not _fits(got, shape):
@@ -187,25 +189,29 @@ def _fits(got: Sequence[int], shape: Sequence[Dim]) -> bool:
 def _fill_array(
     fill: Fill, n: int, spec: RolloutSpec, signature: ModelSignature, windows: Windows, path: Path
 ) -> NDArray[Any]:
-    """Return the start of a mask: full of its value, as long as the context along its axis."""
+    """Return the initial mask: filled with its value, as long as the context along its axis."""
     port = signature.input(fill.input)
     batch = spec.rollout.batch_axis
     if port.shape is None:
-        raise InputError(f"the shape of input {port} is not known", where=str(path), todo="Give an .npz")
+        raise InputError(
+            f"the shape of input {port} is unknown", where=str(path), todo="Give contexts as an .npz"
+        )
     shape = [
         windows.context if axis == fill.axis and isinstance(size, str) else size
         for axis, size in enumerate(port.shape)
         if axis != batch
     ]
     if any(isinstance(size, str) for size in shape):
-        raise InputError(f"the shape of input {port} is not known", where=str(path), todo="Give an .npz")
+        raise InputError(
+            f"the shape of input {port} is unknown", where=str(path), todo="Give contexts as an .npz"
+        )
     return np.full((n, *(int(s) for s in shape)), fill.value, port.dtype)
 
 
 def _truth(
     futures: NDArray[np.float64], output: str, spec: RolloutSpec, signature: ModelSignature
 ) -> NDArray[np.float64]:
-    """[context, time] gets the axes of 1 that the trajectory of the output has behind time."""
+    """Add the axes of 1 to [context, time] that the trajectory of the output has after time."""
     shape = signature.output(output).shape
     if shape is None or spec.windows is None or spec.windows.layout == "table":
         return futures

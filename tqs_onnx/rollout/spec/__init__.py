@@ -1,1 +1,1 @@
-"""The rollout spec: read, and checked against the model."""
+"""Read the rollout spec and check it against the model."""

@@ -1,7 +1,7 @@
-"""Hold a rollout spec against a model: every input covered once, every fed array of a shape that can fit.
+"""Check a rollout spec against a model: every input is fed exactly once, and every fed array can fit.
 
-Only what both declare is compared: symbolic dimensions and unknown ranks are left to the rollout itself,
-which checks the shapes it sees.
+Only what both declare is compared: symbolic dimensions and unknown ranks are left to the rollout, which checks the
+actual shapes.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def check_spec(spec: RolloutSpec, signature: ModelSignature) -> None:
     ----------
     spec : RolloutSpec
     signature : ModelSignature
-        Of the model as the user gave it (no weights exposed as inputs).
+        Signature of the user's model (no weights exposed as inputs).
 
     Raises
     ------
     InputError
-        An unknown input or output, an input that nothing or two tables cover, an axis that does not exist, or
-        a feedback whose rank, sizes or type cannot fit; the message names the table and what to do.
+        An input or output is unknown, an input is fed by no table or by two, an axis does not exist, or the
+        rank, sizes or type of a feedback cannot fit; the message names the table and what to do.
     """
     _check_names(spec, signature)
     _check_coverage(spec, signature)
@@ -43,7 +43,7 @@ def check_spec(spec: RolloutSpec, signature: ModelSignature) -> None:
 
 
 def unjudged(spec: RolloutSpec, signature: ModelSignature) -> tuple[str, ...]:
-    """Return a note for each trajectory output of which `[[variable]]` names a part only: the rest is not judged."""
+    """Return a note for each trajectory output that `[[variable]]` covers only in part: the rest is not judged."""
     notes: list[str] = []
     for output in spec.trajectory.outputs if spec.variable else ():
         named = [v for v in spec.variable if v.output == output]
@@ -121,7 +121,7 @@ def _check_coverage(spec: RolloutSpec, signature: ModelSignature) -> None:
 
 
 def _check_parts(name: str, tables: list[Feedback]) -> None:
-    """Several feedbacks may write one input only in parts of one axis that do not overlap."""
+    """Refuse several feedbacks of one input unless they write parts of one axis that do not overlap."""
     if len(tables) < 2:
         return
     parts = [t.into for t in tables if t.into is not None]
@@ -129,15 +129,15 @@ def _check_parts(name: str, tables: list[Feedback]) -> None:
         raise InputError(
             f"two [[feedback]] tables write input {name!r}",
             where="rollout.toml",
-            todo="Keep one, or give each an into part",
+            todo="Keep one, or give each of them an into part",
         )
     spans = sorted(_span(p) for p in parts)
     overlap = any(end > start for (_, end), (start, _) in itertools.pairwise(spans))
     if len({p.axis for p in parts}) > 1 or spans[0][0] < 0 or overlap:
         raise InputError(
-            f"the into parts of the feedbacks of input {name!r} overlap, or lie on different axes",
+            f"the into parts of the feedbacks of input {name!r} overlap or lie on different axes",
             where="rollout.toml",
-            todo="Give disjoint ranges of one axis, counted from its start",
+            todo="Give separate ranges of one axis, counted from its start",
         )
 
 
@@ -151,7 +151,7 @@ def _check_batch(spec: RolloutSpec, signature: ModelSignature) -> None:
     if axis is None:
         if spec.shared:
             raise InputError(
-                "shared says that an input has no batch axis, but the model has none at all",
+                "shared marks an input without a batch axis, but the whole model has no batch axis",
                 where="rollout.toml",
                 todo="Remove shared, or set rollout.batch_axis",
             )
@@ -167,7 +167,7 @@ def _check_batch(spec: RolloutSpec, signature: ModelSignature) -> None:
             raise InputError(
                 f"{port} has no axis {axis}",
                 where="rollout.toml rollout.batch_axis",
-                todo="Choose another axis or leave it out; an input without it gets shared = true",
+                todo="Choose another axis or remove batch_axis; mark an input without it as shared = true",
             )
         size = port.shape[axis]
         if isinstance(size, int):
@@ -178,12 +178,12 @@ def _check_batch(spec: RolloutSpec, signature: ModelSignature) -> None:
         raise InputError(
             f"{one} and {other} differ in the batch axis {axis}",
             where="rollout.toml rollout.batch_axis",
-            todo="Choose another axis or leave it out; an input without it gets shared = true",
+            todo="Choose another axis or remove batch_axis; mark an input without it as shared = true",
         )
 
 
 def _check_batch_name(ports: Sequence[Port], axis: int) -> None:
-    """Refuse an array that has the batch, by its name, on another axis than the others."""
+    """Refuse an array whose batch, identified by its name, lies on another axis than in the others."""
     shapes = {port.name: port.shape or () for port in ports}
     here = {size for shape in shapes.values() for size in shape[axis : axis + 1]}
     names = {size for size in here if isinstance(size, str) and size not in ("", "?")}
@@ -192,9 +192,9 @@ def _check_batch_name(ports: Sequence[Port], axis: int) -> None:
         elsewhere = next((i for i, size in enumerate(shape) if size in names), None)
         if elsewhere is not None and shape[axis] not in names:
             raise InputError(
-                f"{port} has its batch {shape[elsewhere]!r} on axis {elsewhere}, others on axis {axis}",
+                f"{port} has its batch {shape[elsewhere]!r} on axis {elsewhere}, others have it on axis {axis}",
                 where="rollout.toml rollout.batch_axis",
-                todo="Leave it out (one context a call), or export the model with the batch on one axis",
+                todo="Remove batch_axis (one context per call), or export the model with the batch on one axis",
             )
 
 
@@ -203,9 +203,9 @@ def _check_flipped(spec: RolloutSpec, signature: ModelSignature) -> None:
         port = signature.input(feedback.input)
         if port.dtype.kind in "bu":
             raise InputError(
-                f"flip_invariant negates states, and {port} has no sign",
+                f"flip_invariant negates states, but {port} cannot be negative",
                 where="rollout.toml rollout.flip_invariant",
-                todo="Leave it out",
+                todo="Remove flip_invariant",
             )
 
 
@@ -216,16 +216,20 @@ def _check_trajectory(spec: RolloutSpec, signature: ModelSignature) -> None:
         raise InputError("select cuts the batch axis", where=where, todo="Select another axis")
     if trajectory.time_axis is not None and trajectory.time_axis in dropped | {spec.rollout.batch_axis}:
         raise InputError(
-            f"time_axis {trajectory.time_axis} is the batch axis, or select takes it away",
+            f"time_axis {trajectory.time_axis} is the batch axis, or select removes it",
             where=where,
-            todo="Choose another time_axis: all axes are those of the ONNX output",
+            todo="Choose another time_axis: axes count in the ONNX output",
         )
     for name in trajectory.outputs:
         port = signature.output(name)
         if port.shape is None:
             continue
         if trajectory.time_axis is not None and trajectory.time_axis >= len(port.shape):
-            raise InputError(f"{port} has no axis {trajectory.time_axis}", where=f"{where}.time_axis")
+            raise InputError(
+                f"{port} has no axis {trajectory.time_axis}",
+                where=f"{where}.time_axis",
+                todo="Choose another time_axis",
+            )
         shape = cut_shape(trajectory.select, port.shape, f"{where}.select")
         _check_length(spec, port, shape)
 

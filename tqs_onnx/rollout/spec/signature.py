@@ -1,4 +1,4 @@
-"""What a model takes and gives: name, type and shape of each graph input and output, read without a runtime.
+"""The signature of a model: name, type and shape of each graph input and output, read without a runtime.
 
 Never imports onnxruntime.
 """
@@ -15,7 +15,7 @@ import onnx
 
 from tqs_passes.errors import InputError, one_line
 
-#: A dimension: its size, or the name of a symbolic one (`?` for one without a name).
+#: A dimension: its size, or its symbolic name (`?` when it has none).
 Dim = int | str
 
 
@@ -27,7 +27,7 @@ class Port:
     ----------
     name : str
     dtype : numpy.dtype
-        bfloat16 is the dtype of `ml_dtypes`.
+        bfloat16 uses the dtype of `ml_dtypes`.
     shape : tuple of int or str, or None
         Sizes, or names of symbolic dimensions; None when the rank is not declared.
     """
@@ -55,22 +55,22 @@ class ModelSignature:
     outputs: tuple[Port, ...]
 
     def input(self, name: str) -> Port:
-        """Return the input called `name`.
+        """Return the input named `name`.
 
         Raises
         ------
         InputError
-            There is none.
+            There is no such input.
         """
         return _named(self.inputs, name, "input")
 
     def output(self, name: str) -> Port:
-        """Return the output called `name`.
+        """Return the output named `name`.
 
         Raises
         ------
         InputError
-            There is none.
+            There is no such output.
         """
         return _named(self.outputs, name, "output")
 
@@ -98,26 +98,32 @@ def close_match(name: str, known: Iterable[str]) -> str:
 
 
 def port(name: str, element_type: int, shape: tuple[Dim, ...] | None) -> Port:
-    """Return the port of a tensor of an ONNX element type.
+    """Return the port of a tensor with an ONNX element type.
 
     Raises
     ------
     InputError
-        The type has no NumPy counterpart that can be fed: strings and types narrower than a byte.
+        The type has no NumPy counterpart that can be fed: strings, and types narrower than a byte.
     """
     try:
         dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element_type))
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"unknown element type {element_type}", where=name) from error
+        raise InputError(
+            f"unknown element type {element_type}", where=name, todo="Export the model again"
+        ) from error
     narrow = dtype.name in {"int4", "uint4", "int2", "uint2", "float4_e2m1fn"}
     if dtype == np.dtype(object) or narrow:
         kind = onnx.TensorProto.DataType.Name(element_type).lower()
-        raise InputError(f"a graph input or output of {kind} values is not supported", where=name)
+        raise InputError(
+            f"a graph input or output of {kind} values is not supported",
+            where=name,
+            todo="Export the model with another type",
+        )
     return Port(name, dtype, shape)
 
 
 def signature_of(proto: onnx.ModelProto) -> ModelSignature:
-    """Return the signature that a model declares.
+    """Return the declared signature of a model.
 
     Parameters
     ----------
@@ -127,7 +133,7 @@ def signature_of(proto: onnx.ModelProto) -> ModelSignature:
     Raises
     ------
     InputError
-        An input or output is not a tensor, or of a type that cannot be fed.
+        An input or output is not a tensor, or has a type that cannot be fed.
 
     Examples
     --------
@@ -145,11 +151,15 @@ def signature_of(proto: onnx.ModelProto) -> ModelSignature:
 
 def _port_of(info: onnx.ValueInfoProto) -> Port:
     if not info.type.HasField("tensor_type"):
-        raise InputError("a graph input or output that is no tensor is not supported", where=info.name)
+        raise InputError(
+            "a graph input or output that is not a tensor is not supported",
+            where=info.name,
+            todo="Export the model with tensors only",
+        )
     tensor = info.type.tensor_type
     if not tensor.HasField("shape"):
         return port(info.name, tensor.elem_type, None)
-    # Some exporters write -1 where they mean any size.
+    # Some exporters write -1 for any size.
     shape: tuple[Dim, ...] = tuple(
         int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else str(d.dim_param or "?")
         for d in tensor.shape.dim

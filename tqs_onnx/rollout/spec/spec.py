@@ -1,8 +1,8 @@
-"""The rollout spec: how outputs re-enter as inputs, what the trajectory is, how a table is cut into contexts.
+"""The rollout spec: how outputs re-enter as inputs, which outputs form the trajectory, how contexts are cut.
 
-A TOML file (`rollout.toml`), checked strictly: unknown keys are refused, types are not coerced. Every axis is
-an axis of the arrays of the ONNX file, counted from 0, batch axis included. See `check` for how a spec and a
-model fit.
+It is a TOML file (`rollout.toml`) with strict validation: unknown keys are refused and types are not coerced. Every
+axis is an axis of the arrays of the ONNX file, counted from 0 including the batch axis. `check` tests whether a spec
+fits a model.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tqs_passes.errors import InputError
 
 
 def _as_tuple(value: object) -> object:
-    """Turn a TOML array, a list, into the tuple that strict fields want."""
+    """Convert a TOML array, which is a list, to the tuple that strict fields require."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _one_or_many(value: object) -> object:
-    """Let a single table or number stand for a sequence of one."""
+    """Accept a single table or number in place of a sequence of one."""
     if isinstance(value, Mapping | int | float) and not isinstance(value, bool):
         return (value,)
     return _as_tuple(value)
@@ -45,7 +45,7 @@ class _Table(BaseModel):
 
 
 class Cut(_Table):
-    """A part of an array along one axis: one `index` (the axis goes) or the range [`start`, `stop`)."""
+    """A part of an array along one axis: one `index` (which removes the axis) or the range [`start`, `stop`)."""
 
     axis: Axis
     index: int | None = None
@@ -61,7 +61,7 @@ class Cut(_Table):
 
     @property
     def bounds(self) -> tuple[int, int | None]:
-        """Start and stop (None: to the end) of the range, as Python slices count them."""
+        """Start and stop of the range (None: to the end), with the meaning of Python slices."""
         if self.index is not None:
             return self.index, (self.index + 1) or None
         return self.start or 0, self.stop
@@ -73,8 +73,8 @@ Cuts = Annotated[tuple[Cut, ...], BeforeValidator(_one_or_many)]
 class RolloutTable(_Table):
     """Number of model calls, values kept along time, and the batch axis (None: the model has none).
 
-    `flip_invariant` averages with the rollout of the negated states, `non_negative` bounds the forecast at zero where
-    the states hold no negative value; see `tqs_onnx.rollout.postprocess`.
+    `flip_invariant` averages with the rollout of the negated states; `non_negative` bounds the forecast at zero when
+    the states have no negative value; see `tqs_onnx.rollout.postprocess`.
     """
 
     steps: Annotated[int, Field(ge=1)]
@@ -85,16 +85,16 @@ class RolloutTable(_Table):
 
     @property
     def is_made_whole(self) -> bool:
-        """Whether a trajectory is made from whole rollouts, so that a step by itself says nothing."""
+        """Whether a trajectory is computed from whole rollouts, so that a single step cannot be judged."""
         return self.flip_invariant or self.non_negative
 
 
 class Feedback(_Table):
     """How one output re-enters as one input: fed = scale · expand(select(output)) + offset.
 
-    `replace` makes it the input; `shift` appends it along `axis` and drops as many of the oldest; `grow`
-    appends it. With `into` only that part of the input is written; the rest comes from the forcing of the
-    same input, or stays as it was.
+    `replace` makes it the input; `shift` appends it along `axis` and drops equally many of the oldest values;
+    `grow` appends it. With `into` only that part of the input is written; the rest comes from the forcing of the
+    same input, or keeps its values.
     """
 
     output: Name
@@ -111,9 +111,9 @@ class Feedback(_Table):
     @model_validator(mode="after")
     def _consistent(self) -> Feedback:
         if (self.axis is None) != (self.mode == "replace"):
-            raise ValueError("axis is needed by shift and grow, and by them only")
+            raise ValueError("axis is required for shift and grow, and not allowed for replace")
         if self.mode == "grow" and self.into is not None:
-            raise ValueError("into does not go with grow: the rest of the input would keep its length")
+            raise ValueError("into cannot be combined with grow: the rest of the input would keep its length")
         if len({len(v) for v in (self.scale, self.offset) if len(v) > 1}) > 1:
             raise ValueError("scale and offset have different lengths")
         if len({c.axis for c in self.select}) < len(self.select):
@@ -124,36 +124,36 @@ class Feedback(_Table):
 
     @property
     def is_direct(self) -> bool:
-        """The output as it is becomes the input."""
+        """Whether the unchanged output becomes the input."""
         return self.mode == "replace" and not (self.select or self.into or self.expand or self.is_scaled)
 
     @property
     def keeps_units(self) -> bool:
-        """The output is the next input, whole and in its units, so that an observed input is its truth."""
+        """Whether the next input is the whole output in its own units, so that an observed input is its truth."""
         return not (self.select or self.into or self.is_scaled)
 
     @property
     def is_scaled(self) -> bool:
-        """Scale or offset change the values."""
+        """Whether scale or offset change the values."""
         return set(self.scale) != {1.0} or set(self.offset) != {0.0}
 
 
 class Forcing(_Table):
-    """An input whose values per step are given; `shared`: it has no batch axis."""
+    """An input with given values for every step; `shared`: it has no batch axis."""
 
     input: Name
     shared: bool = False
 
 
 class Static(_Table):
-    """An input that is the same at every step; `shared`: it has no batch axis."""
+    """An input with the same values at every step; `shared`: it has no batch axis."""
 
     input: Name
     shared: bool = False
 
 
 class Fill(_Table):
-    """An input to which `length` constant values are appended along `axis` after each step, e.g. a mask."""
+    """An input, e.g. a mask, to which `length` constant values are appended along `axis` after each step."""
 
     input: Name
     value: bool | int | Finite
@@ -163,7 +163,7 @@ class Fill(_Table):
 
 
 class TrajectoryTable(_Table):
-    """The outputs that are the forecast; `time_axis`: which axis is time (None: one step is one time)."""
+    """The outputs that form the forecast, and the time axis in `time_axis` (None: one time value per step)."""
 
     outputs: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
     time_axis: Axis | None = None
@@ -191,12 +191,12 @@ class Variable(_Table):
     @model_validator(mode="after")
     def _both(self) -> Variable:
         if (self.axis is None) != (self.index is None):
-            raise ValueError("axis and index go together")
+            raise ValueError("axis and index must be given together")
         return self
 
 
 class TableWindows(_Table):
-    """Splits and stride for the tables whose file name matches `match` (shell pattern); unset keys stay."""
+    """Splits and stride for tables whose file name matches `match` (a shell pattern); unset keys stay unchanged."""
 
     match: Name
     stride: Annotated[int, Field(ge=1)] | None = None
@@ -229,7 +229,7 @@ Days = Annotated[tuple[Name, Name], BeforeValidator(_as_tuple)]
 
 
 class FieldInput(_Table):
-    """One input made of fields: `variables` stacked, at `levels` (hPa) if given, in `units` (default: SI)."""
+    """One input composed of fields: `variables` stacked, at `levels` (hPa) if given, in `units` (default: SI)."""
 
     input: Name
     variables: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
@@ -241,7 +241,7 @@ class FieldInput(_Table):
     @model_validator(mode="after")
     def _one_unit_each(self) -> FieldInput:
         if self.units is not None and len(self.units) != len(self.variables):
-            raise ValueError("units and variables differ in number")
+            raise ValueError("units and variables must have the same length")
         return self
 
 
@@ -257,7 +257,7 @@ class FieldsTable(_Table):
     @model_validator(mode="after")
     def _distinct(self) -> FieldsTable:
         if len({f.input for f in self.input}) < len(self.input):
-            raise ValueError("two [[fields.input]] tables give one input")
+            raise ValueError("two [[fields.input]] tables name the same input")
         return self
 
 
@@ -278,17 +278,15 @@ class RolloutSpec(_Table):
     @model_validator(mode="after")
     def _has_states(self) -> RolloutSpec:
         if self.rollout.is_made_whole and not self.feedback:
-            raise ValueError(
-                "flip_invariant and non_negative act on what is fed back: there is no [[feedback]]"
-            )
+            raise ValueError("flip_invariant and non_negative need a state, but there is no [[feedback]]")
         forced = {f.input for f in self.feedback} & {f.input for f in self.forcing}
         if self.rollout.flip_invariant and forced:
             raise ValueError(
-                f"flip_invariant negates states, and input {min(forced)!r} is a forcing in part: "
-                "it cannot tell which part"
+                f"flip_invariant negates states, but part of input {min(forced)!r} is a forcing, "
+                "and the parts cannot be separated"
             )
         if self.fields is not None and self.forcing:
-            raise ValueError("[fields] gives no values to a [[forcing]]: give contexts as arrays")
+            raise ValueError("[fields] cannot supply a [[forcing]]: give contexts as arrays")
         return self
 
     @property
@@ -300,7 +298,7 @@ class RolloutSpec(_Table):
 
     @property
     def forced(self) -> frozenset[str]:
-        """Inputs whose contexts hold a value per step."""
+        """Inputs whose contexts contain a value per step."""
         return frozenset(f.input for f in self.forcing)
 
     @property
@@ -317,9 +315,9 @@ class RolloutSpec(_Table):
         steps : int
             Calls of the model.
         length : int, optional
-            Values kept along time. Default: as before when steps do not shrink, else all.
+            Values kept along time. Default: unchanged if `steps` does not decrease, else all.
         horizon : int, optional
-            Rows of truth after each context; default: as before.
+            Rows of truth after each context; default: unchanged.
 
         Raises
         ------
@@ -327,7 +325,7 @@ class RolloutSpec(_Table):
             A number is below 1.
         """
         if min(n for n in (steps, length, horizon) if n is not None) < 1:
-            raise InputError("steps, length and horizon must be at least 1")
+            raise InputError("steps, length and horizon must be at least 1", todo="Give larger numbers")
         if length is None and steps >= self.rollout.steps:
             length = self.rollout.length
         windows = self.windows
@@ -343,7 +341,7 @@ def load_spec(path: Path) -> RolloutSpec:
     Raises
     ------
     InputError
-        The file is missing, is no TOML, or a key is unknown, missing or of the wrong type; the key is named.
+        The file is missing or not TOML, or a key is unknown, missing or of the wrong type; the message names the key.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -357,16 +355,16 @@ def load_spec(path: Path) -> RolloutSpec:
 
 
 def parse_spec(text: str, *, where: str = "rollout.toml") -> RolloutSpec:
-    """Return the spec that a TOML text holds; raises as `load_spec` does, with `where` as the file."""
+    """Return the spec in a TOML text; raises the errors of `load_spec`, with `where` as the file."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"is not valid TOML: {error}", where=where) from error
+        raise InputError(f"is not valid TOML: {error}", where=where, todo="Correct the file") from error
     return spec_of(data, where=where)
 
 
 def spec_of(data: Mapping[str, Any], *, where: str = "rollout.toml") -> RolloutSpec:
-    """Return the spec that a dictionary holds, with the tables and keys of a rollout.toml; see `load_spec`."""
+    """Return the spec in a dictionary with the tables and keys of a rollout.toml; see `load_spec`."""
     try:
         return RolloutSpec.model_validate(data)
     except ValidationError as error:
@@ -374,9 +372,9 @@ def spec_of(data: Mapping[str, Any], *, where: str = "rollout.toml") -> RolloutS
 
 
 def content_hash(spec: RolloutSpec) -> str:
-    """Return the hexadecimal SHA-256 of what the spec says, whatever its layout and key order.
+    """Return the hexadecimal SHA-256 of the content of the spec, independent of layout and key order.
 
-    Units of variables are for the reader, and not part of it.
+    Units of variables are only for the reader and are not included.
     """
     said = spec.model_dump(mode="json", exclude_defaults=True, exclude={"variable": {"__all__": {"unit"}}})
     text = json.dumps(said, sort_keys=True)
@@ -384,13 +382,13 @@ def content_hash(spec: RolloutSpec) -> str:
 
 
 def _explain(error: ValidationError, where: str) -> InputError:
-    """Report the first complaint, unknown keys first: a misspelt key also shows up as a missing one."""
+    """Report the first error, unknown keys first, because a misspelt key also appears as a missing one."""
     found = sorted(error.errors(include_url=False), key=lambda e: e["type"] != "extra_forbidden")[0]
     union = bool(found["loc"]) and found["loc"][-1] in {
         "int",
         "float",
         "bool",
-    }  # the member of a union that was tried, not a key
+    }  # members of a union that pydantic tried, not keys
     key = "".join(_key_parts(found["loc"][: -1 if union else None])).lstrip(".")
     if found["type"] == "extra_forbidden":
         known = {k for m in _tables() for k in m.model_fields}

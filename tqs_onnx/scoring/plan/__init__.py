@@ -1,1 +1,1 @@
-"""What is to be measured, as values."""
+"""The plan of a sweep: what is measured, as plain values."""

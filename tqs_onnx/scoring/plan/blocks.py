@@ -1,19 +1,19 @@
-"""Put weights together into blocks, which are scored (and may be assigned) together.
+"""Group weights into blocks, which are scored (and may be assigned) together.
 
 ============= =======================================================================================================
-rule          a block is
+rule          the weights of a block
 ============= =======================================================================================================
-pattern:R     the weights whose labels give regex R the same match (its groups, where it has some)
-nodes:N       N weights in a row, in the order of the nodes that read them
-nodes:A-B,C-D the weights that are first read by nodes A to B, counted from 0 without
+pattern:R     weights whose labels give regex R the same match (the same groups, if it has any)
+nodes:N       N consecutive weights, in the order of the nodes that read them
+nodes:A-B,C-D weights that are first read by nodes A to B, counted from 0 without
               Constant nodes, both ends included
-stored:N      N weights in a row, in the order of the file (the paper's Pangu: 223 tensors, 28 blocks of 8)
-prefix:D      the weights whose labels share their first D parts, split at ``.`` and ``/``
-auto          the weights of one chain between residual joins: the Adds of two values that both depend on what is fed
-              are cut out of the graph, and what hangs together without them is a chain (networkx)
+stored:N      N consecutive weights, in the order of the file (the paper's Pangu: 223 tensors, 28 blocks of 8)
+prefix:D      weights whose labels share their first D parts, split at ``.`` and ``/``
+auto          weights of one chain between residual joins: the Adds of two values that both depend on fed values are
+              removed from the graph, and each connected part that remains is a chain (networkx)
 ============= =======================================================================================================
 
-A weight that a rule leaves out is a block of its own.
+A weight that a rule leaves out forms its own block.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _JOINS = frozenset({"Add", "Sum"})
 
 
 def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Perturbation, ...]:
-    """Return the blocks of `weights` by a rule, in the order of their first weights.
+    """Return the blocks of `weights` for a rule, in the order of their first weights.
 
     Raises
     ------
     InputError
-        The rule is not one of the table above, or its regex or number is wrong.
+        The rule is not in the table above, or its regex or number is invalid.
     """
     kind, _, argument = rule.partition(":")
     if kind == "pattern" and argument:
@@ -56,7 +56,8 @@ def blocks_of(model: Model, weights: tuple[Weight, ...], rule: str) -> tuple[Per
         keys = _by_chain(model.proto.graph, weights)
     else:
         raise InputError(
-            f"--blocks {rule!r} is no rule for blocks",
+            f"{rule!r} is not a rule for blocks",
+            where="score.blocks.rule",
             todo="Write pattern:REGEX, nodes:N, nodes:A-B,C-D, stored:N, prefix:DEPTH or auto",
         )
     members: dict[str, list[Weight]] = {}
@@ -71,14 +72,19 @@ def _by_pattern(weights: Iterable[Weight], pattern: str) -> dict[str, str]:
         regex = re.compile(pattern)
     except re.error as error:
         raise InputError(
-            f"--blocks pattern {pattern!r} is no regular expression ({error})",
+            f"pattern {pattern!r} is not a regular expression ({error})",
+            where="score.blocks.rule",
             todo="Write e.g. 'pattern:layers\\.\\d+'",
         ) from error
     found = {w.name: regex.search(w.label) for w in weights}
     labels = {name: ".".join(m.groups("")) or m.group(0) for name, m in found.items() if m is not None}
     keys = {name: label for name, label in labels.items() if label}
     if not keys:
-        raise InputError(f"--blocks pattern {pattern!r} matches no weight", todo="See tqs inspect")
+        raise InputError(
+            f"pattern {pattern!r} matches no weight",
+            where="score.blocks.rule",
+            todo="tqs inspect lists the labels",
+        )
     return keys
 
 
@@ -93,14 +99,17 @@ def _by_ranges(graph: onnx.GraphProto, weights: tuple[Weight, ...], text: str) -
     for (a, b), (c, _) in zip(ranges, [*ranges[1:], (ranges[-1][1] + 1, 0)], strict=True):
         if not a <= b < c:
             raise InputError(
-                f"--blocks nodes:{text}: {a}-{b} runs backwards or into the next range",
+                f"nodes:{text}: {a}-{b} runs backwards or into the next range",
+                where="score.blocks.rule",
                 todo="Write ranges in order that do not overlap, e.g. nodes:0-119,120-245",
             )
     first = _first_readers(graph)
     found = {w.name: f"nodes{a}-{b}" for w in weights for a, b in ranges if a <= first.get(w.name, -1) <= b}
     if not found:
         raise InputError(
-            f"--blocks nodes:{text} holds no weight", todo=f"The graph has {len(graph.node)} nodes, from 0"
+            f"nodes:{text} contains no weight",
+            where="score.blocks.rule",
+            todo=f"The graph has {len(graph.node)} nodes, counted from 0: choose ranges that read weights",
         )
     return found
 
@@ -111,7 +120,7 @@ def _prefix(label: str, depth: int) -> str:
 
 
 def _first_readers(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return for every name the index of the first node of the main graph that reads it, in bodies too."""
+    """Map every name to the index of the first main-graph node that reads it, also from inside its bodies."""
     first: dict[str, int] = {}
     for index, node in enumerate(graph.node):
         for name in _read(node):
@@ -146,7 +155,7 @@ def _by_chain(graph: onnx.GraphProto, weights: tuple[Weight, ...]) -> dict[str, 
 
 
 def _dynamic_nodes(graph: onnx.GraphProto) -> set[int]:
-    """Return the nodes that depend on what is fed."""
+    """Return the nodes that depend on fed values."""
     stored = {t.name for t in graph.initializer}
     live = {i.name for i in graph.input if i.name not in stored}
     found: set[int] = set()
@@ -166,7 +175,7 @@ def _is_join(
 
 
 def _reaching(graph: onnx.GraphProto, flow: set[int]) -> dict[str, int]:
-    """Return for every value the first node of `flow` that it reaches through nodes outside it."""
+    """Map every value to the first node of `flow` that it reaches through nodes outside `flow`."""
     reached: dict[str, int] = {}
     for index in reversed(range(len(graph.node))):
         node = graph.node[index]

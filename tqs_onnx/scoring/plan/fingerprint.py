@@ -1,12 +1,12 @@
-"""What a measurement depends on, as one digest: the job.
+"""Compute the job: one digest of everything that a measurement depends on.
 
-Part of it: the model file, the rollout, the contexts, σ's units, the horizons, chunking, early stop, how weights are
-injected and which of them share a session, the versions of the runtime and of NumPy, which draws and rounds, the
+It includes the model file, the rollout, the contexts, σ's units, the horizons, chunking, early stop, how weights are
+injected and which of them share a session, the versions of the runtime and of NumPy (which draws and rounds), the
 provider, and the processor's instruction sets.
 
-Not part of it: the output path and the number of threads. The runtime's CPU kernels split a product over rows and
-columns, never within a sum, so threads do not change a bit of a result; a test holds them to it. Probe, bits, draw and
-seed belong to the single rollout (see `target.Rollout.key`): asking for more draws keeps those that were made.
+It does not include the output path and the number of threads. The runtime's CPU kernels split a product over rows and
+columns, never within a sum, so the number of threads does not change a bit of a result; a test verifies this. Probe,
+bits, draw and seed belong to the single rollout (see `perturbation.Rollout.key`): more draws reuse the existing ones.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SETS = (
     *("amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimdhp", "asimddp", "bf16", "i8mm", "sve", "sve2"),
 )
-#: Raised when the way something is measured changes.
+#: Increase this number when the way something is measured changes.
 _MEASURING = 4
 
 
 @cache
 def instruction_set(provider: str) -> str:
-    """Return the processor's instruction sets that kernels choose by, or the name of the GPU."""
+    """Return the processor's instruction sets that decide which kernels run, or the name of the GPU."""
     if provider != "cpu":
         cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
         found = [re.search(r"Model:\s*(.+)", card.read_text(encoding="utf-8")) for card in cards[:1]]
@@ -52,7 +52,7 @@ def instruction_set(provider: str) -> str:
 def job_facts(
     *, provider: str, source_sha256: str, rollout_sha256: str, contexts_sha256: str, **chosen: object
 ) -> dict[str, object]:
-    """Return everything that a measurement of a job depends on, JSON-ready; `chosen`: the sweep's own choices."""
+    """Return everything that a job's measurements depend on, JSON-ready; `chosen`: choices of the sweep itself."""
     return {
         "measuring": _MEASURING,
         "source": source_sha256,

@@ -1,10 +1,10 @@
-"""Group testing for the dead: weights that look alike are perturbed at once; if nothing moves, one rollout settles all.
+"""Group testing for dead weights: similar weights are perturbed together; if nothing moves, one rollout settles all.
 
-A family is the weights of one session whose labels differ in numbers only and whose shapes are equal (the 36
-modulators of a Swin encoder, say). When its first member turns out dead the others are suspected ::
+A family consists of the weights of one session that have equal shapes and whose labels differ in numbers only (e.g. the
+36 modulators of a Swin encoder). When its first member is dead, the others become suspects ::
 
     suspects perturbed together ── nothing moves ──▶ all dead
-                                └─ something moves ─▶ each half by itself, down to single weights
+                                └─ something moves ─▶ test each half, down to single weights
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Callable, Sequence
 
 from tqs_onnx.scoring.plan.perturbation import Perturbation
 
-#: Smaller families are not worth a test.
+#: A test saves nothing for smaller families.
 _SMALLEST = 3
 
 
 def families(targets: Sequence[Perturbation]) -> tuple[tuple[Perturbation, ...], ...]:
-    """Return the targets of one session by family, in the order of their first members."""
+    """Group the targets of one session by family, in the order of their first members."""
     found: dict[tuple[object, ...], list[Perturbation]] = {}
     for target in targets:
         alike = tuple((re.sub(r"\d+", "#", w.label), w.shape) for w in target.weights)
@@ -32,13 +32,13 @@ def families(targets: Sequence[Perturbation]) -> tuple[tuple[Perturbation, ...],
 def settle(
     suspects: Sequence[Perturbation], still: Callable[[Sequence[Perturbation]], bool]
 ) -> tuple[tuple[Perturbation, ...], tuple[Perturbation, ...]]:
-    """Return (settled, to be measured one by one), testing halves where something moves.
+    """Return (dead targets, targets to measure one by one); test halves where something moves.
 
     Parameters
     ----------
     suspects : sequence of Perturbation
     still : callable
-        Whether nothing moves when all of these are perturbed at once.
+        Returns whether nothing moves when all given targets are perturbed together.
     """
     if len(suspects) < 2:
         return (), tuple(suspects)
@@ -50,5 +50,5 @@ def settle(
 
 
 def is_worth_testing(family: Sequence[Perturbation]) -> bool:
-    """Whether a family is big enough for a test to save rollouts."""
+    """Return whether a family is large enough for a test to save rollouts."""
     return len(family) >= _SMALLEST

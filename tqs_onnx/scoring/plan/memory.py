@@ -1,8 +1,8 @@
-"""How much memory a sweep needs, from the graph: weights, one chunk's activations, and its trajectory.
+"""Estimate the memory of a sweep from the graph: weights, one chunk's activations, and its trajectory.
 
-Activations are those alive at the fullest moment when the nodes run in the order they are stored, by the shapes that
-ONNX's shape inference gives for one context; a value whose shape it cannot tell counts as nothing. An estimate: the
-runtime reuses buffers better, and its kernels need some room of their own.
+Activations are counted at the point where most bytes are alive when the nodes run in stored order, with the shapes that
+ONNX's shape inference finds for one context; values of unknown shape count as zero bytes. This is an estimate: the
+runtime reuses buffers better, and its kernels need some additional memory.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from tqs_onnx.rollout.injection import Exposable
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_passes.errors import InputError
 
-#: Weights once in the model and, at worst, once more while they are perturbed or prepacked.
+#: Bytes per byte of weights: all once in the model and, at worst, some once more while they are perturbed or prepacked.
 _WEIGHTS_HELD = 1.5
-#: The nominal trajectory: held where it was made, and on the host while σ is taken from it.
+#: Bytes per byte of the nominal trajectory: held on its device, and on the host while σ is computed from it.
 _NOMINAL_HELD = 4
-#: Where whole trajectories are compared: both, and their difference and its square in float64.
+#: The same when whole trajectories are compared: both trajectories, and their difference and its square in float64.
 _WHOLE_HELD = 6
-#: One step's difference in float32, and in float64.
+#: Bytes per byte of one step: its difference in float32 and in float64.
 _STEP_HELD = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a sweep holds, in bytes.
+    """The memory of a sweep, in bytes.
 
     Parameters
     ----------
     weights : int
-        All weights, once.
+        All weights, counted once.
     per_context : int
-        Activations of one context of a chunk, and what is made to compare one of its steps.
+        Activations of one context of a chunk, and the buffers for comparing one of its steps.
     held : int
         Trajectories of all contexts.
     """
@@ -47,7 +47,7 @@ class Memory:
     held: int = 0
 
     def total(self, chunk: int) -> int:
-        """Return the bytes held with so many contexts a chunk."""
+        """Return the bytes needed with `chunk` contexts in a chunk."""
         return int(_WEIGHTS_HELD * self.weights) + self.held + chunk * self.per_context
 
     def most_contexts(self, max_bytes: int, at_least: int = 1) -> int:
@@ -62,8 +62,8 @@ class Memory:
         if room < at_least * self.per_context:
             named = "one context needs" if at_least == 1 else f"the {at_least} contexts of a call need"
             raise InputError(
-                f"{named} about {self.total(at_least) / 1e6:.0f} MB, more than --max-memory allows",
-                todo="Allow more",
+                f"{named} about {self.total(at_least) / 1e6:.0f} MB, more than `max_memory` allows",
+                todo="Raise `max_memory`",
             )
         return max(1, room // max(1, self.per_context))
 
@@ -83,7 +83,7 @@ def memory_of(source: Exposable, spec: RolloutSpec, contexts: Contexts) -> Memor
 
 
 def _fix_shapes(graph: onnx.GraphProto, spec: RolloutSpec, contexts: Contexts) -> None:
-    """Write the shape of one context into the inputs that contexts feed."""
+    """Set the input shapes to those of one context."""
     batch = spec.rollout.batch_axis
     for value in graph.input:
         if value.name not in contexts.arrays:
@@ -110,7 +110,7 @@ def _bytes(kind: onnx.TypeProto.Tensor) -> int:
 
 
 def _fullest(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
-    """Return the bytes alive at the fullest moment."""
+    """Return the bytes alive at the point where they are most."""
     last = {name: index for index, node in enumerate(graph.node) for name in node.input}
     last.update({o.name: len(graph.node) for o in graph.output})
     alive: dict[str, int] = {}

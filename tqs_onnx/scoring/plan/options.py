@@ -1,4 +1,4 @@
-"""How a sweep is run: the choices, as one value."""
+"""The options of a sweep, as one value."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tqs_passes.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class EarlyStop:
-    """When a rollout may end before its last step (paper, A.11).
+    """The condition under which a rollout ends before its last step (paper, A.11).
 
     Parameters
     ----------
     tolerance : float
-        The running γ_task moved by no more than that …
+        Largest change of the running γ_task …
     window : int
-        … over so many steps.
+        … over this number of steps.
     """
 
     tolerance: float
@@ -29,14 +29,14 @@ class EarlyStop:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """How weights are put together into blocks; see `tqs_onnx.scoring.plan.blocks`.
+    """How weights are grouped into blocks; see `tqs_onnx.scoring.plan.blocks`.
 
     Parameters
     ----------
     rule : str
         ``pattern:REGEX``, ``nodes:N``, ``nodes:A-B,C-D``, ``stored:N``, ``prefix:DEPTH`` or ``auto``.
     score : {"joint", "mean"}
-        One perturbation of all members at once, or the mean of the members' own scores.
+        Perturb all members together, or take the mean of the members' own scores.
     """
 
     rule: str
@@ -45,41 +45,41 @@ class Blocks:
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """How a sweep is run.
+    """Options of a sweep.
 
     Parameters
     ----------
     probe : Probe
     response_bits : tuple of int
-        Further widths at which the response is measured: coarse rounding moves a rollout out of its linear range,
-        and the allocator must know what it costs there.
+        Additional widths at which the response is measured: coarse rounding moves a rollout out of its linear range,
+        and the allocator must know the cost there.
     horizons : tuple of int
-        Steps at which γ(T) is taken; empty: the default schedule.
+        Steps at which γ(T) is computed; empty: the default schedule.
     units : {"std", "raw"}
     max_memory : int or None
-        Bytes that the sweep may hold, by the estimate of `tqs_onnx.scoring.plan.memory`; chunks are cut to it.
+        Bytes that the sweep may use, as estimated by `tqs_onnx.scoring.plan.memory`; it limits the chunks.
     blocks : Blocks or None
-        None: every weight by itself.
+        None: every weight is scored by itself.
     early_stop : EarlyStop or None
     group_test : bool
-        Settle families of weights that look dead by one rollout (see `tqs_onnx.scoring.plan.group_test`).
+        Settle families of weights that look dead with one rollout (see `tqs_onnx.scoring.plan.group_test`).
     dead_below : float or None
-        A weight whose γ_task is at or below this is dead (A.4; the paper's TimesFM: −50).
+        A weight with γ_task at or below this value is dead (A.4; the paper's TimesFM: −50).
     dead_at_minimum : bool
-        Weights below the noise floor that tie at the lowest γ_task are dead (A.4; the paper's Aurora).
+        Weights below the noise floor that share the lowest γ_task are dead (A.4; the paper's Aurora).
     engine : {"local", "ray"}
-        Who rolls out, this machine or a Ray cluster; what is measured depends on neither this nor the next two.
+        Roll out on this machine or on a Ray cluster; results depend neither on this nor on the next two options.
     address : str or None
-        Of the cluster's head, ``host:port``; None: the cluster that this machine is part of, else one started here.
+        Address of the cluster's head, ``host:port``; None: this machine's cluster, or a new one started here.
     workers : int or None
-        Processes, or most actors on a cluster; None: one process, or as many actors as there is room for.
+        Number of processes, or largest number of actors on a cluster; None: one process, or as many actors as fit.
     strategy : Strategy or None
-        How weights are injected; None: what the cost model says.
+        How weights are injected; None: the choice of the cost model.
 
     Raises
     ------
     InputError
-        A width is not one, the horizons do not increase, or an address is given without a cluster.
+        A width is invalid, the horizons do not increase, or an address is given without a cluster.
     """
 
     probe: Probe = field(default_factory=Probe)
@@ -98,7 +98,7 @@ class ScoreOptions:
     strategy: Strategy | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Validate the fields (see Raises)."""
         if any(not 1 <= bits <= 8 for bits in self.response_bits):
             raise InputError(
                 f"`response_bits` must lie between 1 and 8, not {self.response_bits}", todo="Give e.g. 4,2"
@@ -117,17 +117,17 @@ def require_horizons(horizons: tuple[int, ...], steps: int) -> None:
     Raises
     ------
     InputError
-        The last horizon lies beyond the steps.
+        The last horizon exceeds the number of steps.
     """
     if horizons and horizons[-1] > steps:
         raise InputError(
             f"horizon {horizons[-1]} lies beyond the {steps} steps of the rollout",
-            todo="Roll out more steps, or ask for shorter horizons",
+            todo="Roll out more steps, or give shorter horizons",
         )
 
 
 def default_horizons(steps: int) -> tuple[int, ...]:
-    """Return the horizon schedule: those of 1, 5, 10, 20, 40, 60, 120, 240, … below `steps`, and `steps`.
+    """Return the horizon schedule: the values 1, 5, 10, 20, 40, 60, 120, 240, … below `steps`, and `steps`.
 
     >>> default_horizons(40)
     (1, 5, 10, 20, 40)

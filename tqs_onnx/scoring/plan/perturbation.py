@@ -1,7 +1,7 @@
-"""What one rollout perturbs: a weight, or a block of weights; and every rollout that a sweep needs.
+"""The targets of perturbation, a weight or a block of weights each, and all rollouts that a sweep needs.
 
-A target's rollouts are those of the probe, one a draw, and one for each further width of the response. They are a
-function of the job: neither the order in which they run, nor who runs them, changes what is measured.
+A target's rollouts are one for each draw of the probe, and one for each additional width of the response. They are a
+function of the job: neither their order nor the worker that runs them changes the results.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Perturbation:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One perturbed rollout: what is perturbed, by which probe, and which draw of it.
+    """One perturbed rollout: the perturbed weights, the probe, and the draw of the probe.
 
     Parameters
     ----------
     weights : tuple of Weight
-        Perturbed at the same time.
+        Weights that are perturbed together.
     probe : Probe
     draw : int
     """
@@ -46,7 +46,7 @@ class Rollout:
     draw: int
 
     def key(self, job: str) -> str:
-        """Return the digest under which its measurement is kept: the job and all that is particular to it."""
+        """Return the digest under which the measurement is stored: the job and everything specific to this rollout."""
         gauss = self.probe.kind is ProbeKind.GAUSS
         facts = {
             "job": job,
@@ -63,7 +63,7 @@ class Rollout:
 def rollouts_of(
     weights: tuple[Weight, ...], probe: Probe, response_bits: tuple[int, ...]
 ) -> tuple[Rollout, ...]:
-    """Return the rollouts of a target: the draws of the probe first, then the response, in the order given."""
+    """Return the rollouts of a target: the draws of the probe first, then the response in the given order."""
     primary = [Rollout(weights, probe, draw) for draw in range(probe.n_draws)]
     further = [Rollout(weights, replace(probe, bits=bits, draws=1), 0) for bits in response_bits]
     return (*primary, *further)

@@ -3,8 +3,8 @@
 ``quant``  δθ = Q_b(θ) − θ, the residual of symmetric b-bit rounding, deterministic;
 ``gauss``  δθ = σ·z, z ~ N(0, I), σ chosen so that ‖δθ‖_F equals that of the quant residual.
 
-Gaussian draws come from a counter-based generator keyed by (seed, weight name, draw): they depend on neither the
-order of the sweep, nor the worker, nor what was resumed. NumPy only.
+Gaussian draws come from a counter-based generator keyed by (seed, weight name, draw), so they depend neither on the
+order of the sweep, nor on the worker, nor on a resume. NumPy only.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from tqs_passes.grids.grid import rtn
 
-#: Values that are perturbed at a time.
+#: Number of values that are perturbed at a time.
 _BLOCK = 1 << 16
 
 
 class ProbeKind(StrEnum):
-    """Which perturbation a probe applies (see module docstring)."""
+    """The kind of perturbation that a probe applies (see module docstring)."""
 
     QUANT = "quant"
     GAUSS = "gauss"
@@ -34,7 +34,7 @@ class ProbeKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What is done to every weight in turn.
+    """The perturbation that is applied to every weight in turn.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Probe:
     bits : int
         b of Q_b, 2 to 8; the paper uses 6.
     per_channel : bool
-        Q_b takes one scale per channel of a matrix instead of one per tensor (the paper's, A.4).
+        Q_b uses one scale per channel of a matrix instead of one per tensor (the paper's choice, A.4).
     draws : int
         Independent Gaussian draws; the quant probe has one.
     seed : int
@@ -56,7 +56,7 @@ class Probe:
 
     @property
     def n_draws(self) -> int:
-        """Rollouts per weight."""
+        """Number of rollouts per weight."""
         return self.draws if self.kind is ProbeKind.GAUSS else 1
 
 
@@ -75,7 +75,7 @@ def residual(theta: NDArray[Any], bits: int, axis: int | None) -> NDArray[np.flo
 def perturbed(
     theta: NDArray[Any], probe: Probe, name: str, draw: int, axis: int | None
 ) -> tuple[NDArray[Any], float]:
-    """Return θ + δθ in the dtype of θ, and ‖δθ‖² as it is after rounding to that dtype.
+    """Return θ + δθ in the dtype of θ, and ‖δθ‖² after rounding to that dtype.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def perturbed(
 
 
 def _blocks(n: int) -> Iterator[slice]:
-    """Cut n values into blocks that fit the cache: no float64 copy of a big weight is ever made."""
+    """Split n values into blocks that fit the cache, so that no float64 copy of a large weight is needed."""
     for start in range(0, n, _BLOCK):
         yield slice(start, start + _BLOCK)
 

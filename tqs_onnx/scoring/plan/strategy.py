@@ -1,4 +1,4 @@
-"""How weights are injected and which of them share a session: a cost model over the job, never over the clock.
+"""Choose how weights are injected and which of them share a session: a cost model of the job that reads no clock.
 
 With G sessions, n rollouts of T steps over k chunks, B bytes of matrices and b(·) the time to build a session, in
 seconds ::
@@ -7,19 +7,19 @@ seconds ::
     rebuild   = n · b  +  (n + 3) · k · T · call · B
 
 `expose` pays for its sessions, for three rollouts in each (the nominal one and those of its floors), and at every
-call for the exposed share of the matrices, which is not prepacked. `rebuild` pays a session per rollout and nothing
-else: best for long rollouts. With `prefix`, sessions are cut in two where their weights first matter: the first step
-spares the share s of a call that lies before, (1 − 1/G)/2 on average, and a step then takes two calls, m being the
-price of the second; without, both are 0. It is looked at for short rollouts only.
+call for the exposed share of the matrices, which is not prepacked. `rebuild` pays only for one session per rollout,
+so it is best for long rollouts. With `prefix`, sessions are split where their weights first matter. The first step then
+saves the share s of a call before the split, (1 − 1/G)/2 on average, and every step takes two calls, where m is the
+price of the second; without `prefix`, both are 0. It is considered for short rollouts only.
 
-The rates were measured on a 76 MB transformer and on the zoo model (`tools/bench_sweep.py`); they depend on the
-machine, but a choice that is somewhat off costs little near a minimum, and the same job gets the same answer
-everywhere. The choice is part of the job and kept with it.
+The rates were measured on a 76 MB transformer and on the zoo model (`tools/bench_sweep.py`). They depend on the
+machine, but a choice that is slightly off costs little near a minimum, and the same job gets the same strategy
+everywhere. The strategy is part of the job and stored with it.
 
-On a GPU nothing is prepacked, and big models must not be held twice: expose everything.
+On a GPU nothing is prepacked, and large models must not be held twice: everything is exposed.
 
-Constants that are changed in place, in a session that prepares nothing, are no way of their own: they lose all that
-exposed weights lose, and an optimizer may have folded them into others.
+Changing constants in place, in a session that prepares nothing, is not offered as a strategy: it has all disadvantages
+of exposed weights, and an optimizer may have folded these constants into others.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ CALL_PER_CONTEXT_S = 0.075e-9
 LOST_S = 0.12e-9
 #: Seconds that a call takes longer when it is made in two.
 SECOND_CALL_S = 50e-6
-#: Above, what a prefix spares is too little to look at.
+#: Above this number of steps, a prefix saves too little to consider it.
 MOST_PREFIX_STEPS = 4
-#: Above, one session with everything exposed: constants are held prepacked as well, by `rebuild` for two sessions.
+#: Above this size, use one session with everything exposed: `rebuild` holds constants prepacked in two sessions.
 MOST_CONSTANT_BYTES = 256 << 20
-#: Rollouts of a session besides the perturbed ones: the nominal one, and the two of its floors.
+#: Rollouts of a session besides the perturbed ones: the nominal one and the two for its floors.
 NOMINAL_ROLLOUTS = 3
 _PREPACKED = {"MatMul": 1, "Gemm": 1, "Conv": 1, "ConvTranspose": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the cost model looks at, besides the targets.
+    """Inputs of the cost model, besides the targets.
 
     Parameters
     ----------
     n_rollouts : int
-        Perturbed rollouts a target.
+        Perturbed rollouts per target.
     steps : int
         Steps of a rollout.
     chunks : int
-        Calls of the model a step.
+        Model calls per step.
     chunk : int
-        Contexts a call.
+        Contexts per call.
     nodes : int
         Nodes of the graph.
     provider : str
@@ -87,9 +87,9 @@ class Strategy:
     ----------
     how : {"expose", "rebuild"}
     groups : int
-        Sessions of `expose`; 1 for `rebuild`.
+        Number of sessions of `expose`; 1 for `rebuild`.
     prefix : bool
-        Sessions of `expose` are cut in two where their weights first matter.
+        Split the sessions of `expose` where their weights first matter.
     """
 
     how: How
@@ -98,7 +98,7 @@ class Strategy:
 
 
 def prepacked_bytes(weight: Weight) -> int:
-    """Return the bytes that kernels prepare at load when the weight is constant: those of matrices and kernels."""
+    """Return the bytes that kernels prepack at load when the weight is constant: those of matrices and kernels."""
     size = {"float64": 8, "float32": 4}.get(weight.dtype, 2)
     prepared = any(_PREPACKED.get(r.op_type) == r.input_index for r in weight.readers)
     return size * weight.n_values if prepared else 0
@@ -129,7 +129,7 @@ def choose(targets: Sequence[Perturbation], shape: Shape) -> Strategy:
 
 
 def grouped(targets: Sequence[Perturbation], groups: int) -> tuple[tuple[Perturbation, ...], ...]:
-    """Return the targets in at most `groups` runs of equal prepacked bytes, in the order given."""
+    """Split the targets into at most `groups` consecutive runs with equal prepacked bytes, in the given order."""
     sizes = [sum(prepacked_bytes(w) for w in t.weights) for t in targets]
     total = sum(sizes)
     if total == 0:

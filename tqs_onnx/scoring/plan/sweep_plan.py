@@ -1,6 +1,6 @@
-"""The plan of a sweep: what is perturbed, in which sessions, and under which digest results are kept.
+"""The plan of a sweep: the perturbed targets, their sessions, and the digest under which results are stored.
 
-A pure function of the job: a resumed, a shuffled, a distributed and a single run have the same plan.
+It is a pure function of the job: resumed, shuffled, distributed and single runs have the same plan.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class SweepPlan:
     contexts : Contexts
     options : ScoreOptions
     run : RunOptions
-        Its provider is one that was found, never `auto`.
+        Run options with a resolved provider, never `auto`.
     horizons : tuple of int
     batch : int
-        Most contexts a chunk.
+        Largest number of contexts in a chunk.
     how : {"expose", "rebuild"}
         How weights are injected.
     prefix : bool
-        What lies before a session's weights is computed once for the first step.
+        Whether the part before a session's weights is computed only once for the first step.
     groups : tuple of tuple of Perturbation
-        The targets, session by session.
+        The targets of each session.
     block_of : dict of str to str
-        Weight to its block; empty without blocks.
+        Maps a weight to its block; empty without blocks.
     facts : str
         Everything that measurements depend on, as JSON.
     job : str
@@ -77,12 +77,12 @@ class SweepPlan:
 
     @property
     def n_rollouts(self) -> int:
-        """Perturbed rollouts of the whole sweep."""
+        """Number of perturbed rollouts of the whole sweep."""
         return sum(len(self.rollouts(t)) for group in self.groups for t in group)
 
     @property
     def n_sessions(self) -> int:
-        """Sessions; one with no targets when nothing is perturbed."""
+        """Number of sessions; one without targets when nothing is perturbed."""
         return max(1, len(self.groups))
 
     def targets_of(self, session: int) -> tuple[Perturbation, ...]:
@@ -95,7 +95,7 @@ class SweepPlan:
 
 
 def on_trajectory(weight: Weight, spec: RolloutSpec) -> bool:
-    """Whether a weight reaches the trajectory, directly or through an output that is fed back."""
+    """Return whether a weight reaches the trajectory, directly or through an output that is fed back."""
     wanted = {*spec.trajectory.outputs, *(f.output for f in spec.feedback)}
     return not wanted.isdisjoint(weight.outputs)
 
@@ -114,16 +114,16 @@ def plan_sweep(bed: Testbed, source_sha256: str, options: ScoreOptions) -> Sweep
     Raises
     ------
     InputError
-        The block rule is not one, or matches nothing; a horizon lies beyond the steps; or an early stop is asked for
-        where it cannot be.
+        The block rule is invalid or matches nothing, a horizon exceeds the number of steps, or an early stop is
+        requested where it is impossible.
     """
     model, spec, contexts = bed.model, bed.spec, bed.contexts
     require_horizons(options.horizons, spec.rollout.steps)
     if options.early_stop is not None and spec.rollout.is_made_whole:
         raise InputError(
             "a rollout that is averaged or bounded as a whole cannot be stopped early",
-            where="--early-stop",
-            todo="Leave it out, or flip_invariant and non_negative in rollout.toml",
+            where="`early_stop`",
+            todo="Leave it out, or remove flip_invariant and non_negative from rollout.toml",
         )
     rolled = tuple(w for w in bed.survey.weights if on_trajectory(w, spec))
     blocks = () if options.blocks is None else blocks_of(model, rolled, options.blocks.rule)
