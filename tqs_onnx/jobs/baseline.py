@@ -181,7 +181,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
             verification, gates = stages.verified(subject, bed, data, options.gates)
             settings = job_settings("baseline", source.path, data.options, job.out, options)
             used = {"rounding_used": settings_of(rounding), "data_aware": rounding.method in DATA_AWARE}
-            manifest = stages.recorded(subject, source, data, made, verification, gates, settings | used)
+            manifest = stages.recorded(subject, source, data, made, verification, gates, settings | used, bed)
             write_text(manifest_file, manifest.to_json())
     return BaselineOutcome(
         assigned,

@@ -155,7 +155,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
             subject = stages.emitted(source, plan, emitted, refined.codes)
             verification, gates = stages.verified(subject, bed, data, options.gates)
             settings = job_settings("quantize", source.path, data.options, job.out, options)
-            manifest = stages.recorded(subject, source, data, written, verification, gates, settings)
+            manifest = stages.recorded(subject, source, data, written, verification, gates, settings, bed)
             write_text(manifest_file, manifest.to_json())
     return Outcome(
         *(source, data, request, scores, plan, verification, gates, bed.on(data.evaluation)),

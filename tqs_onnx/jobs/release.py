@@ -79,6 +79,7 @@ def manifest_of(
     gates: tuple[GateResult, ...],
     licence: str | None,
     settings: dict[str, Any],
+    provider: str,
 ) -> Manifest:
     """Return the manifest of an emitted file; `digests` are those of inputs that were given as values, by role."""
     inputs = input_digests(subject.source, files, digests)
@@ -87,6 +88,7 @@ def manifest_of(
         output=file_facts(subject.emitted).sha256,
         versions=versions(),
         settings=settings,
+        provider=provider,
         profile=subject.plan.profile,
         licence=licence,
         plan_sha256=subject.plan.digest(),

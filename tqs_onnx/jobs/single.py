@@ -245,7 +245,7 @@ def verify_files(job: VerifyJob) -> Verified:
     made = {"plan": job.plan, "scores": job.scores}
     if plan.codes_sha256 is not None:
         made["codes"] = codes_path(job.plan)
-    manifest = stages.recorded(subject, source, data, made, verification, gates, job.settings)
+    manifest = stages.recorded(subject, source, data, made, verification, gates, job.settings, bed)
     write_text(job.manifest, manifest.to_json())
     return Verified(verification, gates, job.emitted)
 

@@ -301,6 +301,7 @@ def recorded(
     verification: Verification,
     gates: tuple[GateResult, ...],
     settings: Mapping[str, object],
+    bed: Testbed,
 ) -> Manifest:
     """Return the manifest of an emitted file.
 
@@ -315,6 +316,10 @@ def recorded(
     gates : tuple of GateResult
     settings : mapping
         The job: see `jobs.options.settings_of`.
+    bed : Testbed
+        Where the file was verified.
     """
     files, licence = data.files | dict(written), licence_of(source.metadata)
-    return manifest_of(subject, files, data.digests, verification, gates, licence, dict(settings))
+    return manifest_of(
+        subject, files, data.digests, verification, gates, licence, dict(settings), bed.provider
+    )

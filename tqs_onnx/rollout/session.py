@@ -305,9 +305,10 @@ def _best_provider() -> Provider:
     """Return what `auto` means on this machine; found out once a process, and logged."""
     reason = probe_provider("cuda")
     if reason is None:
-        _LOG.info("provider auto: cuda")
+        _LOG.info("running on CUDA")
         return "cuda"
-    _LOG.debug("provider auto: cpu, because %s", reason)
+    _LOG.info("running on the CPU: CUDA does not work here (tqs doctor says why)")
+    _LOG.debug("%s", reason)
     return "cpu"
 
 

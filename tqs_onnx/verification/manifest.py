@@ -41,6 +41,8 @@ class Manifest(BaseModel):
         Python, this package, and the libraries that decide results.
     settings : dict
         The command's options.
+    provider : str
+        Where the file was verified: what `auto` meant on that machine.
     profile : str
     licence : str or None
         Licence of the source model, where its metadata or card state one.
@@ -56,6 +58,7 @@ class Manifest(BaseModel):
     output: dict[str, str]
     versions: dict[str, str]
     settings: dict[str, Any]
+    provider: str
     profile: str
     licence: str | None
     plan_sha256: str
