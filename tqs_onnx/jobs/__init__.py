@@ -1,1 +1,1 @@
-"""Whole jobs: the stages of the trip, and what is written where."""
+"""Jobs: they run the stages in order and write the files of a run directory."""

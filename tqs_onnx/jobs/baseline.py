@@ -1,8 +1,8 @@
 """Uniform baselines as real files: every weight of two or more dimensions at one width, the rest FP16.
 
-The file is written by the emitter that writes mixed precision, on the same grids, and verified like any other, so that
-a comparison of methods is one of files. Data-aware methods are calibrated on the scoring contexts, or on a set of their
-own; the evaluation contexts are not touched before the file is there.
+The emitter that writes mixed-precision files also writes these, on the same grids, and they are verified in the same
+way, so that methods are compared by their files. Data-aware methods are calibrated on the scoring contexts, or on a
+separate calibration set; the evaluation contexts are not used until the file is written.
 """
 
 from __future__ import annotations
@@ -70,14 +70,14 @@ class BaselineJob:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class BaselineOutcome(Shown):
-    """What a baseline job gave.
+    """The result of a baseline job.
 
     Parameters
     ----------
     assigned : Assigned
-        Plan, codes and what was rounded otherwise than asked for.
+        Plan, codes, and notes on weights that were not rounded as requested.
     rounding : RoundingOptions
-        As used: tuned where that was asked for.
+        As used: tuned if that was requested.
     verification : Verification
     gates : tuple of GateResult
     emitted, plan_file, manifest_file : Path
@@ -94,7 +94,7 @@ class BaselineOutcome(Shown):
     wall_s: float
 
     def facts(self) -> dict[str, str]:
-        """Return the verdict, the sizes, the drift and where the file is."""
+        """Return the verdict, the sizes, the drift and the path of the file."""
         return {"rounding": self.rounding.title} | outcome_facts(self.verification, self.gates, self.emitted)
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,15 +112,15 @@ class BaselineOutcome(Shown):
 def unscored_uniform_plan(
     source: Source, bits: int, profile: Profile, serving: Serving, group: int = 0
 ) -> Plan:
-    """Return the uniform plan of a model that nobody has scored, rounded by least squares: it predicts no drift.
+    """Return the uniform plan of an unscored model, with least-squares scales: it predicts no drift.
 
     Raises
     ------
     InputError
-        There is no such width.
+        `bits` is not 1 to 8, or the model's opset cannot store integers.
     """
     if not 1 <= bits <= 8:
-        raise InputError(f"bits must be 1 to 8, not {bits}")
+        raise InputError(f"`bits` must be 1 to 8, not {bits}")
     if note := note_of_opset(source, serving):
         raise InputError(f"cannot round to {bits} bits: {note}", where=str(source.path))
     serving = replace(serving, groups=(group,)) if group else serving
@@ -146,7 +146,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
     Raises
     ------
     InputError, GateError
-        See the stages. Failed gates do not raise: they are in the outcome.
+        See the stages. Failed gates do not raise; they are part of the outcome.
     """
     start = time.perf_counter()
     options = job.options

@@ -1,4 +1,4 @@
-"""A build: the whole trip declared in one file, each step run only when something it depends on has changed.
+"""A build: all stages declared in one file; each step runs only when something it depends on has changed.
 
 `tqs.toml` ::
 
@@ -24,10 +24,10 @@
     format = "triton"
 
 A step's key is the SHA-256 of its options, of the digests of the files it reads, and of the versions of everything that
-decides results. `build.json` in the run directory holds the keys; a step is skipped when its key is there and every
-file it wrote is still what it was. What a skipped `verify` found still counts: its exit code is kept.
-A step that must run first drops what it wrote before, and one that fails drops what the steps behind it wrote: nothing
-in the run directory is left over from another declaration.
+affects results. `build.json` in the run directory holds the keys. A step is skipped when its key is unchanged and every
+file it wrote still has the same digest. A skipped `verify` keeps its exit code.
+Before a step runs, the files it wrote earlier are removed; when a step fails, the files of the later steps are removed
+too. The run directory therefore never mixes files of different declarations.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts, sha256_of_file
 
-#: A value of an option: a flag, a number, a text, or several.
+#: Value of an option: a switch, a number, a text, or a list of these.
 OptionValue = bool | int | float | str | list[str] | list[int] | list[float]
 Options = dict[str, OptionValue]
 STATE_NAME = "build.json"
@@ -75,7 +75,7 @@ class _Table(BaseModel):
 
 
 class DataTable(_Table):
-    """The `[data]` table: see `tqs quantize --help` for its keys."""
+    """The `[data]` table; `tqs quantize --help` describes its keys."""
 
     rollout: str
     contexts: str
@@ -103,7 +103,7 @@ class BuildFile(_Table):
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What a build makes, with every option in its class.
+    """A build file with its paths resolved and its options parsed.
 
     Parameters
     ----------
@@ -132,14 +132,14 @@ class Step:
     Parameters
     ----------
     name : str
-        What it is called in the state: the stage, numbered where there are several.
+        Its name in the state: the stage, numbered if there are several.
     run : callable
         Runs it and returns its exit code; raises what the stage raises.
     options : dict of str to value
-        Those that decide its result.
+        Options that affect its result.
     reads, writes : tuple of Path
-        Files, or folders, that decide its result, and that it makes. The `.onnx` files among them stand for their
-        external data as well.
+        Files or folders that affect its result, and those that it creates. An `.onnx` file stands for its external data
+        as well.
     """
 
     name: str
@@ -150,7 +150,7 @@ class Step:
 
 
 class Done(_Table):
-    """What the state remembers of a step."""
+    """The record of a finished step in the state."""
 
     key: str
     exit_code: int
@@ -166,16 +166,16 @@ class State(_Table):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a build did.
+    """The result of a build.
 
     Parameters
     ----------
     ran, skipped : tuple of str
         Names of steps, in order.
     exit_code : int
-        0, or that of the first step whose gates failed.
+        0, or the exit code of the first step whose gates failed.
     files : dict of str to str
-        Digest of every file made, by path relative to the run directory.
+        Digest of every file written, by path relative to the run directory.
     """
 
     ran: tuple[str, ...]
@@ -190,7 +190,7 @@ def read_build(path: Path) -> BuildFile:
     Raises
     ------
     InputError
-        The file is missing, no TOML, or has unknown, missing or ill-typed keys.
+        The file is missing, is not TOML, or has unknown, missing or ill-typed keys.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -281,19 +281,19 @@ def run_build(
     *,
     anew: bool = False,
 ) -> Report:
-    """Run the steps whose inputs changed; stop after one that fails.
+    """Run the steps whose inputs changed; stop after the first that fails.
 
     Parameters
     ----------
     steps : sequence of Step
     folder : Path
-        Folder of the build file; a project that moves as a whole is unchanged.
+        Folder of the build file. Keys use paths relative to it, so a project that moves as a whole is unchanged.
     out : Path
-        Run directory; made when missing.
+        Run directory; created if missing.
     versions : mapping of str to str
-        Of everything that decides results.
+        Versions of everything that affects results.
     anew : bool
-        Run every step.
+        Run every step, changed or not.
 
     Raises
     ------
@@ -303,7 +303,9 @@ def run_build(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot be made ({error.strerror})", where=str(out)) from error
+        raise InputError(
+            f"cannot be created ({error.strerror})", where=str(out), todo="Change `out` in the build file"
+        ) from error
     known = dict(_read_state(out / STATE_NAME).steps)
     kept: dict[str, Done] = {}
     ran: list[str] = []
@@ -341,12 +343,12 @@ def run_build(
 
 
 def key_of(step: Step, folder: Path, versions: Mapping[str, str]) -> str:
-    """Return the key of a step: see the module docstring.
+    """Return the key of a step; the module docstring defines it.
 
     Raises
     ------
     InputError
-        A file that it reads is missing.
+        A file that the step reads is missing.
     """
     reads = [_contents(path) for path in step.reads]
     written = [path.as_posix() for path in step.writes]
@@ -356,7 +358,7 @@ def key_of(step: Step, folder: Path, versions: Mapping[str, str]) -> str:
 
 
 def _drop(done: Done | None, out: Path) -> None:
-    """Remove what a step wrote and emptied folders; a state that names files elsewhere is not believed."""
+    """Remove the files a step wrote and folders left empty; paths outside the run directory are ignored."""
     for name in done.written if done is not None else ():
         path = out / name
         if not path.resolve().is_relative_to(out.resolve()) or not path.is_file():
@@ -376,7 +378,7 @@ def _contents(path: Path) -> list[list[str]]:
         inside = sorted(p for p in path.rglob("*") if p.is_file())
         return [[p.relative_to(path).as_posix(), sha256_of_file(p)] for p in inside]
     if not path.is_file():
-        raise InputError("no such file", where=str(path), todo="Correct its path in the build file")
+        raise InputError("does not exist", where=str(path), todo="Correct its path in the build file")
     return [[path.name, sha256_of_file(path)]]
 
 
@@ -391,7 +393,7 @@ def _digests(paths: Sequence[Path], out: Path) -> dict[str, str]:
 
 
 def _read_state(path: Path) -> State:
-    """Return the state; an empty one when there is none or it cannot be read: then every step runs."""
+    """Return the state, or an empty one if it is missing or unreadable; every step then runs."""
     try:
         return State.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):

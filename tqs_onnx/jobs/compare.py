@@ -1,7 +1,7 @@
-"""Objectives against uniform rounding, at equal file bytes: each plan is emitted, and the files are rolled out.
+"""Compares objectives with uniform rounding at equal file bytes: each plan is emitted, and the files are rolled out.
 
-For every width W the budget is the size of the uniform file (every matrix at W bits per channel, the rest FP16); each
-objective may spend no more than that. All files are rounded alike, without data.
+For every width W the budget is the size of the uniform file (every matrix at W bits per channel, the rest FP16); every
+objective must stay within it. All files use the same rounding, without data.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqs_passes.plan.plan import Plan
 
 _LOG = logging.getLogger(__name__)
 WIDTHS = (2, 3, 4)
-#: Objectives that need scores only.
+#: Objectives that need only scores.
 FREE = tuple(o for o in Objective if o is not Objective.MEASURED)
 
 
@@ -36,7 +36,7 @@ class Row:
     Parameters
     ----------
     method : str
-        ``uniform`` or an objective.
+        ``uniform`` or the name of an objective.
     bits : int
         Width of the uniform file that sets the budget.
     n_bytes : int
@@ -44,7 +44,7 @@ class Row:
     compression : float
         Input file over this file.
     drift_predicted, drift_measured : float or None
-        None when no file that small could be planned; measured also when its rollout is not finite.
+        None if no plan fits the budget; the measured drift is also None if the rollout is not finite.
     """
 
     method: str
@@ -56,7 +56,7 @@ class Row:
 
 
 def compare(source: Source, request: Request, bed: Testbed) -> tuple[Row, ...]:
-    """Emit and measure uniform rounding, and the objectives that need scores only, at the bytes of uniform W2, W3, W4.
+    """Emit and measure uniform rounding, and the objectives that need only scores, at the bytes of uniform W2, W3, W4.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""The frontier: one sweep of scores, many targets; a new target costs an allocation, not a sweep.
+"""The frontier: many targets from one set of scores; another target costs one allocation, not another scoring run.
 
-Every point is emitted and its file rolled out. Beside the additive prediction stands the joint drift on the scoring
-contexts (all weights of the plan at once, before a file exists). Several tier sets, FP32 fractions, thresholds, solvers
-and objectives make the ablations of the paper (Table 3, A.15): every combination is a series of points.
+Every point is emitted and its file rolled out. Besides the additive prediction, each point has the joint drift on the
+scoring contexts (all weights of the plan at once, measured before a file exists). Combinations of tier sets, FP32
+fractions, thresholds, solvers and objectives give the paper's ablations (Table 3, A.15): each is a series of points.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What is varied: every combination is one series of targets. What is empty stays as the options have it.
+    """The axes of a sweep: every combination is one series of targets. An empty axis keeps the value of the options.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ class Axis:
     objectives: tuple[Objective, ...] = ()
 
     def series(self, options: QuantizeOptions) -> Iterator[tuple[QuantizeOptions, str]]:
-        """Yield the options of every series, and what is added to its file names."""
+        """Yield the options of every series, and the suffix of its file names."""
         plan = options.planning
         tier_sets = self.tier_sets or (options.tiers,)
         bottoms = [t.tiers[-1].value.lower() for t in tier_sets]
@@ -98,14 +98,14 @@ class SweepJob:
     ----------
     model : path, ModelProto or Source
     scores : path or Scores
-        Of the model. Measured responses are kept in the store beside the file, where there is one, else in the run
-        directory.
+        Scores of the model. Measured responses are kept in the store beside the file, if there is one, otherwise in the
+        run directory.
     data : DataOptions or Data
     out : Path
         Run directory.
     axis : Axis
     options : QuantizeOptions
-        As far as the axis does not say otherwise; the budget is not used.
+        Used for everything that the axis does not vary; the budget is ignored.
     force : bool
         Write into a directory that holds an earlier run.
     """
@@ -125,7 +125,7 @@ def sweep(job: SweepJob) -> Pareto:
     Raises
     ------
     InputError
-        See the stages. A budget that cannot be met is a point without a file.
+        See the stages. A budget that cannot be met becomes a point without a file.
     """
     options = job.options
     source = stages.opened(job.model, options.run, options.roles)
@@ -154,7 +154,7 @@ def trace(sweeper: Sweeper, axis: Axis, out: Path) -> Pareto:
 
 
 class Sweeper:
-    """What all points share: the sessions of one testbed, what was captured, and the responses that were measured.
+    """State shared by all points: the sessions of one testbed, the captured activations and the measured responses.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ class Sweeper:
         self._results = results
 
     def points(self, axis: Axis, out: Path) -> Iterator[Point]:
-        """Yield every point of an axis; its plan and its file are in the folder `out` by then."""
+        """Yield every point of an axis, after its plan and its file are written to the folder `out`."""
         source = self._source
         nominal = self._judging.roll_file(source.path, keep_other=False)
         requests: dict[TierSet, Request] = {}
@@ -253,7 +253,7 @@ class Sweeper:
 
 
 def _blank(name: str, compression: float, options: QuantizeOptions) -> Point:
-    """Return a point of which nothing is known yet but what was asked for."""
+    """Return a point that holds only what was requested."""
     plan = options.planning
     return Point(
         name=name,

@@ -1,4 +1,4 @@
-"""An Olive pass that runs the main job; imported by Olive, never by this package, and needs olive-ai installed."""
+"""An Olive pass that runs the main job. Olive imports it, never this package; it needs olive-ai installed."""
 
 # pyright: reportMissingImports=false, reportUnknownParameterType=false
 from __future__ import annotations
@@ -31,16 +31,18 @@ class TqsQuantization(Pass):  # type: ignore[misc]
             "eval_contexts": PassConfigParam(
                 type_=str,
                 default_value=None,
-                description="Evaluation contexts; None: test rows of the table.",
+                description="Evaluation contexts; None: the test rows of the table.",
             ),
             "compression": PassConfigParam(
-                type_=float, default_value=4.0, description="Input file over output file."
+                type_=float,
+                default_value=4.0,
+                description="Bytes of the input file over bytes of the output file.",
             ),
             "profile": PassConfigParam(type_=str, default_value="fast", description="fast, exact or small"),
             "target": PassConfigParam(
                 type_=str,
                 default_value="ort-cpu",
-                description="What serves the file: see tqs quantize --target.",
+                description="The runtime that serves the file: ort-cpu, ort-cuda or tensorrt.",
             ),
             "gates": PassConfigParam(
                 type_=list[str],
@@ -52,7 +54,7 @@ class TqsQuantization(Pass):  # type: ignore[misc]
     def _run_for_config(
         self,
         model: ONNXModelHandler,
-        config: Any,  # noqa: ANN401  (Olive makes this class from _default_config)
+        config: Any,  # noqa: ANN401  (Olive generates this class from _default_config)
         output_model_path: str,
     ) -> ONNXModelHandler:
         job = Job(
@@ -74,5 +76,9 @@ class TqsQuantization(Pass):  # type: ignore[misc]
         outcome = quantize(job)
         failed = [gate.gate for gate in outcome.gates if not gate.passed]
         if failed:
-            raise GateError(f"gate {failed[0]} failed", where=str(outcome.emitted))
+            raise GateError(
+                f"gate {failed[0]} failed",
+                where=str(outcome.emitted),
+                todo="Lower `compression` or relax the gate",
+            )
         return ONNXModelHandler(model_path=str(outcome.emitted))

@@ -1,7 +1,7 @@
-"""The options of a job: one value that every way in fills, that decides the result, and that the manifest holds.
+"""The options of a job: one value, filled by every entry point, that determines the result; the manifest records it.
 
-Options are frozen dataclasses with the defaults of the whole project. `settings_of` writes them down as JSON, every
-field, and `options_from` reads them back: a manifest can be turned into the job that made it.
+Options are frozen dataclasses; they hold the defaults of the whole project. `settings_of` writes every field as JSON
+and `options_from` reads it back, so a manifest can be turned back into its job.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class QuantizeOptions:
-    """Everything that decides what a quantize job makes of a model and its data.
+    """Everything that determines the result of a quantize job on a given model and data.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ class QuantizeOptions:
     profile : {"fast", "exact", "small"}
         Serving profile written into the file.
     serving : Serving
-        What the file is made for.
+        The serving target and the constraints it sets.
     refine : RefineOptions
         How integers are chosen, and joint repair.
     gates : tuple of str
         Conditions that the file must meet, e.g. ``drift:p95<=0.2``.
     roles : tuple of str
-        Roles given by hand, ``PATTERN=ROLE``.
+        Roles set by the user, ``PATTERN=ROLE``.
     run : RunOptions
         Where rollouts run.
     """
@@ -68,13 +68,13 @@ class QuantizeOptions:
 
     @property
     def planning(self) -> PlanOptions:
-        """How bytes are spent, with the objective decided: `measured` where integers are chosen by data."""
+        """Return `plan` with its objective resolved: `measured` if rounding uses data."""
         return self.plan.decided(by_data=self.refine.rounding.method in DATA_AWARE)
 
 
 @dataclass(frozen=True, slots=True)
 class BaselineOptions:
-    """Everything that decides a uniform baseline.
+    """Everything that determines a uniform baseline.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class BaselineOptions:
     rounding : RoundingOptions
         GPTQ, GPTAQ and QEP were published on `mse` scales.
     tune : bool
-        Choose QEP's damping and strength on contexts held out.
+        Choose QEP's damping and strength on held-out contexts.
     group : int
         Values of a channel that share a scale; 0: all.
     profile, serving, gates, roles, run
@@ -92,7 +92,7 @@ class BaselineOptions:
     Raises
     ------
     InputError
-        There is no such width, or the group is negative.
+        `bits` is not 1 to 8, or `group` is negative.
     """
 
     bits: int = 4
@@ -106,7 +106,7 @@ class BaselineOptions:
     run: RunOptions = field(default_factory=RunOptions)
 
     def __post_init__(self) -> None:
-        """Refuse widths and groups that do not exist."""
+        """Validate `bits` and `group`."""
         if not 1 <= self.bits <= 8:
             raise InputError(f"`bits` must be 1 to 8, not {self.bits}")
         if self.group < 0:
@@ -114,7 +114,7 @@ class BaselineOptions:
 
 
 def settings_of(options: object) -> dict[str, Any]:
-    """Return every field of an option class, nested, JSON-ready."""
+    """Return every field of an option class as nested, JSON-ready dictionaries."""
     settings: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
     return settings
 
@@ -136,12 +136,12 @@ def job_settings(command: str, model: Path, data: DataOptions, out: Path, option
 
 
 def options_from(settings: dict[str, Any], kind: type[T]) -> T:
-    """Return options from their settings; what is left out has its default.
+    """Return options from their settings; missing fields take their defaults.
 
     Raises
     ------
     InputError
-        A key is unknown, or a value is not one of its field; `where` is the path of the field, with dots.
+        A key is unknown, or a value does not fit its field; `where` is the path of the field, with dots.
     """
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
@@ -154,12 +154,12 @@ def options_from(settings: dict[str, Any], kind: type[T]) -> T:
         raise InputError(f"{first['msg']}, not {first['input']!r}", where=path) from error
     unknown = _unknown(settings, adapter.dump_python(options, mode="json"), "")
     if unknown:
-        raise InputError("there is no such option", where=unknown[0])
+        raise InputError("is not an option", where=unknown[0], todo="Correct its name or remove it")
     return options
 
 
 def _unknown(given: object, known: object, path: str) -> list[str]:
-    """Return the paths of keys that were given and that no field took."""
+    """Return the paths of the given keys that match no field."""
     if not isinstance(given, dict) or not isinstance(known, dict):
         return []
     found: list[str] = []

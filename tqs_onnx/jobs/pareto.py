@@ -1,8 +1,8 @@
-"""The points of a frontier, and how well what was predicted ranks and sizes what was measured.
+"""The points of a frontier, and how well the predictions rank and size the measured drift.
 
-Adding the errors of single weights underrates what they do together. One joint rollout tells by how much: the ratio
-joint / added at the point of median added drift of a series (same tiers, solver, objective …) multiplies the added
-drift of all its points. That is the calibrated prediction: it needs no rollout of its own at another target.
+The sum of the errors of single weights underestimates their joint effect. One joint rollout measures by how much: take
+the ratio joint / added at the point of median added drift of a series (same tiers, solver, objective …), and multiply
+the added drift of all its points by it. This calibrated prediction needs no further rollout for another target.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Point(BaseModel):
         Stem of its files.
     compression_asked : float
     compression : float or None
-        Of the file written; None where no file that small can be written.
+        Of the written file; None if no file that small can be written.
     n_bytes : int or None
     unspent_bytes : int or None
         Bytes of the budget that the file does not use.
@@ -39,16 +39,16 @@ class Point(BaseModel):
     gamma_min : float or None
     objective, solver : str
     found_by : str or None
-        What the solver says it did, a failure included.
+        The solver's own report, including failures.
     drift_predicted, drift_calibrated, drift_joint, drift_measured : float or None
-        Errors of single weights added; the same calibrated by one joint rollout of the series; all weights together
-        on the scoring contexts; the file on the evaluation contexts.
+        In order: the sum of the errors of single weights; that sum calibrated by one joint rollout of the series; all
+        weights together on the scoring contexts; the file on the evaluation contexts.
     degradation : float or None
         Of the worst variable, percent; None without truth.
     allocate_s : float
-        Seconds the allocation took, with what it measured.
+        Seconds the allocation took, including its measurements.
     saturated : bool
-        More bytes would buy nothing: every weight has the tier that costs least.
+        More bytes would not help: every weight already has the tier of least cost.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,12 +74,12 @@ class Point(BaseModel):
 
     @property
     def series(self) -> tuple[object, ...]:
-        """What its neighbours on the frontier share with it."""
+        """The settings that all points of one series share."""
         return (self.tiers, self.p_fp32, self.gamma_min, self.objective, self.solver)
 
 
 class Pareto(BaseModel, Shown):
-    """The file `pareto.json`: the points, and how well prediction ranks and sizes them.
+    """The file `pareto.json`: the points, and how well the predictions rank and size them.
 
     Attributes
     ----------
@@ -87,9 +87,9 @@ class Pareto(BaseModel, Shown):
     source_sha256 : str
     points : tuple of Point
     spearman : float or None
-        Between additive prediction and measured drift; None with fewer than three points.
+        Rank correlation of the additive prediction and the measured drift; None with fewer than three points.
     worst_ratio, worst_calibrated_ratio, worst_joint_ratio : float or None
-        Largest of measured/predicted and its inverse over the points: by the additive prediction, the calibrated one,
+        Largest of measured/predicted and its inverse over the points, for the additive prediction, the calibrated one,
         and the joint drift.
     """
 
@@ -104,7 +104,7 @@ class Pareto(BaseModel, Shown):
     worst_joint_ratio: float | None
 
     def facts(self) -> dict[str, str]:
-        """Return compression and drift of every point."""
+        """Return the compression and drift of every point."""
         return {
             p.name: "cannot be met"
             if p.n_bytes is None
@@ -127,7 +127,7 @@ class Pareto(BaseModel, Shown):
 
 
 def pareto_of(source_sha256: str, points: Sequence[Point]) -> Pareto:
-    """Return points with their calibrated predictions, and how well they were predicted."""
+    """Return the points with their calibrated predictions, and how well they were predicted."""
     factors = {
         series: _factor([p for p in points if p.series == series]) for series in {p.series for p in points}
     }
@@ -153,7 +153,7 @@ def pareto_of(source_sha256: str, points: Sequence[Point]) -> Pareto:
 
 
 def _factor(series: Sequence[Point]) -> float:
-    """Return joint / added drift at the point of median added drift; 1 where there is none."""
+    """Return joint / added drift at the point of median added drift; 1 if no point has both."""
     ratios = sorted(
         (p.drift_predicted, p.drift_joint / p.drift_predicted)
         for p in series

@@ -1,4 +1,4 @@
-"""The main job: all stages in one go, into a run directory."""
+"""The main job: runs all stages and writes a run directory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Outcome(Shown):
-    """What a quantize job gave.
+    """The result of a quantize job.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Outcome(Shown):
     verification : Verification
     gates : tuple of GateResult
     bed : Testbed
-        With the evaluation contexts.
+        Holds the evaluation contexts.
     emitted, plan_file, manifest_file : Path
     wall_s : float
     """
@@ -91,7 +91,7 @@ class Outcome(Shown):
     wall_s: float
 
     def facts(self) -> dict[str, str]:
-        """Return the verdict, the sizes, the drift and where the file is."""
+        """Return the verdict, the sizes, the drift and the path of the file."""
         return outcome_facts(self.verification, self.gates, self.emitted)
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
     Raises
     ------
     InputError, InfeasibleError, GateError
-        See the stages. Failed gates do not raise: they are in the outcome.
+        See the stages. Failed gates do not raise; they are part of the outcome.
     """
     start = time.perf_counter()
     options = job.options

@@ -1,4 +1,4 @@
-"""A manifest turned back into the job that made it: the same inputs and options give the same bytes again."""
+"""Turns a manifest back into its job: the same inputs and options give the same bytes again."""
 
 from __future__ import annotations
 
@@ -17,34 +17,41 @@ _ROLES = ("rollout", "contexts", "evaluation", "calibration")
 
 
 def declared_by(file: Path, out: Path | None, progress: Progress | None = None) -> Declared:
-    """Return the build that makes again what a manifest is of.
+    """Return the build that reproduces the file a manifest describes.
 
     Parameters
     ----------
     file : Path
-        manifest.json of a quantize job or of a build; the inputs are found relative to it.
+        manifest.json of a quantize job or of a build; input paths are resolved relative to it.
     out : Path or None
-        Run directory; it must not be that of the manifest.
+        Run directory; it must differ from the manifest's own.
     progress : callable, optional
         See `score`.
 
     Raises
     ------
     InputError
-        It is not the manifest of such a job, no other run directory is given, or an input is missing or has changed.
+        It is not the manifest of such a job, `out` is missing or the manifest's own folder, or an input is missing or
+        has changed.
     """
     manifest = read_manifest(file)
     folder = file.resolve().parent
     settings = manifest.settings
     if settings.get("command") != "quantize":
-        raise InputError("is not the manifest of a quantize job", where=str(file))
+        raise InputError(
+            "is not the manifest of a quantize job",
+            where=str(file),
+            todo="Give one that `tqs quantize` or `tqs build` wrote",
+        )
     if out is None or out.resolve() == folder:
         raise InputError(
-            "would overwrite the run that it describes", where=str(file), todo="Give another `out`"
+            "the rebuild would overwrite the run it reproduces", where=str(file), todo="Give another `out`"
         )
     if settings["in_memory"]:
         raise InputError(
-            f"its {' and '.join(settings['in_memory'])} were given in memory, not as files", where=str(file)
+            f"its {' and '.join(settings['in_memory'])} were given in memory, not as files",
+            where=str(file),
+            todo="Save them to files and run tqs quantize again",
         )
     model, data = folder / settings["model"], _data(settings["data"], folder)
     _require_unchanged(manifest, model, data)
@@ -64,7 +71,7 @@ def _require_unchanged(manifest: Manifest, model: Path, data: DataOptions) -> No
     for role, digests in found.items():
         if manifest.inputs.get(role) != digests:
             raise InputError(
-                f"the {role} is not the one that the manifest names",
+                f"the {role} differs from the one in the manifest",
                 where=str(model if role == "model" else data.files[role]),
-                todo="Restore the file, or quantize anew",
+                todo="Restore the file, or run tqs quantize again",
             )

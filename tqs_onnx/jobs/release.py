@@ -1,4 +1,4 @@
-"""Hold a verified file to its gates, and write down what it is."""
+"""Checks a verified file against its gates and writes its manifest."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tqs_passes.files.model import file_facts, sha256_of_file
 
 
 def require_evaluable(gates: tuple[Gate, ...], data: Data) -> None:
-    """Refuse a gate that is bound to fail for want of data, before anything is computed.
+    """Refuse gates that need missing data, before anything is computed.
 
     Raises
     ------
     InputError
-        A gate needs the truth, and the evaluation contexts hold none.
+        A gate needs the truth, but the evaluation contexts hold none.
     """
     for gate in gates:
         if needs_truth(gate) and not data.evaluation.truth:
@@ -34,7 +34,7 @@ def require_evaluable(gates: tuple[Gate, ...], data: Data) -> None:
 
 
 def judge(gates: tuple[Gate, ...], verification: Verification) -> tuple[GateResult, ...]:
-    """Hold gates against what was measured.
+    """Check gates against the measurements.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def manifest_of(
 
 
 def summary_of(v: Verification, emitted: Path, plan_file: Path, manifest_file: Path) -> dict[str, Any]:
-    """Return what the JSON summary of every job says of its file."""
+    """Return the part of a job's JSON summary that describes its file."""
     degradation: dict[str, float | None] = {"worst": None}
     if v.truth:
         degradation = {"worst": max(e.degradation for e in v.truth.values())}
@@ -117,7 +117,7 @@ def summary_of(v: Verification, emitted: Path, plan_file: Path, manifest_file: P
 
 
 def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path) -> dict[str, str]:
-    """Return what the summary of every job says of its file, by label."""
+    """Return the part of a job's printed summary that describes its file, by label."""
     facts = {
         "verdict": verdict(v),
         "bytes": f"{v.bytes_in:,} → {v.bytes_out:,}",

@@ -1,4 +1,4 @@
-"""What single stages give back, as values that show themselves."""
+"""Results of single stages: values that print a summary of themselves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tqs_passes.plan.plan import Plan
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Allocated(Shown):
-    """A plan, and what it was made from.
+    """A plan, its codes, and the request it answers.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Allocated(Shown):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Emitted(Shown):
-    """A file as it was written.
+    """A written file.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Emitted(Shown):
     bytes_planned: int
 
     def facts(self) -> dict[str, str]:
-        """Return the bytes and where the file is."""
+        """Return the bytes and the path of the file."""
         return {"bytes": f"{self.bytes_in:,} → {self.bytes_out:,}", "file": str(self.out)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Emitted(Shown):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Verified(Shown):
-    """A file that was verified.
+    """A verified file.
 
     Parameters
     ----------
@@ -89,9 +89,9 @@ class Verified(Shown):
     emitted: Path
 
     def facts(self) -> dict[str, str]:
-        """Return the verdict, the sizes, the drift and where the file is."""
+        """Return the verdict, the sizes, the drift and the path of the file."""
         return outcome_facts(self.verification, self.gates, self.emitted)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what was measured, and every gate."""
+        """Return the measurements and every gate."""
         return {**self.verification.model_dump(mode="json"), "gates": [g.model_dump() for g in self.gates]}

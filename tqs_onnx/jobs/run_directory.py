@@ -1,7 +1,7 @@
-"""The run directory of a job: made late, refused when taken, and gone on with after a job that did not come to its end.
+"""Run directories: created late, never overwritten, resumable after an interruption.
 
-While a job writes its files, `.unfinished` names them; it goes when the job is done. What it names may be written
-again, so that the same command goes on after a stop, a crash or a full disk. Anything else is an earlier run's.
+While a job writes its files, `.unfinished` lists them; it is removed when the job is done. The listed files may be
+overwritten, so the same command resumes after a stop, a crash or a full disk. Other files belong to an earlier run.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 
-#: Lists the files of a job that has not come to its end, as JSON.
+#: Lists the files of an unfinished job, as JSON.
 UNFINISHED_NAME = ".unfinished"
 
 
 @contextmanager
 def run_directory(out: Path, names: list[str], *, force: bool) -> Generator[Callable[[], None]]:
-    """Make a run directory for a job that writes these files; on failure remove it if still empty.
+    """Create a run directory for a job that writes these files; on failure remove it if it is still empty.
 
-    It is refused where it holds one of them, unless that is what an unfinished job left, or forced. Yields what the
-    job calls before it writes the first of them: it removes those of an earlier run.
+    Refuse a directory that already holds one of them, unless an unfinished job left it or `force` is set. Yields a
+    function that the job calls before it writes its first file; it removes the files of an earlier run.
 
     Raises
     ------
     InputError
-        It exists and holds an earlier run, is a file, or cannot be made or written to.
+        The directory holds an earlier run, is a file, or cannot be created or written to.
     """
     _require_free(out, names, force=force)
     made = [p for p in (out, *out.parents) if not p.exists()]
@@ -37,7 +37,7 @@ def run_directory(out: Path, names: list[str], *, force: bool) -> Generator[Call
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot be made ({error.strerror})", where=str(out), todo="Choose another --out"
+            f"cannot be created ({error.strerror})", where=str(out), todo="Choose another `out`"
         ) from error
     others = [name for name in _unfinished(out) if name not in names]
 
@@ -61,7 +61,7 @@ def run_directory(out: Path, names: list[str], *, force: bool) -> Generator[Call
 
 
 def _mark(out: Path, names: list[str]) -> None:
-    """Write down which files are those of an unfinished job."""
+    """Record which files belong to an unfinished job."""
     if names:
         write_text(out / UNFINISHED_NAME, json.dumps(names))
     elif (out / UNFINISHED_NAME).exists():
@@ -70,19 +70,19 @@ def _mark(out: Path, names: list[str]) -> None:
 
 def _require_free(out: Path, names: list[str], *, force: bool) -> None:
     if out.exists() and not out.is_dir():
-        raise InputError("is a file, not a run directory", where=str(out), todo="Choose another --out")
+        raise InputError("is a file, not a run directory", where=str(out), todo="Choose another `out`")
     unfinished = _unfinished(out)
     taken = [name for name in names if (out / name).exists() and name not in unfinished]
     if taken and not force:
         raise InputError(
             f"already holds {taken[0]}",
             where=str(out),
-            todo="Choose another --out, or give --force, which uses again what was measured",
+            todo="Choose another `out`, or give `force`, which keeps and reuses measurements",
         )
 
 
 def _unfinished(out: Path) -> list[str]:
-    """Return the files that an unfinished job writes, or none."""
+    """Return the files that an unfinished job listed; empty if there is none."""
     try:
         found = json.loads((out / UNFINISHED_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -91,19 +91,19 @@ def _unfinished(out: Path) -> list[str]:
 
 
 def _require_writable(out: Path) -> None:
-    """Refuse a directory that cannot be written to now, not after the sweep."""
+    """Refuse a read-only directory now, not after the measurements."""
     try:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
         raise InputError(
-            f"cannot be written to ({error.strerror})", where=str(out), todo="Choose another --out"
+            f"cannot be written to ({error.strerror})", where=str(out), todo="Choose another `out`"
         ) from error
 
 
 @contextmanager
 def removed_on_failure(emitted: Path) -> Generator[None]:
-    """Remove an emitted file, and its external data, when what follows does not come to its end."""
+    """Remove an emitted file and its external data if the body raises."""
     try:
         yield
     except BaseException:
@@ -113,26 +113,26 @@ def removed_on_failure(emitted: Path) -> Generator[None]:
 
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Refuse outputs that are inputs too, whatever they are called.
+    """Refuse outputs that are also inputs, whatever their names.
 
     Raises
     ------
     InputError
-        One is; it is named.
+        An output is also an input; `where` names it.
     """
     read = {path.resolve() for path in inputs}
     for path in outputs:
         if path.resolve() in read:
             raise InputError(
-                "the output would overwrite an input", where=str(path), todo="Choose another --out"
+                "the output would overwrite an input", where=str(path), todo="Choose another `out`"
             )
 
 
 def with_data(model: Path) -> tuple[Path, Path]:
-    """Return a model file and the file that its external data goes to, where it has any."""
+    """Return a model file and the path of its external data, which need not exist."""
     return model, model.with_name(model.name + ".data")
 
 
 def emitted_name(model: Path) -> str:
-    """Return the default name of the file made from a model: `<model>.tqs.onnx`."""
+    """Return the default name of the file emitted for a model: `<model>.tqs.onnx`."""
     return f"{model.stem}.tqs.onnx"

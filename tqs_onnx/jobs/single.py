@@ -1,7 +1,7 @@
-"""The stages one by one, from files to files: what the commands `score`, `allocate`, `emit` and `verify` do.
+"""Single stages, from files to files: the jobs of the commands `score`, `allocate`, `emit` and `verify`.
 
-Each reads what the one before wrote, and goes through the same stages as `quantize`: the same options give the same
-bytes, whichever way in is taken.
+Each reads the files that the previous stage wrote and calls the same functions as `quantize`: the same options give the
+same bytes through every entry point.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ScoreJob:
-    """Score a model, from files into a run directory.
+    """Score a model from files; write the scores into a run directory.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class ScoreJob:
     data : DataOptions
         Its evaluation contexts are not read.
     out : Path
-        Run directory: `scores.json` and `scores.csv` of the first run, `scores.<probe>.json` of further ones.
+        Run directory: `scores.json` and `scores.csv` of the first run, `scores.<probe>.json` of further runs.
     runs : tuple of ScoreOptions
     run : RunOptions
     roles : tuple of str
@@ -76,7 +76,7 @@ def score_files(
     progress : callable, optional
         See `score`.
     budgeted : QuantizeOptions, optional
-        What the scores are for: a budget that no file can meet is refused before anything is rolled out.
+        The job that will use the scores: if no file can meet its budget, that is raised before any rollout.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def score_files(
 
 
 def estimate_files(job: ScoreJob) -> tuple[Estimate, ...]:
-    """Return what scoring would take, by one timed rollout for each run; nothing is written."""
+    """Return the estimated cost of scoring, from one timed rollout per run; nothing is written."""
     source, bed = _scoring_bed(job)
     return tuple(estimate(plan_sweep(bed, source.sha256, run)) for run in job.runs)
 
@@ -120,10 +120,10 @@ class AllocateJob:
     ----------
     model, scores : Path
     out : Path
-        Where plan.json goes; integers chosen by data go to codes.npz beside it.
+        Path of plan.json; integers chosen by data are written to codes.npz beside it.
     options : QuantizeOptions
     data : DataOptions or None
-        The contexts that were scored on. Without them nothing is rolled out: no repair, no rounding by data, no
+        The contexts used for scoring. Without them nothing is rolled out: no repair, no data-aware rounding, no
         objective `measured`, and no joint drift in the plan.
     force : bool
     """
@@ -142,14 +142,14 @@ def allocate_files(job: AllocateJob) -> Allocated:
     Raises
     ------
     InputError, InfeasibleError
-        See the stages; or the options need rollouts and there are no contexts.
+        See the stages; also if the options need rollouts and no contexts are given.
     """
     options, out = job.options, job.out
     source = open_source(job.model)
     read = () if job.data is None else job.data.files.values()
     refuse_overwriting([out, codes_path(out)], [*source.files, job.scores, *read])
     if out.exists() and not job.force:
-        raise InputError("exists", where=str(out), todo="Choose another `out`, or give `force`")
+        raise InputError("already exists", where=str(out), todo="Choose another `out`, or give `force`")
     scores = read_scores(job.scores)
     data = None if job.data is None else read_data(job.data, source, scoring_only=True)
     store = job.scores.with_name(RESULTS_NAME)
@@ -169,9 +169,9 @@ def emit_files(
     ----------
     model, plan_file, out : Path
     target : ServingTarget, optional
-        Refuse the plan if this cannot serve it; the plan's own target unless given.
+        Refuse the plan if this target cannot serve it; default: the plan's own target.
     force : bool
-        Replace a file that exists.
+        Replace an existing file.
 
     Raises
     ------
@@ -181,7 +181,7 @@ def emit_files(
     source = open_source(model)
     refuse_overwriting(with_data(out), [*source.files, plan_file, codes_path(plan_file)])
     if out.exists() and not force:
-        raise InputError("exists", where=str(out), todo="Choose another `out`, or give `force`")
+        raise InputError("already exists", where=str(out), todo="Choose another `out`, or give `force`")
     plan = _plan_of(source, plan_file)
     require_served(plan, source, target or plan.target)
     emit(source.lifted, plan, out, codes_beside(plan_file, plan))
@@ -195,14 +195,14 @@ class VerifyJob:
     Parameters
     ----------
     emitted, source, plan, scores : Path
-        The file, what it was made from, the plan it was made by, and scores.json for its σ.
+        The file, its source model, its plan, and scores.json for the σ.
     data : DataOptions
     manifest : Path
-        Where manifest.json goes.
+        Path of manifest.json.
     gates : tuple of str
     run : RunOptions
     settings : dict
-        The job, for the manifest.
+        Settings of the job, for the manifest.
     force : bool
     """
 
@@ -224,13 +224,15 @@ def verify_files(job: VerifyJob) -> Verified:
     Raises
     ------
     InputError, GateError
-        See the stages. Failed gates do not raise: they are returned.
+        See the stages. Failed gates do not raise; they are returned.
     """
     source = open_source(job.source)
     read = [*source.files, *with_data(job.emitted), job.plan, job.scores, *job.data.files.values()]
     refuse_overwriting([job.manifest], read)
     if job.manifest.exists() and not job.force:
-        raise InputError("exists", where=str(job.manifest), todo="Choose another `manifest`, or give `force`")
+        raise InputError(
+            "already exists", where=str(job.manifest), todo="Choose another `manifest`, or give `force`"
+        )
     for file in (job.source, job.emitted):
         require_loadable(file)
     plan = _plan_of(source, job.plan)
@@ -254,6 +256,6 @@ def _plan_of(source: Source, plan_file: Path) -> Plan:
     plan = read_plan(plan_file)
     if plan.source_sha256 != source.sha256:
         raise InputError(
-            "the plan is for another model", where=str(plan_file), todo="Allocate for this model"
+            "the plan is for another model", where=str(plan_file), todo="Run tqs allocate for this model"
         )
     return plan

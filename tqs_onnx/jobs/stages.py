@@ -1,8 +1,8 @@
-"""The stages of the trip as plain functions, which every way in calls: the commands, `tqs build` and the Python API.
+"""The stages of a job as plain functions, shared by every entry point: the commands, `tqs build` and the Python API.
 
     opened ─▶ read ─▶ offer ─▶ scored ─▶ planned ─▶ refined ─▶ emitted ─▶ verified ─▶ recorded
 
-Each takes values and returns values. Files other than the emitted one are written by the jobs (`quantize`, `single`).
+Each takes values and returns values. `emitted` writes its file; the jobs (`quantize`, `single`) write the others.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What can be chosen for a model, and how many bytes there are for it.
+    """The choices for a model and the byte budget.
 
     Parameters
     ----------
     menus : tuple of Menu
         Every way to store each weight.
     size : FileSize
-        What the file holds besides its weights.
+        The bytes of everything in the file besides its weights.
     max_bytes : int
         The budget of the whole file.
     """
@@ -78,12 +78,12 @@ class Offer:
 
 
 def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) -> Source:
-    """Open a model that is to be scored.
+    """Open a model for scoring.
 
     Parameters
     ----------
     model : path, ModelProto or Source
-        One that is open already is checked, not opened again.
+        A `Source` is already open; it is only checked.
     run : RunOptions
     roles : sequence of str
         ``PATTERN=ROLE``.
@@ -91,7 +91,7 @@ def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) ->
     Raises
     ------
     InputError
-        It cannot be read, cannot be scored, or crashes the runtime; or a role matches no weight.
+        The model cannot be read or scored, or crashes the runtime; or a role matches no weight.
     """
     source = model if isinstance(model, Source) else open_source(model)
     source = replace(source, survey=with_roles(source.survey, [parse_role(text) for text in roles]))
@@ -101,24 +101,24 @@ def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) ->
 
 
 def opened_quietly(model: Given | Source) -> Source:
-    """Open a model without rolling it out: it is not loaded in a child process first."""
+    """Open a model that will not be rolled out; skip the trial load in a child process."""
     return model if isinstance(model, Source) else open_source(model)
 
 
 def read(given: DataOptions | Data, source: Source, gates: Sequence[str] = ()) -> Data:
-    """Read the rollout spec and the contexts of a job; notes on them are logged.
+    """Read the rollout spec and the contexts of a job; log the notes on them.
 
     Parameters
     ----------
     given : DataOptions or Data
-        Data that were read already are checked, not read again.
+        A `Data` is already read; only the gates are checked.
     source : Source
     gates : sequence of str
 
     Raises
     ------
     InputError
-        A file is bad, does not fit the model, sets of contexts overlap, or a gate cannot be evaluated on them.
+        A file is invalid or does not fit the model, sets of contexts overlap, or a gate cannot be evaluated on them.
     """
     data = given if isinstance(given, Data) else read_data(given, source)
     require_evaluable(tuple(parse_gate(text) for text in gates), data)
@@ -129,12 +129,12 @@ def read(given: DataOptions | Data, source: Source, gates: Sequence[str] = ()) -
 
 
 def offer(source: Source, options: QuantizeOptions) -> Offer:
-    """Return what can be chosen within the budget; what the user should know of it is logged.
+    """Return the choices and the byte budget; log what the user should know about them.
 
     Raises
     ------
     InputError
-        No budget is given, the model cannot be prepared as asked, or a rule leaves a weight no way to be stored.
+        No budget is given, the model cannot be prepared as requested, or a rule leaves a weight without a tier.
     """
     options.budget.require()
     serving = options.serving
@@ -149,14 +149,14 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
 
 
 def require_room(offered: Offer, source: Source, spec: RolloutSpec, options: QuantizeOptions) -> None:
-    """Refuse a budget that no file can meet, before anything is rolled out.
+    """Refuse a budget that no file can meet, before any rollout.
 
     Raises
     ------
     InputError
-        The provider has no kernels for the blocks that compute with 16-bit floats.
+        The provider has no kernels for blocks that compute in 16-bit floats.
     InfeasibleError
-        No file that small can be written; it carries the smallest size.
+        No file that small can be written; the error holds the smallest size.
     """
     require_runs(options.serving.compute, resolve_provider(options.run.provider))
     weights = source.survey.weights
@@ -166,7 +166,7 @@ def require_room(offered: Offer, source: Source, spec: RolloutSpec, options: Qua
 
 
 def bed_of(source: Source, data: Data, run: RunOptions, scores: Scores | None = None) -> Testbed:
-    """Return where the rollouts of a job happen: with the scoring contexts, and the σ of the scores where known."""
+    """Return the testbed of a job: it holds the scoring contexts, and the σ of the scores if given."""
     sigma = None if scores is None else scores.sigma
     return Testbed(source.lifted, source.survey, data.spec, data.scoring, run, sigma)
 
@@ -186,7 +186,7 @@ def planned(
     options: QuantizeOptions,
     results: Results,
 ) -> tuple[Plan, Request]:
-    """Spend the bytes; return the plan, and the request with the responses that were measured for it.
+    """Allocate the byte budget; return the plan, and the request with the responses measured for it.
 
     Raises
     ------
@@ -204,30 +204,30 @@ def planned(
 
 
 def refined(plan: Plan, request: Request, instruments: Instruments, options: QuantizeOptions) -> Refined:
-    """Repair a plan, choose its integers, and measure what they do together; see `refine`."""
+    """Repair a plan, choose its integers, and measure their joint effect; see `refine`."""
     return refine(plan, request, instruments, options.planning, options.refine)
 
 
 def allocated(
     source: Source, scores: Scores, data: Data | None, options: QuantizeOptions, store: Path | None
 ) -> Allocated:
-    """Spend a byte budget by scores that are known: what `planned` and `refined` give.
+    """Allocate a byte budget from known scores: `planned`, then `refined`.
 
     Parameters
     ----------
     source : Source
     scores : Scores
     data : Data or None
-        With the contexts that were scored on. Without them nothing is rolled out: no repair, no rounding by data, no
+        Holds the contexts used for scoring. Without them nothing is rolled out: no repair, no data-aware rounding, no
         objective `measured`, and no joint drift in the plan.
     options : QuantizeOptions
     store : Path or None
-        Where measured responses are kept.
+        Path of the store of measured responses.
 
     Raises
     ------
     InputError
-        The scores are of another model or of other contexts, or the options need rollouts and there are no contexts.
+        The scores are for another model or other contexts, or the options need rollouts and no contexts are given.
     InfeasibleError
         No file that small can be written.
     """
@@ -251,11 +251,11 @@ def _planned_by_scores(request: Request, max_bytes: int, source: Source, options
     planning = options.planning
     if planning.aim is Objective.MEASURED or options.refine.rounding.method in DATA_AWARE:
         raise InputError(
-            "the objective `measured` and rounding by data need rollouts",
+            "the objective `measured` and data-aware rounding need rollouts",
             todo="Give `rollout` and `contexts`",
         )
     if options.refine.repair_rounds:
-        _LOG.info("note: no joint repair, which needs rollouts: give rollout and contexts for it")
+        _LOG.info("note: joint repair is skipped: it needs the rollout spec and the contexts")
     plan = plan_within(request, max_bytes, planning)
     require_served(plan, source, plan.target)
     for warning in plan.warnings:
@@ -264,7 +264,7 @@ def _planned_by_scores(request: Request, max_bytes: int, source: Source, options
 
 
 def emitted(source: Source, plan: Plan, out: Path, codes: Mapping[str, Codes]) -> Subject:
-    """Write the file of a plan, and return what is to be verified; see `emit` for the errors."""
+    """Write the file of a plan, and return the subject to verify; see `emit` for the errors."""
     emit(source.lifted, plan, out, codes)
     return Subject(source.path, out, source.lifted, source.survey, plan, codes)
 
@@ -272,20 +272,20 @@ def emitted(source: Source, plan: Plan, out: Path, codes: Mapping[str, Codes]) -
 def verified(
     subject: Subject, bed: Testbed, data: Data, gates: Sequence[str]
 ) -> tuple[Verification, tuple[GateResult, ...]]:
-    """Roll the file out as a stock server runs it, and hold it against its gates.
+    """Roll the file out under stock server options, and check its gates.
 
     Parameters
     ----------
     subject : Subject
     bed : Testbed
-        Of the source, with the σ of the scores; its contexts are exchanged for the evaluation contexts.
+        Testbed of the source, with the σ of the scores; the evaluation contexts replace its contexts.
     data : Data
     gates : sequence of str
 
     Raises
     ------
     GateError
-        The file is not what its plan says; see `verify`. A gate that fails does not raise.
+        The file does not match its plan; see `verify`. Failed gates do not raise.
     InputError
         A gate cannot be evaluated, or the file does not run.
     """
@@ -311,7 +311,7 @@ def recorded(
     source : Source
     data : Data
     written : mapping of str to Path
-        Role to each further file that the emitted one was made with.
+        The further files used to make the emitted one, by role.
     verification : Verification
     gates : tuple of GateResult
     settings : mapping
