@@ -378,7 +378,7 @@ def _contents(path: Path) -> list[list[str]]:
         inside = sorted(p for p in path.rglob("*") if p.is_file())
         return [[p.relative_to(path).as_posix(), sha256_of_file(p)] for p in inside]
     if not path.is_file():
-        raise InputError("does not exist", where=str(path), todo="Correct its path in the build file")
+        raise InputError("no such file", where=str(path), todo="Correct its path in the build file")
     return [[path.name, sha256_of_file(path)]]
 
 
