@@ -1,1 +1,1 @@
-"""What the user hands over: a model, contexts, a rollout spec."""
+"""The user's inputs: a model, contexts, a rollout spec."""

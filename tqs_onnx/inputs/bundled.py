@@ -1,4 +1,4 @@
-"""Find what model packages offer through the entry-point group `tqs.models`: this package never imports them."""
+"""Finds models offered through the entry-point group `tqs.models`; this package never imports them directly."""
 
 from __future__ import annotations
 
@@ -49,5 +49,6 @@ def demo_files() -> BundledFiles:
             files: BundledFiles = entry.load()()
             return files
     raise InputError(
-        "the demo model is not installed", todo="Install the package again: pip install tqs-onnx"
+        "the demo model is not installed",
+        todo="Reinstall the package: pip install --force-reinstall tqs-onnx",
     )

@@ -1,7 +1,7 @@
-"""Read what a job rolls out: the spec, the scoring contexts, and the evaluation contexts beside them.
+"""Reads the data of a job: the rollout spec, the scoring contexts, and the evaluation and calibration contexts.
 
-Each may be given as a file or as a value: a rollout spec as a dictionary or a `RolloutSpec`, contexts as arrays by name
-or as `Contexts`. What is given as a value is known by its digest.
+Each may be a file or a value: a rollout spec as a dictionary or a `RolloutSpec`, contexts as arrays by name or as
+`Contexts`. Values are identified by their digest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Split = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DataOptions:
-    """What a model is rolled out from, and how.
+    """The data that a model is rolled out on.
 
     Parameters
     ----------
@@ -40,11 +40,11 @@ class DataOptions:
     evaluation : path, mapping of str to NDArray, Contexts or None
         Evaluation contexts; None: the test rows of the table.
     steps : int or None
-        Model calls a rollout; None: the spec's.
+        Model calls per rollout; None: as in the spec.
     max_contexts, max_eval_contexts : int or None
-        At most so many scoring, and evaluation, contexts.
+        Maximum numbers of scoring and of evaluation contexts.
     calibration : path, mapping of str to NDArray, Contexts or None
-        Contexts for data-aware rounding, of a table the training rows; None: the scoring contexts serve.
+        Contexts for data-aware rounding; for a table, its training rows; None: the scoring contexts.
     """
 
     rollout: Rollout
@@ -57,7 +57,7 @@ class DataOptions:
 
     @property
     def given(self) -> dict[str, Rollout | Arrays]:
-        """What is read, by its role."""
+        """All given data, by role."""
         roles: dict[str, Rollout | Arrays | None] = {
             "rollout": self.rollout,
             "contexts": self.contexts,
@@ -68,7 +68,7 @@ class DataOptions:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The files among what is read, by role."""
+        """The given files, by role."""
         return {role: Path(v) for role, v in self.given.items() if isinstance(v, str | Path)}
 
 
@@ -81,15 +81,15 @@ class Data:
     spec : RolloutSpec
     scoring : Contexts
     judging : Contexts or None
-        The evaluation contexts, disjoint from the others; None where none were given.
+        The evaluation contexts, disjoint from the others; None if none were given.
     calibration : Contexts or None
-        None where the scoring contexts serve.
+        None if the scoring contexts are used for calibration.
     options : DataOptions
-        What they were read from.
+        The options they were read from.
     digests : dict of str to str
-        Role to SHA-256 of what was given as a value.
+        SHA-256 of data given as values, by role.
     notes : tuple of str
-        What the user should know of them.
+        Notes on the data for the user.
     """
 
     spec: RolloutSpec
@@ -102,7 +102,7 @@ class Data:
 
     @property
     def files(self) -> dict[str, Path]:
-        """Role to file, for the manifest."""
+        """The given files by role, for the manifest."""
         return self.options.files
 
     @property
@@ -124,7 +124,7 @@ class Data:
 
 
 def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
-    """Read the rollout spec and hold it against the model."""
+    """Read the rollout spec and check it against the model."""
     given = options.rollout
     where = str(given) if isinstance(given, str | Path) else "rollout"
     if isinstance(given, RolloutSpec):
@@ -149,12 +149,13 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
     options : DataOptions
     source : Source
     scoring_only : bool
-        Leave the evaluation contexts unread.
+        Do not read the evaluation contexts.
 
     Raises
     ------
     InputError
-        A file is bad, the spec does not fit the model, or scoring or calibration contexts overlap with evaluation.
+        A file is invalid, the spec does not fit the model, or the evaluation contexts overlap with the scoring or
+        calibration contexts.
     """
     spec = read_spec(options, source)
     limit = options.max_contexts

@@ -1,4 +1,4 @@
-"""A model as it came from the user, opened once: its file, its lifted graph, its weights, its signature."""
+"""The user's model, opened once: its file, its lifted graph, its weights, its signature."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Source:
     facts : FileFacts
         Bytes and digests.
     lifted : Model
-        The model with every weight an initializer of the main graph.
+        The model with every weight as an initializer of the main graph.
     survey : Survey
     signature : ModelSignature
     metadata : dict of str to str
-        The file's own metadata.
+        The metadata stored in the file.
     skipped : tuple of Skip
-        Stored float tensors that stay where they are and are not surveyed, and why.
+        Stored float tensors that stay in place and are not surveyed, with the reasons.
     holder : object
-        What keeps a temporary file alive, for a model that was given as a value.
+        Keeps the temporary file of a model given as a value alive.
     """
 
     path: Path
@@ -55,12 +55,12 @@ class Source:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The `.onnx` file and, when there are any, its external-data files."""
+        """The `.onnx` file and its external-data files, if any."""
         return tuple(self.path.parent / name for name in self.facts.sha256)
 
     @property
     def sha256(self) -> str:
-        """Digest of the `.onnx` file and, when there are any, of its external-data files."""
+        """Digest of the `.onnx` file and of its external-data files, if any."""
         digests = self.facts.sha256
         if len(digests) == 1:
             return digests[self.path.resolve().name]
@@ -69,14 +69,14 @@ class Source:
 
 
 class _TemporaryFolder:
-    """A folder that is removed when nothing holds this object any more."""
+    """A temporary folder, removed when this object is no longer referenced."""
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix="tqs-model-"))
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-#: A model as it may be given.
+#: The forms in which a model may be given.
 Given = str | Path | onnx.ModelProto
 
 
@@ -86,8 +86,8 @@ def open_source(model: Given) -> Source:
     Parameters
     ----------
     model : path or ModelProto
-        A model given as a value is written into a temporary folder, which lives as long as the source: what is
-        verified, and compared with, is a file.
+        A `ModelProto` is written into a temporary folder, which lives as long as the source: verification needs a file
+        to measure and to compare with.
 
     Raises
     ------
@@ -121,10 +121,12 @@ def require_scorable(source: Source) -> None:
     Raises
     ------
     InputError
-        It has no weights, weights that are not finite, or operators that draw random numbers.
+        The model has no weights, weights that are not finite, or operators that draw random numbers.
     """
     if not source.survey.weights:
-        raise InputError("the model has no weights", where=str(source.path), todo="See tqs inspect")
+        raise InputError(
+            "the model has no weights", where=str(source.path), todo="tqs inspect lists what it stores"
+        )
     drawing = random_operators(source.lifted.proto)
     if drawing:
         raise InputError(
@@ -140,7 +142,7 @@ def require_scorable(source: Source) -> None:
             raise InputError(
                 f"weight {weight.label!r} holds {int((~finite).sum())} NaN or infinite values",
                 where=str(source.path),
-                todo="Repair the model first",
+                todo="Repair the weight and export the model again",
             )
 
 
@@ -150,7 +152,7 @@ def parse_role(text: str) -> tuple[str, Role]:
     Raises
     ------
     InputError
-        The text is not a pattern and a role.
+        The text is not of the form PATTERN=ROLE.
 
     Examples
     --------
