@@ -404,7 +404,7 @@ def test_forcings_change_and_statics_stay():
 
 def test_a_shared_input_that_differs_in_a_batch_is_refused():
     arrays = {"x": values(5, 3), "sun": values(5, 3, 1), "land": values(5, 3), "shared": values(5, 3)}
-    with pytest.raises(InputError, match=r"'shared' is shared by a batch, but differs.*Run with batch 1"):
+    with pytest.raises(InputError, match=r"'shared' is shared by a batch, but differs.*Set `batch` to 1"):
         engine(FORCED, spec_of(FORCED_TABLES), 2, **arrays).run()
 
 

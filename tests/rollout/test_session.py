@@ -176,7 +176,7 @@ def test_cuda_that_does_not_work_is_an_error_and_no_fallback():
     out = io.StringIO()
     with (
         contextlib.redirect_stdout(out),
-        pytest.raises(InputError, match=r"cuda was asked for but .*--providers cpu"),
+        pytest.raises(InputError, match=r"cuda was requested but .*set `provider` to cpu"),
     ):
         open_session(doubling(), provider="cuda")
     assert out.getvalue() == ""

@@ -4,9 +4,9 @@
                           └── trajectory: concatenated along time_axis, or stacked, then cut to `length`
 
 Contexts run in chunks along the batch axis. A run is deterministic for a given chunking; kernels may round
-differently for another batch size, so compare only runs of the same engine over the same contexts.
+differently at another batch size, so compare only runs of the same engine over the same contexts.
 
-A rollout that is only compared with another one leaves its values where they are made: see `Engine.hold`.
+A rollout that is only compared with another one keeps its values on the device; see `Engine.hold`.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_tim
 from tqs_onnx.rollout.variables import variable_at
 from tqs_passes.errors import InputError
 
-#: Contexts a call when the user names no number: enough to amortise reading the weights.
+#: Contexts per call by default: enough to amortise reading the weights.
 DEFAULT_BATCH = 32
-#: What may be kept of the first step, in all chunks; beyond that it is computed again, with the same result.
+#: Limit for the kept values of the first step, over all chunks; beyond it they are recomputed, with the same result.
 _MOST_KEPT_BYTES = 256 << 20
 
-#: What may be kept on a GPU of a rollout that others are compared with; beyond that it lies in host memory.
+#: Limit for the GPU memory of a held rollout; beyond it the values are moved to host memory.
 _MOST_HELD_BYTES = 8 << 30
 
-#: Called after every step of the first chunk with the step, from 1, and each trajectory output's squares of that step,
-#: float64 ``[context, time, *rest]`` (see `Squares`); True stops the rollout there.
+#: Called after every step of the first chunk with the step number, from 1, and the squares of every trajectory output
+#: at that step, float64 ``[context, time, *rest]`` (see `Squares`); returning True stops the rollout there.
 Watch = Callable[[int, Mapping[str, NDArray[np.float64]]], bool]
 
 __all__ = [
@@ -56,7 +56,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Contexts that run together: their values on the device, made once; `kept`: see `SplitSession.run`."""
+    """Contexts that run together, with their values on the device, created once; `kept`: see `SplitSession.run`."""
 
     contexts: range
     inputs: dict[str, Value]
@@ -65,21 +65,21 @@ class _Chunk:
 
 
 class Engine:
-    """Rolls one session out over contexts, as often as asked, with weights overridden or not.
+    """Rolls out one session over contexts, any number of times, with or without overridden weights.
 
     Parameters
     ----------
     session : Session or SplitSession
-        The model, possibly with weights exposed as further inputs. Of one in two halves, what the head gives for
-        the first step is kept from one rollout to the next.
+        The model, possibly with weights exposed as further inputs. For a split session, the head's outputs at the
+        first step are kept from one rollout to the next.
     spec : RolloutSpec
         Checked against the model by `check_spec`.
     contexts : Contexts
     batch : int, optional
-        Most contexts a call, default 32. A model with a fixed batch size runs with that size, the last chunk
-        padded by repetition; a model without a batch axis runs one context at a time.
+        Maximum number of contexts per call, default 32. A model with a fixed batch size runs with that size, and the
+        last chunk is padded by repetition; a model without a batch axis runs one context at a time.
     feedback : Feedback, optional
-        That of another engine of the same model and rollout, to share; made anew where there is none.
+        The feedback of another engine of the same model and rollout, to share; created if not given.
 
     Raises
     ------
@@ -101,7 +101,7 @@ class Engine:
         self.contexts = contexts
         _require_inputs(session, spec, contexts)
         if batch is not None and batch < 1:
-            raise InputError("the batch must be at least 1")
+            raise InputError(f"`batch` must be at least 1, not {batch}")
         if contexts.n_contexts == 0:
             raise InputError("holds no context at all", where=contexts.source)
         self.feedback = feedback or Feedback(spec, session)
@@ -113,19 +113,19 @@ class Engine:
         self._covered = frozenset(spec.inputs)
 
     def over(self, contexts: Contexts) -> Engine:
-        """Return an engine of the same session over other contexts of the same shapes."""
+        """Return an engine of the same session, over other contexts of the same shapes."""
         _require_inputs(self.session, self.spec, contexts)
         other = copy.copy(self)
         other.contexts, other._chunks, other._mirror = contexts, {}, None
         return other
 
     def of(self, session: Session) -> Engine:
-        """Return an engine of another session of the same model, over the same contexts; not of one in halves.
+        """Return an engine of another, unsplit session of the same model over the same contexts.
 
         Raises
         ------
         InputError
-            The session has other inputs than the rollout feeds.
+            The session's inputs differ from those that the rollout feeds.
         """
         _require_inputs(session, self.spec, self.contexts)
         other = copy.copy(self)
@@ -145,7 +145,7 @@ class Engine:
         Parameters
         ----------
         overrides : mapping of str to Value, optional
-            Values of further graph inputs (weights), bound at every step; made by `session.value`.
+            Values of further graph inputs (weights), bound at every step; create them with `session.value`.
         contexts : slice, optional
             A range of contexts, default all.
         keep_other : bool
@@ -156,8 +156,8 @@ class Engine:
         NonFiniteError
             A trajectory value is not finite.
         InputError
-            An input has no value, an array changes its shape, the model fails, or the steps give fewer time
-            values than `length`.
+            An input has no value, an array changes its shape, the model fails, or the steps yield fewer time values
+            than `length`.
         """
         overrides = self._complete(overrides)
         chosen = range(self.contexts.n_contexts)[contexts or slice(None)]
@@ -168,7 +168,7 @@ class Engine:
         return self._finished(self._joined(chosen, overrides, keep_other, None), overrides)
 
     def hold(self, overrides: Mapping[str, Value] | None = None) -> tuple[Trajectory, Held]:
-        """Roll out all contexts, and keep what others need to be compared with it; see `run` for the errors."""
+        """Roll out all contexts, and keep what comparisons with this rollout need; see `run` for the errors."""
         overrides = self._complete(overrides)
         chosen = range(self.contexts.n_contexts)
         if self.spec.rollout.is_made_whole:
@@ -188,24 +188,24 @@ class Engine:
     def squares(
         self, held: Held, overrides: Mapping[str, Value] | None = None, *, watch: Watch | None = None
     ) -> Squares:
-        """Roll out all contexts and return the squared differences from a rollout of theirs that was held.
+        """Roll out all contexts and return the squared differences from a held rollout.
 
         Parameters
         ----------
         held : Held
-            Made by an engine of the same session, or of one of the same signature, over contexts of these shapes.
+            Held by an engine of the same session, or of one with the same signature, over contexts of these shapes.
         overrides : mapping of str to Value, optional
             See `run`.
         watch : callable, optional
-            May stop the rollout early; the other chunks then make as many steps as the first. Not called where
-            `held.whole` is.
+            May stop the rollout early; the other chunks then run as many steps as the first. Not called if
+            `held.whole` is set.
 
         Raises
         ------
         NonFiniteError
-            A trajectory value, or the square of a difference, is not finite.
+            A trajectory value or a squared difference is not finite.
         InputError
-            As `run` does.
+            See `run`.
         """
         overrides = self._complete(overrides)
         chosen = range(self.contexts.n_contexts)
@@ -222,7 +222,7 @@ class Engine:
         return Squares(joined.outputs, joined.time_after)
 
     def _complete(self, overrides: Mapping[str, Value] | None) -> dict[str, Value]:
-        """Return the overrides, which with the spec give every input a value."""
+        """Return the overrides; raise unless they and the spec give every input a value."""
         given = dict(overrides or {})
         for port in self.session.signature.inputs:
             if port.name not in self._covered and port.name not in given:
@@ -233,7 +233,7 @@ class Engine:
         return given
 
     def _finished(self, made: Trajectory, overrides: Mapping[str, Value]) -> Trajectory:
-        """Return a trajectory averaged and bounded, where the spec asks for it."""
+        """Return a trajectory, averaged and bounded if the spec says so."""
         if self.spec.rollout.flip_invariant:
             if self._mirror is None:
                 turned = mirror.flipped(self.contexts, self.spec)
@@ -250,7 +250,7 @@ class Engine:
         keep_other: bool,
         held: dict[int, list[dict[str, Value]]] | None,
     ) -> Trajectory:
-        """Roll all chunks out; what is asked for goes to `held` as well, see `Held.steps`."""
+        """Roll out all chunks; if `held` is given, also store there what it holds (see `Held.steps`)."""
         parts: list[Part] = []
         for start in range(chosen.start, chosen.stop, self._batch):
             chunk = self._chunk(start, min(start + self._batch, chosen.stop))
@@ -261,14 +261,14 @@ class Engine:
     def walk(
         self, overrides: Mapping[str, Value] | None = None, extra: Sequence[str] = ()
     ) -> Generator[tuple[dict[str, Value], dict[str, Value]]]:
-        """Yield (inputs, outputs) of every call of a rollout, chunk by chunk: for looking inside at each step.
+        """Yield (inputs, outputs) of every call of a rollout, chunk by chunk, so that callers can inspect each step.
 
         Parameters
         ----------
         overrides : mapping of str to Value, optional
-            See `run`; not part of the inputs that are yielded.
+            See `run`; the yielded inputs do not contain them.
         extra : sequence of str
-            Outputs wanted besides those that are fed back.
+            Outputs requested in addition to those that are fed back.
 
         Raises
         ------
@@ -284,7 +284,7 @@ class Engine:
     def _calls(
         self, chunk: _Chunk, overrides: Mapping[str, Value], extra: Collection[str], steps: int
     ) -> Generator[tuple[int, dict[str, Value], dict[str, Value]]]:
-        """Yield (step, inputs, outputs) of every call of a chunk; outputs are those of `extra` and those fed back."""
+        """Yield (step, inputs, outputs) of every call of a chunk; outputs are those in `extra` and those fed back."""
         inputs = {**chunk.inputs, **chunk.forcing[0]}
         for step in range(1, steps + 1):
             wanted = {*extra, *(self.feedback.fed if step < steps else ())}
@@ -318,7 +318,7 @@ class Engine:
         return self._chunks[start, stop]
 
     def _placed(self, name: str, array: NDArray[Any], start: int) -> Value:
-        """[context, ...] as the model takes it: batch axis in its place, or no batch axis."""
+        """Convert [context, ...] to the model's layout: batch axis in its place, or no batch axis."""
         axis = self.spec.rollout.batch_axis
         if axis is not None and name not in self.spec.shared:
             return self.session.value(np.moveaxis(array, 0, axis))
@@ -326,7 +326,7 @@ class Engine:
             raise InputError(
                 f"input {name!r} is shared by a batch, but differs between the contexts from {start} on",
                 where=self.contexts.source,
-                todo="Run with batch 1",
+                todo="Set `batch` to 1",
             )
         return self.session.value(array[0])
 
@@ -357,7 +357,7 @@ class Engine:
         )
 
     def _make_room(self, held: list[dict[str, Value]]) -> None:
-        """Move a held chunk to host memory where all chunks would take too much of the device's."""
+        """Move a held chunk to host memory if all chunks together would exceed the device limit."""
         n_chunks = -(-self.contexts.n_contexts // self._batch)
         if n_chunks * sum(v.n_bytes for outputs in held for v in outputs.values()) > _MOST_HELD_BYTES:
             held[:] = [{n: host_value(v.numpy()) for n, v in outputs.items()} for outputs in held]
@@ -365,7 +365,7 @@ class Engine:
     def _compared(
         self, chunk: _Chunk, overrides: Mapping[str, Value], held: Held, steps: int, watch: Watch | None
     ) -> Part:
-        """Roll a chunk out and return its squares, which come to the host at once only where that costs nothing."""
+        """Roll out a chunk and return its squares; copy them to the host immediately only if that is free."""
         gauge, others = held.gauge, held.steps[chunk.contexts.start]
         if gauge is None:
             raise ValueError("a rollout held as a whole has no steps")
@@ -396,14 +396,14 @@ class Engine:
         names: Sequence[str],
         where: str,
     ) -> dict[str, Value]:
-        """Call the model for the first time of a rollout, which is all that overrides make different."""
+        """Make the first call of a rollout; only the overrides distinguish it from that of other rollouts."""
         outputs = session.run(inputs, names, where=where, kept=chunk.kept)
         if sum(v.n_bytes for c in self._chunks.values() for v in c.kept.values()) > _MOST_KEPT_BYTES:
             chunk.kept.clear()
         return outputs
 
     def _collected(self, value: Value, name: str, step: int, chunk: _Chunk) -> Value | NDArray[Any]:
-        """On the CPU the array, checked at once; else the value, to be copied when the rollout is over."""
+        """Return the array, checked now, on the CPU; otherwise the value, to be copied after the rollout."""
         return self._on_host(value, name, step, chunk) if self.session.on_host else value
 
     def _on_host(
@@ -436,7 +436,7 @@ class Engine:
         )
 
     def _plain(self, value: Value, chunk: _Chunk) -> NDArray[Any]:
-        """Return an output outside the trajectory as [context, ...]; one without a batch axis is repeated."""
+        """Return an output outside the trajectory as [context, ...]; an output without a batch axis is repeated."""
         array = value.numpy()
         if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
             array = array.astype(np.float32)

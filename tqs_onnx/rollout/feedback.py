@@ -1,4 +1,4 @@
-"""What feeds the outputs of one step back as the inputs of the next, on the device (see `rollout.update`)."""
+"""Feeds the outputs of one step back as the inputs of the next, on the device (see `rollout.update`)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tqs_passes.errors import InputError
 
 
 class Feedback:
-    """Makes the inputs of the next step; one serves every session of the same inputs and outputs.
+    """Computes the inputs of the next step; one instance serves every session of the same inputs and outputs.
 
     Parameters
     ----------
     spec : RolloutSpec
     session : Session or SplitSession
-        One whose inputs and outputs the spec fits; it is not kept.
+        A session whose inputs and outputs fit the spec; it is not kept.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class Feedback:
         self._update = build_update(spec, session.signature)
         self._session: Session | None = None
         if self._update.model is not None and spec.rollout.steps > 1:
-            # One thread: the graph only moves data, a second thread pool would compete with the model's.
+            # One thread: the graph only moves data, and a second thread pool would compete with the model's.
             options = SessionOptions(threads=1)
             self._session = open_session(self._update.model, provider=session.provider, options=options)
         fed = {output for kind, output in self._update.feeds.values() if kind == "output"}
@@ -52,11 +52,11 @@ class Feedback:
         Parameters
         ----------
         inputs, outputs : mapping of str to Value
-            Of the step before; the outputs at least those of `fed`.
+            Of the previous step; the outputs must include those of `fed`.
         forcing : mapping of str to Value
             Forced inputs of this step.
         step : int
-            Its number, from 1.
+            Number of the step, from 1.
 
         Raises
         ------

@@ -1,19 +1,19 @@
-"""Where perturbed rollouts come from: the seam between the sweep and how weights are injected.
+"""Runs perturbed rollouts: separates scoring from the way weights are injected.
 
-Three ways. `GroupSession` opens one session in which a group of weights are graph inputs; `Rebuilt` builds a session
-per rollout, with the perturbed weights as its constants ::
+There are three ways. `GroupSession` opens one session in which a group of weights are graph inputs; `Rebuilt` builds a
+session per rollout, with the perturbed weights as constants ::
 
-    all in one group        every weight is an input; nothing is ever rebuilt. Kernels lose what they prepare from
-                            constant weights (prepacking): the more, the shorter the batch.
-    g weights a group       the others stay constants, shared with the session rather than copied, and prepacked;
-                            a session is built per group, and each has a nominal rollout of its own. It can be in two
-                            halves, cut where the group first matters: at the first step, what lies before is nominal
-                            in every rollout and computed once.
-    rebuilt                 nothing is lost at a call, one nominal rollout serves all; a session per rollout, which is
-                            built while the rollout before runs.
+    all in one group        every weight is an input; nothing is rebuilt. Kernels lose what they prepare from constant
+                            weights (prepacking); the shorter the batch, the greater the loss.
+    g weights per group     the other weights stay constants, shared with the session instead of copied, and prepacked.
+                            A session is built per group, and each has its own nominal rollout. The session can be split
+                            where the group first matters: at the first step the part before it is nominal in every
+                            rollout and computed once.
+    rebuilt                 calls lose nothing, and one nominal rollout serves all; each rollout needs its own session,
+                            which is built while the previous rollout runs.
 
-Nominal and perturbed trajectories always come from the same compiled graph. Which is cheaper is for
-`tqs_onnx.scoring.plan.strategy` to say.
+Nominal and perturbed trajectories always come from the same compiled graph. `tqs_onnx.scoring.plan.strategy` chooses
+the cheapest way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tqs_passes.graph.split_model import Halves, split, value_types
 from tqs_passes.transforms.expose import Expose, weight_values
 from tqs_passes.weights import Weight
 
-#: Any location will do: the values are given to the session, the file is never opened.
+#: A placeholder: the values are passed to the session, and the file is never opened.
 _NOWHERE = (("location", "unused"), ("offset", "0"))
 
 
@@ -53,21 +53,21 @@ class Injection(Protocol):
         ...
 
     def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
-        """Do all that can be done before a rollout with these weights replaced; safe beside a rollout that runs."""
+        """Prepare a rollout with these weights replaced; safe to call while another rollout runs."""
         ...
 
     def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what others need to be compared with it."""
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
         ...
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
-        """Roll out from other contexts, all weights nominal, and compare."""
+        """Roll out from other contexts with all weights nominal, and compare with `held`."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ready:
-    """A rollout that is ready to run, once.
+    """A prepared rollout; it can run once.
 
     Parameters
     ----------
@@ -86,26 +86,26 @@ class Ready:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Exposable:
-    """A model made ready to be opened with any group of its weights exposed.
+    """A model prepared so that any group of its weights can be exposed.
 
     Parameters
     ----------
     proto : ModelProto
-        The model with every weight a graph input: small, whatever the weights weigh.
+        The model with every weight as a graph input; small, whatever the size of the weights.
     arrays : dict of str to array
-        The weights' values: views of what the model holds, or of its memory-mapped file.
+        Values of the weights: views of the model's memory, or of its memory-mapped file.
     """
 
     proto: onnx.ModelProto
     arrays: dict[str, NDArray[Any]]
 
     def opened_for(self, group: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
-        """Return the serialized model with `group` exposed, and the names of the weights it wants given instead."""
+        """Return the serialized model with `group` exposed, and the names of the weights to pass to the session."""
         proto, names = self._with_constants(group)
         return serialize(proto), names
 
     def split_for(self, group: frozenset[str]) -> Halves | None:
-        """Return the model with `group` exposed, in two where the group first matters; None where that is at once."""
+        """Return the model with `group` exposed, split where the group first matters; None if that is at the start."""
         return split(self._with_constants(group)[0], group, value_types(self.proto))
 
     def _with_constants(self, group: frozenset[str]) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -126,7 +126,7 @@ class Exposable:
 
 
 def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
-    """Return a lifted model, made ready once for all groups of these weights."""
+    """Prepare a lifted model once for all groups of these weights."""
     chosen = tuple(weights)
     exposed = Expose(tuple(w.name for w in chosen)).apply(model)
     present = set(exposed.changed)
@@ -135,7 +135,7 @@ def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
 
 
 class GroupSession:
-    """One session with a group of weights as inputs (see module docstring).
+    """One session with a group of weights as inputs (see the module docstring).
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class GroupSession:
     contexts : Contexts
     run : RunOptions
     prefix : bool
-        Compute what lies before the group once for the first step, where there is something.
+        Compute the part before the group only once for the first step, if there is one.
     feedback : Feedback, optional
         See `Engine`.
     """
@@ -204,7 +204,7 @@ class GroupSession:
         return Ready(self.engine, {**self._nominal, **changed})
 
     def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what others need to be compared with it."""
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
         return self.engine.hold(self._nominal)
 
     def run(self, replaced: Mapping[str, NDArray[Any]], *, keep_other: bool = False) -> Trajectory:
@@ -212,14 +212,14 @@ class GroupSession:
         return self.engine.run(self.prepare(replaced).values, keep_other=keep_other)
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
-        """Roll out from other contexts, all weights nominal, and compare."""
+        """Roll out from other contexts with all weights nominal, and compare with `held`."""
         return self.engine.over(contexts).squares(held, self._nominal)
 
 
 class Rebuilt:
-    """A session per rollout, its replaced weights as constants: prepacked, shared, and in the same compiled graph.
+    """One session per rollout; replaced weights are constants: prepacked, shared, in the same compiled graph.
 
-    Weights of a single value are exposed instead: an optimizer may look at such a value and compile another graph.
+    Weights of a single value are exposed instead: an optimizer may read such a value and compile a different graph.
     See `GroupSession` for the parameters.
     """
 
@@ -257,9 +257,9 @@ class Rebuilt:
         return Ready(engine, {**self._nominal, **exposed})
 
     def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what others need to be compared with it."""
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
         return self._engine.hold(self._nominal)
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
-        """Roll out from other contexts, all weights nominal, and compare."""
+        """Roll out from other contexts with all weights nominal, and compare with `held`."""
         return self._engine.over(contexts).squares(held, self._nominal)

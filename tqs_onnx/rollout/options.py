@@ -1,4 +1,4 @@
-"""Where and how a session runs: the choices, as values. Never imports onnxruntime."""
+"""Options of sessions and rollouts, as values. Never imports onnxruntime."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt")
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """Where rollouts run, and how much at a time.
+    """The provider, the batch size and the threads of rollouts.
 
     Parameters
     ----------
     provider : {"auto", "cpu", "cuda", "tensorrt"}
-        The execution provider; `auto`: CUDA where a session really runs on it, else the CPU.
+        The execution provider; `auto`: CUDA if a session actually runs on it, otherwise the CPU.
     batch : int or None
-        Most contexts a call; None: 32. A model of a fixed batch size runs with that size.
+        Maximum number of contexts per call; None: 32. A model with a fixed batch size runs with that size.
     threads : int
-        Threads a call; 0: the runtime's choice.
+        Threads per call; 0: the runtime's choice.
 
     Raises
     ------
@@ -39,7 +39,7 @@ class RunOptions:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Validate the fields."""
         if self.provider not in ("auto", *PROVIDERS):
             raise InputError(
                 f"unknown `provider` {self.provider!r}", todo=f"Choose auto, {', '.join(PROVIDERS)}"
@@ -52,7 +52,7 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class SessionOptions:
-    """What may differ from the runtime's stock settings.
+    """Deviations from the runtime's stock settings.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ class SessionOptions:
     optimize : str
         Graph optimization level: `all` (stock), `extended`, `basic` or `disable`.
     memory_pattern : bool
-        Plan a block for all that a call needs once its shapes are known (stock); it comes on top of what the first
-        call took.
+        Plan one memory block for all tensors of a call once its shapes are known (stock). It is allocated in addition
+        to the memory of the first call.
     config : mapping of str to str
         Session config entries, e.g. ``{"session.disable_quant_qdq": "1"}``.
     """

@@ -1,12 +1,11 @@
-"""Open a model in onnxruntime and run it with values that stay on the device.
+"""Opens models in onnxruntime and runs them with values that stay on the device.
 
-The only module that imports onnxruntime. Nothing falls back silently: a provider that was asked for and did
-not come is an error. Every error of the runtime becomes one line; its own log is off, because its lines would
-say the same thing a second time.
+The only module that imports onnxruntime. There are no silent fallbacks: if a requested provider is not available,
+an error is raised. Every runtime error becomes one line; the runtime's own log is off, because it would repeat the
+same error.
 
-A server passes none of the options below, so the CPU runs under stock options unless told otherwise. CUDA
-runs without TF32 and with a fixed choice of convolution algorithm: nominal and perturbed runs must differ by
-the perturbation only.
+A server passes none of the options below, so the CPU runs under stock options by default. CUDA runs without TF32
+and with a fixed choice of convolution algorithm: nominal and perturbed runs must differ only by the perturbation.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ __all__ = [
 _LOG = logging.getLogger(__name__)
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FATAL = 4
-#: A value that is let go of as soon as a run is over.
+#: A value that is freed as soon as a run is over.
 _BIG_BYTES = 1 << 20
-_STATE = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # its error classes
+_STATE = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # the runtime's error classes
 _CPU = "CPUExecutionProvider"
 _CUDA = (
     "CUDAExecutionProvider",
@@ -93,9 +92,9 @@ _ERRORS: tuple[type[Exception], ...] = (
 
 
 class Value:
-    """One tensor on the device (a thin wrapper: the runtime's type does not leave this module).
+    """One tensor on the device: a thin wrapper, because the runtime's type must not leave this module.
 
-    On the CPU a value made from an array shares its memory: leave the array as it is while the value is used.
+    On the CPU, a value created from an array shares its memory: do not modify the array while the value is in use.
     """
 
     __slots__ = ("_held", "dtype", "raw", "shape")
@@ -108,15 +107,15 @@ class Value:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of its elements."""
+        """Size of its elements in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def numpy(self) -> NDArray[Any]:
-        """Return the values on the host: on the CPU a view that keeps the memory alive, else a copy."""
+        """Return the values on the host: on the CPU a view that keeps the memory alive, otherwise a copy."""
         if self.dtype != _BFLOAT16:
             result: NDArray[Any] = self.raw.numpy()
             return result
-        # The runtime hands out no bfloat16 arrays. Such values are always in host memory, see Session.run.
+        # The runtime returns no bfloat16 arrays. Such values are always in host memory, see Session.run.
         n = int(np.prod(self.shape, dtype=np.int64))
         if n == 0:
             return np.zeros(self.shape, _BFLOAT16)
@@ -125,13 +124,13 @@ class Value:
 
 
 class Session:
-    """A model loaded on one provider; made by `open_session`.
+    """A model loaded on one provider; created by `open_session`.
 
     Parameters
     ----------
     raw : onnxruntime.InferenceSession
     provider : str
-        The provider it really runs on.
+        The provider it actually runs on.
     """
 
     def __init__(self, raw: ort.InferenceSession, provider: Provider) -> None:
@@ -143,22 +142,22 @@ class Session:
             tuple(_port(o.name, o.type, o.shape) for o in raw.get_outputs()),
         )
         self._dtypes = {p.name: p.dtype for p in self.signature.outputs}
-        # Bindings between two runs, with what is bound: an input that stays the same is bound once. A list: two
-        # threads that run at a time take one each.
+        # Unused bindings with their bound inputs, so that an unchanged input is bound only once. A list, because two
+        # threads that run concurrently take one each.
         self._bindings: list[tuple[ort.IOBinding, dict[str, Value]]] = []
 
     @property
     def on_host(self) -> bool:
-        """Values lie in host memory: reading them costs nothing."""
+        """Whether values are in host memory, so that reading them is free."""
         return self._device == "cpu"
 
     def value(self, array: NDArray[Any]) -> Value:
-        """Put an array on the device (on the CPU: share its memory when it is contiguous).
+        """Put an array on the device; on the CPU, share its memory if it is contiguous.
 
         Raises
         ------
         InputError
-            The device has no memory left.
+            The device is out of memory.
         """
         held = np.ascontiguousarray(array).reshape(array.shape)
         try:
@@ -167,7 +166,7 @@ class Session:
             return Value(ort.OrtValue.ortvalue_from_numpy(held, self._device), held.dtype)
         except _ERRORS as error:
             raise InputError(
-                f"{held.nbytes} bytes do not fit on the device: {_text(error)}", todo="Use a smaller --batch"
+                f"{held.nbytes} bytes do not fit on the device: {_text(error)}", todo="Use a smaller `batch`"
             ) from error
 
     def run(
@@ -179,14 +178,14 @@ class Session:
         ----------
         inputs : mapping of str to Value
         outputs : sequence of str, optional
-            The outputs wanted, default all.
+            The requested outputs, default all.
         where : str
-            What to name in an error, e.g. ``step 3``.
+            The location that errors name, e.g. ``step 3``.
 
         Raises
         ------
         InputError
-            The runtime failed: a wrong shape or type, no memory, a kernel that is missing.
+            The runtime failed: a wrong shape or type, no memory, or a missing kernel.
         """
         names = list(self._dtypes) if outputs is None else list(outputs)
         try:
@@ -201,17 +200,17 @@ class Session:
                 binding.bind_output(name, "cpu" if self._dtypes.get(name) == _BFLOAT16 else self._device)
             self._raw.run_with_iobinding(binding)
             raw = binding.get_outputs()
-            binding.clear_binding_outputs()  # else the next run would write into these results
+            binding.clear_binding_outputs()  # otherwise the next run would write into these results
         except _ERRORS as error:
             raise InputError(f"the model failed: {_text(error)}", where=where) from error
         if big:
-            binding.clear_binding_inputs()  # memory matters more than the time to bind again
+            binding.clear_binding_inputs()  # freeing the memory matters more than saving the time to bind again
         else:
             self._bindings.append((binding, bound))
         return {n: Value(v, self._dtypes[n]) for n, v in zip(names, raw, strict=True)}
 
     def _binding(self, inputs: Mapping[str, Value]) -> tuple[ort.IOBinding, dict[str, Value]]:
-        """Return a binding that binds none but these inputs, and what it binds."""
+        """Return a binding whose inputs are at most these, and the values it has bound."""
         while self._bindings:
             binding, bound = self._bindings.pop()
             if bound.keys() <= inputs.keys():
@@ -241,20 +240,20 @@ def open_session(
     Parameters
     ----------
     model : bytes or Path
-        A serialized model, or the path of one (needed above 2 GB without external data).
+        A serialized model, or its path (required above 2 GB without external data).
     provider : str
-        `cpu`, `cuda`, `tensorrt`, or `auto`: CUDA when it really works, else the CPU.
+        `cpu`, `cuda`, `tensorrt`, or `auto`: CUDA if it actually works, otherwise the CPU.
     options : SessionOptions, optional
     folder : Path, optional
-        Where the external data of a model given as bytes lies.
+        The folder of the external data, for a model given as bytes.
     stored : mapping of str to Value, optional
-        Values, in host memory, of initializers that the model names as external data: they are shared, not copied,
-        so keep them and leave them as they are while the session lives.
+        Host-memory values of initializers that the model declares as external data. They are shared, not copied: keep
+        them alive and unchanged while the session lives.
 
     Raises
     ------
     InputError
-        The model does not load, or the provider is not there or fell back to the CPU.
+        The model does not load, or the provider is missing or fell back to the CPU.
     """
     options = options or SessionOptions()
     provider = resolve_provider(provider)
@@ -276,33 +275,33 @@ def open_session(
             model if isinstance(model, bytes) else str(model),
             settings,
             providers=_CHAINS[provider],
-            enable_fallback=0,  # else it prints to stdout and goes on on the CPU
+            enable_fallback=0,  # otherwise it prints to stdout and continues on the CPU
         )
     except _ERRORS as error:
         if "TensorRT libraries" in str(error):
             raise InputError(
-                "tensorrt was asked for but its libraries do not load",
-                todo="Install TensorRT, or use --providers cuda or cpu",
+                "tensorrt was requested but its libraries do not load",
+                todo="Install TensorRT, or set `provider` to cuda or cpu",
             ) from error
         where = str(model) if isinstance(model, Path) else ""
         raise InputError(f"the model does not load: {_text(error)}", where=where) from error
     if _NAMES[provider] not in raw.get_providers():
         reason = f" ({said})" if said else ""
         raise InputError(
-            f"{provider} was asked for but the runtime fell back to {_short(raw.get_providers()[0])}{reason}",
-            todo="Install a driver and the GPU libraries (tqs-onnx[cuda]), or use --providers cpu",
+            f"{provider} was requested but the runtime fell back to {_short(raw.get_providers()[0])}{reason}",
+            todo="Install a driver and the GPU libraries (tqs-onnx[cuda]), or set `provider` to cpu",
         )
     return Session(raw, provider)
 
 
 def resolve_provider(provider: AnyProvider) -> Provider:
-    """Return the provider meant: for `auto`, CUDA when it really works, else the CPU."""
+    """Return the actual provider: for `auto`, CUDA if it actually works, otherwise the CPU."""
     return _best_provider() if provider == "auto" else provider
 
 
 @cache
 def _best_provider() -> Provider:
-    """Return what `auto` means on this machine; found out once a process, and logged."""
+    """Return the provider that `auto` selects on this machine; determined once per process, and logged."""
     reason = probe_provider("cuda")
     if reason is None:
         _LOG.info("running on CUDA")
@@ -313,13 +312,13 @@ def _best_provider() -> Provider:
 
 
 def available_providers() -> tuple[Provider, ...]:
-    """Return the providers built into this runtime; `probe_provider` tells whether they work."""
+    """Return the providers built into this runtime; `probe_provider` tests whether they work."""
     built = set(ort.get_available_providers())
     return tuple(p for p in PROVIDERS if _NAMES[p] in built)
 
 
 def probe_provider(provider: Provider) -> str | None:
-    """Open and run a one-node model on a provider; return None when it works, else why it does not."""
+    """Open and run a one-node model on a provider; return None if it works, otherwise the reason."""
     info = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("Add", ["x", "x"], ["y"])],
@@ -333,7 +332,7 @@ def probe_provider(provider: Provider) -> str | None:
         doubled = session.run({"x": session.value(np.ones(2, np.float32))})["y"].numpy()
     except InputError as error:
         return error.what
-    return None if doubled.tolist() == [2.0, 2.0] else "it computes 1 + 1 wrongly"
+    return None if doubled.tolist() == [2.0, 2.0] else "it computes 1 + 1 incorrectly"
 
 
 def installed_runtimes() -> tuple[str, ...]:
@@ -350,11 +349,11 @@ def runtime_version() -> str:
 
 def _require(provider: Provider) -> None:
     if provider not in PROVIDERS:
-        raise InputError(f"unknown provider {provider!r}", todo="Use cpu, cuda, tensorrt or auto")
+        raise InputError(f"unknown provider {provider!r}", todo="Choose cpu, cuda, tensorrt or auto")
     if provider not in available_providers():
         raise InputError(
-            f"{provider} was asked for but this build of onnxruntime does not contain it",
-            todo="Install onnxruntime-gpu (pip install 'tqs-onnx[cuda]'), or use --providers cpu",
+            f"{provider} was requested but this build of onnxruntime does not contain it",
+            todo="Install onnxruntime-gpu (pip install 'tqs-onnx[cuda]'), or set `provider` to cpu",
         )
 
 
@@ -366,7 +365,7 @@ def _entries(options: SessionOptions, folder: Path | None) -> dict[str, str]:
 
 
 def _preload(provider: Provider) -> str:
-    """Load CUDA from Python packages where there are some; return the first complaint (printed to stdout)."""
+    """Load CUDA from Python packages if installed; return the first error that this printed to stdout."""
     if provider == "cpu" or not hasattr(ort, "preload_dlls"):
         return ""
     with _captured_stdout() as text:
@@ -376,7 +375,7 @@ def _preload(provider: Provider) -> str:
 
 @contextlib.contextmanager
 def _captured_stdout() -> Generator[io.StringIO]:
-    """Keep what a library prints away from stdout, which belongs to `--json`."""
+    """Capture what a library prints to stdout, because stdout is reserved for the JSON output."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         yield text
@@ -388,9 +387,13 @@ def _silence() -> None:
 
 
 def _port(name: str, kind: str, shape: Sequence[object]) -> Port:
-    """Return a port from the runtime's words, which write a rank that is not declared as a scalar."""
+    """Return a port from the runtime's description, which reports an undeclared rank as a scalar."""
     if not kind.startswith("tensor("):
-        raise InputError("a graph input or output that is no tensor is not supported", where=name)
+        raise InputError(
+            "this graph input or output is not a tensor",
+            where=name,
+            todo="Export the model with tensors only",
+        )
     element = kind.removeprefix("tensor(").removesuffix(")").upper()
     dims: tuple[Dim, ...] = tuple(d if isinstance(d, int | str) else "?" for d in shape)
     return port(name, onnx.TensorProto.DataType.Value(element), dims or None)

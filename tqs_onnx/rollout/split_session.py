@@ -1,4 +1,4 @@
-"""Two sessions that are one model: a head whose values can be kept, and a tail that is run with them."""
+"""One model in two sessions: a head, whose outputs can be kept, and a tail that takes them as inputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqs_onnx.rollout.spec.signature import ModelSignature
 
 
 class SplitSession:
-    """Runs as the whole model does; see `tqs_passes.graph.split_model` for how it is cut.
+    """Runs like the whole model; `tqs_passes.graph.split_model` describes the cut.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class SplitSession:
 
     @property
     def on_host(self) -> bool:
-        """Values lie in host memory: reading them costs nothing."""
+        """Whether values are in host memory, so that reading them is free."""
         return self._tail.on_host
 
     def value(self, array: NDArray[Any]) -> Value:
@@ -57,7 +57,7 @@ class SplitSession:
         Parameters
         ----------
         kept : dict of str to Value, optional
-            What the head gave for the same inputs; where it is empty, it is filled.
+            The head's outputs for the same inputs; filled if empty.
         """
         names = [p.name for p in self.signature.outputs] if outputs is None else list(outputs)
         early = {} if kept is None else kept

@@ -1,14 +1,14 @@
-"""Where rollouts happen: a model, how it is rolled out, from which contexts, in units of which σ, and on what.
+"""Testbeds: a model with its rollout spec, contexts, σ and run options, and the sessions that roll it out.
 
-A testbed opens sessions when they are first needed, at most one of each kind, and shares them with every testbed that
-it is turned into by `on` (other contexts) and `scaled` (another σ) ::
+A testbed opens each kind of session once, when first needed, and shares it with the testbeds that `on` (other contexts)
+and `scaled` (another σ) return ::
 
-    exposed      every weight that reaches an output is a graph input: any of them can be replaced
-    capturing    the same, and the tensors that rounding looks at are outputs
-    file         a file as a stock server runs it; closed after its rollout
+    exposed      every weight that reaches an output is a graph input, so that any of them can be replaced
+    capturing    the same, with the tensors that rounding reads as additional outputs
+    file         a file under stock server options; closed after its rollout
 
-Memory: the sessions share the weights with the model; a nominal trajectory is kept for each testbed that asks for it.
-`close` lets go of all sessions.
+Memory: the sessions share the weights with the model; each testbed that needs a nominal trajectory keeps its own.
+`close` closes all sessions.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from tqs_passes.weights import Survey
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Capturing:
-    """The session that shows what weights are multiplied with.
+    """The session whose outputs include the tensors that weights are multiplied with.
 
     Parameters
     ----------
     session : Session
     engine : Engine
-        Over the contexts of its testbed.
+        Engine over the contexts of the testbed.
     outputs : dict of str to str
-        Captured tensor to the graph output that shows it.
+        Graph output that carries each captured tensor, by the tensor's name.
     arrays : dict of str to NDArray
         Nominal values of the exposed weights.
     nominal : dict of str to Value
-        The same on the device.
+        The same values on the device.
     """
 
     session: Session
@@ -63,7 +63,7 @@ class Capturing:
 
 @dataclass(slots=True, eq=False)
 class _Sessions:
-    """What testbeds of one model share."""
+    """State shared by the testbeds of one model."""
 
     exposed: GroupSession | None = None
     capturing: Capturing | None = None
@@ -72,7 +72,7 @@ class _Sessions:
 
 
 class Testbed:
-    """Where rollouts happen (see module docstring).
+    """Rolls out a model (see the module docstring).
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ class Testbed:
     contexts : Contexts
     run : RunOptions
     sigma : dict of str to float, optional
-        σ_v of every variable; measured on the contexts where it is not given.
+        σ_v of every variable; measured on the contexts if not given.
     """
 
     __test__ = False  # pytest collects classes whose name begins with "Test"
@@ -112,7 +112,7 @@ class Testbed:
         self._nominal: Trajectory | None = None
 
     def on(self, contexts: Contexts) -> Testbed:
-        """Return a testbed that shares the sessions of this one, over other contexts of the same shapes."""
+        """Return a testbed over other contexts of the same shapes that shares the sessions of this one."""
         if contexts is self.contexts:
             return self
         other = copy.copy(self)
@@ -120,20 +120,20 @@ class Testbed:
         return other
 
     def scaled(self, sigma: Mapping[str, float]) -> Testbed:
-        """Return a testbed that shares the sessions and the nominal rollout of this one, in units of another σ."""
+        """Return a testbed with another σ that shares the sessions and the nominal rollout of this one."""
         other = copy.copy(self)
         other._sigma = dict(sigma)
         return other
 
     def close(self) -> None:
-        """Let go of all sessions, also for the testbeds that share them; one that is needed again is opened again."""
+        """Close all sessions, also for the testbeds that share them; a session reopens when it is needed again."""
         sessions = self._sessions
         sessions.exposed = sessions.capturing = sessions.feedback = None
         sessions.captured = ()
 
     @property
     def exposed(self) -> GroupSession:
-        """The session in which every weight that reaches an output can be replaced, over these contexts.
+        """The session over these contexts in which every weight that reaches an output can be replaced.
 
         Raises
         ------
@@ -151,7 +151,7 @@ class Testbed:
 
     @property
     def nominal(self) -> Trajectory:
-        """The rollout of the exposed session with nothing replaced, made once.
+        """The rollout of the exposed session with nominal weights, computed once.
 
         Raises
         ------
@@ -164,25 +164,25 @@ class Testbed:
 
     @property
     def sigma(self) -> dict[str, float]:
-        """σ_v of every variable: as given, else measured on the nominal rollout (see `variables.sigma`)."""
+        """σ_v of every variable: as given, otherwise measured on the nominal rollout (see `variables.sigma`)."""
         if self._sigma is None:
             self._sigma = sigma(self.spec, self.contexts, self.nominal.outputs).values
         return self._sigma
 
     @property
     def ruler(self) -> Ruler:
-        """What measures the distance of trajectories of these contexts, in units of σ."""
+        """Measures distances between trajectories of these contexts, in units of σ."""
         return ruler_for(self.nominal.outputs, self.spec, self.contexts, self.sigma)
 
     def drift(self, trajectory: Trajectory, other: Trajectory | None = None) -> float:
-        """Return the drift of a trajectory from another one of these contexts, by default from the nominal one."""
+        """Return the drift of a trajectory from another of the same contexts, by default from the nominal one."""
         base = self.nominal if other is None else other
         ruler = ruler_for(base.outputs, self.spec, self.contexts, self.sigma)
         squares = ruler.squares(trajectory.outputs, base.outputs)
         return drift_of(squares, n_space(base.outputs, self.spec, self.contexts))
 
     def capturing(self, tensors: tuple[str, ...]) -> Capturing:
-        """Return the session in which these tensors can be seen, over these contexts.
+        """Return the session over these contexts that outputs these tensors.
 
         Raises
         ------
@@ -207,12 +207,12 @@ class Testbed:
         return Capturing(session, self._engine_of(session), outputs, arrays, nominal)
 
     def roll_file(self, path: Path, *, keep_other: bool = True) -> Trajectory:
-        """Roll a file out in a session with stock options, as a server would run it.
+        """Roll out a file in a session with stock options, as a server would.
 
         Parameters
         ----------
         path : Path
-            A model of the same inputs and outputs.
+            A model with the same inputs and outputs.
         keep_other : bool
             Keep the graph outputs outside the trajectory as well.
 
@@ -226,7 +226,7 @@ class Testbed:
         return self._engine_of(session).run(keep_other=keep_other)
 
     def _engine_of(self, session: Session) -> Engine:
-        """Return an engine of a session, over these contexts; what moves states from step to step is shared."""
+        """Return an engine of a session over these contexts; all engines share the feedback session."""
         sessions, batch = self._sessions, self.run.batch
         engine = Engine(session, self.spec, self.contexts, batch=batch, feedback=sessions.feedback)
         sessions.feedback = engine.feedback
