@@ -185,7 +185,7 @@ def test_a_weight_that_was_damaged_on_its_way_is_refused(tmp_path: Path) -> None
     shipment, sent = packed(planned(opened(tmp_path, forecaster())))
     weight: Packed = shipment.weights[0]
     sent[weight.sha256][3] ^= 1
-    with pytest.raises(InputError, match=f"weight '{weight.name}' was damaged on its way"):
+    with pytest.raises(InputError, match=f"weight '{weight.name}' was damaged in transfer"):
         unpack(shipment, sent.__getitem__)
 
 
@@ -211,7 +211,7 @@ def test_an_actor_answers_an_error_of_the_users(tmp_path: Path, monkeypatch: pyt
     )
     (answer,) = Actor([shipment], dict(sent), threads=1).work(None, Task(0, {}))
     assert isinstance(answer, Refused)
-    assert "was damaged on its way" in answer.what
+    assert "was damaged in transfer" in answer.what
 
 
 def command(tmp_path: Path, *more: str) -> list[str]:
@@ -226,7 +226,7 @@ def test_without_ray_a_cluster_is_refused_in_one_line(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(command(tmp_path, "--engine", "ray")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == ("tqs: error: --engine ray needs Ray, which is not installed. pip install 'tqs-onnx[ray]'")
+    assert line == ("tqs: error: --engine ray: Ray is not installed. Install it: pip install 'tqs-onnx[ray]'")
     assert not (tmp_path / "run").exists()
 
 

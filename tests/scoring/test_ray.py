@@ -203,7 +203,7 @@ def test_a_node_killed_without_grace_costs_what_it_was_measuring(
     scores = swept(source, engine="ray", address=two.address)
     assert scores.to_json() == local
     assert two.second is None
-    assert any("died: its task starts again" in line for line in caplog.messages)
+    assert any("died; the rest of its task runs again" in line for line in caplog.messages)
 
 
 def test_with_no_node_left_the_sweep_ends_in_one_line_and_can_be_resumed(
@@ -219,7 +219,7 @@ def test_with_no_node_left_the_sweep_ends_in_one_line_and_can_be_resumed(
 
     watched(kill)
     ask = {"engine": "ray", "address": two.address}
-    with pytest.raises(InputError, match="no node of the Ray cluster that can be used has 2 cores"):
+    with pytest.raises(InputError, match="no usable node of the Ray cluster has 2 cores"):
         swept(source, tmp_path / "s.sqlite", threads=2, **ask)
     assert swept(source, tmp_path / "s.sqlite", **ask).to_json() == local
     assert sum(len(task.todo) for task in started[3:]) <= 15 - 2 * 3  # two tasks of three rollouts were kept
@@ -231,7 +231,7 @@ def test_a_task_that_kills_its_actors_is_given_up(two: Two, source: Source, watc
             ray.kill(seat.actor)
 
     watched(kill)
-    with pytest.raises(InputError, match="3 actors died of the same task"):
+    with pytest.raises(InputError, match="3 actors died in the same task"):
         swept(source, engine="ray", address=two.address)
 
 
@@ -241,7 +241,7 @@ def test_nodes_that_would_measure_otherwise_are_not_used(
     monkeypatch.setattr(
         "tqs_onnx.scoring.workers.ray_crew.identity", lambda provider: {"instruction set": "riscv64"}
     )
-    with pytest.raises(InputError, match="no node of the Ray cluster that can be used"):
+    with pytest.raises(InputError, match="no usable node of the Ray cluster"):
         swept(source, engine="ray", address=two.address)
     said = [line for line in caplog.messages if "is not used: its instruction set is " in line]
     assert len(said) == 2
@@ -271,8 +271,8 @@ def test_the_command_scores_on_a_cluster_and_prints_its_result_only(
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("127.0.0.1:1", "nobody listens at 127.0.0.1:1"),
-        ("127.0.0.1:99999", "nobody listens"),
+        ("127.0.0.1:1", "nothing listens at 127.0.0.1:1"),
+        ("127.0.0.1:99999", "nothing listens"),
         ("somewhere", "is not HOST:PORT"),
         ("ray://127.0.0.1:10001", "is the address of a Ray client"),
     ],

@@ -81,7 +81,7 @@ def test_on_a_network_file_system_a_rollback_journal_is_used_and_a_note_says_so(
         results.put("job", [("key", M)])
     monkeypatch.setattr("tqs_onnx.scoring.measure.store.mounts", lambda: "1 0 0:1 / / rw - nfs4 server:/ rw")
     with Results(tmp_path / "s.sqlite") as results:
-        assert results.note.startswith("nfs4, a network file system, holds no write-ahead log")
+        assert results.note.startswith("nfs4, a network file system, does not support a write-ahead log")
         results.put("job", [("more", M)])
         assert not (tmp_path / "s.sqlite-wal").exists()
         assert results.known(["key", "more"]) == {"key", "more"}
@@ -130,7 +130,7 @@ def test_a_store_without_measurements_is_not_left_behind(tmp_path: Path) -> None
 
 def test_a_file_that_is_no_store_is_refused_in_one_line_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "s.sqlite").write_text("scores, but on paper" * 100)
-    with pytest.raises(InputError, match="is no store of measurements"):
+    with pytest.raises(InputError, match="is not a store of measurements"):
         Results(tmp_path / "s.sqlite")
     assert (tmp_path / "s.sqlite").read_text().startswith("scores, but")
 
@@ -259,5 +259,5 @@ def test_a_store_that_cannot_be_written_is_read_and_stays_as_it_is(
         assert results.get("a") is not None
         results.put("job", [("b", M)])
         assert results.known(["a", "b"]) == {"a", "b"}
-        assert "what is measured now is not kept" in results.note
+        assert "new measurements are not kept" in results.note
     assert path.read_bytes() == before

@@ -1,1 +1,1 @@
-"""Measure how strongly each weight's rounding error grows over the forecast."""
+"""Measures how strongly each weight's rounding error grows over the forecast."""

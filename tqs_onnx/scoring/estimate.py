@@ -1,4 +1,4 @@
-"""What a sweep would take: its sessions and rollouts, and time and memory judged by one timed rollout."""
+"""Estimates the cost of scoring: its sessions and rollouts, and its time and memory from one timed rollout."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What a sweep would take.
+    """The estimated cost of scoring.
 
     Parameters
     ----------
     how : str
         How weights are injected, see `tqs_onnx.scoring.plan.strategy`.
     sessions : int
-        Sessions, each with its own nominal rollout and floors.
+        Number of sessions, each with its own nominal rollout and floors.
     rollouts : int
-        Perturbed rollouts, not counting what early stop or group tests may spare.
+        Number of perturbed rollouts, without the savings of early stop and group tests.
     chunk : int
-        Contexts a call.
+        Contexts per call.
     rollout_s, build_s : float
         Measured: one nominal rollout, and building its session.
     time_s : float
-        Estimated, for one process.
+        Estimated time in one process.
     memory_bytes : int
-        Estimated from the graph.
+        Memory, estimated from the graph.
     """
 
     how: str
@@ -44,7 +44,7 @@ class Estimate:
 
 
 def estimate(plan: SweepPlan) -> Estimate:
-    """Roll out once and estimate the rest; measures nothing that would be kept.
+    """Roll out once and estimate the rest; nothing is stored.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""From measurements to scores: a pure function, so that what was resumed scores as what was not.
+"""Computes scores from measurements: a pure function, so that a resumed run gives the same scores.
 
 status          when
 ==============  =====================================================================================================
@@ -35,20 +35,20 @@ _NUMBERS = ("gamma_stderr", "gamma_task", "gamma_task_stderr", "gamma_task_mean"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The score of a target before it has a name.
+    """The score of a target, without the names of its weights.
 
     Parameters
     ----------
     status : Status
     gammas : Gammas or None
-        None where nothing was rolled out, or not to a finite end.
+        None if nothing was rolled out, or if the rollout was not finite.
     delta_norm : float
     draws : int
     response : tuple of ResponsePoint
     variables : tuple of float
         Amplification of each variable.
     steps : int
-        Most calls of a rollout.
+        Model calls of the longest rollout.
     """
 
     status: Status
@@ -67,7 +67,7 @@ def judge(
     floors: Floors,
     options: ScoreOptions,
 ) -> Judged:
-    """Return the score of a target from the measurements of its draws and of its response, and its session's floors."""
+    """Return the score of a target from the measurements of its draws and response, and the floors of its session."""
     everything = (*primary, *further)
     if not all(m.finite for m in everything):
         return Judged(Status.UNSTABLE)
@@ -85,7 +85,7 @@ def judge(
     if still or (options.dead_below is not None and g.gamma_task <= options.dead_below):
         return Judged(Status.DEAD, None, norm, draws)
     if max(_peak(m) for m in primary) <= floors.rounding:
-        # A coarser probe may well have moved something: the allocator must know.
+        # A coarser probe may have moved the trajectory; the allocator must know.
         seen = {m.delta_sq for m in further if _peak(m) > floors.rounding}
         return Judged(Status.BELOW_FLOOR, g, norm, draws, tuple(p for p in response if p.delta_sq in seen))
     variables = np.mean([m.variables / (m.delta_sq + EPSILON) for m in primary], axis=0)
@@ -94,7 +94,7 @@ def judge(
 
 
 def settle_minimum(judged: dict[str, Judged]) -> dict[str, Judged]:
-    """Return the scores with those that tie at the lowest γ_task dead, if there are two or more and below the floor."""
+    """Mark the scores that tie at the lowest γ_task as dead, if there are two or more and they are below the floor."""
     rates = {name: j.gammas.gamma_task for name, j in judged.items() if j.gammas is not None}
     low = min(rates.values(), default=0.0)
     ties = [n for n, rate in rates.items() if rate - low <= _TIE and judged[n].status is Status.BELOW_FLOOR]
@@ -144,7 +144,7 @@ def scored(weight: Weight, judged: Judged, names: Sequence[str], block: str = ""
 
 
 def blank(weight: Weight, status: Status) -> WeightScore:
-    """Return the score of a weight that has no numbers."""
+    """Return the score of a weight without numbers."""
     readers = tuple(f"{r.op_type}:{r.input_index}" for r in weight.readers)
     return WeightScore(
         weight=weight.name,
@@ -157,7 +157,7 @@ def blank(weight: Weight, status: Status) -> WeightScore:
 
 
 def mean_of(scores: Sequence[WeightScore]) -> dict[str, object]:
-    """Return the numbers of a block from its members' own: their means over the members that are alive."""
+    """Return the numbers of a block: the means over its alive members."""
     alive = [s for s in scores if s.status is Status.ALIVE]
     if not alive:
         return {}
@@ -172,7 +172,7 @@ def mean_of(scores: Sequence[WeightScore]) -> dict[str, object]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean of the numbers among the values; None where there is none."""
+    """Return the mean of the values that are not None; None if there are none."""
     numbers = [v for v in values if v is not None]
     return float(np.mean(numbers)) if numbers else None
 

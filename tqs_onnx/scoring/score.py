@@ -1,7 +1,8 @@
-"""The sweep: perturb one weight (or block), roll out, compare; for every one of them.
+"""Scores weights: perturbs each weight (or block), rolls out, and compares with the nominal rollout.
 
-A weight that reaches no trajectory output is `off-trajectory`, one that reaches no output at all is `dead`; neither
-is rolled out. All others are measured (`plan` → `task` → `crew` → `results`) and judged (`scoring`).
+A weight that reaches no trajectory output is `off-trajectory`, one that reaches no output at all is `dead`; neither is
+rolled out. All others are measured (`plan.sweep_plan` → `measure.task` → `workers` → `measure.store`) and scored
+(`judge`).
 """
 
 from __future__ import annotations
@@ -43,26 +44,26 @@ def score(
     *,
     store: Path | None = None,
 ) -> Scores:
-    """Score every weight of a lifted model; see `plan_sweep` for the parameters it shares.
+    """Score every weight of a lifted model; `plan_sweep` describes the shared parameters.
 
     Parameters
     ----------
     bed : Testbed
-        With the scoring contexts.
+        Holds the scoring contexts.
     source_sha256 : str
     options : ScoreOptions, optional
     progress : callable, optional
         Called with (done, total, label) after each weight.
     store : Path, optional
-        SQLite file in which measurements are kept as they arrive, and from which an earlier run is resumed.
+        SQLite file that receives the measurements as they arrive; an earlier run is resumed from it.
 
     Raises
     ------
     InputError
-        The model does not run, its nominal rollout is not finite, a horizon lies beyond its steps, or the store cannot
-        be used.
+        The model does not run, its nominal rollout is not finite, a horizon exceeds the number of steps, or the store
+        cannot be used.
     StoppedError
-        The user stopped it; what was measured is in the store.
+        The user stopped scoring; the measurements so far are in the store.
     """
     options = options or ScoreOptions()
     plan = plan_sweep(bed, source_sha256, options)
@@ -79,7 +80,7 @@ def score(
                 raise
             raise StoppedError(
                 f"stopped: {counter.n_kept} of {plan.n_rollouts} rollouts are kept in {store}",
-                todo="Run the same command again to go on",
+                todo="Run the same command again to resume",
             ) from error
         judged, saved = _judged(plan, results, floors)
     return Scores(
@@ -104,7 +105,7 @@ def score(
 
 
 class _Counter:
-    """Counts what is kept, and tells the progress callback of each weight that is done."""
+    """Counts stored measurements, and reports each finished weight to the progress callback."""
 
     def __init__(self, plan: SweepPlan, survey: Survey, progress: Progress | None) -> None:
         self.n_kept = 0
@@ -124,7 +125,7 @@ class _Counter:
         self._done = 0
 
     def kept(self, keys: set[str]) -> None:
-        """Count measurements as kept."""
+        """Count these measurements as stored."""
         self.n_kept += len(keys)
         for key in sorted(keys):
             name = self._target_of[key]
@@ -133,7 +134,7 @@ class _Counter:
                 self._tick(self._n_weights[name], self._labels[name])
 
     def finish(self) -> None:
-        """Count the weights that are not rolled out."""
+        """Count the weights that need no rollout."""
         for label in self._idle:
             self._tick(1, label)
 
@@ -144,7 +145,7 @@ class _Counter:
 
 
 def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Frame, tuple[Floors, ...]]:
-    """Make every measurement that the store lacks; return what is known of the nominal rollout, and of each session."""
+    """Measure what the store lacks; return the facts about the nominal rollout, and the floors of each session."""
     kept = results.known(r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t))
     counter.kept(kept)
     tasks = tasks_of(plan, kept, results.floors(plan.job))
@@ -170,7 +171,7 @@ def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Fram
 
 @contextmanager
 def crew_for(plan: SweepPlan) -> Generator[Crew]:
-    """Yield who measures, as a plan's options ask."""
+    """Yield the workers that a plan's options select."""
     options = plan.options
     if options.engine == "ray":
         with cluster_crew(plan) as crew:
@@ -182,7 +183,7 @@ def crew_for(plan: SweepPlan) -> Generator[Crew]:
 
 
 def _judged(plan: SweepPlan, results: Results, floors: tuple[Floors, ...]) -> tuple[dict[str, Judged], float]:
-    """Return the score of every target, and the share of model calls that was spared."""
+    """Return the score of every target, and the share of model calls that was saved."""
     found: dict[str, Judged] = {}
     made = wanted = 0
     n_draws = plan.options.probe.n_draws
@@ -190,7 +191,9 @@ def _judged(plan: SweepPlan, results: Results, floors: tuple[Floors, ...]) -> tu
         kept = [results.get(r.key(plan.job)) for r in plan.rollouts(target)]
         all_of = [m for m in kept if m is not None]
         if len(all_of) < len(kept):
-            raise InputError("lost a measurement", where=str(results.path), todo="Run the same command again")
+            raise InputError(
+                "a measurement is missing", where=str(results.path), todo="Run the same command again"
+            )
         found[target.name] = judge(
             all_of[:n_draws], all_of[n_draws:], plan.horizons, floors[session], plan.options
         )

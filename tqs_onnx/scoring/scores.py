@@ -18,22 +18,22 @@ from tqs_onnx.shown import Shown
 from tqs_passes.errors import InputError
 from tqs_passes.weights import Role
 
-#: Weights that a summary names.
+#: Number of weights that a summary names.
 _SHOWN = 5
-#: Fewer scores in common have no rank correlation.
+#: Minimum number of common scores for a rank correlation.
 _FEWEST_RANKED = 3
-#: Where A changes by more than that between probe sizes, the response is saturated or chaotic, not linear.
+#: If A changes by more than this factor between probe sizes, the response is saturated or chaotic, not linear.
 LINEAR_WITHIN = 2.0
 
 
 class Status(StrEnum):
-    """What a score means.
+    """The status of a scored weight.
 
     `alive`: the probe moved the trajectory. `dead`: a non-zero probe moved nothing beyond the noise floor.
-    `below-floor`: it moved no more than one unit in the last place of the initial state does.
-    `unprobed`: the probe was zero (all-ones scales under a quant probe). `off-trajectory`: the weight reaches only
-    graph outputs that the trajectory does not hold. `unstable`: the probe made the rollout NaN or infinite; such a
-    weight is always kept as it is.
+    `below-floor`: the probe moved the trajectory no more than a change of the initial state by one unit in the last
+    place. `unprobed`: the probe was zero (all-ones scales under a quant probe). `off-trajectory`: the weight reaches
+    only graph outputs outside the trajectory. `unstable`: the probe made the rollout NaN or infinite; such a weight
+    always keeps its original precision.
     """
 
     ALIVE = "alive"
@@ -49,7 +49,7 @@ class _Frozen(BaseModel):
 
 
 class ResponsePoint(_Frozen):
-    """The response to a probe of one size: ‖δθ‖², and the amplification A(T_max) measured with it."""
+    """The response to a probe of one size: ‖δθ‖² and the measured amplification A(T_max)."""
 
     delta_sq: float
     amplification: float
@@ -68,7 +68,7 @@ class WeightScore(_Frozen):
     gamma : tuple of float or None, or None
         γ(T) of Eq. 2 at each horizon, mean over contexts and draws; None at horizons below the floor.
     block : str
-        The block it was scored with; empty: by itself.
+        The block it was scored with; empty if scored by itself.
     gamma_stderr, gamma_task, gamma_task_stderr, gamma_task_mean, a_max, amplification, growth : float or None
         See `tqs_onnx.scoring.measure.gamma`.
     convergence : tuple of float or None
@@ -76,14 +76,14 @@ class WeightScore(_Frozen):
     variables : dict of str to float
         Amplification of each variable by itself: Σ (ΔY/σ_v)² / ‖δθ‖², mean over contexts and draws.
     session : int or None
-        The session it was perturbed in, which has floors of its own; None: in none.
+        The session it was perturbed in, whose floors apply; None if it was not perturbed.
     steps : int
-        Calls of the model that its longest rollout made: fewer than the horizon after an early stop.
+        Model calls of its longest rollout; fewer than the horizon after an early stop.
     delta_norm : float
         ‖δθ‖_F, root mean square over draws.
     draws : int
     response : tuple of ResponsePoint
-        A at every probe size, the smallest first; constant where the response is linear.
+        A at every probe size, smallest first; constant if the response is linear.
     readers : tuple of str
         ``operator:input`` of each reader.
     """
@@ -113,7 +113,7 @@ class WeightScore(_Frozen):
 
     @property
     def nonlinearity(self) -> float | None:
-        """A at the largest probe over A at the smallest: 1 where errors scale; None with a single size."""
+        """A at the largest probe over A at the smallest: 1 if errors scale; None with a single size."""
         if len(self.response) < 2 or self.response[0].amplification <= 0:
             return None
         return self.response[-1].amplification / self.response[0].amplification
@@ -149,21 +149,22 @@ class Scores(_Frozen, Shown):
     horizons : tuple of int
         Steps.
     units : str
-        `std`: divergence in units of each variable's σ; `raw`: in the data's own.
+        `std`: divergence in units of each variable's σ; `raw`: in the data's own units.
     sigma : dict of str to float
         σ_v, frozen here and reused by verify.
     n_contexts, n_values : int
-        Contexts scored; values N of one context's trajectory.
+        Number of scoring contexts; number N of values in one context's trajectory.
     noise_floor : float
-        The highest noise floor of a session.
+        The highest noise floor of any session.
     rounding_floor : float
-        The highest rounding floor of a session.
+        The highest rounding floor of any session.
     floors : tuple of Floors
-        The two floors of each session; a weight is judged by those of its own.
+        The two floors of each session; a weight is judged by those of its own session.
     sessions : int
-        Sessions that the weights were spread over.
+        Number of sessions that the weights were distributed over.
     rollouts_saved : float
-        Share of the model calls that early stop and group tests spared; the tests' own are not counted.
+        Share of the model calls that early stop and group tests saved; the calls of the tests themselves are not
+        counted.
     weights : tuple of WeightScore
         In graph order.
     """
@@ -188,7 +189,7 @@ class Scores(_Frozen, Shown):
     weights: tuple[WeightScore, ...]
 
     def facts(self) -> dict[str, str]:
-        """Return how many weights there are of each status, the most sensitive ones, and the floors."""
+        """Return the number of weights of each status, the most sensitive weights, and the floors."""
         counts = {s.value: sum(w.status is s for w in self.weights) for s in Status}
         alive = [w for w in self.weights if w.gamma_task is not None]
         alive.sort(key=lambda w: (-(w.gamma_task or 0.0), w.weight))
@@ -251,7 +252,7 @@ class Scores(_Frozen, Shown):
 
 
 def _write_row(stream: io.StringIO, row: list[object]) -> None:
-    """Write a row; `csv` leaves a carriage return bare, which readers take for the end of the row."""
+    """Write a row; `csv` does not quote carriage returns, which readers take for the end of the row."""
     bare = any("\r" in cell for cell in row if isinstance(cell, str))
     csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerow(
         row
@@ -264,7 +265,7 @@ def read_scores(path: Path) -> Scores:
     Raises
     ------
     InputError
-        The file is missing, not JSON, of another version, or has unknown or ill-typed keys.
+        The file is missing, is not JSON, has another version, or has unknown or ill-typed keys.
     """
     try:
         return Scores.model_validate_json(path.read_text(encoding="utf-8"))
@@ -276,16 +277,16 @@ def read_scores(path: Path) -> Scores:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"
         raise InputError(
-            f"holds no scores of this version ({key}: {first['msg']})",
+            f"does not hold scores of this version ({key}: {first['msg']})",
             where=str(path),
-            todo="Give the scores.json that tqs score wrote, or score again",
+            todo="Give a scores.json that tqs score wrote, or run tqs score again",
         ) from error
 
 
 def spearman(a: Scores, b: Scores) -> float | None:
     """Return Spearman's rank correlation of γ_task between two probes (paper, A.10).
 
-    Targets that are alive under both count, a block once. None with fewer than three, or where all tie.
+    Counts the targets that are alive under both probes, a block once. None with fewer than three, or if all tie.
     """
     theirs = {s.weight: s.gamma_task for s in b.weights if s.gamma_task is not None}
     pairs: dict[str, tuple[float, float]] = {}

@@ -1,1 +1,1 @@
-"""Measure perturbed rollouts and keep the results."""
+"""Measures perturbed rollouts and stores the results."""

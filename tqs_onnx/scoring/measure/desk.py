@@ -1,7 +1,7 @@
-"""Measure tasks, one after the other: the desk that every worker of a sweep sits at, in this process or in another.
+"""Executes scoring tasks; the same code runs in every worker.
 
-What is measured is a function of the plan: any desk opens the same sessions, makes the same nominal rollouts, and
-gives the same bits.
+A measurement is a function of the plan alone: every worker opens the same sessions, runs the same nominal rollouts, and
+computes the same bits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 
 
 class Desk:
-    """Measures tasks; one session is open at a time and stays so while tasks ask for it.
+    """Executes tasks one after another; the session of the last task stays open, because the next task may reuse it.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Desk:
         self._floors: Floors | None = None
 
     def frame(self) -> Frame:
-        """Return what is known of the job's nominal rollout, from its first session.
+        """Return σ and the trajectory size of the job's nominal rollout, from the job's first session.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Desk:
         return frame_of(self._opened(0, None))
 
     def measure(self, frame: Frame, task: Task) -> Iterator[Found]:
-        """Measure a task and yield what is to be kept, as it is made.
+        """Execute a task and yield each result as soon as it is available.
 
         Raises
         ------
@@ -75,7 +75,7 @@ class Desk:
 
     def _opened(self, session: int, frame: Frame | None) -> Station:
         if self._station is None or self._session != session:
-            self._station = self._floors = None  # let go of the old session before the new one is built
+            self._station = self._floors = None  # free the old session before building the new one
             self._station = open_station(self._plan, self._source, session, frame)
             self._session = session
         return self._station
@@ -90,7 +90,7 @@ def _in_families(plan: SweepPlan, station: Station, floors: Floors, task: Task) 
         if not is_worth_testing(family) or not todo_of(family):
             yield from _one_by_one(plan, station, todo_of(family))
             continue
-        # The whole family is settled again, whatever is missing: what is found must not depend on where a run stopped.
+        # Settle the whole family, whatever is missing: the results must not depend on where a run stopped.
         head, rest = family[0], family[1:]
         yield from _one_by_one(plan, station, todo_of((head,)))
         settled: tuple[Perturbation, ...] = ()
@@ -107,7 +107,7 @@ def _one_by_one(plan: SweepPlan, station: Station, todo: Mapping[str, Rollout]) 
 
 
 def _still(plan: SweepPlan, station: Station, floors: Floors, targets: Sequence[Perturbation]) -> bool:
-    """Whether nothing moves when all of these are perturbed at once, by the probe and by the coarsest response."""
+    """Whether perturbing all targets at once, by the probe and by the coarsest response, moves nothing."""
     weights = tuple(w for t in targets for w in t.weights)
     rollouts = [replace(r, weights=weights) for r in plan.rollouts(targets[0])]
     for rollout in (rollouts[0], min(rollouts, key=lambda r: r.probe.bits)):

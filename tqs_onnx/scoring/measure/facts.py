@@ -1,4 +1,4 @@
-"""What is known of a session beside its measurements: its noise and rounding floors."""
+"""Facts about a session besides its measurements: its noise and rounding floors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ class _Frozen(BaseModel):
 
 
 class Floors(_Frozen):
-    """What moves a rollout of a session when no weight is perturbed (see `tqs_onnx.scoring.measure.floors`).
+    """The floors of a session: how far rollouts differ without a perturbation (`tqs_onnx.scoring.measure.floors`).
 
     Attributes
     ----------
     noise : float
         Largest energy of one context between two nominal rollouts.
     rounding : float
-        Largest energy of one context when the initial state moves by one unit in the last place.
+        Largest energy of one context when the initial state changes by one unit in the last place.
     rounding_at : tuple of float
-        The same at every horizon; empty in files of earlier versions.
+        `rounding` at every horizon; empty in files of earlier versions.
     """
 
     noise: float

@@ -1,10 +1,10 @@
-"""What moves a rollout when no weight is perturbed: the two floors of a session, below which a score means nothing.
+"""Measures the two floors of a session: differences without a perturbation, below which a score has no meaning.
 
-The noise floor is measured between two nominal rollouts, the rounding floor with an initial state that moves by one
-unit in the last place; it is never below the noise floor.
+The noise floor is measured between two nominal rollouts, the rounding floor with an initial state changed by one unit
+in the last place; the rounding floor is never below the noise floor.
 
-Sessions are compiled one by one and may compute differently, so each has floors of its own, and a weight is judged by
-those of the session that it was perturbed in.
+Sessions are compiled separately and may compute differently. Each therefore has its own floors, and a weight is judged
+by those of the session in which it was perturbed.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class SessionFloors:
 
 
 def floors_of(plan: SweepPlan, station: Station, session: int) -> Floors:
-    """Measure the floors of a session: a second nominal rollout, and one from a nudged state.
+    """Measure the floors of a session: a second nominal rollout, and one from a slightly changed state.
 
-    The second rollout is given a weight's own values in its place: where sessions are rebuilt this builds another.
+    The second rollout replaces a weight by its own values; if sessions are rebuilt, this builds another session.
     """
     meter, injection = station.meter, station.injection
     same = {w.name: injection.values(w) for w in plan.weights_of(session)[:1]}
@@ -60,7 +60,7 @@ def floors_of(plan: SweepPlan, station: Station, session: int) -> Floors:
 
 
 def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
-    """Return contexts whose float32 and float64 states are off by one unit in the last place, up and down by turns."""
+    """Return contexts whose float32 and float64 states differ by one unit in the last place, up and down in turn."""
     states = {f.input for f in spec.feedback}
     arrays = {n: _nudged(a) if n in states else a for n, a in contexts.arrays.items()}
     return replace(contexts, arrays=arrays)
@@ -70,5 +70,5 @@ def _nudged(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.name not in ("float32", "float64"):
         return array
     signs = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
-    # A zero stays: it may mean that nothing is there.
+    # Zeros are not changed: they may mark missing data.
     return np.where(array == 0, array, np.nextafter(array, signs.astype(array.dtype)))

@@ -1,4 +1,4 @@
-"""From energies to scores: Eq. 1, Eq. 2, A_max and growth of one weight.
+"""Computes scores from energies: Eq. 1, Eq. 2, A_max and growth of one weight.
 
 With e_s(T) = ‖ΔY_s,1:T‖² of context (or draw) s and one δθ per draw ::
 
@@ -10,7 +10,7 @@ With e_s(T) = ‖ΔY_s,1:T‖² of context (or draw) s and one δθ per draw ::
     growth   = (ln A(T₂) − ln A(T₁)) / (T₂ − T₁), T₁ < T₂ the first and last horizon
 
 Every ratio has a floor of 1e-30, so a weight that moves nothing scores ln(1e-30) / T, the paper's sentinel. A horizon
-at which no context moved beyond the session's floor has no numbers: growth and the mean are those of the others. T
+at which no context moved beyond the session's floor has no numbers; growth and the mean use the other horizons. T
 counts steps. NumPy only.
 """
 
@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-#: ε of Eqs. 1 and 2. Negligible beside the square of any probe of a float weight.
+#: ε of Eqs. 1 and 2; negligible compared with the square of any probe of a float weight.
 EPSILON = 1e-20
-#: Floor of every ratio before its logarithm.
+#: Floor of every ratio before taking its logarithm.
 RATIO_FLOOR = 1e-30
 
 
@@ -34,21 +34,21 @@ class Gammas:
     Parameters
     ----------
     gamma : tuple of float or None
-        γ(T) per horizon; None where it is below the floor.
+        γ(T) per horizon; None below the floor.
     gamma_stderr : float
-        Standard error of γ(T_max) over contexts and draws; 0 for a single one.
+        Standard error of γ(T_max) over contexts and draws; 0 for a single value.
     gamma_task : float
     gamma_task_stderr : float
         Standard error of γ_task over contexts and draws, to first order: that of A over A · T.
     gamma_task_mean : float
-        γ_task averaged over the horizons (A.13) above the floor.
+        γ_task averaged over the horizons above the floor (A.13).
     convergence : tuple of float or None, or None
-        γ(T) / γ(T_max) per horizon, None below the floor; None in all where γ(T_max) is 0.
+        γ(T) / γ(T_max) per horizon, None below the floor; None as a whole if γ(T_max) is 0.
     a_max : float
     amplification : float
         A(T_max).
     growth : float or None
-        Between the first and the last horizon above the floor; None with a single one.
+        Growth between the first and the last horizon above the floor; None if only one is above it.
     """
 
     gamma: tuple[float | None, ...]
@@ -79,7 +79,7 @@ def gammas(
     horizons : tuple of int
         Steps, increasing.
     floor : float64 array ``[horizons]``, optional
-        Energy of one context that means nothing. The last horizon always has numbers.
+        Energy of one context below which values have no meaning. The last horizon always has numbers.
     """
     above = np.ones(len(horizons), bool) if floor is None else energy.max(axis=(0, 1)) > floor
     above[-1] = True

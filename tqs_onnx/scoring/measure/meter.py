@@ -1,8 +1,8 @@
-"""What one perturbed rollout gave: energies against the nominal trajectory of the same session.
+"""Measures one perturbed rollout: energies against the nominal trajectory of the same session.
 
-A rollout that was stopped early after t steps is continued at the rate it had: per context
-e(T) = ‖δθ‖² · (e(t) / ‖δθ‖²)^(T/t), so that ln A(T)/T stays what it was when it had converged; its variables keep
-their shares.
+A rollout that stopped early after t steps is extrapolated at its rate: per context
+e(T) = ‖δθ‖² · (e(t) / ‖δθ‖²)^(T/t), so that ln A(T)/T keeps its converged value; the shares of the variables stay
+unchanged.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from tqs_onnx.rollout.engine import Held, Squares
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measurement:
-    """One rollout's measurement.
+    """The measurement of one rollout.
 
     Parameters
     ----------
     energy : float64 array, ``[contexts, horizons]``
-        e_s(T), cumulative over time; zeros when the rollout was not finite or not needed.
+        e_s(T), cumulative over time; zeros if the rollout was not finite or not needed.
     variables : float64 array, ``[variables]``
         Σ over space and time of (ΔY/σ_v)² up to the last step, mean over the contexts of v, in the ruler's order.
     delta_sq : float
-        ‖δθ‖²; 0: the probe was zero, and nothing was rolled out.
+        ‖δθ‖²; 0 if the probe was zero and nothing was rolled out.
     steps : int
-        Calls of the model a context; 0 when nothing was rolled out.
+        Model calls per context; 0 if nothing was rolled out.
     finite : bool
-        False: the rollout became NaN or infinite.
+        False if the rollout became NaN or infinite.
     """
 
     energy: NDArray[np.float64]
@@ -43,7 +43,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Meter:
-    """Cumulative energies of a rollout against the nominal one, at each horizon.
+    """Computes the cumulative energies of a rollout against the nominal one, at each horizon.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ class Meter:
     horizons: tuple[int, ...]
 
     def blank(self, delta_sq: float, *, finite: bool = True) -> Measurement:
-        """Return the measurement of a rollout that gave nothing: the probe was zero, or it was not finite."""
+        """Return the measurement of a rollout without a result: the probe was zero, or the rollout was not finite."""
         shape = (self.ruler.contexts.n_contexts, len(self.horizons))
         return Measurement(np.zeros(shape), np.zeros(len(self.ruler.rows)), delta_sq, 0, finite)
 
@@ -84,5 +84,5 @@ class Meter:
 
     @property
     def n_time(self) -> int:
-        """Time values of the nominal trajectory."""
+        """Number of time values of the nominal trajectory."""
         return self.held.time_after[-1]

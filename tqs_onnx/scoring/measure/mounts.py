@@ -1,6 +1,6 @@
-"""Whether a folder lies on a network file system, where SQLite's write-ahead log is not safe.
+"""Detects network file systems, on which SQLite's write-ahead log is not safe.
 
-The log's index is memory shared by mapping a file, and machines that mount the same folder do not share it (SQLite's
+The log's index is shared memory in a mapped file, and machines that mount the same folder do not share it (SQLite's
 documentation, "Write-Ahead Logging").
 """
 
@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 _MOUNTS = Path("/proc/self/mountinfo")
-#: Names of file systems as Linux lists them; a FUSE one is named after its program.
+#: Names of file systems as Linux lists them; a FUSE file system is named after its program.
 _NETWORK = frozenset(
     {
         *(
@@ -33,7 +33,7 @@ _NETWORK = frozenset(
 
 
 def mounts() -> str:
-    """Return Linux's table of mounted file systems; empty elsewhere."""
+    """Return Linux's table of mounted file systems; empty on other systems."""
     try:
         return _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:
@@ -41,13 +41,13 @@ def mounts() -> str:
 
 
 def network_filesystem(folder: Path, table: str) -> str | None:
-    """Return the name of the network file system that a folder lies on, or None.
+    """Return the name of the network file system that contains a folder, or None.
 
     Parameters
     ----------
     folder : Path
     table : str
-        In the format of ``/proc/self/mountinfo`` (proc(5)); of mounts in one place the last is seen.
+        In the format of ``/proc/self/mountinfo`` (proc(5)); if several are mounted in one place, the last is visible.
     """
     place, found = folder.resolve(), ("", "")
     for line in table.splitlines():

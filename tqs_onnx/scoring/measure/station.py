@@ -1,6 +1,6 @@
-"""Roll the targets of one session out, one after the other, and measure them.
+"""Rolls out the targets of one session, one after another, and measures them.
 
-The next perturbation is made, in a thread, while a rollout runs: rounding a big weight takes as long as a short
+A thread computes the next perturbation while a rollout runs, because rounding a big weight takes as long as a short
 rollout. At most two perturbed targets are in memory.
 """
 
@@ -24,19 +24,19 @@ from tqs_onnx.scoring.plan.perturbation import Rollout
 from tqs_onnx.scoring.plan.probe import perturbed
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 
-#: Values that are perturbed sooner than another thread takes over.
+#: Up to this many values, perturbing takes less time than switching to another thread.
 _QUICK_VALUES = 1 << 17
 
 
 class Frame(BaseModel):
-    """What is known of a job's nominal rollout; the same for all its sessions.
+    """Facts about a job's nominal rollout, the same for all its sessions.
 
     Attributes
     ----------
     sigma : dict of str to float
-        The σ_v that divergences are in units of.
+        The σ_v of every variable; divergences are in these units.
     n_values : int
-        Values of one context's trajectory.
+        Number of values in one context's trajectory.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,7 +54,7 @@ class Station:
 
 
 def exposable_of(plan: SweepPlan) -> Exposable:
-    """Return the plan's model, made ready for all its sessions."""
+    """Return the plan's model, prepared for all its sessions."""
     return exposable(plan.model, (w for group in range(plan.n_sessions) for w in plan.weights_of(group)))
 
 
@@ -86,7 +86,7 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
 
 
 def frame_of(station: Station) -> Frame:
-    """Return what a job's first session knows of its nominal rollout."""
+    """Return the facts about a job's nominal rollout, from its first session."""
     ruler = station.meter.ruler
     return Frame(sigma=ruler.sigma, n_values=ruler.n_values)
 
@@ -114,13 +114,13 @@ class Prepared:
 
 
 def prepare(rollout: Rollout, injection: Injection) -> Prepared:
-    """Make the perturbation of a rollout, and all else that its run needs."""
+    """Compute the perturbation of a rollout, and prepare the rollout."""
     replaced, delta_sq = perturbation(rollout, injection)
     return Prepared(rollout, delta_sq, injection.prepare(replaced) if replaced else None)
 
 
 def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[Prepared]:
-    """Yield each rollout, prepared; the next one is prepared meanwhile, unless that takes no longer than a switch."""
+    """Yield each rollout, prepared; a thread prepares the next one meanwhile, unless that takes less than a switch."""
     todo: Iterator[Rollout] = iter(rollouts)
     with ThreadPoolExecutor(1) as pool:
         pending = _prepared_soon(next(todo, None), injection, pool)

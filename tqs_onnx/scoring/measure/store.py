@@ -1,10 +1,10 @@
-"""Measurements kept as they arrive: an SQLite file in the run directory, so that no rollout is lost or made twice.
+"""Stores measurements as they arrive, in an SQLite file in the run directory: none is lost or computed twice.
 
-Each measurement is one row, keyed by the digest of everything that matters (see `score.plan.fingerprint`), committed
-before the next rollout starts. SQLite's write-ahead log makes that cheap and safe against being killed at any moment;
-where a file system cannot hold one (network file systems), a rollback journal is used and `note` says so.
+Each measurement is one row, keyed by the digest of everything that affects it (see `scoring.plan.fingerprint`), and
+committed before the next rollout starts. SQLite's write-ahead log makes this cheap, and safe if the process is killed
+at any time. Network file systems do not support that log; there a rollback journal is used, and `note` says so.
 
-Floats are stored as their eight bytes: what is read back is what was measured, bit for bit.
+Floats are stored as their eight bytes, so that they are read back bit for bit.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS session (
 
 
 class StoppedError(TqsError):
-    """The user stopped a sweep; what was measured is kept."""
+    """The user stopped scoring; the measurements so far are kept."""
 
     exit_code = 130
 
@@ -51,12 +51,12 @@ class Results:
     Parameters
     ----------
     path : Path or None
-        The SQLite file, made if missing; None keeps everything in memory, as does one in a read-only folder.
+        The SQLite file, created if missing. None keeps everything in memory, as does a file in a read-only folder.
 
     Raises
     ------
     InputError
-        The file cannot be made or read, or is no such store.
+        The file cannot be created or read, or is not such a store.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -78,23 +78,23 @@ class Results:
             raise
 
     def _copy(self, path: Path) -> None:
-        """Take over what a store holds that cannot be written to."""
+        """Copy the content of a read-only store into memory."""
         with (
             self._explained(),
             closing(sqlite3.connect(f"{path.resolve().as_uri()}?immutable=1", uri=True)) as kept,
         ):
             kept.backup(self._db)
         self.path = None
-        self.note = f"{path} cannot be written: what it holds is used, what is measured now is not kept"
+        self.note = f"{path} cannot be written: its measurements are used, new measurements are not kept"
 
     def _open(self) -> None:
         with self._explained():
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, _FORMAT):
                 raise InputError(
-                    f"is a store of format {found}, not {_FORMAT}",
+                    f"is a store of format {found}, this version needs format {_FORMAT}",
                     where=str(self.path),
-                    todo="Remove it, or choose another --out",
+                    todo="Remove it, or choose another `out`",
                 )
         if self.path is not None:
             self._choose_journal(network_filesystem(self.path.parent, mounts()))
@@ -111,23 +111,23 @@ class Results:
             self._db.execute("PRAGMA synchronous = NORMAL")
             return
         what = "this file system" if network is None else f"{network}, a network file system,"
-        self.note = f"{what} holds no write-ahead log: results are kept with a rollback journal"
+        self.note = f"{what} does not support a write-ahead log: a rollback journal is used instead"
         with self._explained():
             self._db.execute("PRAGMA journal_mode = DELETE")
 
     def frame(self, job: str) -> str | None:
-        """Return what was kept about the nominal rollout of a job, or None."""
+        """Return the stored facts about the nominal rollout of a job, or None."""
         with self._explained():
             row = self._db.execute("SELECT frame FROM job WHERE id = ?", (job,)).fetchone()
         return None if row is None else row[0]
 
     def put_frame(self, job: str, facts: str, frame: str) -> None:
-        """Keep a job: its facts, for the reader, and what is known of its nominal rollout."""
+        """Store a job: its settings, for readers of the file, and the facts about its nominal rollout."""
         with self._explained():
             self._db.execute("INSERT OR REPLACE INTO job VALUES (?, ?, ?)", (job, facts, frame))
 
     def floors(self, job: str) -> dict[int, Floors]:
-        """Return the floors that are kept of a job's sessions."""
+        """Return the stored floors of a job's sessions."""
         with self._explained():
             rows = self._db.execute("SELECT session, noise, rounding, at FROM session WHERE job = ?", (job,))
             return {
@@ -136,7 +136,7 @@ class Results:
             }
 
     def put_floors(self, job: str, found: SessionFloors) -> None:
-        """Keep the floors of a session; those that are kept already stay."""
+        """Store the floors of a session, unless they are stored already."""
         f = found.floors
         row = (job, found.session, f.noise, f.rounding, _bytes(np.array(f.rounding_at)))
         with self._explained():
@@ -155,13 +155,13 @@ class Results:
         return Measurement(energy, _floats(row[2]), row[3], row[4], bool(row[5]))
 
     def known(self, keys: Iterable[str]) -> set[str]:
-        """Return those of `keys` that are kept."""
+        """Return those of `keys` that are stored."""
         with self._explained():
             kept = {row[0] for row in self._db.execute("SELECT id FROM measurement")}
         return kept.intersection(keys)
 
     def put(self, job: str, found: Iterable[tuple[str, Measurement]]) -> None:
-        """Keep measurements, all or none of them; they are on their way to the disk when this returns."""
+        """Store measurements in one transaction; it is written to the file when this returns."""
         rows = [
             (
                 *(key, job, len(m.energy), _bytes(m.energy), _bytes(m.variables)),
@@ -182,7 +182,7 @@ class Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file; one made by this run that holds no measurement is removed."""
+        """Close the file; remove it if this run created it and it holds no measurement."""
         self._db.close()
         if self._new and not self._written and self.path is not None:
             for suffix in ("", "-wal", "-shm", "-journal"):
@@ -190,21 +190,21 @@ class Results:
 
     @contextmanager
     def _explained(self) -> Generator[None]:
-        """Turn SQLite's errors into one line; what was committed before stays as it is."""
+        """Turn SQLite's errors into one line; committed measurements are unaffected."""
         try:
             yield
         except sqlite3.Error as error:
             text = str(error)
-            what, todo = f"cannot be used ({text})", "Choose another --out"
+            what, todo = f"cannot be used ({text})", "Choose another `out`"
             if "full" in text:
-                what = "the disk is full; what was measured so far is kept"
-                todo = "Make room and run the same command again"
+                what = "the disk is full; the measurements so far are kept"
+                todo = "Free disk space and run the same command again"
             elif "readonly" in text or "unable to open" in text or "disk I/O" in text:
                 what = f"cannot be written ({text})"
             elif isinstance(error, sqlite3.DatabaseError) and "not a database" in text:
-                what, todo = "is no store of measurements", "Remove it, or choose another --out"
+                what, todo = "is not a store of measurements", "Remove it, or choose another `out`"
             elif "locked" in text:
-                what, todo = "is in use by another run", "Wait for it, or choose another --out"
+                what, todo = "is in use by another run", "Wait for it, or choose another `out`"
             raise InputError(what, where=str(self.path), todo=todo) from error
 
 

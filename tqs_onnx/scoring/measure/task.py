@@ -1,8 +1,8 @@
-"""The unit of work of a sweep: some rollouts of one session; and what whoever measures them gives back.
+"""Tasks, the units of work of scoring: rollouts of one session; and the form in which their results are returned.
 
-Tasks say what is measured where, never how it comes out: a rollout gives the same bits in any task, on any worker, in
-any order, because the session it runs in is fixed by the plan. A rollout is the smallest piece: its contexts run
-together, and where it may stop early the first of them decide for the others.
+Tasks decide where a rollout is measured, never its result: the plan fixes the session, so a rollout gives the same bits
+in any task, on any worker, in any order. A rollout is the smallest unit: its contexts run together, and if early stop
+is on, its first chunk of contexts decides for the others.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from tqs_onnx.scoring.plan.group_test import families
 from tqs_onnx.scoring.plan.perturbation import Rollout
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 
-#: Keyed measurements that are kept in one transaction.
+#: Measurements by key, stored in one transaction.
 Kept = tuple[tuple[str, Measurement], ...]
-#: What measuring a task gives, piece by piece.
+#: One result of a task: a session's floors or some measurements.
 Found = Kept | SessionFloors
-#: Most rollouts of a part: few, so that little is lost with a worker.
+#: Maximum rollouts per part; small, so that little is lost with a worker.
 _MOST_ROLLOUTS = 4
-#: Parts per worker that keep all of them busy to the end.
+#: Parts per worker, enough to keep all workers busy until the end.
 _PARTS_PER_WORKER = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Rollouts of one session that are to be measured.
+    """Rollouts of one session that must be measured.
 
     Parameters
     ----------
     session : int
         Index of its group in the plan.
     todo : dict of str to Rollout
-        Those that lack a measurement, by the keys it is to be kept under.
+        The rollouts without a measurement, by the keys of their measurements.
     floors : Floors or None
-        The session's floors, where they are known.
+        The session's floors, if known.
     measures_floors : bool
-        They are to be measured first.
+        Whether the floors must be measured first.
     """
 
     session: int
@@ -49,7 +49,7 @@ class Task:
     measures_floors: bool = False
 
     def without(self, found: Found) -> Task:
-        """Return what is left of the task once something of it has been found."""
+        """Return the rest of the task after a result of it has arrived."""
         if isinstance(found, SessionFloors):
             return replace(self, floors=found.floors, measures_floors=False)
         gone = {key for key, _ in found}
@@ -57,7 +57,7 @@ class Task:
 
 
 def tasks_of(plan: SweepPlan, have: Collection[str], floors: Mapping[int, Floors]) -> tuple[Task, ...]:
-    """Return a task for each session that lacks measurements or its floors; `have`: keys of those that are kept."""
+    """Return a task for each session that lacks measurements or floors; `have`: keys of stored measurements."""
     found: list[Task] = []
     for session in range(plan.n_sessions):
         keyed = {r.key(plan.job): r for t in plan.targets_of(session) for r in plan.rollouts(t)}
@@ -69,7 +69,7 @@ def tasks_of(plan: SweepPlan, have: Collection[str], floors: Mapping[int, Floors
 
 
 def parts_of(plan: SweepPlan, tasks: tuple[Task, ...], workers: int) -> tuple[Task, ...]:
-    """Return the tasks in parts, for so many workers; under group tests a family stays whole."""
+    """Return the tasks in parts, for a number of workers; with group tests a family stays whole."""
     n_rollouts = sum(len(t.todo) for t in tasks)
     size = max(1, min(_MOST_ROLLOUTS, n_rollouts // (_PARTS_PER_WORKER * workers)))
     return tuple(part for task in tasks for part in _cut(plan, task, size))

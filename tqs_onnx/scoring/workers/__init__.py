@@ -1,1 +1,1 @@
-"""Who measures: this process, local processes, or Ray actors."""
+"""Workers that execute scoring tasks: this process, local processes, or Ray actors."""

@@ -1,7 +1,7 @@
-"""Who measures the tasks of a sweep on one machine: this process, or worker processes beside it.
+"""Executes the tasks of scoring on one machine: in this process, or in worker processes.
 
-Every measurement is handed on as soon as it is here; a crew decides when and where, never what (see `task`). `cluster`
-has a crew on many machines.
+Every measurement is passed on as soon as it arrives. The choice of workers affects when and where a task runs, never
+its result (see `measure.task`). `ray_crew` uses many machines.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from tqs_passes.errors import InputError
 
 
 class Crew(Protocol):
-    """Measures tasks."""
+    """Executes tasks."""
 
     def frame(self) -> Frame:
-        """Return what is known of the job's nominal rollout."""
+        """Return the facts about the job's nominal rollout."""
         ...
 
     def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
-        """Measure tasks and hand on what is found."""
+        """Execute tasks and pass every result to `keep`."""
         ...
 
 
 class Here:
-    """Measures in this process."""
+    """Executes tasks in this process."""
 
     def __init__(self, plan: SweepPlan) -> None:
         self._desk = Desk(plan, exposable_of(plan))
 
     def frame(self) -> Frame:
-        """Return what is known of the job's nominal rollout."""
+        """Return the facts about the job's nominal rollout."""
         return self._desk.frame()
 
     def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
-        """Measure tasks one after the other."""
+        """Execute tasks one after another."""
         for task in tasks:
             for found in self._desk.measure(frame, task):
                 keep(found)
@@ -54,7 +54,7 @@ class Here:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Workers:
-    """Measures in worker processes.
+    """Executes tasks in worker processes.
 
     Parameters
     ----------
@@ -66,16 +66,16 @@ class Workers:
     workers: int
 
     def frame(self) -> Frame:
-        """Return what is known of the job's nominal rollout, made in this process."""
+        """Return the facts about the job's nominal rollout, computed in this process."""
         return Here(self.plan).frame()
 
     def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
-        """Measure tasks in parts.
+        """Execute tasks in parts.
 
         Raises
         ------
         InputError
-            A worker died; what was measured before is kept.
+            A worker died; the measurements so far are kept.
         """
         parts = parts_of(self.plan, tasks, self.workers)
         threads = self.plan.run.threads or max(1, (os.cpu_count() or 1) // self.workers)
@@ -92,7 +92,7 @@ class Workers:
                     keep(found)
         except BrokenProcessPool as error:
             raise InputError(
-                "a worker process died; what was measured is kept",
+                "a worker process died; the measurements so far are kept",
                 todo="Run the same command again, with fewer `workers` if memory ran out",
             ) from error
         finally:
@@ -104,12 +104,12 @@ _desk: list[tuple[Desk, Frame]] = []
 
 def _start_worker(plan: SweepPlan, frame: Frame) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops the pool
     _desk.append((Desk(plan, exposable_of(plan)), frame))
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: nobody keeps what it would go on measuring."""
+    """Exit when the parent process ends: nothing would store further measurements."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

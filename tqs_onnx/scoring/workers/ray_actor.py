@@ -1,6 +1,6 @@
-"""What a process of a cluster does: sit at a desk, with the model that was shipped to it.
+"""The process of one cluster worker: executes tasks on the model that the driver sent.
 
-A node must have this package installed; the model, the contexts and the plan come through Ray's object store.
+Every node must have this package installed; the model, the contexts and the plan arrive through Ray's object store.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tqs_passes.errors import TqsError
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What an actor answers where a desk raises: an error of the user's, in three parts."""
+    """An `InputError` raised in an actor, in three parts, returned as a value."""
 
     what: str
     where: str
@@ -32,7 +32,7 @@ class Refused:
 
 
 def identity(provider: str) -> dict[str, str]:
-    """Return what must be the same on every machine of a sweep."""
+    """Return the properties that every machine of a job must share."""
     return {
         "tqs-onnx": VERSION,
         "onnxruntime": runtime_version(),
@@ -42,12 +42,12 @@ def identity(provider: str) -> dict[str, str]:
 
 
 class Actor:
-    """A desk in a process of a cluster; Ray makes it from this class.
+    """Executes tasks in a process of a cluster; Ray instantiates this class.
 
     Parameters
     ----------
     cargo : list of ObjectRef
-        The shipment, alone in a list: Ray would fetch it before the actor starts.
+        The shipment, alone in a list: otherwise Ray would fetch it before the actor starts.
     content : dict of str to ObjectRef
         The bytes of the weights, by SHA-256.
     threads : int
@@ -60,11 +60,11 @@ class Actor:
         self._desk: Desk | None = None
 
     def identity(self, provider: str) -> dict[str, str]:
-        """Return what this machine is (see the function)."""
+        """Return the properties of this machine (see the function `identity`)."""
         return identity(provider)
 
     def work(self, frame: Frame | None, task: Task) -> Generator[Frame | Found | Refused]:
-        """Measure a task and yield what is found; without a frame, yield the job's first."""
+        """Execute a task and yield its results; without a frame, yield the frame of the job's first session."""
         try:
             desk = self._desk = self._desk or self._made_desk()
             if frame is None:

@@ -1,7 +1,7 @@
-"""Reach a Ray cluster: import Ray when it is asked for, connect, and let go of it.
+"""Connects to a Ray cluster: imports Ray on demand, connects and disconnects.
 
-The only module that imports Ray, an optional dependency. Ray prints what happens to its nodes on stdout, which belongs
-to the command's result: it is sent nowhere while the cluster is in use.
+The only module that imports Ray, an optional dependency. Ray prints node events on stdout, which is reserved for the
+command's result; its output is discarded while the cluster is in use.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from types import ModuleType
 
 from tqs_passes.errors import InputError
 
-#: Ray warns of a future default unless this is set; and reports usage to its makers unless that is.
+#: Without these settings Ray warns about a future default and sends usage statistics to its developers.
 _ENVIRONMENT = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-#: Seconds that the cluster's head has to answer.
+#: Timeout for an answer of the cluster's head, in seconds.
 _CONNECT_S = 10.0
 
 
@@ -31,35 +31,35 @@ def imported_ray() -> ModuleType:
     Raises
     ------
     InputError
-        It is not installed.
+        Ray is not installed.
     """
     try:
         return importlib.import_module("ray")
     except ImportError as error:
         raise InputError(
-            "--engine ray needs Ray, which is not installed", todo="pip install 'tqs-onnx[ray]'"
+            "Ray is not installed", where="`engine` ray", todo="Install it: pip install 'tqs-onnx[ray]'"
         ) from error
 
 
 @contextlib.contextmanager
 def connected(address: str | None) -> Generator[ModuleType]:
-    """Yield the module `ray`, connected; a connection made here ends here, one that was there stays.
+    """Yield the module `ray`, connected; a connection opened here is closed afterwards, an existing one is kept.
 
     Parameters
     ----------
     address : str or None
-        ``host:port`` of the cluster's head; None: the cluster that this machine is part of, else one started here.
+        ``host:port`` of the cluster's head; None: the cluster of this machine, or else a new one on this machine.
 
     Raises
     ------
     InputError
-        Ray is not installed, there is no cluster at the address, or it runs another version of Python or Ray.
+        Ray is not installed, no cluster answers at the address, or it runs another version of Python or Ray.
     """
     ray = imported_ray()
     if address is not None and address.startswith("ray://"):
         raise InputError(
             f"{address!r} is the address of a Ray client",
-            where="--address",
+            where="`address`",
             todo="Give the head's own address, e.g. host:6379, on a machine of the cluster",
         )
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -70,7 +70,9 @@ def connected(address: str | None) -> Generator[ModuleType]:
             _require_listening(address)
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        on_term = signal.getsignal(signal.SIGTERM)  # Ray puts a handler of its own there and leaves it
+        on_term = signal.getsignal(
+            signal.SIGTERM
+        )  # Ray installs its own handler and does not restore this one
         try:
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False
@@ -78,7 +80,7 @@ def connected(address: str | None) -> Generator[ModuleType]:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise InputError(
                 f"the Ray cluster cannot be reached: {error}",
-                where="--address" if address else "--engine ray",
+                where="`address`" if address else "`engine` ray",
                 todo="See `ray status` on its head",
             ) from error
         try:
@@ -90,14 +92,14 @@ def connected(address: str | None) -> Generator[ModuleType]:
 
 
 def _require_listening(address: str) -> None:
-    """Refuse an address where nobody listens; Ray itself would try for minutes."""
+    """Refuse an address without a listener; Ray itself would retry for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(f"{address!r} is not HOST:PORT", where="--address", todo="Give e.g. 10.0.0.1:6379")
+        raise InputError(f"{address!r} is not HOST:PORT", where="`address`", todo="Give e.g. 10.0.0.1:6379")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
             pass
     except (OSError, OverflowError) as error:
         raise InputError(
-            f"nobody listens at {address} ({error})", where="--address", todo="See `ray status` on its head"
+            f"nothing listens at {address} ({error})", where="`address`", todo="See `ray status` on its head"
         ) from error

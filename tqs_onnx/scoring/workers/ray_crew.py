@@ -1,14 +1,14 @@
-"""A crew on a Ray cluster: an actor per GPU, or per few cores, each at a desk with a warm session.
+"""Executes tasks on a Ray cluster: one actor per GPU, or per few cores, each with one open session.
 
-The driver ships the model once (see `shipment`), gives each actor one task at a time, and keeps what comes back as it
-comes ::
+The driver sends the model once (see `ray_shipment`), gives each actor one task at a time, and stores results as they
+arrive ::
 
-    driver ──task──▶ actor on any node          queue ◀──what is left of it── an actor that died
-       └◀──found, piece by piece──┘
+    driver ──task──▶ actor on any node          queue ◀──rest of its task── an actor that died
+       └◀──results, one at a time──┘
 
-An actor that dies, alone or with its node, costs what it was measuring: the driver gives the rest of its task to
-another. Nodes that join are put to work. An actor is used only where everything that a job's digest holds of a machine
-is what it is here, so that a cluster keeps the scores that this machine would.
+If an actor dies, alone or with its node, only the measurement in progress is lost: the driver gives the rest of its
+task to another actor. Nodes that join later are used. An actor is used only if its machine matches this one in
+everything that a job's digest contains, so that a cluster computes the scores that this machine would.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from tqs_onnx.scoring.workers.ray_shipment import Bytes, pack
 from tqs_passes.errors import InputError
 
 _LOG = logging.getLogger(__name__)
-#: Cores of an actor when `threads` is 0: more of them gain little in one rollout.
+#: Cores per actor if `threads` is 0: more cores gain little in one rollout.
 _CORES = 4
-#: Actors that may die on a node, or with a task, before it is given up.
+#: Number of actors that may die on a node, or with a task, before the node or the task is given up.
 _DEATHS = 3
-#: Seconds between looks for nodes that joined.
+#: Interval between checks for new nodes, in seconds.
 _LOOK_S = 2.0
 
 
 @dataclass(slots=True, eq=False)
 class _Seat:
-    """An actor as the driver sees it: where it is, and what it is doing."""
+    """The driver's record of an actor: its node and its current task."""
 
     actor: Any
     node: str
@@ -52,12 +52,12 @@ class _Seat:
 
 
 class OnCluster:
-    """Measures on a cluster; made by `cluster_crew`.
+    """Executes tasks on a cluster; created by `cluster_crew`.
 
     Parameters
     ----------
     ray : module
-        Connected.
+        The connected module.
     plan : SweepPlan
     """
 
@@ -76,12 +76,12 @@ class OnCluster:
         self._content[sha256] = self._ray.put(content)
 
     def frame(self) -> Frame:
-        """Return what is known of the job's nominal rollout, made by one of the actors.
+        """Return the facts about the job's nominal rollout, computed by one of the actors.
 
         Raises
         ------
         InputError
-            The model does not run, or no actor can be had.
+            The model does not run, or no actor is available.
         """
         frames: list[Frame] = []
 
@@ -93,12 +93,12 @@ class OnCluster:
         return frames[0]
 
     def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
-        """Measure tasks in parts, and hand on what is found.
+        """Execute tasks in parts, and pass every result to `keep`.
 
         Raises
         ------
         InputError
-            A session does not run, a task kills its actors, or none is left; what was measured before is kept.
+            A session does not run, a task kills its actors, or no actor is left; the measurements so far are kept.
         """
 
         def kept(found: Frame | Found) -> None:
@@ -109,7 +109,7 @@ class OnCluster:
         self._run(parts_of(self._plan, tasks, max(1, len(self._seats))), frame, kept)
 
     def close(self) -> None:
-        """Let the actors go."""
+        """Release the actors."""
         for seat in self._seats:
             self._ray.kill(seat.actor)
         self._seats.clear()
@@ -129,7 +129,7 @@ class OnCluster:
                 self._advance(waiting[answer], keep)
 
     def _best(self, seat: _Seat) -> int:
-        """Return the place in the queue of the task that suits a seat: of its session, else of one nobody has open."""
+        """Return the queue index of the best task for a seat: of its session, else of one that no actor has open."""
         others = {s.session for s in self._seats if s is not seat}
         found = enumerate((t.session != seat.session, t.session in others) for t in self._queue)
         return min(found, key=lambda place: (place[1], place[0]))[0]
@@ -139,7 +139,7 @@ class OnCluster:
         seat.answer = seat.actor.work.options(num_returns="streaming").remote(frame, task)
 
     def _advance(self, seat: _Seat, keep: Callable[[Frame | Found], None]) -> None:
-        """Take the next answer of a seat."""
+        """Process the next result of a seat."""
         errors = self._ray.exceptions
         try:
             if seat.task is None:
@@ -153,7 +153,7 @@ class OnCluster:
         except errors.RayTaskError as error:
             if seat.task is not None:
                 raise
-            self._give_up(seat, f"tqs-onnx does not start there ({str(error).splitlines()[-1]})")
+            self._give_up(seat, f"tqs-onnx does not start on it ({str(error).splitlines()[-1]})")
             return
         except errors.RayError as error:
             self._bury(seat, error)
@@ -165,13 +165,13 @@ class OnCluster:
             seat.task = seat.task.without(found)
 
     def _look_at(self, seat: _Seat, theirs: dict[str, str]) -> None:
-        """Put an actor to work if its machine is what this one is."""
+        """Use an actor if its machine matches this one."""
         ours = identity(self._plan.run.provider)
         other = next((name for name, value in ours.items() if theirs.get(name) != value), None)
         if other is None:
             seat.fit, seat.answer = True, None
         else:
-            self._give_up(seat, f"its {other} is {theirs.get(other)!r}, here it is {ours[other]!r}")
+            self._give_up(seat, f"its {other} is {theirs.get(other)!r}, this machine's is {ours[other]!r}")
 
     def _give_up(self, seat: _Seat, reason: str) -> None:
         if seat.node not in self._unfit:
@@ -180,17 +180,17 @@ class OnCluster:
         self._dismiss(seat)
 
     def _bury(self, seat: _Seat, error: Exception) -> None:
-        """Let go of an actor that died, and queue what is left of its task."""
+        """Release a dead actor, and queue the rest of its task."""
         self._dismiss(seat)
-        self._looked_s = -_LOOK_S  # another may be hired at once
+        self._looked_s = -_LOOK_S  # allow a replacement immediately
         self._deaths[seat.node] += 1
         if seat.task is not None:
             key = (seat.task.session, tuple(seat.task.todo))
             self._deaths[key] += 1
-            _LOG.warning("an actor on node %s died: its task starts again", self._name(seat.node))
+            _LOG.warning("an actor on node %s died; the rest of its task runs again", self._name(seat.node))
             if self._deaths[key] >= _DEATHS:
                 raise InputError(
-                    f"{_DEATHS} actors died of the same task; what was measured is kept",
+                    f"{_DEATHS} actors died in the same task; the measurements so far are kept",
                     where=_names(seat.task),
                     todo="See Ray's log; if memory ran out, use a smaller `batch` or fewer `workers`",
                 ) from error
@@ -207,7 +207,7 @@ class OnCluster:
         return next((n["NodeName"] for n in self._ray.nodes() if n["NodeID"] == node), node)
 
     def _hire(self) -> None:
-        """Fill what room the living nodes have, one seat a node at a time."""
+        """Start actors on the free capacity of the live nodes, one per node in turn."""
         now_s = time.monotonic()
         if self._seats and now_s - self._looked_s < _LOOK_S:
             return
@@ -239,7 +239,7 @@ class OnCluster:
         return self._plan.run.threads or max(1, min(_CORES, n_cpus))
 
     def _room(self, node: dict[str, Any]) -> int:
-        """Return how many actors a node holds when nobody else uses it."""
+        """Return how many actors fit on an otherwise idle node."""
         if self._on_gpu:
             return int(node["Resources"].get("GPU", 0))
         return int(node["Resources"].get("CPU", 0)) // self._cores(node)
@@ -248,21 +248,21 @@ class OnCluster:
         cores = self._plan.run.threads
         needed = "a GPU" if self._on_gpu else f"{cores} cores" if cores > 1 else "a core"
         return InputError(
-            f"no node of the Ray cluster that can be used has {needed}; what was measured is kept",
+            f"no usable node of the Ray cluster has {needed}; the measurements so far are kept",
             where="`engine` ray",
-            todo="Run the same command again when there is one"
+            todo="Run the same command again when one is available"
             + (", or with fewer `threads`" if cores > 1 else ""),
         )
 
 
 def _names(task: Task) -> str:
-    """Return the weights of a task's rollouts, each once."""
+    """Return the weights of a task's rollouts, without duplicates."""
     return ", ".join(dict.fromkeys(w.label for r in task.todo.values() for w in r.weights))
 
 
 @contextlib.contextmanager
 def cluster_crew(plan: SweepPlan) -> Generator[OnCluster]:
-    """Yield a crew on the cluster that a plan's options name.
+    """Yield the workers on the cluster that a plan's options name.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""A plan made ready to travel: what it needs of the model, as values that are named by their content.
+"""Packs a plan for transfer: the parts of the model it needs, as objects named by their content.
 
-Every weight is one object, named by its SHA-256; weights of equal content are one object. The graph travels without
-them, and the driver's paths do not travel at all. A store that shares memory between the processes of a node (Ray's
-does) holds each object once a node, and sessions read it there: nothing is written to disk, nothing is copied.
+Every weight is one object, named by its SHA-256; weights of equal content share one object. The graph is sent without
+them, and no paths of the driver are sent. An object store that shares memory between the processes of a node, as Ray's
+does, holds each object once per node; sessions read it there, so nothing is written to disk or copied.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ Bytes = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One weight on its way.
+    """The description of one weight in transfer.
 
     Parameters
     ----------
     name, dtype : str
     shape : tuple of int
     sha256 : str
-        Of its bytes, row-major.
+        SHA-256 of its bytes, row-major.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Packed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shipment:
-    """A plan and its model, but for the values of the weights.
+    """A plan and its model, without the values of the weights.
 
     Parameters
     ----------
     plan : SweepPlan
-        Its model is empty.
+        The plan, with an empty model.
     graph : bytes
-        Serialized, with every weight an input.
+        The serialized model, with every weight as an input.
     weights : tuple of Packed
     """
 
@@ -63,7 +63,7 @@ class Shipment:
 
 
 def pack(plan: SweepPlan, source: Exposable, put: Callable[[str, Bytes], None]) -> Shipment:
-    """Return a plan ready to travel; the content of its weights goes to `put`, each once.
+    """Return a plan ready for transfer; `put` receives the content of its weights, each once.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def pack(plan: SweepPlan, source: Exposable, put: Callable[[str, Bytes], None]) 
     source : Exposable
         The plan's model.
     put : callable
-        Called with a SHA-256 and the bytes it is of.
+        Called with a SHA-256 and the bytes that have it.
     """
     packed: list[Packed] = []
     sent: set[str] = set()
@@ -93,14 +93,14 @@ def unpack(shipment: Shipment, get: Callable[[str], Bytes]) -> Exposable:
     Raises
     ------
     InputError
-        What arrived is not what was sent.
+        The received bytes differ from those sent.
     """
     arrays: dict[str, NDArray[Any]] = {}
     for weight in shipment.weights:
         content = get(weight.sha256)
         if _digest(content) != weight.sha256:
             raise InputError(
-                f"weight {weight.name!r} was damaged on its way", todo="Run the same command again"
+                f"weight {weight.name!r} was damaged in transfer", todo="Run the same command again"
             )
         arrays[weight.name] = content.view(np_dtype(weight.dtype)).reshape(weight.shape)
     return Exposable(onnx.ModelProto.FromString(shipment.graph), arrays)
