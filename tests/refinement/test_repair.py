@@ -107,5 +107,5 @@ def test_codes_of_another_plan_are_refused(lorenz, plan, tmp_path):
     assert codes_beside(tmp_path / "plan.json", aware.plan).keys() == aware.codes.keys()
     fewer = dict(list(aware.codes.items())[1:])
     write_codes(tmp_path / "codes.npz", fewer)
-    with pytest.raises(InputError, match="not those of the plan"):
+    with pytest.raises(InputError, match="belong to another plan"):
         codes_beside(tmp_path / "plan.json", aware.plan)

@@ -1,10 +1,10 @@
-"""Round the integer weights of a plan with data, on the grids of the files written here.
+"""Rounds the integer weights of a plan with data, on the grids that the emitter writes.
 
-Weights are taken in graph order, each with the inputs that the model gives it whose weights before are rounded
-already. Scales come from the values alone (`tqs_passes.grids.scales`): of the weight, for QEP of the corrected weight;
-levels are chosen by GPTQ or GPTAQ. A weight that no rule covers is rounded without data, with the reason.
+Weights are rounded in graph order, each with the inputs it receives after all weights before it are rounded. Scales
+depend only on the values (`tqs_passes.grids.scales`): of the weight, or for QEP of the corrected weight; GPTQ or GPTAQ
+chooses the levels. A weight without a rule is rounded without data, and the reason is recorded.
 
-QEP's correction is kept in bounds: while it would move a weight by more than its own norm the strength is halved.
+QEP's correction is bounded: the strength is halved until the correction is at most the norm of the weight.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Method = Literal["rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
 METHODS: tuple[Method, ...] = ("rtn", "mse", "unbiased", "gptq", "gptaq", "qep")
 DATA_AWARE: tuple[Method, ...] = ("gptq", "gptaq", "qep")
 
-#: Most of its own norm by which QEP's correction may move a weight.
+#: Maximum QEP correction, relative to the norm of the weight.
 GROWTH_LIMIT = 1.0
 _HALVINGS = 8
-#: Weights named in one line.
+#: Maximum number of weights named in one line.
 _SHOWN = 3
 
 
@@ -48,13 +48,13 @@ class RoundingOptions:
     Parameters
     ----------
     method : {"rtn", "mse", "unbiased", "gptq", "gptaq", "qep"}
-        The first three round to nearest and differ in their scales.
+        The first three round to nearest and differ only in their scales.
     scales : {"rtn", "mse", "unbiased"}
-        Scales on which the methods that look at data choose their levels; they were published with `mse` or `rtn`.
+        Scales on which the data-aware methods choose their levels; those were published with `mse` or `rtn` scales.
     damp : float
         Damping of H in GPTQ, GPTAQ and the rounding after QEP's correction.
     act_order : bool
-        Round columns in the order of falling diag H.
+        Round columns in order of decreasing diag H.
     alpha : float
         Strength of GPTAQ's correction.
     qep_damp, qep_strength : float
@@ -71,12 +71,12 @@ class RoundingOptions:
 
     @property
     def free(self) -> FreeRounding:
-        """How scales are chosen; weights that data do not help are rounded so."""
+        """How scales are chosen; weights that cannot be rounded with data use it too."""
         return free_rounding(self.method) or self.scales
 
     @property
     def title(self) -> str:
-        """The method with the settings that are its own, for a person."""
+        """The method and its own settings, as text for the user."""
         match self.method:
             case "gptq":
                 return f"gptq on {self.scales} scales"
@@ -92,16 +92,16 @@ class RoundingOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Assigned:
-    """A plan whose integers are chosen.
+    """A plan with its chosen integers.
 
     Parameters
     ----------
     plan : Plan
-        With `rounding`, error energies and, where there was a prediction, costs of what was really done.
+        The plan with `rounding`, error energies and, if there was a prediction, the costs of the actual rounding.
     codes : dict of str to Codes
-        By weight; those without an entry are rounded by the emitter.
+        Codes by weight; the emitter rounds weights without an entry.
     notes : tuple of Skip
-        Weights that were rounded without data, or with more damping or less strength than asked for, and why.
+        Weights that were rounded without data, with more damping or with less strength than requested, and why.
     """
 
     plan: Plan
@@ -110,7 +110,7 @@ class Assigned:
 
 
 def told(notes: Sequence[Skip]) -> list[str]:
-    """Return one line a reason, with the weights it holds for.
+    """Return one line per reason, with the weights it applies to.
 
     >>> told([Skip("a", "no rule"), Skip("b", "no rule"), Skip("c", "damped")])
     ['2 weights (a, b): no rule', 'c: damped']
@@ -132,13 +132,13 @@ def round_plan(plan: Plan, calibration: Calibration, options: RoundingOptions) -
     ----------
     plan : Plan
     calibration : Calibration
-        Of the same model, with every planned weight that reaches an output.
+        Calibration of the same model, with every planned weight that reaches an output.
     options : RoundingOptions
 
     Returns
     -------
     Assigned
-        Deterministic for one runtime, thread count and batch.
+        Deterministic for one runtime, thread count and batch size.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def round_plan(plan: Plan, calibration: Calibration, options: RoundingOptions) -
 
 
 class _Work:
-    """What is known while the weights of one plan are rounded one after the other."""
+    """State shared while the weights of one plan are rounded one after another."""
 
     def __init__(self, calibration: Calibration, options: RoundingOptions) -> None:
         self.calibration = calibration
@@ -172,7 +172,8 @@ class _Work:
         self.codes: dict[str, Codes] = {}
         self.notes: list[Skip] = []
         self._last: tuple[object, Statistics] | None = None
-        # Of the last statistics, by group: weights and candidates that share these share their factors.
+        # Factors of the last statistics, by group: weights and candidates that share the statistics share their
+        # factors.
         self._factors: dict[int, tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]] = {}
 
     def round(self, a: Assignment) -> Assignment:
@@ -198,7 +199,7 @@ class _Work:
         return a.model_copy(update={"rounding": method, "error_energy": energy, "cost": a.cost * ratio})
 
     def _with_data(self, a: Assignment, values: NDArray[Any], plain: Codes) -> tuple[Codes, float] | None:
-        """Return codes and the ratio of their output error to that of `plain`; None when the data are no use."""
+        """Return codes and the ratio of their output error to that of `plain`; None if the data are unusable."""
         statistics = self._statistics(a.weight)
         view: View = self.calibration.uses[a.weight].uses[0].view
         why = _unusable(statistics)
@@ -227,7 +228,7 @@ class _Work:
         return codes, error / before if before > 0 else 1.0
 
     def _statistics(self, weight: str) -> Statistics:
-        """Return the sums for a weight; weights that read the same inputs, one after the other, share them."""
+        """Return the sums for a weight; consecutive weights that read the same inputs share them."""
         uses = self.calibration.uses[weight].uses
         shape = self.calibration.shapes[weight]
         key = (tuple((use.activation, use.view) for use in uses), shape if len(shape) > 2 else ())
@@ -237,7 +238,7 @@ class _Work:
         return self._last[1]
 
     def _corrected(self, a: Assignment, exact: Matrix, statistics: Statistics) -> Matrix:
-        """Return the weight as QEP corrects it, float64 [group, out, in], its growth bounded."""
+        """Return the weight corrected by QEP, float64 [group, out, in], with a bounded change."""
         moved = np.empty_like(exact)
         for g in range(len(exact)):
             try:
@@ -248,7 +249,9 @@ class _Work:
                 self.notes.append(Skip(a.label, f"not corrected: {error.what}"))
                 return exact
             moved[g] = full - exact[g]
-            moved[g][:, np.diag(statistics.H[g]) == 0] = 0.0  # not corrected: such columns are cleared below
+            moved[g][:, np.diag(statistics.H[g]) == 0] = (
+                0.0  # not corrected, because such columns are cleared below
+            )
         norm, size = float(np.linalg.norm(exact)), float(np.linalg.norm(moved))
         strength = self.options.qep_strength
         for _ in range(_HALVINGS):
@@ -261,7 +264,7 @@ class _Work:
             self.notes.append(
                 Skip(
                     a.label,
-                    f"correction of {size / max(norm, 1e-300):.3g} norms taken at strength {strength:.3g}",
+                    f"a correction of {size / max(norm, 1e-300):.3g} norms was reduced to strength {strength:.3g}",
                 )
             )
         corrected: Matrix = exact + strength * moved
@@ -270,7 +273,7 @@ class _Work:
     def _factored(
         self, statistics: Statistics, g: int
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]:
-        """Return the columns that are never fed, the order of columns, and the factor of H so ordered."""
+        """Return the columns with zero inputs, the order of columns, and the factor of H in that order."""
         if g not in self._factors:
             H = statistics.H[g].copy()
             dead = np.diag(H) == 0
@@ -288,7 +291,7 @@ class _Work:
         g: int,
         round_column: _ColumnRounder,
     ) -> Matrix | None:
-        """Return the levels of one group [out, in], None when H has no factor."""
+        """Return the levels of one group [out, in]; None if H has no factor."""
         dead, order, found = self._factored(statistics, g)
         w = target.copy()
         w[:, dead] = 0.0
@@ -312,7 +315,7 @@ class _Work:
 
 
 class Alone:
-    """Rounds one weight at a time, all others FP32; the candidates of a weight share what its inputs were.
+    """Rounds one weight at a time with all others in FP32; all candidates of a weight share its inputs.
 
     Parameters
     ----------
@@ -324,14 +327,14 @@ class Alone:
         self._work = _Work(calibration, options)
 
     def decoded(self, a: Assignment) -> NDArray[Any]:
-        """Return what the weight decodes to."""
+        """Return the decoded values of the weight."""
         self._work.replaced.clear()
         self._work.round(a)
         return self._work.replaced[a.weight]
 
 
 def decoded_weights(assigned: Assigned, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return what every planned weight decodes to, for rolling out a plan without writing it."""
+    """Return the decoded values of every planned weight, for rolling out a plan without writing it."""
     return {
         a.weight: np.asarray(fed_weight(a, arrays[a.weight], assigned.codes.get(a.weight)))
         for a in assigned.plan.assignments
@@ -344,7 +347,7 @@ _ColumnRounder = Callable[[NDArray[np.float32], int, int], NDArray[np.float32]]
 
 
 def _column_rounder(a: Assignment, view: View) -> _ColumnRounder:
-    """Return what rounds a column of a matrix: to levels of one width, or of each channel's own."""
+    """Return the function that rounds a column of a matrix: to levels of one width, or of one width per channel."""
     grid, bits = a.grid or Grid.SIGNED, a.tier.bits
     if not a.rows:
         return lambda x, g, j: round_levels(x, bits, grid)
@@ -361,8 +364,8 @@ def _column_rounder(a: Assignment, view: View) -> _ColumnRounder:
 
 def _unusable(statistics: Statistics) -> str:
     if not (np.isfinite(statistics.H).all() and np.isfinite(statistics.D).all()):
-        return "the inputs seen are not finite"
-    return "" if statistics.H.any() else "all inputs seen are zero"
+        return "its inputs are not finite"
+    return "" if statistics.H.any() else "all its inputs are zero"
 
 
 def _output_energy(delta: Matrix, H: Matrix) -> float:

@@ -1,13 +1,13 @@
-"""What weights are multiplied with during a rollout, as the sums that roundings need.
+"""Accumulates the statistics of weight inputs over a rollout, as the sums that rounding needs.
 
-The FP32 model walks its own trajectory; at every step the rounded model is given the same state (teacher forcing), so
-that the two sets of inputs of a reader are paired row by row: free runs would drift apart and pair nothing ::
+The FP32 model follows its own trajectory. At every step the rounded model gets the same state (teacher forcing), so the
+two sets of inputs of a reader can be paired row by row; free rollouts would drift apart and could not be paired ::
 
     state_t ──FP32 weights────▶ Xf   (and state_t+1)
         └─────rounded so far──▶ X         H = Σ Xᵀ X,   D = Σ (Xf - X)ᵀ X      rows are inputs, float64
 
-Both runs use one session whose weights are inputs. Sums are taken call by call, so memory is bounded by one call; the
-FP32 side is kept between weights while it fits `KEPT_BYTES`, else it is walked again for each.
+Both runs use one session whose weights are inputs. Sums are updated call by call, so memory is bounded by one call. The
+FP32 activations are kept between weights if they fit in `KEPT_BYTES`; otherwise they are recomputed for each weight.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tqs_onnx.rollout.testbed import Capturing, Testbed
 from tqs_onnx.rounding.compensate import Matrix
 from tqs_onnx.rounding.view import Uses, uses_of
 
-#: Most bytes of FP32 activations and states kept between weights.
+#: Maximum bytes of FP32 activations and states kept between weights.
 KEPT_BYTES = 512 << 20
 
 
@@ -48,19 +48,19 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """One call of the FP32 model: what it was fed, and what its readers saw."""
+    """One call of the FP32 model: its inputs, and the inputs of the readers."""
 
     inputs: dict[str, Value]
     seen: dict[str, NDArray[Any]]
 
 
 class Calibration:
-    """Runs the FP32 and the rounded model side by side over contexts; opens its session when it is first needed.
+    """Runs the FP32 and the rounded model side by side over contexts; the session opens when first needed.
 
     Parameters
     ----------
     bed : Testbed
-        With the contexts to calibrate on. A model of fixed batch size repeats the last context to fill a call.
+        Holds the calibration contexts. A model with a fixed batch size repeats the last context to fill a call.
     """
 
     def __init__(self, bed: Testbed) -> None:
@@ -87,7 +87,7 @@ class Calibration:
         Parameters
         ----------
         weight : str
-            One with uses.
+            A weight that has uses.
         replaced : mapping of str to NDArray
             Decoded values of the weights rounded so far.
         """
@@ -106,7 +106,7 @@ class Calibration:
                 x = use.view.rows(ours[output].numpy(), shape)
                 gap = use.view.rows(call.seen[output], shape) - x
                 xt = np.swapaxes(x, 1, 2)
-                with np.errstate(over="ignore", invalid="ignore"):  # an H that is not finite is reported
+                with np.errstate(over="ignore", invalid="ignore"):  # a non-finite H is reported later
                     h, d = xt @ x, np.swapaxes(gap, 1, 2) @ x
                 sums = (h, d) if sums is None else (sums[0] + h, sums[1] + d)
                 n_rows += x.shape[1]
@@ -114,7 +114,7 @@ class Calibration:
         return Statistics(*sums, n_rows)
 
     def _calls(self, wanted: list[str]) -> Iterable[_Call]:
-        """Return the calls of the FP32 model, with at least the wanted outputs."""
+        """Return the calls of the FP32 model, with at least the requested outputs."""
         if self._kept is not None:
             return self._kept
         if not self._too_big:

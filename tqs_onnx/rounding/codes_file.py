@@ -1,13 +1,13 @@
-"""`codes.npz`: the integers and scales of data-aware roundings, so that emitting needs no data.
+"""The file `codes.npz`: the integers and scales of data-aware rounding, so that emitting needs no data.
 
 Arrays, weights numbered in order ::
 
     weights      names, str [n]
     layout       int32 [n, 4]: bits, grid (0 signed, 1 mid-rise), channel axis (-1: one scale), group (0: none)
     <i>.levels   int8, shape of the weight          <i>.scales   float16 or float32
-    <i>.rows     uint8 [channels], widths of row tiers; not there for weights of one width
+    <i>.rows     uint8 [channels], widths of row tiers; absent for weights of one width
 
-Written deterministically: the archive holds no time.
+The file is deterministic: the archive holds no timestamps.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ def codes_digest(codes: Mapping[str, Codes]) -> str:
 
 
 def codes_beside(plan_file: Path, plan: Plan) -> dict[str, Codes]:
-    """Return the codes a plan needs, from beside it; none where the weights alone decide.
+    """Return the codes that a plan needs, from the file beside it; empty if the weights alone determine the integers.
 
-    They are in `codes.npz`, and for a plan named `<name>.plan.json` in `<name>.codes.npz`.
+    The file is `codes.npz`, or `<name>.codes.npz` for a plan named `<name>.plan.json`.
 
     Raises
     ------
     InputError
-        The file is missing, damaged, or of another plan.
+        The file is missing, damaged, or belongs to another plan.
     """
     if plan.codes_sha256 is None:
         return {}
     path = codes_path(plan_file)
     codes = read_codes(path)
     if codes_digest(codes) != plan.codes_sha256:
-        raise InputError("the codes are not those of the plan", where=str(path), todo="Round again")
+        raise InputError("the codes belong to another plan", where=str(path), todo="Run tqs allocate again")
     return codes
 
 
 def codes_path(plan_file: Path) -> Path:
-    """Return where the codes of a plan are kept (see `codes_beside`)."""
+    """Return the path of the codes of a plan (see `codes_beside`)."""
     stem = plan_file.name.removesuffix(".plan.json")
     return plan_file.with_name(CODES_NAME if stem == plan_file.name else f"{stem}.{CODES_NAME}")
 
@@ -100,7 +100,7 @@ def read_codes(path: Path) -> dict[str, Codes]:
     Raises
     ------
     InputError
-        The file is missing or damaged, or holds levels that its grid lacks.
+        The file is missing or damaged, or holds levels outside its grid.
     """
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
@@ -119,7 +119,7 @@ def read_codes(path: Path) -> dict[str, Codes]:
             }
     except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            "is no codes file, or is damaged", where=str(path), todo="Round again with the same plan"
+            "is not a codes file, or is damaged", where=str(path), todo="Run tqs allocate again"
         ) from error
 
 
@@ -156,7 +156,7 @@ def _codes(
         raise InputError(
             f"the codes of weight {name!r} are not {bits}-bit {grid} levels",
             where=str(path),
-            todo="Round again with the same plan",
+            todo="Run tqs allocate again",
         )
     return codes
 

@@ -1,16 +1,17 @@
-"""Round a matrix column by column and let the columns to come make good the error: the core of GPTQ and GPTAQ.
+"""Rounds a matrix column by column and compensates the error in the remaining columns: the core of GPTQ and GPTAQ.
 
-W is [out, in], X its inputs [in, n] as seen in the rounded model, Xf the same in the FP32 model, H = X Xᵀ,
+W is [out, in], X its inputs [in, n] in the rounded model, Xf the same inputs in the FP32 model, H = X Xᵀ,
 D = (Xf - X) Xᵀ (both up to one common factor), U the upper Cholesky factor of (H + damping)⁻¹ = Uᵀ U. For column j ::
 
     e_j = (w_j - q_j) / U_jj
     w_k ← w_k - e_j U_jk            k > j                   (GPTQ: the exact minimum of ‖(W - Q) X‖² given q_j)
     w_k ← w_k + w_j P_jk            k > j                   (GPTAQ), P = α · triu₁(D Uᵀ) U
 
-Columns go in blocks: within one the sums are applied at once, to the columns behind it together afterwards. For GPTAQ
-these later sums use q_j in place of w_j, as the published results do, so they depend on the block size; GPTQ's do not.
+Columns are processed in blocks. Within a block the sums are applied immediately; to the columns after it they are
+applied together at its end. For GPTAQ these later sums use q_j in place of w_j, as in the published results, so its
+results depend on the block size; GPTQ's do not.
 
-Sources: Frantar et al. 2023 (GPTQ), Li et al. 2025 (GPTAQ); written from the formulas. NumPy only; deterministic.
+Sources: Frantar et al. 2023 (GPTQ), Li et al. 2025 (GPTAQ); implemented from the formulas. NumPy only; deterministic.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Factor:
     ----------
     upper : float64 array [in, in]
     damp : float
-        Damping that made it positive definite, a share of the mean of diag H.
+        Damping that made the matrix positive definite, as a share of the mean of diag H.
     """
 
     upper: Matrix
@@ -48,12 +49,12 @@ class Factor:
 
 
 def checked_matrix(W: Matrix) -> Matrix:
-    """Return a fresh float64 copy of a weight [out, in].
+    """Return a float64 copy of a weight [out, in].
 
     Raises
     ------
     InputError
-        It is no matrix, empty, or not finite.
+        The weight is not a matrix, is empty, or is not finite.
     """
     w = np.array(W, np.float64)
     if w.ndim != 2 or 0 in w.shape:
@@ -64,12 +65,12 @@ def checked_matrix(W: Matrix) -> Matrix:
 
 
 def checked_statistic(statistic: Matrix, n_in: int) -> Matrix:
-    """Return a fresh float64 copy of H or D, [in, in].
+    """Return a float64 copy of H or D, [in, in].
 
     Raises
     ------
     InputError
-        Its shape does not fit the weight's.
+        Its shape does not fit the weight.
     """
     if statistic.shape != (n_in, n_in):
         raise InputError(f"H and D must be {[n_in, n_in]} for this weight, not {list(statistic.shape)}")
@@ -77,9 +78,9 @@ def checked_statistic(statistic: Matrix, n_in: int) -> Matrix:
 
 
 def factor(H: Matrix, damp: float) -> Factor | None:
-    """Return U of H + damp · mean(diag H) · I; the damping is raised tenfold up to 1 while that has none.
+    """Return U of H + damp · mean(diag H) · I; raise the damping tenfold, up to 1, while no factor exists.
 
-    None when there is none at 1 either, or H is not finite.
+    None if no factor exists at 1 either, or if H is not finite.
     """
     if not np.isfinite(H).all():
         return None
@@ -113,14 +114,14 @@ def drift_correction(D: Matrix, upper: Matrix, alpha: float) -> Matrix:
 def compensate(
     W: Matrix, upper: Matrix, P: Matrix | None, rounder: ColumnRounder, block_size: int
 ) -> tuple[Matrix, Matrix]:
-    """Return (codes, decoded values), float64 [out, in]; `W` is used up.
+    """Return (codes, decoded values), float64 [out, in]; `W` is overwritten.
 
     Parameters
     ----------
     W : float64 array [out, in]
-        Columns in the order they are rounded.
+        Columns in the order in which they are rounded.
     upper, P : float64 array [in, in]
-        See the module docstring; P None for GPTQ.
+        See the module docstring; P is None for GPTQ.
     rounder : callable
     block_size : int
         At least 1.

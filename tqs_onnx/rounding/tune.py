@@ -1,9 +1,9 @@
-"""Choose how integers are chosen, on contexts held out of the calibration.
+"""Chooses the rounding settings on contexts held out of the calibration.
 
-QEP's correction with the published setting (damping 1, strength 0.5) is often far from the best, and a comparison with
-it would be unfair; nor is one method the best for every model and width. The last quarter of the contexts is held out
-(see `held_out`); each setting is calibrated on the others, the held-out ones are rolled out with the weights it
-gives, and the least drift wins. The model is never written, the evaluation contexts never seen.
+QEP's correction with the published setting (damping 1, strength 0.5) is often far from the best, so a comparison with
+it would be unfair; and no method is the best for every model and width. The last quarter of the contexts is held out
+(see `held_out`). Each setting is calibrated on the others, and the held-out contexts are rolled out with the resulting
+weights; the least drift wins. No model is written, and the evaluation contexts are not used.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _HELD_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One setting and the drift it gave on the held-out contexts; infinite when the rollout was not finite."""
+    """One setting and its drift on the held-out contexts; infinite if the rollout was not finite."""
 
     setting: RoundingOptions
     drift: float
 
 
 def qep_settings(options: RoundingOptions) -> tuple[RoundingOptions, ...]:
-    """Return QEP with every damping and strength tried."""
+    """Return QEP with every combination of damping and strength to try."""
     return tuple(
         replace(options, method="qep", qep_damp=damp, qep_strength=strength)
         for damp in DAMPS
@@ -43,13 +43,13 @@ def qep_settings(options: RoundingOptions) -> tuple[RoundingOptions, ...]:
 
 
 class Tuner:
-    """Holds the two sets of contexts, so that several plans share what was captured; opens sessions when first needed.
+    """Holds the two sets of contexts, so that several plans share the captured inputs; sessions open when first needed.
 
     Parameters
     ----------
     bed : Testbed
-        With the contexts to calibrate on. With a single context the settings are judged on what they were calibrated
-        on.
+        Holds the calibration contexts. With a single context the settings are evaluated on the context that they were
+        calibrated on.
     """
 
     def __init__(self, bed: Testbed) -> None:
@@ -60,7 +60,7 @@ class Tuner:
     def best(
         self, plan: Plan, settings: Sequence[RoundingOptions]
     ) -> tuple[RoundingOptions, tuple[Trial, ...]]:
-        """Return the setting of least held-out drift, the first of several, and every trial.
+        """Return the setting of least held-out drift (the first, if several tie), and every trial.
 
         Parameters
         ----------
@@ -74,7 +74,7 @@ class Tuner:
         return min(trials, key=lambda t: t.drift).setting, tuple(trials)
 
     def drift(self, plan: Plan, options: RoundingOptions) -> float:
-        """Return the drift on the held-out contexts of a plan rounded on the others; infinite when not finite."""
+        """Return the drift on the held-out contexts of a plan rounded on the others; infinite if not finite."""
         assigned = round_plan(plan, self._calibration, options)
         nominal = self._held.nominal
         try:

@@ -1,4 +1,4 @@
-"""See a weight as matrices [group, out, in], and what its reader multiplies it with as rows [group, n, in].
+"""Views a weight as matrices [group, out, in], and the other operand of its reader as rows [group, n, in].
 
     reader          weight                      matrices                        rows
     MatMul, B       [*, K, N]                   [prod *, N, K]                  A [*, …, M, K]
@@ -25,10 +25,10 @@ from tqs_onnx.rounding.compensate import Matrix
 
 
 class View(Protocol):
-    """How one reader sees a weight (see module docstring)."""
+    """The view that one reader has of a weight (see the module docstring)."""
 
     def matrices(self, weight: NDArray[Any]) -> NDArray[Any]:
-        """Return the weight as [group, out, in], its dtype kept."""
+        """Return the weight as [group, out, in], in its dtype."""
         ...
 
     def weight(self, matrices: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
@@ -42,14 +42,14 @@ class View(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MatrixView:
-    """A MatMul's or Gemm's weight.
+    """The view of a weight of MatMul or Gemm.
 
     Parameters
     ----------
     out_first : bool
-        The weight, as stored, ends in [out, in]; else in [in, out].
+        The stored weight ends in [out, in]; otherwise in [in, out].
     in_last : bool
-        The activation ends in [n, in]; else in [in, n].
+        The activation ends in [n, in]; otherwise in [in, n].
     """
 
     out_first: bool
@@ -83,13 +83,13 @@ class MatrixView:
 
 @dataclass(frozen=True, slots=True)
 class ConvView:
-    """A convolution's weight.
+    """The view of a convolution weight.
 
     Parameters
     ----------
     groups : int
     strides, dilations, pads : tuple of int
-        Per spatial axis; `pads` as ONNX has them: all begins, then all ends. Empty: ones, ones, zeros.
+        Per spatial axis; `pads` in ONNX order: all begins, then all ends. Empty: ones, ones, zeros.
     auto_pad : str
         `NOTSET`, `VALID`, `SAME_UPPER` or `SAME_LOWER`.
     """
@@ -155,7 +155,7 @@ class Use:
     position : int
         Index of the node in the main graph.
     activation : str
-        Tensor that is multiplied with the weight.
+        Name of the tensor that is multiplied with the weight.
     view : MatrixView or ConvView
     """
 
@@ -171,11 +171,11 @@ class Uses:
     Parameters
     ----------
     position : int
-        Index of the first node that reads it; the number of nodes when none of the main graph does.
+        Index of the first node that reads it; the number of nodes if no node of the main graph reads it.
     uses : tuple of Use
-        Empty when `why_not` is given.
+        Empty if `why_not` is set.
     why_not : str
-        Why the weight is rounded without data; empty when it is not.
+        Why the weight is rounded without data; empty if it is not.
     """
 
     position: int
@@ -203,7 +203,8 @@ def uses_of(
     shapes : dict of str to tuple of int
         Shapes of the weights.
     n_readers : dict of str to int
-        Readers that the survey found: one that lies elsewhere (in a body, behind a Reshape) rules data out.
+        Number of readers that the survey found; a reader elsewhere (in a body, after a Reshape) excludes data-aware
+        rounding.
     """
     found = {name: _Found() for name in shapes}
     # Tensor → (weight, whether its last two axes are swapped against the stored ones)
@@ -239,14 +240,14 @@ def _settled(entry: _Found, n_readers: int, n_nodes: int) -> Uses:
 
 
 def _split(view: MatrixView | ConvView) -> tuple[str, int]:
-    """Return what decides how a view splits a weight into matrices."""
+    """Return the properties of a view that determine how it splits a weight into matrices."""
     if isinstance(view, ConvView):
         return "Conv", view.groups
     return "MatMul", int(view.out_first)
 
 
 def _behind(node: onnx.NodeProto, rank: int) -> bool | None:
-    """Return whether a node that only moves a matrix swaps its axes; None when it is another node."""
+    """Return whether a node that only moves a matrix swaps its axes; None for any other node."""
     if node.domain not in ("", "ai.onnx"):
         return None
     if node.op_type == "Identity":
@@ -258,7 +259,7 @@ def _behind(node: onnx.NodeProto, rank: int) -> bool | None:
 
 
 def _use(node: onnx.NodeProto, index: int, position: int, swapped: bool, shape: tuple[int, ...]) -> Use | str:
-    """Return how a node reads a weight, or why it cannot be told."""
+    """Return the use of a weight by a node, or the reason why there is no rule for it."""
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.domain not in ("", "ai.onnx"):
         return f"no rule for {node.domain}.{node.op_type}"

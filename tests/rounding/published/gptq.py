@@ -1,13 +1,13 @@
 """The published methods on their own grids, as an oracle: rtn, GPTQ and GPTAQ.
 
-In the order of the published programs: row parameters come from the weight as given, then inputs that are always zero
-(dead: H_dd = 0) get H_dd = 1 and W_d = 0, then static groups, the order by activation, damping (its mean includes
-those ones), and the columns (see `compensate`). Groups that are not static get their parameters at their first
-column from the matrix as corrected up to the block before it: use ``block_size <= group_size`` to have them follow
-every correction.
+The order of the published programs is kept: row parameters are computed from the given weight; then inputs that are
+always zero (dead: H_dd = 0) get H_dd = 1 and W_d = 0; then static groups, the order by activation, damping (its mean
+includes those ones), and the columns (see `compensate`). Groups that are not static get their parameters at their first
+column, from the matrix as corrected up to the previous block; use ``block_size <= group_size`` to include every
+correction.
 
-When (H + damping)⁻¹ has no Cholesky factor the damping is raised tenfold up to 1; when that does not help, or all
-inputs are dead, or H or D is not finite, the matrix is rounded to nearest and `Rounded.fallback` says why.
+If (H + damping)⁻¹ has no Cholesky factor, the damping is raised tenfold, up to 1. If that does not help, or all inputs
+are dead, or H or D is not finite, the matrix is rounded to nearest and `Rounded.fallback` holds the reason.
 
 Sources: GPTQ (Frantar et al. 2023), GPTAQ (Li et al. 2025). NumPy only, float64.
 """
@@ -49,17 +49,17 @@ def rtn(
     bits : int
         1 to 8.
     group_size : int
-        Columns that share a scale; -1: the whole row.
+        Number of columns that share a scale; -1: the whole row.
     symmetric : bool
     grid : {"signed", "unsigned"}
         See `uniform`.
     mse : bool
-        Clip by least error.
+        Clip for the least error.
 
     Raises
     ------
     InputError
-        W is no finite matrix, or an option is out of range.
+        W is not a finite matrix, or an option is out of range.
     """
     w = checked_matrix(np.asarray(W, np.float64))
     return _nearest(w, UniformGrid(bits, symmetric, grid, mse), _group_size(group_size, w.shape[1]))
@@ -79,7 +79,7 @@ def gptq(
     mse: bool = False,
     block_size: int = PUBLISHED_BLOCK,
 ) -> Rounded:
-    """Round a matrix so that its output on the inputs seen changes least.
+    """Round a matrix with the least change of its output on the calibration inputs.
 
     Parameters
     ----------
@@ -91,10 +91,10 @@ def gptq(
     damp : float
         Share of mean(diag H) added to the diagonal.
     act_order : bool
-        Round columns in the order of falling diag H.
+        Round columns in order of decreasing diag H.
     static_groups : bool
-        Fix the parameters of groups of columns as stored before rounding; with `act_order` the only groups that
-        an ONNX file can hold.
+        Fix the parameters of groups of columns, in stored order, before rounding; with `act_order` only such groups can
+        be stored in an ONNX file.
     block_size : int
 
     Returns
@@ -128,7 +128,7 @@ def gptaq(
     mse: bool = False,
     block_size: int = PUBLISHED_BLOCK,
 ) -> Rounded:
-    """Round a matrix so that its output on the inputs of the rounded model stays near that on the FP32 model's.
+    """Round a matrix so that its output on the rounded model's inputs stays close to that on the FP32 model's inputs.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ def gptaq(
     alpha : float
         Strength of the correction; 0 is GPTQ.
     W, H, bits, group_size, symmetric, grid, damp, act_order, static_groups, mse, block_size
-        See `gptq`. The result depends on `block_size`; 128 is the published one.
+        See `gptq`. The result depends on `block_size`; the published value is 128.
 
     Raises
     ------
@@ -162,7 +162,7 @@ class _Options:
     block_size: int
 
     def __post_init__(self) -> None:
-        """Refuse sizes and damping out of range."""
+        """Validate the sizes and the damping."""
         if self.block_size < 1:
             raise InputError(f"block_size must be at least 1, not {self.block_size}")
         if not self.damp >= 0:
@@ -219,7 +219,7 @@ def _unusable(h: Matrix, d: Matrix | None) -> str:
 
 
 def _clear_dead(w: Matrix, h: Matrix) -> NDArray[np.bool_]:
-    """Set H_dd = 1 and W_d = 0 for dead inputs, in place; return which those are."""
+    """Set H_dd = 1 and W_d = 0 for dead inputs, in place; return the mask of dead inputs."""
     dead: NDArray[np.bool_] = np.diag(h) == 0
     h[dead, dead] = 1.0
     w[:, dead] = 0.0

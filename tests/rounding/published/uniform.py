@@ -1,4 +1,4 @@
-"""Uniform grids of the published programs: scale and zero point of a row, and the code nearest to a value.
+"""Uniform grids of the published programs: the scale and zero point of a row, and the nearest code of a value.
 
 With b bits, L = 2^b - 1, lo = min(row, 0), hi = max(row, 0) and codes rounded half to even ::
 
@@ -10,9 +10,9 @@ With b bits, L = 2^b - 1, lo = min(row, 0), hi = max(row, 0) and codes rounded h
         symmetric           s = max(max|row|, 1e-5) / (2^(b-1) - 1),  q ∈ {-2^(b-1), …, 2^(b-1) - 1},  z = 0
         asymmetric          as unsigned, with hi - lo at least 1e-5
 
-One bit, symmetric, has no such grid: there the value is s · q, q ∈ {-1, 1}, s = mean|row|, z = 0.
+A symmetric grid of one bit does not exist in this form; its value is s · q, q ∈ {-1, 1}, s = mean|row|, z = 0.
 
-MSE clipping: lo and hi are shrunk by 1, 0.99, …, 0.21; the first of the least sums of |error|^2.4 is kept.
+MSE clipping: lo and hi are multiplied by 1, 0.99, …, 0.21; the first with the least sum of |error|^2.4 is kept.
 NumPy only; deterministic.
 """
 
@@ -44,14 +44,14 @@ class Rounded:
         De-quantised: scales · (codes - zero points).
     codes : int32 array [out, in]
     scales : float64 array [out, groups]
-        One group when the rows are not grouped.
+        One group if the rows are not grouped.
     zero_points : int32 array [out, groups]
     groups : int64 array [in]
         Group of each column.
     damp : float or None
-        Damping that was used; None when H was not.
+        The damping used; None if H was not used.
     fallback : str
-        Why the matrix was rounded to nearest instead; empty when it was not.
+        Why the matrix was rounded to nearest instead; empty if it was not.
     """
 
     weights: Matrix
@@ -73,7 +73,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class UniformGrid:
-    """A grid (see module docstring).
+    """A grid (see the module docstring).
 
     Parameters
     ----------
@@ -82,12 +82,12 @@ class UniformGrid:
     symmetric : bool
     name : {"unsigned", "signed"}
     mse : bool
-        Clip by least error.
+        Clip for the least error.
 
     Raises
     ------
     InputError
-        The width or the name is none of these.
+        `bits` or `name` is not one of these.
     """
 
     bits: int
@@ -96,11 +96,11 @@ class UniformGrid:
     mse: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse widths and names that there are not."""
+        """Validate the width and the name."""
         if not 1 <= self.bits <= 8:
             raise InputError(f"bits must be 1 to 8, not {self.bits}")
         if self.name not in ("unsigned", "signed"):
-            raise InputError(f"unknown grid {self.name!r}", todo="Use unsigned or signed")
+            raise InputError(f"unknown grid {self.name!r}", todo="Choose unsigned or signed")
 
     @property
     def _is_sign(self) -> bool:
@@ -112,7 +112,7 @@ class UniformGrid:
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """Least and largest code."""
+        """The smallest and the largest code."""
         if self._is_sign:
             return -1, 1
         half = 1 << (self.bits - 1)
@@ -160,7 +160,7 @@ class UniformGrid:
         return Parameters(scale, zero)
 
     def nearest(self, values: Matrix, scale: Matrix, zero: Matrix) -> Matrix:
-        """Return the codes nearest to `values`, float64 holding integers; the arguments broadcast."""
+        """Return the codes nearest to `values`, as integers in float64; the arguments broadcast."""
         if self._is_sign:
             return np.where(values >= 0, 1.0, -1.0)
         low, high = self.bounds
