@@ -1,1 +1,1 @@
-"""From an allocated plan to the one that is emitted."""
+"""Refines an allocated plan: joint repair, data-aware rounding, the objective `measured`."""

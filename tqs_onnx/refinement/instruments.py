@@ -1,4 +1,4 @@
-"""What the plans of one job are measured with, made once: they share sessions, and what was captured and decoded."""
+"""The measurement tools of one job, created once: its plans share sessions, captured inputs and decoded weights."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from tqs_onnx.rounding.tune import Tuner
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instruments:
-    """See the module docstring; each opens its session when it is first needed.
+    """The measurement tools of one job; each opens its session when first needed.
 
     Parameters
     ----------
     bed : Testbed
-        With the scoring contexts and the σ of the scores.
+        Holds the scoring contexts and the σ of the scores.
     calibrating : Testbed
-        With the contexts that data-aware rounding is calibrated on: `bed` itself where there are no others.
+        Holds the calibration contexts of data-aware rounding: `bed` itself if there are no others.
     joint : JointDrift
-        All weights of a plan at once, on the scoring contexts.
+        Measures all weights of a plan at once, on the scoring contexts.
     calibration : Calibration
-        What weights are multiplied with, on the calibration contexts.
+        The inputs of the weights on the calibration contexts.
     tuner : Tuner
-        The same with some contexts held out, to choose how integers are chosen.
+        Chooses rounding settings on contexts held out of the calibration.
     """
 
     bed: Testbed
@@ -42,9 +42,9 @@ def instruments_on(bed: Testbed, calibration: Contexts | None = None) -> Instrum
     Parameters
     ----------
     bed : Testbed
-        With the scoring contexts and the σ of the scores.
+        Holds the scoring contexts and the σ of the scores.
     calibration : Contexts, optional
-        What data-aware rounding is calibrated on; the scoring contexts unless given.
+        Calibration contexts of data-aware rounding; default: the scoring contexts.
     """
     calibrating = bed if calibration is None else bed.on(calibration)
     return Instruments(bed, calibrating, JointDrift(bed), Calibration(calibrating), Tuner(calibrating))

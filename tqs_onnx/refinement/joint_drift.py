@@ -1,7 +1,7 @@
-"""What all roundings of a plan do together: the FP32 graph fed the plan's weights, rolled out.
+"""Measures the joint drift of a plan: rolls out the FP32 graph with all weights of the plan replaced.
 
-Scores are taken one weight at a time; where everything is coarse at once, errors meet. A joint rollout costs one
-rollout and shows it before a file is written.
+Scores are measured one weight at a time; when many weights are coarse, their errors interact. One joint rollout
+measures this before a file is written.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tqs_passes.plan.plan import Assignment
 
 
 class JointDrift:
-    """Rolls the FP32 graph out with all weights of a plan at once; opens its session when it is first needed.
+    """Rolls out the FP32 graph with all weights of a plan at once; opens its session when first needed.
 
     Parameters
     ----------
     bed : Testbed
-        With the contexts to measure on.
+        Holds the contexts to measure on.
     """
 
     def __init__(self, bed: Testbed) -> None:
@@ -36,13 +36,13 @@ class JointDrift:
         self._decoded: dict[tuple[object, ...], NDArray[Any]] = {}
 
     def on(self, contexts: Contexts) -> JointDrift:
-        """Return the same over other contexts; what weights decode to is shared."""
+        """Return the same over other contexts; decoded weights are shared."""
         other = JointDrift(self._bed.on(contexts))
         other._decoded = self._decoded
         return other
 
     def drift(self, assignments: tuple[Assignment, ...], codes: Mapping[str, Codes] | None = None) -> float:
-        """Return the drift of a plan's weights together; infinite when the rollout is not finite."""
+        """Return the joint drift of a plan's weights; infinite if the rollout is not finite."""
         replaced = {
             a.weight: self._reference(a, codes or {})
             for a in assignments

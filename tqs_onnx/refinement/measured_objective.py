@@ -1,17 +1,18 @@
-"""The objective `measured`: the rollout's own response to a weight in a tier, rounded as it will be, all others FP32.
+"""The objective `measured`: the rollout's response to one weight at a tier, as it will be rounded, all others FP32.
 
-A full table would cost a sweep per tier. Most of it cannot be chosen, so measuring is lazy ::
+A full table would cost one scoring run per tier. Most of its entries cannot be chosen, so measuring is lazy ::
 
     solve with what is known ──▶ chosen choices that were not measured? ──none──▶ done
           ▲                                       │
           └───────── measure them and their next finer and next coarser tier
 
-What is not measured yet is guessed from amplification times error energy, corrected by what was measured at the same
-weight (`allocate.responses`). Choices that together make up less than 1 % of the predicted cost are left at the guess.
-Alone among FP32 weights there is no drift to correct, so GPTQ, GPTAQ and QEP round alike and share their responses.
+Choices not measured yet are estimated as amplification times error energy, corrected by the measurements of the same
+weight (`allocation.responses`). Choices that together make up less than 1 % of the predicted cost keep the estimate.
+With all other weights in FP32 there is no upstream error to correct, so GPTQ, GPTAQ and QEP give the same result and
+share their responses.
 
-Responses are kept in the store of the scores, under a job of their own: another budget, or a run that was stopped,
-measures only what it lacks. Deterministic for one runtime, thread count and batch.
+Responses are kept in the store of the scores, under a separate job: another budget or a resumed run measures only
+what is missing. Deterministic for one runtime, thread count and batch size.
 """
 
 from __future__ import annotations
@@ -46,24 +47,24 @@ from tqs_passes.plan.assigned import fed_weight
 from tqs_passes.plan.plan import Plan
 
 _LOG = logging.getLogger(__name__)
-#: Choices below this share of the predicted cost, all together, are not measured.
+#: Choices that together have less than this share of the predicted cost are not measured.
 NEGLIGIBLE = 0.01
 _MOST_ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredPlan:
-    """What the lazy search gave.
+    """The result of the lazy search.
 
     Parameters
     ----------
     plan : Plan
     request : Request
-        With the responses that are known now: for the next budget.
+        The request with all responses known now, for the next budget.
     measured : int
-        Choices measured now.
+        Number of choices measured in this search.
     reused : int
-        Choices known before.
+        Number of choices measured earlier.
     """
 
     plan: Plan
@@ -73,7 +74,7 @@ class MeasuredPlan:
 
 
 class Responder:
-    """Measures what choices do to the rollout; nothing is opened before something is to be measured.
+    """Measures the rollout's response to choices; sessions open only when something must be measured.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ class Responder:
     rounding : RoundingOptions
     source_sha256 : str
     results : Results
-        Where responses are kept.
+        Store of the responses.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Responder:
         self._open: _Open | None = None
 
     def known(self, bundles: Iterable[Bundle]) -> dict[str, float]:
-        """Return the responses that are kept, by `Bundle.key`; infinite where the rollout was not finite."""
+        """Return the stored responses, by `Bundle.key`; infinite if the rollout was not finite."""
         found: dict[str, float] = {}
         for bundle in bundles:
             kept = self._results.get(self._key(bundle))
@@ -120,7 +121,7 @@ class Responder:
         return found
 
     def measure(self, bundles: Iterable[Bundle]) -> dict[str, float]:
-        """Measure and keep responses; those of one weight should follow each other, for they share its inputs."""
+        """Measure and store responses; choices of one weight should be consecutive, because they share its inputs."""
         if self._open is None:
             self._open = _Open(self._instruments, self._rounding)
         todo = list(bundles)
@@ -133,7 +134,7 @@ class Responder:
 
 
 class _Open:
-    """The sessions that measuring needs, and the nominal rollout in one of them."""
+    """The sessions that measuring needs, and a nominal rollout."""
 
     def __init__(self, instruments: Instruments, rounding: RoundingOptions) -> None:
         bed = instruments.bed
@@ -165,14 +166,14 @@ class _Open:
 def plan_measured(
     request: Request, max_bytes: int, options: PlanOptions, responder: Responder
 ) -> MeasuredPlan:
-    """Return the plan of least measured cost (see module docstring).
+    """Return the plan of least measured cost (see the module docstring).
 
     Parameters
     ----------
     request : Request
     max_bytes : int
     options : PlanOptions
-        Of the objective `measured`.
+        Options with the objective `measured`.
     responder : Responder
 
     Raises
@@ -196,7 +197,7 @@ def plan_measured(
         request = replace(request, responses=dict(responses))
         plan = plan_within(request, max_bytes, options)
     n_choices = sum(len(e.bundles) for e in every)
-    _LOG.info("measured the responses of %d choices, %d were known, of %d", n_measured, reused, n_choices)
+    _LOG.info("measured the responses of %d choices; %d were known; %d exist", n_measured, reused, n_choices)
     return MeasuredPlan(plan, request, n_measured, reused)
 
 
@@ -208,7 +209,7 @@ def planned(
     rounding: RoundingOptions,
     results: Results,
 ) -> tuple[Plan, Request]:
-    """Return a plan by any objective, and the request with what was measured for it (see `plan_measured`)."""
+    """Return a plan for any objective, and the request with the new measurements (see `plan_measured`)."""
     if options.aim is not Objective.MEASURED:
         return plan_within(request, max_bytes, options), request
     responder = Responder(instruments, rounding, request.scores.source_sha256, results)
@@ -217,7 +218,7 @@ def planned(
 
 
 def _wanted(plan: Plan, entries: Sequence[Entry], responses: dict[str, float]) -> list[Bundle]:
-    """Return what is to be measured next: the unmeasured choices of a plan, with their neighbours; in entry order."""
+    """Return the choices to measure next: the unmeasured choices of a plan and their neighbours, in entry order."""
     chosen = {a.weight: a for a in plan.assignments}
     held = [[chosen[m.weight.name] for m in e.menus] for e in entries]
     costs = [sum(a.cost for a in group) for group in held]

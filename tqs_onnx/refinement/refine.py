@@ -1,6 +1,6 @@
-"""From an allocated plan to the one that is emitted: joint repair, data-aware rounding, and a joint measurement.
+"""Refines an allocated plan before it is emitted: joint repair, data-aware rounding, and a joint measurement.
 
-All three use the scoring contexts only.
+All three use only the scoring contexts.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RefineOptions:
-    """What is done to an allocated plan.
+    """Options for refining an allocated plan.
 
     Parameters
     ----------
     repair_rounds : int
-        Most rounds of joint repair; 0 for none. Only for the objective `energy`.
+        Maximum number of rounds of joint repair; 0 turns it off. Only for the objective `energy`.
     rounding : RoundingOptions
         How integers are chosen.
     tune : bool
-        Choose QEP's damping and strength on contexts held out.
+        Choose QEP's damping and strength on held-out contexts.
     """
 
     repair_rounds: int = 3
@@ -42,7 +42,7 @@ class RefineOptions:
 
 @dataclass(frozen=True, slots=True)
 class Refined:
-    """The plan that is emitted.
+    """The plan to emit.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class Refined:
 
 
 def _stored_once(assigned: Assigned) -> tuple[Plan, dict[str, Codes]]:
-    """Return the plan and codes in which a weight that is stored as another has that one's integers."""
+    """Return the plan and codes in which weights that share one stored tensor share its integers."""
     by_name = {a.weight: a for a in assigned.plan.assignments}
     codes = dict(assigned.codes)
     rows: list[Assignment] = []
@@ -78,7 +78,7 @@ def refine(
     planning: PlanOptions,
     options: RefineOptions,
 ) -> Refined:
-    """Repair a plan, choose its integers, and measure what they do together.
+    """Repair a plan, choose its integers, and measure their joint effect.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def refine(
     request : Request
     instruments : Instruments
     planning : PlanOptions
-        How the plan was made.
+        Options that the plan was allocated with.
     options : RefineOptions
     """
     joint = instruments.joint
@@ -105,7 +105,7 @@ def refine(
         plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
     drift = joint.drift(plan.assignments, codes)
     update = {"joint_drift": drift}
-    # Error energies of data-aware rounding do not describe its output: the joint drift is the prediction.
+    # Error energies do not describe the output of data-aware rounding, so the joint drift is the prediction.
     if codes:
         update["predicted_drift"] = drift
     return Refined(plan.model_copy(update=update), codes)

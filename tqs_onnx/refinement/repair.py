@@ -1,10 +1,10 @@
-"""Joint repair: trial promotions and demotions, judged by what all weights do together.
+"""Joint repair: trial promotions and demotions, judged by the joint drift of all weights.
 
-One-at-a-time costs miss how errors meet when everything is coarse at once. A trial finances the promotion of one
-weight, to its next finer candidate, by demoting the weights that the additive costs say will miss their bytes least.
-The trial with the lowest joint drift on the search contexts is kept when it also lowers the drift on contexts set
-aside for acceptance; a few rounds, until nothing helps. Neither set holds evaluation contexts: a search overfits the
-contexts it is judged by (measured in the notes of the field: search error falls while test error rises).
+Costs measured one weight at a time miss the interaction of errors when many weights are coarse. A trial promotes one
+weight to its next finer candidate and pays for it by demoting the weights with the least additive cost per byte. The
+trial with the lowest joint drift on the search contexts is kept if it also lowers the drift on separate acceptance
+contexts; rounds repeat until nothing helps. Neither set holds evaluation contexts: a search overfits the contexts it is
+judged by (measured: search error falls while test error rises).
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from tqs_passes.plan.candidates import Candidate
 from tqs_passes.plan.plan import Assignment, Plan
 
 _LOG = logging.getLogger(__name__)
-#: A promotion leaves at most this share of the error energy: row tiers make menus finer than what a trial shows.
+#: A promotion must reduce the error energy to this share: row tiers offer finer steps than a trial can resolve.
 _PROMOTED_ERROR = 0.7
-#: Promotions tried a round.
+#: Promotions tried per round.
 _TRIALS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What repair did.
+    """The result of repair.
 
     Parameters
     ----------
     plan : Plan
-        The best plan found; the first one when nothing helped.
+        The best plan found; the original plan if nothing helped.
     before, after : float
         Drift on the acceptance contexts.
     rounds : int
-        Rounds tried.
+        Number of rounds.
     accepted : int
-        Trials that were kept.
+        Number of trials kept.
     """
 
     plan: Plan
@@ -52,10 +52,10 @@ class Repair:
 
 
 class _Ladders:
-    """The candidates of every weight that may be moved, finest first, each as the plan would hold it.
+    """The candidates of every movable weight, finest first, as assignments of the plan.
 
-    Weights below γ_min stay at the bottom and those that p_FP32 protects at the top; under a cap on FP32 none is
-    promoted to it.
+    Weights below γ_min stay at the bottom tier and those that p_FP32 protects at the top tier; under a cap on FP32, no
+    weight is promoted to FP32.
     """
 
     def __init__(self, plan: Plan, request: Request, options: PlanOptions) -> None:
@@ -93,7 +93,7 @@ def repair(
     options: PlanOptions,
     rounds: int,
 ) -> Repair:
-    """Repair a plan at its own byte budget (see module docstring).
+    """Repair a plan within its own byte budget (see the module docstring).
 
     Parameters
     ----------
@@ -101,16 +101,18 @@ def repair(
     request : Request
     joint : JointDrift
     contexts : Contexts
-        The scoring contexts, which are split in two.
+        The scoring contexts; they are split in two.
     options : PlanOptions
-        How the plan was made: what it fixed stays.
+        Options that the plan was allocated with; what they fix is not changed.
     rounds : int
-        Most rounds; each costs a dozen joint rollouts.
+        Maximum number of rounds; each costs about a dozen joint rollouts.
     """
-    # A trial could part weights that are stored once, or tied.
+    # A trial could separate weights that share a stored tensor, or tied weights.
     if not rounds or any(a.same_as or a.block for a in plan.assignments):
         if rounds:
-            _LOG.info("no repair: a trial could part weights that are tied or stored once")
+            _LOG.info(
+                "no repair: a trial could separate tied weights, or weights that share one stored tensor"
+            )
         drift = joint.on(contexts).drift(plan.assignments)
         return Repair(plan, drift, drift, 0, 0)
     search, acceptance = held_out(contexts, 0.5)
@@ -124,7 +126,7 @@ def repair(
     trials: dict[str, dict[str, Candidate]] = {}
     accepted = tried = 0
     for tried in range(1, rounds + 1):
-        if not drifts:  # the plan changed: all trials are new
+        if not drifts:  # the plan changed, so all trials are new
             trials = {n: t for n in _promising(held, ladders) if (t := _trial(held, n, ladders, budget))}
             drifts = {n: searching.drift(tuple(c.assignment for c in t.values())) for n, t in trials.items()}
         name = min(drifts, key=lambda n: (drifts[n], n), default=None)
@@ -166,7 +168,7 @@ def _key(a: Assignment) -> tuple[object, ...]:
 
 
 def _promising(held: dict[str, Candidate], ladders: _Ladders) -> list[str]:
-    """Return the weights whose promotion is tried: those of the largest cost."""
+    """Return the weights whose promotion to try: those of the largest cost."""
     names = [n for n in held if n in ladders.of]
     return sorted(names, key=lambda n: (-held[n].assignment.cost, n))[:_TRIALS]
 
@@ -174,7 +176,7 @@ def _promising(held: dict[str, Candidate], ladders: _Ladders) -> list[str]:
 def _trial(
     held: dict[str, Candidate], name: str, ladders: _Ladders, budget: int
 ) -> dict[str, Candidate] | None:
-    """Promote one weight, then demote others where it costs least a byte, until the file fits; None if it cannot."""
+    """Promote one weight, then demote others at the least cost per byte, until the file fits; None if it cannot."""
     finer = _step(held[name], ladders.of[name], -1)
     if finer is None:
         return None
