@@ -202,7 +202,7 @@ def test_a_budget_below_the_smallest_file_is_exit_4_and_names_a_size_that_works(
         (["--compression", "2", "--horizons", "1,9"], "horizon 9 lies beyond the 4 steps"),
         (["--compression", "2", "--horizons", "5,1"], "must increase"),
         (["--compression", "2", "--response-bits", "9"], "must lie between 1 and 8"),
-        (["--compression", "2", "--gate", "drift<1"], "gate 'drift<1' is not understood"),
+        (["--compression", "2", "--gate", "drift<1"], "gate 'drift<1' is not a valid gate"),
         (["--compression", "2", "--nonsense"], "No such option"),
         (["--compression", "much"], "is not a valid float"),
     ],

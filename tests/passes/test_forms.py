@@ -254,13 +254,13 @@ def test_a_wrong_code_in_a_weight_stored_for_its_reader_is_caught(name: str, tmp
     raw[len(raw) // 2] ^= 16
     tensor.raw_data = bytes(raw)
     onnx.save(proto, tmp_path / "wrong.onnx")
-    with pytest.raises(GateError, match=f"weight '{name}' does not decode to what the plan says"):
+    with pytest.raises(GateError, match=f"weight '{name}' does not decode to the plan's values"):
         verify(replace(subject, emitted=tmp_path / "wrong.onnx"), bed(subject))
 
 
 def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
     subject = replace(emitted(Tier.INT4, "small"), emitted=emitted(Tier.INT4, "exact").emitted)
-    with pytest.raises(GateError, match="is not decoded in the file: another plan made it"):
+    with pytest.raises(GateError, match="is not decoded in the file: it was emitted from another plan"):
         verify(subject, bed(subject))
 
 

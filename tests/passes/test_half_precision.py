@@ -286,7 +286,7 @@ def test_a_wrong_cast_would_be_caught_by_verify(tmp_path: Path, capsys: pytest.C
     arguments += ["--scores", str(tmp_path / "run/scores.json"), "--rollout", str(tmp_path / "rollout.toml")]
     arguments += ["--contexts", str(tmp_path / "contexts.npz"), "--eval-contexts", str(tmp_path / "eval.npz")]
     assert main(["verify", str(file), *arguments]) == 3
-    assert "does not compute with this file what its weights say" in capsys.readouterr().err
+    assert "computes other results than the FP32 graph with this file's weights" in capsys.readouterr().err
 
 
 TURNED = """(float[3, 3, 8] x) => (float[3, 3, 8] y) {

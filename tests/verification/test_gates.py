@@ -65,7 +65,7 @@ def test_a_gate_is_read(text: str, gate: Gate) -> None:
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="is not understood"):
+    with pytest.raises(InputError, match="is not a valid gate"):
         parse_gate(text)
 
 

@@ -111,7 +111,7 @@ def test_the_truth_is_compared_with_both_files(job: Job, found: Verification) ->
 def test_one_changed_byte_of_codes_is_caught(job: Job, tmp_path: Path) -> None:
     name = rewritten(job)
     subject = job.edited(tmp_path, lambda p: flip(stored(p, f"{name}_quantized")))
-    with pytest.raises(GateError, match=f"weight '{name}' does not decode to what the plan says") as caught:
+    with pytest.raises(GateError, match=f"weight '{name}' does not decode to the plan's values") as caught:
         verify(subject, job.bed())
     assert caught.value.exit_code == 3
 
@@ -129,13 +129,13 @@ def test_a_wrong_scale_is_caught(job: Job, tmp_path: Path) -> None:
 
 def test_a_changed_value_of_a_kept_weight_is_caught(job: Job, tmp_path: Path) -> None:
     name = kept(job)
-    with pytest.raises(GateError, match=f"weight '{name}' is not what the source holds"):
+    with pytest.raises(GateError, match=f"weight '{name}' differs from the source"):
         verify(job.edited(tmp_path, lambda p: flip(stored(p, name))), job.bed())
 
 
 def test_a_file_made_by_another_plan_is_caught(job: Job) -> None:
     untouched = replace(job.subject, emitted=job.source.path)
-    with pytest.raises(GateError, match="is not decoded in the file: another plan made it"):
+    with pytest.raises(GateError, match="is not decoded in the file: it was emitted from another plan"):
         verify(untouched, job.bed())
 
 
@@ -150,7 +150,7 @@ def test_a_file_that_computes_something_else_with_its_weights_is_caught(job: Job
     def other_nonlinearity(proto: onnx.ModelProto) -> None:
         next(n for n in proto.graph.node if n.op_type == "Tanh").op_type = "Sin"
 
-    with pytest.raises(GateError, match="the runtime does not compute with this file what its weights say"):
+    with pytest.raises(GateError, match="the runtime computes other results than the FP32 graph"):
         verify(job.edited(tmp_path, other_nonlinearity), job.bed())
 
 
@@ -158,7 +158,7 @@ def test_a_file_that_the_checker_refuses_is_caught(job: Job, tmp_path: Path) -> 
     def other_type(proto: onnx.ModelProto) -> None:
         proto.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.INT64
 
-    with pytest.raises(GateError, match="the ONNX checker refuses the emitted file"):
+    with pytest.raises(GateError, match="the ONNX checker rejects the emitted file"):
         verify(job.edited(tmp_path, other_type), job.bed())
 
 
@@ -242,5 +242,5 @@ def test_damage_in_external_data_is_found(outside: Job, tmp_path: Path) -> None:
     damaged = bytearray((tmp_path / "e.onnx.data").read_bytes())
     damaged[-1] ^= 0x40
     (tmp_path / "e.onnx.data").write_bytes(damaged)
-    with pytest.raises(GateError, match=r"does not decode|is not what the source holds"):
+    with pytest.raises(GateError, match=r"does not decode|differs from the source"):
         verify(replace(outside.subject, emitted=tmp_path / "e.onnx"), outside.bed(WIDE))

@@ -1,1 +1,1 @@
-"""Roll the emitted file out, judge it, and write down what was found."""
+"""Verifies an emitted file: rolls it out, checks its gates, and records the results."""

@@ -1,13 +1,13 @@
-"""What an emitted file's weights decode to in the runtime, compared bit for bit with what the plan says.
+"""Decodes the weights of an emitted file with the runtime and compares them bit for bit with the plan.
 
-A weight that is decoded under its own name is fetched by running the nodes that produce it, and nothing else. One that
-is stored for its reader has no such name; it is shown in two ways:
+A weight that is decoded under its own name is fetched by running only the nodes that produce it. A weight stored for
+its reader has no such name; it is checked in two ways:
 
-- MatMulNBits: the packed operand and the scales, as the runtime folds them, are unpacked in full; and the operator
-  itself is fed unit vectors, one for every row, or `_MOST_ROWS` spread over them: what comes out is the row.
-- codes gathered first: the nodes from the indices to what the reader gave are run with every index.
+- MatMulNBits: the packed operand and the scales, as the runtime folds them, are unpacked in full; in addition the
+  operator is fed unit vectors, for every row or for `_MOST_ROWS` rows spread over them, and must return these rows.
+- codes gathered first: the nodes from the indices to the reader's output are run with every index.
 
-What these do not show, a fault that depends on the values that flow, the rollout shows (`verify`).
+A fault that depends on the activations is not visible here; the rollout shows it (`verify`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tqs_passes.graph.readers import sole_readers
 from tqs_passes.plan.assigned import reference_weight
 from tqs_passes.plan.plan import Assignment
 
-#: Most bytes of weights decoded at once.
+#: Maximum bytes of weights decoded at once.
 _DECODE_CHUNK_BYTES = 256 << 20
-#: Most unit vectors fed to one operator, and most values of them at once.
+#: Maximum number of unit vectors fed to one operator, and of their values at once.
 _MOST_ROWS = 1024
 _PROBE_VALUES = 1 << 22
 
@@ -41,12 +41,12 @@ _STORED_FOR_READER = (Form.NBITS, Form.GATHERED)
 
 
 def check_decoding(subject: Subject, emitted: Model, bed: Testbed) -> int:
-    """Decode every rewritten weight through the runtime; return how many equal the reference bit for bit.
+    """Decode every rewritten weight with the runtime; return how many equal the reference bit for bit.
 
     Raises
     ------
     GateError
-        One does not, or one that the plan keeps is not what the source holds.
+        A decoded weight differs, or a weight that the plan keeps differs from the source.
     """
     _check_kept(subject, emitted)
     probe = _Probe(subject, emitted, bed)
@@ -78,7 +78,7 @@ def _check_kept(subject: Subject, emitted: Model) -> None:
         )
         if not same:
             raise GateError(
-                f"weight {a.label!r} is not what the source holds, though the plan keeps it",
+                f"weight {a.label!r} differs from the source, although the plan keeps it",
                 where=str(subject.emitted),
             )
 
@@ -153,12 +153,12 @@ class _Probe:
     def _require_equal(self, a: Assignment, got: NDArray[Any], wanted: NDArray[Any]) -> None:
         if not _same_bits(got, wanted):
             raise GateError(
-                f"weight {a.label!r} does not decode to what the plan says", where=str(self._subject.emitted)
+                f"weight {a.label!r} does not decode to the plan's values", where=str(self._subject.emitted)
             )
 
     def _not_decoded(self, a: Assignment) -> GateError:
         return GateError(
-            f"weight {a.label!r} is not decoded in the file: another plan made it",
+            f"weight {a.label!r} is not decoded in the file: it was emitted from another plan",
             where=str(self._subject.emitted),
         )
 

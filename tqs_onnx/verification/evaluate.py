@@ -1,6 +1,6 @@
-"""Errors of trajectories: drift between two models, and MAE, RMSE and degradation against the truth.
+"""Computes errors of trajectories: drift between two models, and MAE, RMSE and degradation against the truth.
 
-Everything is per variable, in the data's units but for drift, which is in units of σ_v. NumPy only.
+All values are per variable, in the data's units, except drift, which is in units of σ_v. NumPy only.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Drift(_Frozen):
     total : float
         sqrt(mean over variables of mean over contexts, time, space of (ΔY/σ_v)²).
     p95 : float
-        95th percentile over contexts of the same, one context at a time.
+        95th percentile over contexts of the drift of one context.
     per_variable : dict of str to float
     per_step : tuple of float
-        Over the values of each step alone.
+        Drift over the values of each step alone.
     """
 
     total: float
@@ -51,7 +51,7 @@ class TruthError(_Frozen):
     ----------
     mae_fp32, mae, rmse_fp32, rmse : float
     degradation : float
-        100 · (MAE_q − MAE_fp32) / MAE_fp32 (A.3), in percent; 0 when both are 0, infinite when only MAE_fp32 is.
+        100 · (MAE_q − MAE_fp32) / MAE_fp32 (A.3), in percent; 0 if both are 0, infinite if only MAE_fp32 is 0.
     degradation_per_step : tuple of float
     mae_fp32_per_step, mae_per_step : tuple of float
     """
@@ -98,7 +98,7 @@ def measure_drift(
 
 
 def step_bounds(time_after: tuple[int, ...], n_time: int) -> list[tuple[int, int]]:
-    """Return (start, stop) along time of every step's own values."""
+    """Return (start, stop) along time for the values of every step."""
     ends = [min(t, n_time) for t in time_after]
     return [(a, b) for a, b in pairwise(ends) if b > a]
 
@@ -106,12 +106,12 @@ def step_bounds(time_after: tuple[int, ...], n_time: int) -> list[tuple[int, int
 def measure_truth(
     fp32: Arrays, other: Arrays, spec: RolloutSpec, contexts: Contexts, time_after: tuple[int, ...]
 ) -> dict[str, TruthError]:
-    """Return the errors of both trajectories against the contexts' truth, per variable that has one.
+    """Return the errors of both trajectories against the contexts' truth, for every variable that has one.
 
     Raises
     ------
     InputError
-        The truth of an output is not shaped like its trajectory.
+        The truth of an output does not have the shape of its trajectory.
     """
     if not contexts.truth:
         return {}

@@ -1,4 +1,4 @@
-"""Gates: what a file must keep to be released.
+"""Gates: conditions that a file must meet to be released.
 
 A gate is written ``metric[:qualifier…]<=value`` (or ``>=`` for compression) ::
 
@@ -10,7 +10,7 @@ A gate is written ``metric[:qualifier…]<=value`` (or ``>=`` for compression) :
     degradation:variable=OT<=5      one variable, also with :step=N
     compression>=8
 
-A gate that cannot be evaluated (no truth, no such variable, not a number) is bad input, never a pass.
+A gate that cannot be evaluated (no truth, no such variable, not a number) is an input error; it never passes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FORM = "Write e.g. drift<=0.1, drift:p95<=0.2, degradation:variable=OT<=5, comp
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One condition (see module docstring).
+    """One condition (see the module docstring).
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class Gate:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What gates are held against.
+    """The measurements that gates are checked against.
 
     Parameters
     ----------
@@ -70,56 +70,59 @@ class Measured:
 
 
 def parse_gate(text: str) -> Gate:
-    """Return the gate a text describes.
+    """Parse a gate.
 
     Raises
     ------
     InputError
-        It is not of the form above.
+        The text does not have the form in the module docstring.
     """
     sign = ">=" if ">=" in text else "<="
     head, found, number = text.rpartition(sign)
     metric, *qualifiers = head.strip().split(":")
     expected = ">=" if metric == "compression" else "<="
     if not found or metric not in ("drift", "degradation", "compression") or sign != expected:
-        raise InputError(f"gate {text!r} is not understood", todo=_FORM)
+        raise InputError(f"gate {text!r} is not a valid gate", todo=_FORM)
     fields: dict[str, str] = {}
     for qualifier in qualifiers:
         key, equals, value = qualifier.partition("=")
         takes_value = key in ("variable", "step")
         if key in fields or bool(equals) != takes_value or bool(value) != takes_value:
-            raise InputError(f"gate {text!r} is not understood", todo=_FORM)
+            raise InputError(f"gate {text!r} is not a valid gate", todo=_FORM)
         fields[key] = value
     try:
         limit = float(number)
         step = int(fields.pop("step")) if "step" in fields else None
     except ValueError as error:
-        raise InputError(f"gate {text!r} is not understood", todo=_FORM) from error
+        raise InputError(f"gate {text!r} is not a valid gate", todo=_FORM) from error
     p95 = fields.pop("p95", None) is not None
     variable = fields.pop("variable", None)
     one_at_most = metric == "drift" and p95 + (variable is not None) + (step is not None) > 1
     crossed = (p95 and metric != "drift") or (metric == "compression" and qualifiers)
     if fields or crossed or one_at_most or not math.isfinite(limit):
-        raise InputError(f"gate {text!r} is not understood", todo=_FORM)
+        raise InputError(f"gate {text!r} is not a valid gate", todo=_FORM)
     return Gate(text, metric, limit, p95, variable, step)
 
 
 def needs_truth(gate: Gate) -> bool:
-    """Whether a gate can only be evaluated where the contexts hold the truth."""
+    """Whether a gate can be evaluated only if the contexts hold the truth."""
     return gate.metric == "degradation"
 
 
 def gate_value(gate: Gate, measured: Measured) -> float:
-    """Return the value a gate is held against.
+    """Return the measured value that a gate limits.
 
     Raises
     ------
     InputError
-        It cannot be evaluated.
+        The gate cannot be evaluated.
     """
     value = _value(gate, measured)
     if math.isnan(value):
-        raise InputError(f"gate {gate.text!r} cannot be evaluated: its value is not a number")
+        raise InputError(
+            f"gate {gate.text!r} cannot be evaluated: its value is not a number",
+            todo="Check the contexts and their truth",
+        )
     return value
 
 
@@ -135,7 +138,10 @@ def _value(gate: Gate, measured: Measured) -> float:
             return _named(measured.drift.per_variable, gate)
         return measured.drift.total
     if not measured.truth:
-        raise InputError(f"gate {gate.text!r} cannot be evaluated: the evaluation contexts hold no truth")
+        raise InputError(
+            f"gate {gate.text!r} cannot be evaluated: the evaluation contexts hold no truth",
+            todo="Add truth/<output> to them",
+        )
     errors = measured.truth if gate.variable is None else {gate.variable: _named(measured.truth, gate)}
     if gate.step is None:
         return max(e.degradation for e in errors.values())
@@ -154,10 +160,13 @@ def _named(table: Mapping[str, _T], gate: Gate) -> _T:
 def _at(values: tuple[float, ...], gate: Gate) -> float:
     assert gate.step is not None
     if not 1 <= gate.step <= len(values):
-        raise InputError(f"gate {gate.text!r} cannot be evaluated: steps run from 1 to {len(values)}")
+        raise InputError(
+            f"gate {gate.text!r} cannot be evaluated: steps run from 1 to {len(values)}",
+            todo="Choose one of them",
+        )
     return values[gate.step - 1]
 
 
 def passes(gate: Gate, value: float) -> bool:
-    """Whether a value keeps the gate's limit."""
+    """Whether a value satisfies the gate's limit."""
     return value >= gate.limit if gate.metric == "compression" else value <= gate.limit

@@ -1,4 +1,4 @@
-"""The manifest beside an emitted file: what it was made from, how, and what was measured."""
+"""The manifest beside an emitted file: its inputs, its settings, and the measurements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ortools")
 
 
 class GateResult(BaseModel):
-    """One gate: its text, the value measured, and whether it holds."""
+    """One gate: its text, the measured value, and whether it holds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -34,18 +34,18 @@ class Manifest(BaseModel):
     ----------
     version : int
     inputs : dict of str to dict of str to str
-        Role (model, rollout, contexts …) to file names and their SHA-256.
+        File names and their SHA-256, by role (model, rollout, contexts …).
     output : dict of str to str
         Emitted file names and their SHA-256.
     versions : dict of str to str
-        Python, this package, and the libraries that decide results.
+        Versions of Python, this package, and the libraries that affect results.
     settings : dict
         The command's options.
     provider : str
         Where the file was verified: what `auto` meant on that machine.
     profile : str
     licence : str or None
-        Licence of the source model, where its metadata or card state one.
+        Licence of the source model, if its metadata or card states one.
     plan_sha256 : str
     verification : Verification
     gates : tuple of GateResult
@@ -76,16 +76,18 @@ def read_manifest(path: Path) -> Manifest:
     Raises
     ------
     InputError
-        It cannot be read, or is no manifest of this version.
+        The file cannot be read, or is not a manifest of this version.
     """
     try:
         return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
-        raise InputError("is no manifest of this version", where=str(path), todo="Verify again") from error
+        raise InputError(
+            "is not a manifest of this version", where=str(path), todo="Run tqs verify again"
+        ) from error
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of everything that decides results on this machine."""
+    """Return the versions of everything that affects results on this machine."""
     found = {"python": platform.python_version(), "tqs-onnx": VERSION, "platform": sys.platform}
     for package in _PACKAGES:
         try:
@@ -96,7 +98,7 @@ def versions() -> dict[str, str]:
 
 
 def licence_of(metadata: dict[str, str]) -> str | None:
-    """Return the licence that a model's metadata state, or None."""
+    """Return the licence stated in a model's metadata, or None."""
     for key, value in metadata.items():
         if key.lower().rpartition(".")[2] in ("license", "licence"):
             return value

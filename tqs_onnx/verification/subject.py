@@ -1,4 +1,4 @@
-"""What is verified against what: the value that every check of a file takes, beside a testbed."""
+"""The subject of a verification; every check takes it, together with a testbed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tqs_passes.weights import Survey
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is verified against what.
+    """An emitted file with the source, the plan and the codes to verify it against.
 
     Parameters
     ----------
     source, emitted : Path
-        The FP32 file and the file made from it.
+        The FP32 file, and the file emitted from it.
     lifted : Model
-        The source, lifted.
+        The lifted source.
     survey : Survey
     plan : Plan
     codes : mapping of str to Codes

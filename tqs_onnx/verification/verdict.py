@@ -1,4 +1,4 @@
-"""What a verification means, in words: how much smaller, and how long the forecast stays as good."""
+"""Summarizes a verification in words: how much smaller the file is, and how long its forecast stays as good."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from tqs_onnx.verification.evaluate import Drift, TruthError
 from tqs_onnx.verification.verify import Verification
 
-#: A step whose MAE is larger than that of FP32 by at most this, in percent, is as good.
+#: A step counts as good if its MAE exceeds that of FP32 by at most this, in percent.
 AS_GOOD = 1.0
-#: So is a step at which the two forecasts differ by at most this, in standard deviations: where FP32 is nearly
-#: exact, a percentage of its error says nothing.
+#: A step also counts as good if the two forecasts differ by at most this, in standard deviations: if FP32 is nearly
+#: exact, a percentage of its error is meaningless.
 CLOSE = 0.01
 
 
 def verdict(v: Verification) -> str:
-    """Return one line about a file: its size, and its forecasts beside those of FP32.
+    """Return one line about a file: its size, and its forecasts compared with those of FP32.
 
-    With a truth, the MAE of the worst variable is compared step by step: a step is as good as FP32 where its MAE is at
-    most 1 % larger, or the forecasts differ by at most 0.01 σ. Without one, the distance to the forecasts of FP32 is
-    told in standard deviations.
+    With truth, the MAE of the worst variable is compared step by step: a step is as good as FP32 if its MAE is at most
+    1 % larger, or if the forecasts differ by at most 0.01 σ. Without truth, the line states the distance from the
+    forecasts of FP32 in standard deviations.
     """
     return verdict_of(v.compression, v.drift, v.truth)
 
@@ -59,7 +59,7 @@ def _by_drift(steps: tuple[float, ...]) -> str:
 
 
 def _length(good: list[bool]) -> int:
-    """Return how many steps there are before the first one that is not good."""
+    """Return the number of steps before the first that is not good."""
     return next((i for i, so in enumerate(good) if not so), len(good))
 
 

@@ -1,13 +1,13 @@
-"""Verify the file that will be served: not the plan, not a simulation of it.
+"""Verifies the file that will be served, not the plan or a simulation of it.
 
-1. The full ONNX checker accepts it (unless it refused the source as well).
+1. The full ONNX checker accepts it (unless it also rejected the source).
 2. It loads in a session with stock options, as a server would load it.
 3. Every rewritten weight, decoded by the runtime, equals the plan's reference bit for bit; every weight that the plan
    keeps is stored as in the source.
 4. The FP32 file and the emitted file are rolled out over the same contexts: drift, and every graph output compared.
-5. The FP32 graph fed the reference weights is rolled out too: its distance to the file is what the runtime itself
-   adds (8-bit activations in fused kernels, or a faulty kernel, which decoding alone does not show).
-6. All dead weights at their tier together are confirmed to move nothing.
+5. The FP32 graph with the reference weights is rolled out too: its distance from the file is the runtime's own error
+   (8-bit activations in fused kernels, or a faulty kernel, which decoding alone does not show).
+6. All dead weights together, each at its tier, are confirmed to move nothing.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from tqs_passes.files.model import file_facts, load_model
 from tqs_passes.plan.assigned import fed_weight
 from tqs_passes.plan.plan import Compute
 
-#: Drift between the file and the simulated file that a sound runtime may add, per profile, absolute and as a share
-#: of the file's own drift: `fast` and `small` compute with 8-bit activations, 5e-3 a MatMul, and the
-#: rollout amplifies that.
+#: Drift between the file and its simulation that a correct runtime may add, per profile: absolute, and as a share of
+#: the file's own drift. `fast` and `small` compute with 8-bit activations, 5e-3 per MatMul, and the rollout amplifies
+#: that.
 _RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5), "small": (0.1, 0.5)}
-#: The same for blocks that compute with 16-bit floats: each value is rounded to 11 or 8 bits (2^-11 and 2^-8 relative,
-#: at most), once an operator, and the rollout amplifies that. A wrong cast shows as a gap of the order of 1.
+#: The same for blocks that compute with 16-bit floats: each operator rounds every value to 11 or 8 bits (at most 2^-11
+#: and 2^-8 relative), and the rollout amplifies that. A wrong cast gives a gap of the order of 1.
 _HALF_GAP = {"float16": (0.02, 0.5), "bfloat16": (0.1, 0.5)}
 #: Drift that all dead weights together may cause.
 DEAD_DRIFT_LIMIT = 1e-3
-#: Dead weights that are rolled out by themselves to find those that move.
+#: Maximum number of dead weights that are rolled out separately to find those that move the trajectory.
 _MOST_LOOKED_AT = 32
 
 
 class Verification(BaseModel):
-    """What verification found.
+    """The results of a verification.
 
     Attributes
     ----------
     bytes_in, bytes_out : int
     compression, weight_compression : float
-        File over file, and FP32 bytes of the planned weights over their stored bytes.
+        Input file over emitted file, and FP32 bytes of the planned weights over their stored bytes.
     planned_bytes : int
         Size that the plan predicted.
     n_decoded : int
-        Weights whose decoding equals the reference bit for bit.
+        Number of weights whose decoding equals the reference bit for bit.
     drift : Drift
     predicted_drift : float or None
     runtime_gap : float
-        Drift between the file and the FP32 graph fed the reference weights.
+        Drift between the file and the FP32 graph with the reference weights.
     dead_drift : float or None
-        Drift of the FP32 graph with only the dead weights at their tier; None without dead weights.
+        Drift of the FP32 graph with only the dead weights at their tiers; None without dead weights.
     outputs : dict of str to float
-        Every graph output outside the trajectory: ‖Δ‖ / ‖FP32‖.
+        ‖Δ‖ / ‖FP32‖ of every graph output outside the trajectory.
     truth : dict of str to TruthError
         Per variable; empty without truth.
     n_contexts : int
@@ -88,21 +88,21 @@ class Verification(BaseModel):
 
 
 def verify(subject: Subject, bed: Testbed) -> Verification:
-    """Verify an emitted file (see module docstring).
+    """Verify an emitted file (see the module docstring).
 
     Parameters
     ----------
     subject : Subject
     bed : Testbed
-        Of the lifted source, with the evaluation contexts and the σ of the scores.
+        Testbed of the lifted source, with the evaluation contexts and the σ of the scores.
 
     Raises
     ------
     GateError
-        The file does not decode to the plan's weights, the checker refuses it, the runtime computes something else
-        with it, or its dead weights are not dead.
+        The file does not decode to the plan's weights, the checker rejects it, the runtime computes other results with
+        it, or its dead weights move the trajectory.
     InputError
-        A file is missing, does not load, its rollout is not finite, or the plan is for another model.
+        A file is missing or does not load, its rollout is not finite, or the plan is for another model.
     """
     require_runs(subject.plan.compute, bed.provider)
     emitted = load_model(subject.emitted)
@@ -137,7 +137,7 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
 
 
 def require_runs(compute: Compute | None, provider: Provider) -> None:
-    """Refuse to roll out blocks of a type that the provider has no kernels for.
+    """Refuse blocks of a type that the provider has no kernels for.
 
     Raises
     ------
@@ -148,7 +148,7 @@ def require_runs(compute: Compute | None, provider: Provider) -> None:
         raise InputError(
             "blocks that compute with bfloat16 cannot be rolled out on the CPU",
             where="--providers",
-            todo="Give --providers cuda on a machine that has one, or only allocate and emit here",
+            todo="Set `provider` to cuda on a machine with a GPU, or only allocate and emit here",
         )
 
 
@@ -157,8 +157,8 @@ def _check(subject: Subject) -> tuple[str, ...]:
     if complaint is None:
         return ()
     if checker_complaint(subject.source) is None:
-        raise GateError(f"the ONNX checker refuses the emitted file: {complaint}", where=str(subject.emitted))
-    return (f"the ONNX checker refuses the source and the emitted file: {complaint}",)
+        raise GateError(f"the ONNX checker rejects the emitted file: {complaint}", where=str(subject.emitted))
+    return (f"the ONNX checker rejects the source and the emitted file: {complaint}",)
 
 
 def _require_plan_of(subject: Subject) -> None:
@@ -168,20 +168,20 @@ def _require_plan_of(subject: Subject) -> None:
             raise InputError(
                 f"the plan is for another model: weight {a.label!r} of shape {list(a.shape)} is not in it",
                 where=str(subject.source),
-                todo="Give the plan that the file was made by",
+                todo="Give the plan that the file was emitted from",
             )
 
 
 @dataclass(frozen=True, slots=True)
 class _Dead:
-    """The drift of all weights scored as dead, None where there is none, and which of them move by themselves."""
+    """The joint drift of all weights scored as dead, None if there are none, and which of them move the trajectory."""
 
     drift: float | None = None
     movers: tuple[str, ...] = ()
 
 
 def _simulate(subject: Subject, bed: Testbed, ours: Trajectory) -> tuple[float, _Dead]:
-    """Return the runtime gap, and what the dead do: see steps 5 and 6 of the module docstring."""
+    """Return the runtime gap and the drift of the dead weights: steps 5 and 6 of the module docstring."""
     stored = subject.survey.by_name()
     planned = {
         a.weight: a
@@ -218,18 +218,18 @@ def _judge(subject: Subject, drift: Drift, gap: float, dead: _Dead) -> None:
         )
     if gap > absolute + share * drift.total:
         raise GateError(
-            f"the runtime does not compute with this file what its weights say (drift {gap:.3g} between the two)",
+            f"the runtime computes other results than the FP32 graph with this file's weights (drift {gap:.3g})",
             where=str(subject.emitted),
-            todo="Use --profile exact, or another runtime version"
+            todo="Set `profile` to exact, or use another runtime version"
             if compute is None
-            else "Narrow --compute-blocks, or leave --compute out",
+            else "Choose fewer `compute_blocks`, or leave out `compute`",
         )
     if dead.drift is not None and dead.drift > DEAD_DRIFT_LIMIT:
         named = f": {', '.join(dead.movers)}" if dead.movers else ""
         raise GateError(
             f"weights scored as dead move the evaluation contexts (drift {dead.drift:.3g}){named}",
             where=str(subject.emitted),
-            todo="Score on more varied contexts, and with the --batch that serves it if contexts of a batch mix",
+            todo="Score on more varied contexts, and with the served `batch` if contexts of a batch interact",
         )
 
 
