@@ -247,13 +247,13 @@ def test_an_unprobed_weight_is_taken_for_the_most_sensitive(scores: Scores) -> N
 
 
 def test_the_scores_of_another_model_are_refused(motley_source: Source, request_: Request) -> None:
-    with pytest.raises(InputError, match="the scores are of another model"):
+    with pytest.raises(InputError, match="the scores are for another model"):
         request_for(motley_source, request_.scores, "fast", DEFAULT_TIERS)
 
 
 def test_scores_that_lack_a_weight_are_refused(source: Source, scores: Scores) -> None:
     fewer = scores.model_copy(update={"weights": scores.weights[1:]})
-    with pytest.raises(InputError, match="the scores are of another model"):
+    with pytest.raises(InputError, match="the scores are for another model"):
         request_for(source, fewer, "fast", DEFAULT_TIERS)
 
 

@@ -149,7 +149,7 @@ def test_a_width_that_an_opset_has_not_is_refused_not_widened(
     model, data = old_model(tmp_path)
     asked = ["baseline", str(model), "--method", "rtn", "--bits", "2", *data, "--out", str(tmp_path / "run")]
     assert main(asked) == 2
-    assert "opset 8 has no integer tiers, 9 or more has: --opset 13" in capsys.readouterr().err
+    assert "opset 8 has no integer tiers, which need 9 or more; set --opset to 13" in capsys.readouterr().err
     assert main([*asked, "--opset", "13"]) == 0
     plan = read_plan(tmp_path / "run" / "plan.json")
     assert {a.tier for a in plan.assignments if len(a.shape) > 1} == {"INT2"}

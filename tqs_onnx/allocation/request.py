@@ -1,4 +1,4 @@
-"""What allocation needs to know of a model: candidates with exact bytes, the size of the rest, and a byte budget."""
+"""Builds the input of allocation: candidates with exact bytes, the size of the rest of the file, and a byte budget."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def request_for(
     serving: Serving | None = None,
     rounding: FreeRounding = DEFAULT_ROUNDING,
 ) -> Request:
-    """Return everything allocation needs: candidates with exact bytes and errors, scores and sizes.
+    """Return the input of allocation: candidates with exact bytes and errors, scores and sizes.
 
     Raises
     ------
     InputError
-        The scores are of another model.
+        The scores are for another model.
     """
     require_scores_of(source, scores)
     serving = serving or Serving()
@@ -56,38 +56,40 @@ def request_for(
 
 
 def require_scores_of(source: Source, scores: Scores) -> None:
-    """Refuse the scores of another model.
+    """Refuse scores of another model.
 
     Raises
     ------
     InputError
-        The digests differ, or the scored weights are not those of the model.
+        The digests differ, or the scored weights differ from those of the model.
     """
     names = {w.name for w in source.survey.weights}
     if scores.source_sha256 != source.sha256 or {s.weight for s in scores.weights} != names:
-        raise InputError("the scores are of another model", where=str(source.path), todo="Score it again")
+        raise InputError(
+            "the scores are for another model", where=str(source.path), todo="Run tqs score for this model"
+        )
 
 
 def require_contexts_of(scores: Scores, spec: RolloutSpec, contexts: Contexts) -> None:
-    """Refuse contexts other than those that were scored on: evaluated on those, a file looks better than it is.
+    """Refuse contexts other than those the scores were measured on: they could overlap with evaluation data.
 
-    Under another rollout nothing is refused, for other arrays may belong to it.
+    If the rollout spec differs, nothing is refused, because it may need other arrays.
 
     Raises
     ------
     InputError
-        They are others.
+        The contexts differ from those.
     """
     if content_hash(spec) == scores.rollout_sha256 and contexts_hash(contexts) != scores.contexts_sha256:
         raise InputError(
             "are not the contexts that the scores were measured on",
             where=contexts.source,
-            todo="Give the --contexts and --max-contexts that tqs score was given",
+            todo="Give the same `contexts` and `max_contexts` as to tqs score",
         )
 
 
 def prepared_source(source: Source, serving: Serving) -> Prepared:
-    """Return the lifted model of a source as emission sees it (see `prepared`)."""
+    """Return the prepared lifted model of a source (see `emission.prepared`)."""
     labels = {w.name: w.label for w in source.survey.weights}
     return prepared(source.lifted, labels, serving.constants_as_stored, serving.opset, serving.compute)
 
@@ -100,26 +102,26 @@ def menus_of(
     serving: Serving,
     rounding: FreeRounding = DEFAULT_ROUNDING,
 ) -> tuple[Menu, ...]:
-    """Return every way to store each weight of a source, errors by this rounding; `ready` is its prepared model.
+    """Return every way to store each weight of a source, with the errors of this rounding; `ready`: its prepared model.
 
     Raises
     ------
     InputError
-        A rule of the tier set matches nothing, or leaves a weight no way to be stored; the weights are named.
+        A rule of the tier set matches no weight, or leaves a weight without a tier; the weights are named.
     """
     tier_set = tiers if isinstance(tiers, TierSet) else TierSet(tiers)
     weights = tuple(replace(w, dtype=ready.computed.get(w.name, w.dtype)) for w in source.survey.weights)
     exceptions = tier_set.exceptions(weights)
     found = menus(kitchen_of(ready.model, profile, serving, rounding), weights, tier_set.tiers, exceptions)
-    refuse([m.weight for m in found if not m.candidates], "no tier that the rules leave can be stored")
+    refuse([m.weight for m in found if not m.candidates], "the rules leave no tier that can be stored")
     return found
 
 
 def size_of(source: Source, ready: Prepared) -> FileSize:
-    """Return what a file made from a source is made of besides its weights; `ready` is its prepared model."""
+    """Return the sizes of everything in an emitted file besides its weights; `ready` is the source's prepared model."""
     names = frozenset(w.name for w in source.survey.weights)
     bare = skeleton(ready.model, names, placeholder_metadata(), VERSION)
-    # A tensor stored in another file now will be stored in this one.
+    # A tensor in an external file will be stored in this file.
     moved = sum(
         field_size(kept_size(t)) - field_size(t.ByteSize())
         for t in bare.graph.initializer
@@ -131,8 +133,8 @@ def size_of(source: Source, ready: Prepared) -> FileSize:
 
 
 def note_of_opset(source: Source, serving: Serving) -> str | None:
-    """Return a note where the model's opset has no operators to decode integers with."""
+    """Return a note if the model's opset has no operators to decode integers, else None."""
     opset = serving.opset or opset_of(source.lifted.proto)
     if opset >= MIN_OPSET:
         return None
-    return f"opset {opset} has no integer tiers, {MIN_OPSET} or more has: --opset 13 converts the model"
+    return f"opset {opset} has no integer tiers, which need {MIN_OPSET} or more; set `opset` to 13 to convert the model"
