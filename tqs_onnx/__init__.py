@@ -1,4 +1,4 @@
-"""tqs-onnx: makes an ONNX forecasting model smaller where its rollout forgives it.
+"""tqs-onnx: makes an ONNX forecasting model smaller where its rollout tolerates rounding errors.
 
     import tqs_onnx as tqs
 
@@ -6,7 +6,7 @@
     result = tqs.quantize("model.onnx", data, tqs.QuantizeOptions(tqs.Budget(compression=8)), out="run")
     print(result.summary())
 
-The names below are imported when they are first used: importing the package starts no runtime.
+The names below are imported on first use: importing the package starts no runtime.
 """
 
 from importlib import import_module
@@ -109,7 +109,7 @@ __all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDu
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used."""
+    """Import a public name on first use."""
     if name == "__version__":
         return import_module("tqs_onnx.version").VERSION
     if name not in _HOME:

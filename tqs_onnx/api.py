@@ -1,8 +1,8 @@
-"""The Python API: the stages of the trip as functions of values, each a front door to what the commands do.
+"""The Python API: the stages of a job as functions of values; the commands run the same code.
 
-A model may be a path, a `ModelProto` or an opened `Source`; a rollout spec a path, a dictionary or a `RolloutSpec`;
-contexts a path or arrays by input name. Nothing is printed: notes go to `logging` (loggers below ``tqs_onnx``),
-progress to a callback. The defaults are those of the commands.
+A model may be a path, a `ModelProto` or an opened `Source`; a rollout spec may be a path, a dictionary or a
+`RolloutSpec`; contexts may be a path or arrays by input name. Nothing is printed: notes go to `logging` (loggers below
+``tqs_onnx``) and progress to a callback. The defaults are those of the commands.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ def open_model(model: Given | Source, *, roles: Sequence[str] = (), run: RunOpti
     ----------
     model : path, ModelProto or Source
     roles : sequence of str
-        Roles given by hand, ``PATTERN=ROLE``.
+        Roles set by the user, ``PATTERN=ROLE``.
     run : RunOptions, optional
-        The model is loaded once, in a child process, on this provider: a file that crashes the runtime is refused.
+        The model is first loaded in a child process on this provider; a file that crashes the runtime is refused.
 
     Returns
     -------
     Source
-        With `survey.weights`, `signature` and `facts`.
+        The opened model, with `survey.weights`, `signature` and `facts`.
 
     Raises
     ------
     InputError
-        It cannot be read, has no weights, draws random numbers, or crashes the runtime.
+        The model cannot be read, has no weights, draws random numbers, or crashes the runtime.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def load_data(
     max_contexts: int | None = None,
     max_eval_contexts: int | None = None,
 ) -> Data:
-    """Read a rollout spec and contexts, and hold them against a model.
+    """Read a rollout spec and contexts, and check them against a model.
 
     Parameters
     ----------
@@ -87,21 +87,21 @@ def load_data(
     rollout : path, mapping or RolloutSpec
         How outputs re-enter as inputs.
     contexts : path, mapping of str to NDArray, or Contexts
-        Scoring contexts ``[context, *input shape without the batch axis]`` for every input, in the data's units; a
-        table is cut by the spec's ``[windows]``, its test rows are the evaluation contexts.
+        Scoring contexts ``[context, *input shape without the batch axis]`` for every input, in the data's units. A
+        table is split by the spec's ``[windows]``; its test rows are the evaluation contexts.
     eval_contexts : path, mapping of str to NDArray, Contexts or None
-        Contexts to verify on, with ``truth/<output>`` where known.
+        Contexts to verify on, with ``truth/<output>`` if known.
     calibration : path, mapping of str to NDArray, Contexts or None
-        Contexts for rounding by data; None: the scoring contexts.
+        Contexts for data-aware rounding; None: the scoring contexts.
     steps : int or None
-        Model calls a rollout; None: the spec's.
+        Model calls per rollout; None: as in the spec.
     max_contexts, max_eval_contexts : int or None
-        At most so many contexts of each set.
+        Maximum numbers of contexts in each set.
 
     Raises
     ------
     InputError
-        A file is bad, the spec does not fit the model, or scoring and evaluation overlap.
+        A file is invalid, the spec does not fit the model, or scoring and evaluation contexts overlap.
 
     Examples
     --------
@@ -132,11 +132,11 @@ def score(
     ----------
     model : path, ModelProto or Source
     data : DataOptions or Data
-        Its scoring contexts are rolled out.
+        The scoring contexts are rolled out.
     options : ScoreOptions, optional
     run : RunOptions, optional
     store : Path, optional
-        SQLite file that keeps measurements as they arrive: the same call resumes after a stop.
+        SQLite file that stores measurements as they arrive, so that the same call resumes after a stop.
     progress : callable, optional
         Called with (done, total, label) after each weight.
 
@@ -179,17 +179,17 @@ def allocate(
     model : path, ModelProto or Source
     scores : Scores or path
     options : QuantizeOptions
-        Budget, tiers, serving profile, rounding; its `score` and `gates` are not used.
+        Budget, tiers, serving profile, rounding; `score` and `gates` are not used.
     data : DataOptions or Data, optional
-        The contexts that were scored on: the plan is then repaired, rounded by data where asked for, and its joint
-        drift measured, as `quantize` does. Without them nothing is rolled out.
+        The contexts used for scoring: the plan is then repaired, rounded with data if requested, and its joint drift is
+        measured, as in `quantize`. Without them nothing is rolled out.
     store : Path, optional
-        Where measured responses are kept.
+        Path of the store of measured responses.
 
     Raises
     ------
     InputError
-        The scores are of another model or of other contexts, or the options need rollouts and there is no data.
+        The scores are for another model or other contexts, or the options need rollouts and no data are given.
     InfeasibleError
         No file that small can be written.
 
@@ -221,7 +221,7 @@ def emit(
     out : path
         The `.onnx` file to write.
     codes : mapping of str to Codes, optional
-        Integers of a `Plan` that was rounded by data; an `Allocated` brings its own.
+        Integers of a `Plan` with data-aware rounding; an `Allocated` contains its own.
 
     Raises
     ------
@@ -236,7 +236,7 @@ def emit(
     chosen, given = _plan_and_codes(plan, codes)
     if chosen.source_sha256 != source.sha256:
         raise InputError(
-            "the plan is for another model", where=str(source.path), todo="Allocate for this model"
+            "the plan is for another model", where=str(source.path), todo="Run tqs allocate for this model"
         )
     target = Path(out)
     if target.resolve() in {path.resolve() for path in source.files}:
@@ -264,31 +264,31 @@ def verify(
     run: RunOptions | None = None,
     codes: Mapping[str, Codes] | None = None,
 ) -> Verified:
-    """Roll an emitted file out as a stock server runs it, against its source, and hold it to gates.
+    """Roll out an emitted file under stock server options, compare it with its source, and check gates.
 
     Parameters
     ----------
     model : path, ModelProto or Source
-        What the file was made from.
+        The source of the emitted file.
     emitted : Emitted or path
     plan : Allocated or Plan
-        What it was made by.
+        The plan that the file was emitted from.
     scores : Scores or path
         Their σ per variable is reused.
     data : DataOptions or Data
-        With evaluation contexts.
+        Must hold evaluation contexts.
     gates : sequence of str
-        E.g. ``drift:p95<=0.2``. A gate that fails does not raise: see `gates` of the result.
+        E.g. ``drift:p95<=0.2``. Failed gates do not raise; see `gates` of the result.
     run : RunOptions, optional
     codes : mapping of str to Codes, optional
-        Integers of a `Plan` that was rounded by data.
+        Integers of a `Plan` with data-aware rounding.
 
     Raises
     ------
     GateError
-        The file is not what its plan says, or the runtime computes something else with it.
+        The file does not match its plan, or the runtime computes other results with it.
     InputError
-        There are no evaluation contexts, or a gate cannot be evaluated.
+        No evaluation contexts are given, or a gate cannot be evaluated.
 
     Examples
     --------
@@ -320,11 +320,11 @@ def quantize(
     ----------
     model : path, ModelProto or Source
     data : DataOptions or Data
-        With evaluation contexts.
+        Must hold evaluation contexts.
     options : QuantizeOptions
-        At least its budget is given.
+        The budget is required.
     out : path, optional
-        Run directory; a new temporary folder unless given.
+        Run directory; default: a new temporary folder.
     force : bool
         Write into a directory that holds an earlier run.
     progress : callable, optional
@@ -333,7 +333,7 @@ def quantize(
     Raises
     ------
     InputError, InfeasibleError, GateError
-        See the stages. Failed gates do not raise: see `gates` of the result.
+        See the stages. Failed gates do not raise; see `gates` of the result.
 
     Examples
     --------
@@ -366,22 +366,22 @@ def sweep(
     model : path, ModelProto or Source
     scores : Scores or path
     data : DataOptions or Data
-        With evaluation contexts.
+        Must hold evaluation contexts.
     compressions : sequence of float
-        Input file over output file.
+        Bytes of the input file over bytes of the output file.
     out : path
         Run directory.
     options : QuantizeOptions, optional
-        Its budget is not used.
+        The budget is not used.
     axis : Axis, optional
-        Further things to vary (paper, Table 3 and A.15); its compressions are replaced.
+        Further axes to vary (paper, Table 3 and A.15); its compressions are replaced.
     force : bool
         Write into a directory that holds an earlier run.
 
     Raises
     ------
     InputError
-        See the stages. A compression that cannot be met is a point without a file.
+        See the stages. A compression that cannot be met becomes a point without a file.
 
     Examples
     --------
@@ -400,16 +400,16 @@ def baseline(
     *,
     force: bool = False,
 ) -> BaselineOutcome:
-    """Round a model uniformly by a published method (RTN, GPTQ, GPTAQ, QEP), as a file to compare with.
+    """Round a model uniformly with a published method (RTN, GPTQ, GPTAQ, QEP), for comparison.
 
     Parameters
     ----------
     model : path, ModelProto or Source
     data : DataOptions or Data
-        With evaluation contexts.
+        Must hold evaluation contexts.
     options : BaselineOptions
     out : path, optional
-        Run directory; a new temporary folder unless given.
+        Run directory; default: a new temporary folder.
     force : bool
         Write into a directory that holds an earlier run.
 
@@ -438,17 +438,17 @@ def package(
         Folder to write into.
     options : PackageOptions
     force : bool
-        Write into a folder that holds files.
+        Write into a folder that is not empty.
 
     Returns
     -------
     tuple of Path
-        The files written.
+        The written files.
 
     Raises
     ------
     InputError
-        The folder is taken, or the name or a limit cannot be used.
+        The folder is not empty, or the name or a limit is invalid.
 
     Examples
     --------

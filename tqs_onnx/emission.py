@@ -1,4 +1,4 @@
-"""Write the file a plan describes: a pure function of source, plan and codes."""
+"""Writes the file of a plan: a pure function of source, plan and codes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tqs_passes.transforms.half_precision.half import HalfCompute
 from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
 
-#: Digest-long placeholder, so that the skeleton's size is the file's.
+#: Placeholder as long as a digest, so that the skeleton has the size of the file.
 _DIGEST_LENGTH = 64
-#: Reasons shown in one line.
+#: Maximum number of reasons in one line.
 _MOST_REASONS = 6
 
 
 def metadata_of(source_sha256: str, plan_digest: str) -> dict[str, str]:
-    """Return what is added to the model's metadata."""
+    """Return the entries added to the model's metadata."""
     return {
         "tqs_onnx.plan_sha256": plan_digest,
         "tqs_onnx.source_sha256": source_sha256,
@@ -48,7 +48,7 @@ def preparation(
     opset: int | None,
     compute: Compute | None,
 ) -> Pipeline:
-    """Return what is done to a lifted model before its weights are stored: allocation prices them in the result.
+    """Return the passes that prepare a lifted model before its weights are stored; allocation sizes the prepared model.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def preparation(
 
 
 def emission(plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill | None = None) -> Pipeline:
-    """Return everything that emission does to a lifted model, in order: the preparation, then the rewrite.
+    """Return all passes of emission, in order: the preparation, then the rewrite.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def emission(plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill 
     codes : mapping of str to Codes, optional
         Codes of data-aware roundings.
     spill : Spill, optional
-        Where encoded tensors are put, one weight at a time.
+        Receives the encoded tensors, one weight at a time.
     """
     labels = {a.weight: a.label for a in plan.assignments}
     metadata = metadata_of(plan.source_sha256, plan.digest())
@@ -91,9 +91,9 @@ class Prepared:
     Parameters
     ----------
     model : Model
-        Converted to another opset, its blocks cast to 16-bit floats, its constants stored small, where asked for.
+        The model: converted to another opset, its blocks cast to 16-bit floats, and its constants shrunk, as requested.
     skipped : tuple of Skip
-        Nodes of the chosen blocks that go on computing with float32.
+        Nodes of the chosen blocks that still compute in float32.
     """
 
     model: Model
@@ -101,7 +101,7 @@ class Prepared:
 
     @property
     def computed(self) -> Mapping[str, str]:
-        """The type of the block that reads a weight, where that is not the type it is stored in."""
+        """The type of the block that reads a weight, if it differs from the weight's stored type."""
         return self.model.deferred
 
 
@@ -112,43 +112,43 @@ def prepared(
     opset: int | None,
     compute: Compute | None = None,
 ) -> Prepared:
-    """Return the lifted model as the rewrite sees it; see `preparation` for what is done.
+    """Return the lifted model as the rewrite sees it; `preparation` lists the passes.
 
     Raises
     ------
     InputError
-        It cannot be converted to this opset, or no block can compute with this type.
+        The model cannot be converted to this opset, or no block can compute in this type.
     """
     result = preparation(labels, constants, opset, compute).apply(model)
     return Prepared(result.model, result.skipped_by(HalfCompute.name))
 
 
 def stayed(skipped: tuple[Skip, ...]) -> str:
-    """Return one line on the nodes that go on computing with float32, their reasons counted."""
+    """Return one line about the nodes that still compute in float32, with their reasons counted."""
     reasons = Counter(skip.why for skip in skipped).most_common()
     shown = "; ".join(f"{why} ({n})" for why, n in reasons[:_MOST_REASONS])
     more = "; …" if len(reasons) > _MOST_REASONS else ""
-    return f"{len(skipped)} nodes of the blocks compute with float32: {shown}{more}"
+    return f"{len(skipped)} nodes of the blocks compute in float32: {shown}{more}"
 
 
 def rewritten(
     model: Model, plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill | None = None
 ) -> Model:
-    """Return the model that `emit` writes; its encoded tensors lie in the spill, where there is one."""
+    """Return the model that `emit` writes; its encoded tensors are in the spill, if one is given."""
     return emission(plan, codes, spill).apply(model).model
 
 
 def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None = None) -> None:
-    """Write the emitted file atomically; one weight at a time is in memory, besides what the model itself holds.
+    """Write the emitted file atomically; besides the model itself, only one weight at a time is in memory.
 
     Parameters
     ----------
     model : Model
         Lifted model.
     plan : Plan
-        Made for this model.
+        A plan for this model.
     out : Path
-        Target; must not be the source.
+        Path to write; must differ from the source.
     codes : mapping of str to Codes, optional
         Codes of data-aware roundings.
 
@@ -159,7 +159,7 @@ def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None 
     """
     if not out.parent.is_dir():
         raise InputError(
-            "the folder does not exist", where=str(out.parent), todo="Make it, or choose another --out"
+            "the folder does not exist", where=str(out.parent), todo="Create it, or choose another `out`"
         )
     with Spill(out.parent) as spill:
         save_model(rewritten(model, plan, codes, spill), out)

@@ -195,7 +195,7 @@ def test_a_manifest_whose_input_changed_is_refused(
     by_quantize(own, tmp_path / "run", ["--compression", "2"])
     own.contexts.write_bytes(own.evaluation.read_bytes())
     assert main(["build", str(tmp_path / "run/manifest.json"), "--out", str(tmp_path / "again")]) == 2
-    assert "the contexts is not the one that the manifest names" in capsys.readouterr().err
+    assert "the content of contexts differs from that in the manifest" in capsys.readouterr().err
 
 
 def test_an_impossible_budget_is_refused_before_anything_is_scored(case: Case, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _require_unchanged(manifest: Manifest, model: Path, data: DataOptions) -> No
     for role, digests in found.items():
         if manifest.inputs.get(role) != digests:
             raise InputError(
-                f"the {role} differs from the one in the manifest",
+                f"the content of {role} differs from that in the manifest",
                 where=str(model if role == "model" else data.files[role]),
                 todo="Restore the file, or run tqs quantize again",
             )
