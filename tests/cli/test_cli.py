@@ -340,7 +340,8 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("tqs_onnx.cli.inspect.open_source", stopped)
     assert main(["inspect", "any.onnx"]) == 130
     assert (
-        capsys.readouterr().err.splitlines()[-1] == "tqs: error: stopped. Run the same command again to go on"
+        capsys.readouterr().err.splitlines()[-1]
+        == "tqs: error: stopped. Run the same command again to resume"
     )
 
 

@@ -1,1 +1,1 @@
-"""The command line: a file a command. The library raises; only here does an error become a line and an exit code."""
+"""The command line, one file per command. The library raises; only the CLI prints errors and sets exit codes."""

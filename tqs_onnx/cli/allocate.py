@@ -1,4 +1,4 @@
-"""`tqs allocate`: spend a byte budget."""
+"""`tqs allocate`: choose a tier for every weight within a byte budget."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FLAGS = (
     everyday=(*table.BUDGET, table.ROLLOUT, table.CONTEXTS, table.ROUNDING, table.PROFILE),
     more=(
         cloup.option("--scores", type=FILE, required=True, help="scores.json of this model."),
-        out_option("Where to write plan.json."),
+        out_option("Path of plan.json."),
         force_option,
         json_option,
     ),
@@ -44,8 +44,8 @@ FLAGS = (
 def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **options: Any) -> None:
     r"""Choose a tier for every weight of MODEL within a byte budget for the whole file.
 
-    With the contexts that were scored on, the plan is that of `tqs quantize`: repaired, rounded by data where asked
-    for (codes.npz beside the plan), its joint drift measured. Without them nothing is rolled out.
+    With the contexts used for scoring, the plan is the same as in `tqs quantize`: repaired, rounded with data if
+    requested (codes.npz beside the plan), and with its joint drift measured. Without contexts nothing is rolled out.
 
     \b
     Example:
@@ -53,7 +53,7 @@ def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **
         --compression 8 --out run/plan.json
     """
     if (options["rollout"] is None) != (options["contexts"] is None):
-        raise InputError("rollouts need both", todo="Give `rollout` and `contexts`, or neither")
+        raise InputError("rollouts need `rollout` and `contexts`", todo="Give both or neither")
     data = None if options["rollout"] is None else data_files(options)
     found = allocate_files(AllocateJob(model, scores, out, quantize_options(options, FLAGS), data, force))
     plan, menus = found.plan, found.request.menus

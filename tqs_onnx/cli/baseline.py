@@ -1,4 +1,4 @@
-"""`tqs baseline`: one width for every matrix, rounded by a published method, as a real file."""
+"""`tqs baseline`: one width for every matrix, rounded with a published method, as a real file."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ _BITS = table.BASELINE[1]
     kind=BaselineOptions,
 )
 def command(model: Path, out: Path, force: bool, as_json: bool, **options: Any) -> int:
-    r"""Round MODEL uniformly, as a file to compare with.
+    r"""Round MODEL uniformly, for comparison.
 
     Data-aware methods (gptq, gptaq, qep) are calibrated on the scoring contexts, or on --calibration. Without
-    --qep-damp and --qep-strength, qep gets the best of six settings, chosen on contexts held out of these.
+    --qep-damp and --qep-strength, qep uses the best of six settings, chosen on contexts held out of the calibration.
 
     \b
     Example:

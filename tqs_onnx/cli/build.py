@@ -1,4 +1,4 @@
-"""`tqs build`: the whole trip declared in one file, for a Makefile or a CI job."""
+"""`tqs build`: all stages declared in one file, for a Makefile or a CI job."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tqs_onnx.scoring.score import Progress
 from tqs_onnx.verification.manifest import read_manifest, versions
 from tqs_passes.errors import GateError, InputError
 
-#: The flags that each table of a build file takes, by their long names.
+#: The flags that each table of a build file accepts, by their long names.
 TABLES: dict[str, tuple[Flag, ...]] = {
     "score": (*table.SCORING, *table.ENGINE),
     "plan": (*table.BUDGET, *table.PLANNING, *table.SERVING, *table.REFINING),
@@ -35,14 +35,14 @@ TABLES: dict[str, tuple[Flag, ...]] = {
 
 @cloup.command("build")
 @cloup.argument("file", type=FILE, default=Path("tqs.toml"))
-@cloup.option("--out", type=FILE, help="Run directory [default: that of FILE].")
+@cloup.option("--out", type=FILE, help="Run directory [default: as in FILE].")
 @cloup.option("--force", is_flag=True, help="Run every step, changed or not.")
 @json_option
 def command(file: Path, out: Path | None, force: bool, as_json: bool) -> int:
-    r"""Run what FILE declares [default: tqs.toml]; steps whose inputs are unchanged are skipped.
+    r"""Run the steps that FILE declares [default: tqs.toml]; steps whose inputs are unchanged are skipped.
 
-    Tables [score], [plan], [gates] and [run] take the long options of `tqs quantize`; [[package]] those of `tqs
-    package`. Exits as the step that failed does: 3 for a gate, also when `verify` was skipped because nothing changed.
+    Tables [score], [plan], [gates] and [run] take the long options of `tqs quantize`; [[package]] takes those of `tqs
+    package`. The exit code is that of the failed step: 3 for a gate, also if an unchanged `verify` was skipped.
     FILE may also be the manifest.json of an earlier run, with --out: the same inputs give the same bytes again.
 
     \b
@@ -72,12 +72,12 @@ def command(file: Path, out: Path | None, force: bool, as_json: bool) -> int:
 
 
 def declared(build: BuildFile, folder: Path, out: Path | None, tick: Progress) -> Declared:
-    """Return what a build file declares; its paths are relative to `folder`.
+    """Return a build file with its options parsed; its paths are relative to `folder`.
 
     Raises
     ------
     InputError
-        A table has an option that there is not, or a value that the option does not take.
+        A table has an unknown option, or an option has an invalid value.
     """
     data = build.data
     files = DataOptions(
@@ -108,13 +108,13 @@ def declared(build: BuildFile, folder: Path, out: Path | None, tick: Progress) -
 
 
 def _values(flags: Iterable[Flag], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the values of a table by `Flag.key`, as click would give them."""
+    """Return the values of a table by `Flag.key`, as click would pass them."""
     known = {flag.key: flag for flag in flags}
     found: dict[str, Any] = {}
     for name, value in given.items():
         key = name.replace("-", "_")
         if key not in known:
-            todo = close_match(key, known) or f"There are: {', '.join(known)}"
+            todo = close_match(key, known) or f"Choose from {', '.join(known)}"
             raise InputError(f"there is no option {name!r}", where=f"[{where}]", todo=todo)
         found[key] = _value(known[key], value, f"[{where}] {name}")
     return found
@@ -123,7 +123,7 @@ def _values(flags: Iterable[Flag], given: Mapping[str, Any], where: str) -> dict
 def _value(flag: Flag, value: Any, where: str) -> Any:
     if flag.switch:
         if not isinstance(value, bool):
-            raise InputError("is true or false", where=where)
+            raise InputError(f"must be true or false, not {value!r}", where=where, todo="Write true or false")
         return value
     if flag.several:
         return tuple(str(v) for v in (value if isinstance(value, list) else [value]))

@@ -1,17 +1,17 @@
-"""The error of the forecast step by step, FP32 beside the emitted file, as bars in the terminal."""
+"""Draws the forecast error step by step, FP32 beside the emitted file, as bars in the terminal."""
 
 from __future__ import annotations
 
 from tqs_onnx.verification.verify import Verification
 
-#: Steps shown at most; of more, some spread evenly, the last one included.
+#: Maximum number of steps shown; of more, an evenly spread subset that includes the last one.
 _MOST_ROWS = 12
 _WIDTH = 48
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def error_chart(v: Verification) -> list[str]:
-    """Return the lines of a chart: the MAE of the variable that degrades most, or the drift where there is no truth.
+    """Return the lines of a chart: the MAE of the variable that degrades most, or the drift if there is no truth.
 
     Bars start at 0 and share one scale; ░ is FP32, █ the emitted file.
     """
@@ -44,7 +44,7 @@ def _shown(n: int) -> list[int]:
 
 
 def _bar(share: float, mark: str) -> str:
-    """Return a bar; one that is not empty shows at least a sliver."""
+    """Return a bar; a bar that is not empty has at least the smallest visible width."""
     eighths = max(round(8 * _WIDTH * share), 1 if share > 0 else 0)
     full, rest = divmod(eighths, 8)
     if mark != "█":

@@ -21,9 +21,9 @@ from tqs_onnx.refinement.refine import RefineOptions
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.scoring.plan.options import ScoreOptions
 
-#: Half of those bundled: enough to rank 31 weights, and the demo stays well under a minute on two cores.
+#: Half of the bundled contexts: enough to rank 31 weights, and the demo stays well under a minute on two cores.
 _SCORING_CONTEXTS = 16
-#: Rounding by data measures the responses that it needs by itself, so that none are measured while scoring.
+#: Data-aware rounding measures the responses that it needs itself, so none are measured while scoring.
 _OPTIONS = QuantizeOptions(
     score=ScoreOptions(response_bits=()), refine=RefineOptions(rounding=RoundingOptions("gptq"))
 )
@@ -31,7 +31,11 @@ _OPTIONS = QuantizeOptions(
 
 @cloup.command("demo")
 @cloup.option(
-    "--compression", type=float, default=4.0, show_default=True, help="Input file over output file."
+    "--compression",
+    type=float,
+    default=4.0,
+    show_default=True,
+    help="Bytes of the input file over bytes of the output file.",
 )
 @cloup.option("--out", type=FILE, help="Run directory [default: a new temporary folder].")
 @compare_option
@@ -40,7 +44,7 @@ _OPTIONS = QuantizeOptions(
 def command(compression: float, out: Path | None, comparing: bool, force: bool, as_json: bool) -> int:
     r"""Quantize the bundled model: a small neural surrogate of the chaotic Lorenz-96 system, rolled out for 40 steps.
 
-    It is what `tqs quantize … --rounding gptq --response-bits none` does with 16 scoring contexts.
+    Equivalent to `tqs quantize … --rounding gptq --response-bits none` with 16 scoring contexts.
 
     \b
     Example:
@@ -56,6 +60,6 @@ def command(compression: float, out: Path | None, comparing: bool, force: bool, 
     code = report(outcome, comparing=comparing, as_json=as_json)
     if not as_json:
         click.echo(
-            "next: tqs inspect model.onnx, with a model of your own; it drafts the rollout.toml that quantize needs"
+            "next: run tqs inspect model.onnx on your own model; it drafts the rollout.toml that quantize needs"
         )
     return code

@@ -1,4 +1,4 @@
-"""`tqs doctor`: what really works here."""
+"""`tqs doctor`: test which execution providers work on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqs_onnx.verification.manifest import versions
 @cloup.command("doctor")
 @json_option
 def command(as_json: bool) -> int:
-    r"""Open a session on every provider and report which ones really run; exit 1 when not even the CPU does.
+    r"""Open a session on every provider and report which ones work; exit 1 if not even the CPU does.
 
     \b
     Example:

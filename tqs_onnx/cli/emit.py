@@ -1,4 +1,4 @@
-"""`tqs emit`: write the file a plan describes."""
+"""`tqs emit`: write the file of a plan."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from tqs_passes.plan.plan import ServingTarget
 @cloup.option(
     "--target",
     type=click.Choice([t.value for t in ServingTarget]),
-    help="Refuse the plan if this cannot serve it [default: the plan's own target].",
+    help="Refuse the plan if this target cannot serve it [default: the plan's own target].",
 )
 @force_option
 @json_option
 def command(model: Path, plan_file: Path, out: Path, target: str | None, force: bool, as_json: bool) -> None:
-    r"""Write MODEL at the precisions of a plan. Same model and plan give the same bytes.
+    r"""Write MODEL at the precisions of a plan. The same model and plan give the same bytes.
 
     \b
     Example:

@@ -1,7 +1,7 @@
 """`tqs export`: write the ONNX file of a known architecture, with its rollout spec.
 
-The exporters are found through the entry-point group `tqs.models`: a module there that has a function `export`
-is one. This package never imports them.
+Exporters are found through the entry-point group `tqs.models`: every module there that has a function `export`.
+This package never imports them directly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqs_passes.files.model import file_facts
 
 
 class Exporter(Protocol):
-    """What a module in the entry-point group offers."""
+    """The function `export` of a module in the entry-point group."""
 
     def __call__(
         self,
@@ -35,18 +35,18 @@ class Exporter(Protocol):
         contexts: int,
         settings: Mapping[str, str],
     ) -> tuple[Path, ...]:
-        """Write files into `folder` and return them, the model first."""
+        """Write the files into `folder` and return their paths, the model first."""
         ...
 
 
 @click.command("export")
 @click.argument("name")
-@click.option("--out", type=FILE, required=True, help="Folder to write to; made when missing.")
+@click.option("--out", type=FILE, required=True, help="Folder to write to; created if missing.")
 @click.option("--checkpoint", type=FILE, help="Trained weights [default: random weights].")
 @click.option("--grid", help="Latitudes x longitudes, e.g. 721x96 [default: the model's].")
 @click.option("--levels", help="Pressure levels in hPa, e.g. 1000,850,500 [default: the model's].")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights.")
-@click.option("--contexts", type=click.IntRange(min=0), default=0, help="Also write so many random contexts.")
+@click.option("--contexts", type=click.IntRange(min=0), default=0, help="Number of random contexts to write.")
 @click.option(
     "--set",
     "settings",
@@ -65,10 +65,10 @@ def command(name: str, out: Path, force: bool, as_json: bool, **options: Any) ->
     """
     exporter = _find(name)
     if (out / "model.onnx").exists() and not force:
-        raise InputError("there is a model already", where=str(out), todo="Give another --out, or --force")
+        raise InputError("already holds a model", where=str(out), todo="Give another --out, or --force")
     grid, levels = _numbers(options["grid"], "x", "--grid"), _numbers(options["levels"], ",", "--levels")
     if grid is not None and len(grid) != 2:
-        raise InputError(f"--grid {options['grid']!r} is no grid", todo="Write e.g. 721x96")
+        raise InputError(f"--grid {options['grid']!r} is not a grid", todo="Write e.g. 721x96")
     settings = _settings(options["settings"])
     out.mkdir(parents=True, exist_ok=True)
     written = exporter(
@@ -91,7 +91,7 @@ def command(name: str, out: Path, force: bool, as_json: bool, **options: Any) ->
 def _find(name: str) -> Exporter:
     modules = {e.name: e for e in entry_points(group=GROUP) if ":" not in e.value}
     if name not in modules:
-        raise InputError(f"no exporter is called {name!r}", todo=f"There are: {', '.join(sorted(modules))}")
+        raise InputError(f"there is no exporter {name!r}", todo=f"Choose from {', '.join(sorted(modules))}")
     exporter: Exporter = modules[name].load().export
     return exporter
 
@@ -102,9 +102,11 @@ def _numbers(text: str | None, separator: str, option: str) -> tuple[int, ...] |
     try:
         numbers = tuple(int(part) for part in text.split(separator))
     except ValueError as error:
-        raise InputError(f"{option} {text!r} is not made of whole numbers") from error
+        raise InputError(
+            f"{option} {text!r} is not a list of whole numbers", todo=f"Separate them by {separator!r}"
+        ) from error
     if min(numbers) < 1:
-        raise InputError(f"{option} {text!r} must hold numbers of at least 1")
+        raise InputError(f"{option} {text!r} must contain only numbers of at least 1", todo="Correct them")
     return numbers
 
 
@@ -113,6 +115,6 @@ def _settings(given: tuple[str, ...]) -> dict[str, str]:
     for text in given:
         key, equals, value = text.partition("=")
         if not (key and equals and value):
-            raise InputError(f"--set {text!r} is no setting", todo="Write NAME=VALUE, e.g. bias=table")
+            raise InputError(f"--set {text!r} is not a setting", todo="Write NAME=VALUE, e.g. bias=table")
         result[key] = value
     return result

@@ -1,7 +1,7 @@
-"""Every flag that fills an option class, in one table: its name, the field it fills, its group and its help.
+"""One table of every flag that fills an option class: its name, its field, its group and its help.
 
-A flag has no default of its own: one that is not given leaves the field as its class has it, and `--help` shows that
-default. The keys of a build file and the parameter names in error messages come from the same table.
+Flags have no defaults of their own: a flag that is not given leaves the default of its field, and `--help` shows that
+default. The keys of build files and the translation of parameter names in error messages use the same table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILE = click.Path()
 
 
 class Group(StrEnum):
-    """Under which title `--help` lists a flag."""
+    """The title under which `--help` lists a flag."""
 
     EVERYDAY = "Everyday"
     DATA = "Data"
@@ -49,19 +49,19 @@ class Flag:
     Parameters
     ----------
     name : str
-        With its dashes; ``--rows/--no-rows`` for one that can be turned off.
+        Its name with dashes; ``--rows/--no-rows`` if it can be turned off.
     path : str
-        Field that it fills, with dots; `data.` begins those of `DataOptions`.
+        Path of the field that it fills, with dots; `data.` denotes the fields of `DataOptions`.
     group : Group
     help : str
     kind : click type, optional
-        None: text.
+        Type of the value; None: text.
     read : callable, optional
-        Turns the value into that of the field.
+        Converts the value to that of the field.
     switch : bool
-        Takes no value.
+        Whether it takes no value.
     several : bool
-        May be repeated; the values are added to those of the field.
+        Whether it may be repeated; its values are added to those of the field.
     metavar : str, optional
     """
 
@@ -77,7 +77,7 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """The name in a build file and in the function of a command."""
+        """The name in a build file and in the command's function."""
         return self.name.partition("/")[0].removeprefix("--").replace("-", "_")
 
     @property
@@ -87,7 +87,7 @@ class Flag:
 
 
 def numbers(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Return what reads a list of numbers, separated by commas; `none` for an empty one."""
+    """Return a reader for comma-separated numbers; `none` gives an empty list."""
 
     def read(text: str) -> list[Any]:
         if text.strip().lower() in ("", "none"):
@@ -118,8 +118,10 @@ CONTEXTS = Flag(
     "Scoring contexts: .npz, folder of .npy, or a table (.csv, .csv.gz).",
     FILE,
 )
-STEPS = Flag("--steps", "data.steps", D, "Model calls a rollout [default: the spec's].", _POSITIVE)
-MAX_CONTEXTS = Flag("--max-contexts", "data.max_contexts", D, "At most so many scoring contexts.", _POSITIVE)
+STEPS = Flag("--steps", "data.steps", D, "Model calls per rollout [default: the spec's].", _POSITIVE)
+MAX_CONTEXTS = Flag(
+    "--max-contexts", "data.max_contexts", D, "Maximum number of scoring contexts.", _POSITIVE
+)
 EVAL_CONTEXTS = Flag(
     "--eval-contexts",
     "data.evaluation",
@@ -128,13 +130,13 @@ EVAL_CONTEXTS = Flag(
     FILE,
 )
 MAX_EVAL_CONTEXTS = Flag(
-    "--max-eval-contexts", "data.max_eval_contexts", D, "At most so many evaluation contexts.", _POSITIVE
+    "--max-eval-contexts", "data.max_eval_contexts", D, "Maximum number of evaluation contexts.", _POSITIVE
 )
 CALIBRATION = Flag(
     "--calibration",
     "data.calibration",
     D,
-    "Contexts for rounding by data; for a table, its training rows [default: the scoring contexts].",
+    "Contexts for data-aware rounding; for a table, its training rows [default: the scoring contexts].",
     FILE,
 )
 COMPRESSION = Flag(
@@ -148,7 +150,7 @@ ROUNDING = Flag(
     "--rounding",
     "refine.rounding.method",
     R,
-    "How integers are chosen: rtn, mse and unbiased see the weights alone, the others the contexts too.",
+    "How integers are chosen: rtn, mse and unbiased use only the weights, the others also the contexts.",
     click.Choice(METHODS),
 )
 PROFILE = Flag(
@@ -159,13 +161,13 @@ PROFILE = Flag(
     click.Choice(PROFILES),
 )
 MAX_DRIFT = Flag(
-    "--max-drift", "gates", G, "Fail (exit 3) when the drift is larger.", click.FLOAT, "drift<={}".format
+    "--max-drift", "gates", G, "Fail (exit 3) if the drift is larger.", click.FLOAT, "drift<={}".format
 )
 PROVIDERS = Flag(
     "--providers",
     "run.provider",
     M,
-    "Where the model runs; auto: CUDA where it works, else the CPU.",
+    "Execution provider; auto: CUDA if it works, otherwise the CPU.",
     click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
 )
 
@@ -177,17 +179,17 @@ BUDGET = (
         "--weight-compression",
         "budget.weight_compression",
         P,
-        "Bytes of the weights in MODEL over theirs in the file, tables included.",
+        "Bytes of the weights in MODEL over their bytes in the output file, tables included.",
         click.FLOAT,
     ),
-    Flag("--max-bytes", "budget.max_bytes", P, "Most bytes of the output file.", click.INT),
+    Flag("--max-bytes", "budget.max_bytes", P, "Maximum size of the output file in bytes.", click.INT),
 )
 PLANNING = (
     Flag(
         "--objective",
         "plan.objective",
         P,
-        "What the knapsack minimises [default: measured where --rounding uses data, else energy].",
+        "What the knapsack minimises [default: measured if --rounding uses data, else energy].",
         click.Choice([o.value for o in Objective]),
     ),
     Flag("--solver", "plan.solver", P, "Allocator.", click.Choice(["mckp", "greedy", "greedy-top"])),
@@ -195,28 +197,28 @@ PLANNING = (
         "--p-fp32",
         "plan.p_fp32",
         P,
-        "Share of FP32 bytes protected [default: 0; paper: 0.02].",
+        "Share of the FP32 bytes that stay in FP32 [default: 0; paper: 0.02].",
         click.FloatRange(0, 1),
     ),
     Flag(
         "--gamma-min",
         "plan.gamma_min",
         P,
-        "Weights with γ_task at or below it get the bottom tier.",
+        "Weights with γ_task at or below this value get the bottom tier.",
         click.FLOAT,
     ),
     Flag(
         "--tiers",
         "tiers.tiers",
         P,
-        "Tiers allowed, e.g. FP32,BF16,INT8,INT4,INT2 [default: all but BF16].",
+        "Allowed tiers, e.g. FP32,BF16,INT8,INT4,INT2 [default: all but BF16].",
         read=parse_tiers,
     ),
     Flag(
         "--pin",
         "tiers.pins",
         P,
-        "Weights by name that get these tiers only, e.g. 'head.*=INT8'. Repeatable.",
+        "Give weights, by name, only these tiers, e.g. 'head.*=INT8'. Repeatable.",
         read=lambda text: parse_rule(text, "pin"),
         several=True,
         metavar="PATTERN=TIERS",
@@ -225,7 +227,7 @@ PLANNING = (
         "--forbid",
         "tiers.bans",
         P,
-        "Weights by name that do not get these tiers, e.g. '*.norm.*=INT2,INT1'. Repeatable.",
+        "Never give weights, by name, these tiers, e.g. '*.norm.*=INT2,INT1'. Repeatable.",
         read=lambda text: parse_rule(text, "forbid"),
         several=True,
         metavar="PATTERN=TIERS",
@@ -234,38 +236,46 @@ PLANNING = (
         "--max-fp32",
         "plan.max_fp32",
         P,
-        "Most weights in FP32, one per block; others get 16 bits or fewer (the paper's cap on Pangu).",
+        "Maximum number of FP32 weights, one per block; others get 16 bits or fewer (the paper's cap on Pangu).",
         click.IntRange(min=0),
     ),
     Flag(
         "--tie",
         "plan.ties",
         P,
-        "Weights by name that get one tier together, e.g. 'layers.0.*'. Repeatable.",
+        "Give weights, by name, one common tier, e.g. 'layers.0.*'. Repeatable.",
         several=True,
         metavar="PATTERN",
     ),
-    Flag("--untie", "plan.untie", P, "Weights scored as a block may get different tiers.", switch=True),
+    Flag("--untie", "plan.untie", P, "Let weights scored as a block get different tiers.", switch=True),
     Flag(
-        "--drop-outputs", "plan.drop_outputs", P, "Outputs outside the trajectory do not matter.", switch=True
+        "--drop-outputs",
+        "plan.drop_outputs",
+        P,
+        "Ignore the effect on outputs outside the trajectory.",
+        switch=True,
     ),
     Flag(
         "--rows/--no-rows",
         "serving.rows",
         P,
-        "Offer row tiers: channels of one weight at different widths, where that pays.",
+        "Offer row tiers where useful: channels of one weight at different widths.",
         switch=True,
     ),
     Flag(
         "--groups",
         "serving.groups",
         P,
-        "Offer matrices with a scale for so many values of a channel, e.g. 32,64.",
+        "Also offer matrices with one scale per this many values of a channel, e.g. 32,64.",
         read=numbers(int),
     ),
 )
 OPSET = Flag(
-    "--opset", "serving.opset", S, "Convert the model first [default: its own opset].", click.IntRange(9, 25)
+    "--opset",
+    "serving.opset",
+    S,
+    "Convert the model to this opset first [default: its own opset].",
+    click.IntRange(9, 25),
 )
 SERVING = (
     PROFILE,
@@ -273,14 +283,14 @@ SERVING = (
         "--target",
         "serving.target",
         S,
-        "What serves the file; ways to store a weight that it cannot serve are not offered.",
+        "Runtime that serves the file; only weight formats that it can serve are offered.",
         click.Choice([t.value for t in ServingTarget]),
     ),
     Flag(
         "--encoding",
         "serving.encoding",
         S,
-        "Integer tiers as bit planes (any width, from opset 9), or as ONNX's own INT8 and INT4.",
+        "Store integers as bit planes (any width, from opset 9), or as ONNX's own INT8 and INT4.",
         click.Choice([e.value for e in Encoding]),
     ),
     OPSET,
@@ -288,7 +298,7 @@ SERVING = (
         "--compute",
         "serving.compute.dtype",
         S,
-        "Blocks compute with 16-bit floats, cast at their borders; bf16 needs --target ort-cuda or tensorrt.",
+        "Compute blocks in 16-bit floats, with casts at their borders; bf16 needs --target ort-cuda or tensorrt.",
         click.Choice(["fp16", "bf16"]),
         _compute,
     ),
@@ -296,20 +306,20 @@ SERVING = (
         "--compute-blocks",
         "serving.compute.blocks",
         S,
-        r"Which blocks: a regular expression over labels and nodes, e.g. 'layers\.\d+' [default: all].",
+        r"Blocks for --compute: a regular expression over labels and nodes, e.g. 'layers\.\d+' [default: all].",
     ),
     Flag(
         "--standard-ops",
         "serving.standard_ops",
         S,
-        "ONNX's own operators only: none of onnxruntime's, such as MatMulNBits.",
+        "Use only standard ONNX operators, none of onnxruntime's own, such as MatMulNBits.",
         switch=True,
     ),
     Flag(
         "--keep-constants",
         "serving.constants",
         S,
-        "Store masks, maps and index tables as they are.",
+        "Store masks, maps and index tables unchanged.",
         read=lambda _: "keep",
         switch=True,
     ),
@@ -320,12 +330,14 @@ REFINING = (
         "--repair",
         "refine.repair_rounds",
         R,
-        "Rounds of joint repair: trial promotions and demotions, judged on scoring contexts set aside.",
+        "Rounds of joint repair: trial promotions and demotions, judged on held-out scoring contexts.",
         click.IntRange(min=0),
     ),
-    Flag("--tune/--no-tune", "refine.tune", R, "Choose QEP's settings on contexts held out.", switch=True),
+    Flag("--tune/--no-tune", "refine.tune", R, "Choose QEP's settings on held-out contexts.", switch=True),
 )
-PROBE = Flag("--probe", "score.probe.kind", C, "Perturbation.", click.Choice([k.value for k in ProbeKind]))
+PROBE = Flag(
+    "--probe", "score.probe.kind", C, "Kind of perturbation.", click.Choice([k.value for k in ProbeKind])
+)
 SCORING = (
     PROBE,
     Flag("--probe-bits", "score.probe.bits", C, "Bits of the reference rounding.", click.IntRange(2, 8)),
@@ -333,26 +345,32 @@ SCORING = (
         "--response-bits",
         "score.response_bits",
         C,
-        "Further widths at which the response is measured, for the allocator; 'none' for none.",
+        "Further widths at which responses are measured for the allocator; 'none': no further widths.",
         read=numbers(int),
     ),
-    Flag("--draws", "score.probe.draws", C, "Draws of the gauss probe.", _POSITIVE),
+    Flag("--draws", "score.probe.draws", C, "Number of draws of the gauss probe.", _POSITIVE),
     Flag("--seed", "score.probe.seed", C, "Seed of the gauss probe.", click.INT),
     Flag(
         "--per-channel",
         "score.probe.per_channel",
         C,
-        "Probes round with one scale per channel, not per tensor.",
+        "Round probes with one scale per channel instead of one per tensor.",
         switch=True,
     ),
     Flag(
         "--horizons",
         "score.horizons",
         C,
-        "Steps at which γ is taken, e.g. 1,5,10 [default: a schedule up to --steps].",
+        "Steps at which γ is computed, e.g. 1,5,10 [default: a schedule up to --steps].",
         read=numbers(int),
     ),
-    Flag("--units", "score.units", C, "Units of divergence.", click.Choice(["std", "raw"])),
+    Flag(
+        "--units",
+        "score.units",
+        C,
+        "Units of the divergence: each variable's σ, or the data's own.",
+        click.Choice(["std", "raw"]),
+    ),
     Flag(
         "--blocks",
         "score.blocks.rule",
@@ -364,43 +382,49 @@ SCORING = (
         "--block-score",
         "score.blocks.score",
         C,
-        "Perturb a block's members at once, or take the mean of their own scores [default: joint].",
+        "Perturb the members of a block together, or average their own scores [default: joint].",
         click.Choice(["joint", "mean"]),
     ),
     Flag(
         "--early-stop",
         "score.early_stop.tolerance",
         C,
-        "End a rollout when γ_task moves by no more than that over --early-window steps.",
+        "End a rollout when γ_task changes by at most this much over --early-window steps.",
         click.FloatRange(min=0, min_open=True),
     ),
-    Flag("--early-window", "score.early_stop.window", C, "Steps of --early-stop [default: 3].", _POSITIVE),
+    Flag(
+        "--early-window",
+        "score.early_stop.window",
+        C,
+        "Number of steps for --early-stop [default: 3].",
+        _POSITIVE,
+    ),
     Flag(
         "--group-test",
         "score.group_test",
         C,
-        "Settle families of weights that look dead by one rollout.",
+        "Test families of weights that look dead with one joint rollout.",
         switch=True,
     ),
     Flag(
         "--dead-below",
         "score.dead_below",
         C,
-        "Weights with γ_task at or below it are dead [paper: -50].",
+        "Weights with γ_task at or below this value are dead [paper: -50].",
         click.FLOAT,
     ),
     Flag(
         "--dead-at-minimum",
         "score.dead_at_minimum",
         C,
-        "Weights below the floor that tie at the lowest γ_task are dead.",
+        "Count weights below the floor that tie at the lowest γ_task as dead.",
         switch=True,
     ),
     Flag(
         "--role",
         "roles",
         C,
-        "Role of the weights whose label matches a shell pattern, the last one counts: "
+        "Set the role of the weights whose label matches a shell pattern; the last match applies. Roles: "
         f"{', '.join(Role)}. Repeatable.",
         several=True,
         metavar="PATTERN=ROLE",
@@ -409,15 +433,15 @@ SCORING = (
 ROLE = SCORING[-1]
 RUN = (
     PROVIDERS,
-    Flag("--batch", "run.batch", M, "Most contexts a call [default: 32].", _POSITIVE),
-    Flag("--threads", "run.threads", M, "Threads a call; 0: the runtime's choice.", click.IntRange(min=0)),
+    Flag("--batch", "run.batch", M, "Maximum contexts per call [default: 32].", _POSITIVE),
+    Flag("--threads", "run.threads", M, "Threads per call; 0: the runtime's choice.", click.IntRange(min=0)),
 )
 ENGINE = (
     Flag(
         "--max-memory",
         "score.max_memory",
         M,
-        "Megabytes that scoring may use; contexts are chunked to fit.",
+        "Memory limit of scoring in megabytes; contexts are split into chunks to fit.",
         click.FloatRange(min=1),
         lambda megabytes: int(1e6 * megabytes),
     ),
@@ -425,20 +449,20 @@ ENGINE = (
         "--engine",
         "score.engine",
         M,
-        "Who measures: this machine, or a Ray cluster (tqs-onnx[ray]).",
+        "Where scoring runs: on this machine, or on a Ray cluster (tqs-onnx[ray]).",
         click.Choice(["local", "ray"]),
     ),
     Flag(
         "--address",
         "score.address",
         M,
-        "Head of the Ray cluster, HOST:PORT [default: this machine's cluster, else one started here].",
+        "Head of the Ray cluster, HOST:PORT [default: this machine's cluster, else a new local one].",
     ),
     Flag(
         "--workers",
         "score.workers",
         M,
-        "Processes, or most actors on a cluster [default: 1, or as many as there is room for].",
+        "Number of processes, or maximum actors on a cluster [default: 1, or as many as fit on the cluster].",
         _POSITIVE,
     ),
 )
@@ -448,7 +472,7 @@ GATES = (
         "--max-degradation",
         "gates",
         G,
-        "Fail when the worst variable's MAE degrades more, in percent.",
+        "Fail if the worst variable's MAE degrades by more than this, in percent.",
         click.FLOAT,
         "degradation<={}".format,
     ),
@@ -456,7 +480,7 @@ GATES = (
         "--min-compression",
         "gates",
         G,
-        "Fail when the file is larger than that.",
+        "Fail if the compression is smaller.",
         click.FLOAT,
         "compression>={}".format,
     ),
@@ -474,12 +498,12 @@ QUANTIZE = (
 )
 BASELINE = (
     Flag("--method", "rounding.method", R, "How integers are chosen.", click.Choice(METHODS)),
-    Flag("--bits", "bits", R, "Width of every matrix.", click.IntRange(1, 8)),
+    Flag("--bits", "bits", R, "Bits of every matrix.", click.IntRange(1, 8)),
     Flag(
         "--group",
         "group",
         R,
-        "Values of a channel that share a scale; 0: all. Channels that it does not divide keep one.",
+        "Values of a channel that share a scale; 0: all. Channels not divisible by it keep one scale.",
         click.IntRange(min=0),
     ),
     Flag("--damp", "rounding.damp", R, "Damping of GPTQ and GPTAQ.", click.FloatRange(min=0)),
@@ -487,13 +511,21 @@ BASELINE = (
         "--scales",
         "rounding.scales",
         R,
-        "Scales that GPTQ, GPTAQ and QEP round on.",
+        "Scales on which GPTQ, GPTAQ and QEP round.",
         click.Choice(FREE_ROUNDINGS),
     ),
     Flag("--alpha", "rounding.alpha", R, "Strength of GPTAQ's correction.", click.FLOAT),
-    Flag("--qep-damp", "rounding.qep_damp", R, "Damping of QEP, not tuned.", click.FloatRange(min=0)),
-    Flag("--qep-strength", "rounding.qep_strength", R, "Strength of QEP, not tuned.", click.FLOAT),
-    Flag("--act-order/--no-act-order", "rounding.act_order", R, "Most active inputs first.", switch=True),
+    Flag(
+        "--qep-damp", "rounding.qep_damp", R, "Damping of QEP; turns its tuning off.", click.FloatRange(min=0)
+    ),
+    Flag("--qep-strength", "rounding.qep_strength", R, "Strength of QEP; turns its tuning off.", click.FLOAT),
+    Flag(
+        "--act-order/--no-act-order",
+        "rounding.act_order",
+        R,
+        "Round the columns of the most active inputs first.",
+        switch=True,
+    ),
     PROFILE,
     OPSET,
     *(*GATES, ROLE, *RUN),
@@ -501,18 +533,18 @@ BASELINE = (
 
 
 def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that flags fill, as nested dictionaries; what is not given is left out.
+    """Return the settings that flags fill, as nested dictionaries; flags that are not given are left out.
 
     Parameters
     ----------
     flags : iterable of Flag
     given : mapping of str to value
-        By `Flag.key`, as click gives them: None, False and () stand for a flag that was not given.
+        By `Flag.key`, as click passes them: None, False and () mean that a flag was not given.
 
     Raises
     ------
     InputError
-        A text cannot be read; `where` is the name of the flag.
+        A text is invalid; `where` is the name of the flag.
     """
     found: dict[str, Any] = {}
     for flag in flags:
@@ -538,7 +570,7 @@ def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
 def default_of(
     flag: Flag, kind: type[QuantizeOptions] | type[BaselineOptions] = QuantizeOptions
 ) -> str | None:
-    """Return the default that `--help` shows: that of the field; None where there is none to show."""
+    """Return the default of the field, which `--help` shows; None if there is none to show."""
     if (flag.switch and not flag.has_off) or flag.path.startswith("data.") or "[default:" in flag.help:
         return None
     value: Any = kind()
@@ -556,7 +588,7 @@ def default_of(
 
 
 def field_paths(kind: object, prefix: str = "") -> list[str]:
-    """Return the path of every field of an option class that holds no further fields, by its default value."""
+    """Return the paths of all fields of an option class that are not option classes themselves."""
     found: list[str] = []
     for field in fields(kind):  # type: ignore[arg-type]
         value = getattr(kind, field.name)
@@ -566,7 +598,7 @@ def field_paths(kind: object, prefix: str = "") -> list[str]:
 
 
 def flags_by_parameter() -> dict[str, str]:
-    """Return the name of the flag for every parameter that an error may name, by its key, field or path."""
+    """Return the flag of every parameter that an error may name, by its key, field or path."""
     found: dict[str, str] = {}
     for flag in (*QUANTIZE, *BASELINE):
         name = flag.name.partition("/")[0]

@@ -1,4 +1,4 @@
-"""`tqs inspect`: what is in a model, and how it might be rolled out."""
+"""`tqs inspect`: list the weights of a model, and suggest its rollout spec."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tqs_passes.weights import Weight
 @flag_options((ROLE,))
 @json_option
 def command(model: Path, role: tuple[str, ...], as_json: bool) -> None:
-    r"""List the weights of MODEL, who reads them, what is not a weight and why, and suggest the feedback wiring.
+    r"""List the weights of MODEL, their readers, and other tensors with the reasons; suggest the feedback wiring.
 
     \b
     Example:
@@ -62,11 +62,11 @@ def command(model: Path, role: tuple[str, ...], as_json: bool) -> None:
             left=3,
         )
     if source.skipped:
-        click.echo(f"\nleft where they are, not surveyed: {len(source.skipped)}")
+        click.echo(f"\nleft in place, not surveyed: {len(source.skipped)}")
         print_table(["tensor or node", "reason"], [[s.what, s.why] for s in source.skipped], left=2)
     for found in random_operators(source.lifted.proto):
         click.echo(f"warning: {found} draws random numbers: the model cannot be scored")
-    click.echo("\nsuggested rollout.toml (check it against what the model means):\n")
+    click.echo("\nsuggested rollout.toml (check it against the meaning of the inputs and outputs):\n")
     loaded = load_model(model)
     click.echo(render_rollout(loaded, suggest_feedback(loaded)))
 

@@ -1,4 +1,4 @@
-"""Log records of this project as lines on stderr."""
+"""Prints the log records of this project as lines on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LOGGERS = ("tqs_onnx", "tqs_passes")
 
 
 class _Stderr(logging.Handler):
-    """Prints notes as they are, warnings with that word before them, and further detail with its module."""
+    """Prints notes unchanged, warnings with a prefix, and debug records with their module."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -24,7 +24,7 @@ class _Stderr(logging.Handler):
 
 
 def log_to_stderr(level: str) -> None:
-    """Print the records of this project's loggers, from a level up; calling it again changes the level."""
+    """Print the records of this project's loggers from a level up; a second call changes the level."""
     for name in _LOGGERS:
         logger = logging.getLogger(name)
         logger.setLevel(level.upper())

@@ -1,4 +1,4 @@
-"""The `tqs` command: groups the commands, turns errors into one line and an exit code.
+"""The `tqs` command: groups the commands; turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 internal error, 2 usage or bad input, 3 a gate failed, 4 the budget is infeasible.
 """
@@ -20,19 +20,19 @@ from tqs_onnx.version import VERSION
 from tqs_passes.errors import TqsError, one_line
 
 _COMMANDS = {
-    "inspect": "List the weights of a model, and suggest how it is rolled out.",
+    "inspect": "List the weights of a model, and suggest its rollout spec.",
     "quantize": "Make a model smaller: score, allocate, emit and verify in one go.",
-    "build": "Run what tqs.toml declares; what is unchanged is skipped.",
+    "build": "Run the steps declared in tqs.toml; unchanged steps are skipped.",
     "score": "Measure how strongly each weight's rounding error grows over the forecast.",
     "allocate": "Choose a precision for every weight within a byte budget.",
-    "emit": "Write the file that a plan describes.",
-    "verify": "Roll an emitted file out against its source, and hold it to gates.",
+    "emit": "Write the file of a plan.",
+    "verify": "Roll out an emitted file, compare it with its source, and check gates.",
     "sweep": "Write and measure a model at many compressions.",
-    "baseline": "Round a model uniformly, as a file to compare with.",
+    "baseline": "Round a model uniformly, for comparison.",
     "package": "Wrap an emitted file for Triton, TensorRT or Olive.",
     "export": "Write the ONNX file of a known architecture.",
-    "demo": "Quantize a bundled model, as a first look.",
-    "doctor": "Say which execution providers really work on this machine.",
+    "demo": "Quantize a bundled model as a demonstration.",
+    "doctor": "Test which execution providers work on this machine.",
 }
 _SECTIONS = {
     "Start here": ("demo", "inspect", "quantize", "build"),
@@ -43,16 +43,16 @@ _SECTIONS = {
 
 
 class _Commands(click.Group):
-    """A group whose commands are imported when they are asked for: `tqs --help` starts no runtime."""
+    """A group whose commands are imported on demand: `tqs --help` starts no runtime."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands by what they are for; their one-line help is here, so that none is imported."""
+        """List the commands by section; their one-line help is stored here, so that none is imported."""
         for title, names in _SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, _COMMANDS[name]) for name in names])
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the command names, in the order of the trip."""
+        """Return the command names, in the order of the stages."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -70,12 +70,12 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command of a line; for one that does not exist, name the one closest to it.
+        """Return the command of a line; if it does not exist, suggest the closest name.
 
         Raises
         ------
         click.UsageError
-            There is no such command.
+            The command does not exist.
         """
         near = difflib.get_close_matches(args[0], _COMMANDS, n=1)
         if args[0] not in _COMMANDS and near:
@@ -87,16 +87,16 @@ class _Commands(click.Group):
     cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.version_option(VERSION, prog_name="tqs")
-@click.option("--traceback", is_flag=True, help="Show where an error came from.")
+@click.option("--traceback", is_flag=True, help="Show the traceback of an error.")
 @click.option(
     "--log-level",
     type=click.Choice(LEVELS),
     default="info",
     show_default=True,
-    help="Detail of notes on stderr.",
+    help="Level of detail of the log on stderr.",
 )
 def cli(traceback: bool, log_level: str) -> None:
-    """Make an ONNX forecasting model smaller where its rollout forgives it.
+    """Make an ONNX forecasting model smaller where its rollout tolerates rounding errors.
 
     Start with `tqs demo`, then `tqs inspect MODEL` and `tqs quantize MODEL`.
     """
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--traceback" in given
-    # Allowed anywhere on the line.
+    # The flag is allowed anywhere on the line.
     rest = [a for a in given if a != "--traceback"]
     try:
         result: Any = cli.main(args=rest, prog_name="tqs", standalone_mode=False)
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(in_flags(error), verbose)
         return error.exit_code
     except click.Abort:
-        _report("stopped. Run the same command again to go on", verbose)
+        _report("stopped. Run the same command again to resume", verbose)
         return 130
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -130,16 +130,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except BrokenPipeError:
         return 1
-    except Exception as error:  # noqa: BLE001  (the last line of defence: a bug becomes one line, not a stack trace)
+    except Exception as error:  # noqa: BLE001  (a bug becomes one line, not a stack trace)
         _report(f"internal error: {type(error).__name__}: {one_line(str(error))} (see --traceback)", verbose)
         return 1
     return result if isinstance(result, int) else 0
 
 
 def in_flags(error: TqsError) -> str:
-    """Return an error as one line in which parameters are called by their flags: `batch` becomes --batch."""
+    """Return an error as one line, with parameter names replaced by flags: `batch` becomes --batch."""
     from tqs_onnx.cli.flags import (
-        flags_by_parameter,  # not before there is an error: it imports every option class
+        flags_by_parameter,  # imported only on errors, because it imports every option class
     )
 
     known = flags_by_parameter()
@@ -152,7 +152,7 @@ def in_flags(error: TqsError) -> str:
 
 
 def _heads(path: str) -> list[str]:
-    """Return a path with dots and what it begins with, the longest first."""
+    """Return a dotted path and its dotted prefixes, longest first."""
     parts = path.split(".")
     return [".".join(parts[:n]) for n in range(len(parts), 1, -1)]
 

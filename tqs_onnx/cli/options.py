@@ -1,4 +1,4 @@
-"""What turns the table of flags into options of a command, and what is given into option classes."""
+"""Turns the table of flags into command options, and their values into option classes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 
 json_option = cloup.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else."
+    "--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else."
 )
 force_option = cloup.option(
-    "--force", is_flag=True, help="Replace what an earlier run left; what it measured is used again."
+    "--force", is_flag=True, help="Replace the files of an earlier run; its measurements are reused."
 )
 
 
@@ -45,10 +45,10 @@ def flag_options(
     ----------
     chosen : sequence of Flag
     everyday : sequence of Flag
-        Those of `chosen` that are listed first, whatever their group.
+        Flags of `chosen` that are listed first, whatever their group.
     required : sequence of Flag
     more : sequence of decorators
-        Further options of the everyday group.
+        Additional options of the everyday group.
     kind : type
         Option class whose defaults are shown.
     """
@@ -86,19 +86,19 @@ def _option(
 
 
 def quantize_options(given: Mapping[str, Any], chosen: Iterable[Flag] = table.QUANTIZE) -> QuantizeOptions:
-    """Return the options that flags give; the others keep the defaults of their classes.
+    """Return the options that the flags set; all others keep their defaults.
 
     Raises
     ------
     InputError
-        A value is not one of its field.
+        A value does not fit its field.
     """
     settings = nested([f for f in chosen if not f.path.startswith("data.")], given)
     return options_from(settings, QuantizeOptions)
 
 
 def baseline_options(given: Mapping[str, Any]) -> BaselineOptions:
-    """Return the options of a baseline that flags give; see `quantize_options`."""
+    """Return the options of a baseline; see `quantize_options`."""
     settings = nested(table.BASELINE, given)
     rounding = settings.setdefault("rounding", {})
     rounding.setdefault("scales", "mse")
@@ -108,6 +108,6 @@ def baseline_options(given: Mapping[str, Any]) -> BaselineOptions:
 
 
 def data_files(given: Mapping[str, Any]) -> DataOptions:
-    """Return the files and limits given."""
+    """Return the given files and limits."""
     chosen = (*table.DATA, *table.EVALUATION, table.CALIBRATION)
     return DataOptions(**nested(chosen, given)["data"])

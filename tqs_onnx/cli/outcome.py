@@ -1,4 +1,4 @@
-"""How the result of a job is shown, and what exit code its gates give."""
+"""Prints the result of a job and derives the exit code from its gates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tqs_passes.tier import Tier
 
 
 def show_verification(v: Verification) -> None:
-    """Print what verification found."""
+    """Print the results of a verification."""
     click.echo(
         f"{v.bytes_in:,} → {v.bytes_out:,} bytes: {v.compression:.3f} times smaller "
         f"(weights alone {v.weight_compression:.3f})"
@@ -47,7 +47,7 @@ def show_verification(v: Verification) -> None:
 
 
 def show_outcome(v: Verification, emitted: Path, wall_s: float) -> None:
-    """Print what a job ends with: the chart, where the file is, and the verdict."""
+    """Print the end of a job: the chart, the path of the file, and the verdict."""
     for line in error_chart(v):
         click.echo(line)
     click.echo(f"written: {emitted} ({wall_s:.1f} s)")
@@ -62,7 +62,7 @@ def finish(results: tuple[GateResult, ...]) -> int:
     return 0 if all(r.passed for r in results) else GateError.exit_code
 
 
-_ADDED = "errors of single weights added as if uncorrelated, which underrates what they do together"
+_ADDED = "sum of the errors of single weights as if uncorrelated, which underestimates their joint effect"
 
 
 def show_plan(plan: Plan) -> None:
@@ -92,5 +92,5 @@ def show_plan(plan: Plan) -> None:
         proven = "proven optimal" if plan.solver.optimal else f"within {plan.solver.gap:.2%} of the bound"
         click.echo(f"{plan.solver.objective} by {plan.solver.solver}: {proven}")
         unspent = plan.solver.budget_bytes - plan.n_bytes
-        why = ": more would buy nothing" if plan.solver.saturated else ""
+        why = ": more bytes would not help" if plan.solver.saturated else ""
         click.echo(f"{unspent:,} of {plan.solver.budget_bytes:,} bytes are left unspent{why}")

@@ -1,4 +1,4 @@
-"""`tqs package`: wrap an emitted file for those who serve it."""
+"""`tqs package`: wrap an emitted file for a server."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tqs_onnx.packaging.package import FORMATS, Format, PackageOptions, package
     type=click.IntRange(min=0),
     default=PackageOptions("triton").max_batch,
     show_default=True,
-    help="Triton: largest batch it may form; 0: none.",
+    help="Triton: maximum batch size it may form; 0: no batching.",
 )
 @cloup.option(
     "--limit",
     "limits",
     multiple=True,
-    help="TensorRT: least, usual and largest size of a free dimension, e.g. batch=1:8:32. Repeatable.",
+    help="TensorRT: minimum, typical and maximum size of a free dimension, e.g. batch=1:8:32. Repeatable.",
 )
 @force_option
 @json_option

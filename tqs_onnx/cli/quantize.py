@@ -1,4 +1,4 @@
-"""`tqs quantize`: the main job, all stages in one go."""
+"""`tqs quantize`: the main job, which runs all stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ compare_option = cloup.option(
     "--compare",
     "comparing",
     is_flag=True,
-    help="Also measure uniform W2, W3, W4 and every objective at their bytes.",
+    help="Also measure uniform W2, W3, W4, and every objective at the same bytes.",
 )
 
 
@@ -55,7 +55,7 @@ def command(model: Path, comparing: bool, out: Path, force: bool, as_json: bool,
 
 
 def report(outcome: Outcome, *, comparing: bool, as_json: bool) -> int:
-    """Print the result of a job, compare when asked to, and return the exit code."""
+    """Print the result of a job, compare objectives if requested, and return the exit code."""
     rows = compare(outcome.source, outcome.request, outcome.bed) if comparing else ()
     if as_json:
         extra = {"compare": [_row(r) for r in rows]} if rows else {}

@@ -30,7 +30,7 @@ from tqs_onnx.scoring.scores import Scores, Status, spearman
 _BOTH = "both"
 _PROBE = replace(
     table.PROBE,
-    help="Perturbation; both: scores.json of the quant probe, scores.gauss.json of the other.",
+    help="Kind of perturbation; both: scores.json for the quant probe, scores.gauss.json for the gauss probe.",
     kind=click.Choice([*(k.value for k in ProbeKind), _BOTH]),
 )
 FLAGS: tuple[Flag, ...] = (
@@ -47,12 +47,16 @@ FLAGS: tuple[Flag, ...] = (
     everyday=(table.ROLLOUT, table.CONTEXTS, table.STEPS, table.MAX_CONTEXTS),
     required=(table.ROLLOUT, table.CONTEXTS),
     more=(
-        out_option("Run directory: scores.json and scores.csv go there."),
+        out_option("Run directory for scores.json and scores.csv."),
         cloup.option(
-            "--dry-run", is_flag=True, help="Only say what the sweep would take, by one timed rollout."
+            "--dry-run", is_flag=True, help="Only estimate the cost of scoring, from one timed rollout."
         ),
         cloup.option(
-            "--top", type=click.IntRange(min=0), default=20, show_default=True, help="Weights shown."
+            "--top",
+            type=click.IntRange(min=0),
+            default=20,
+            show_default=True,
+            help="Number of weights shown.",
         ),
         force_option,
         json_option,
@@ -63,7 +67,7 @@ def command(
 ) -> None:
     r"""Perturb one weight of MODEL at a time, roll out, and measure how its error grows.
 
-    What is measured is kept in the run directory as it arrives: run the same command again to resume after a stop.
+    Measurements are stored in the run directory as they arrive: run the same command again to resume after a stop.
 
     \b
     Example:
@@ -102,7 +106,7 @@ def _show_estimates(found: Sequence[Estimate], *, as_json: bool) -> None:
         return
     for e in found:
         click.echo(
-            f"{e.rollouts} rollouts of {e.rollout_s:.3g} s, {e.chunk} contexts a call, in {e.sessions} sessions "
+            f"{e.rollouts} rollouts of {e.rollout_s:.3g} s, {e.chunk} contexts per call, in {e.sessions} sessions "
             f"({e.how}, {e.build_s:.2g} s each to build): about {e.time_s:.3g} s and {e.memory_bytes / 1e6:.0f} MB"
         )
 
@@ -110,7 +114,7 @@ def _show_estimates(found: Sequence[Estimate], *, as_json: bool) -> None:
 def _summary(scores: Scores) -> str:
     counts = {s.value: sum(w.status is s for w in scores.weights) for s in Status}
     parts = [", ".join(f"{n} {name}" for name, n in counts.items() if n)]
-    parts.append(f"noise floor {scores.noise_floor:.3g}, of rounding {scores.rounding_floor:.3g}")
+    parts.append(f"noise floor {scores.noise_floor:.3g}, rounding floor {scores.rounding_floor:.3g}")
     bent = sum(w.is_linear is False for w in scores.weights)
     if bent:
         parts.append(f"{bent} respond nonlinearly; their predictions will be inaccurate")

@@ -1,4 +1,4 @@
-"""What commands print: progress and lines on stderr, one JSON object or a table on stdout."""
+"""Prints the output of commands: progress and lines on stderr, one JSON object or a table on stdout."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def say(line: str) -> None:
 
 
 def print_json(document: object) -> None:
-    """Print one JSON object on stdout; numbers that JSON lacks become null."""
+    """Print one JSON object on stdout; numbers that JSON cannot represent become null."""
     click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False))
 
 
@@ -53,7 +53,7 @@ def _plain(value: Any) -> Any:
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, left: int = 1, title: str = ""
 ) -> None:
-    """Print a table on stdout; the first `left` columns are text, the others numbers."""
+    """Print a table on stdout; the first `left` columns are text, the others are numbers."""
     wide = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
     for index, column in enumerate(columns):
@@ -71,7 +71,7 @@ def _cell(value: object) -> str:
 
 @contextmanager
 def progress(what: str) -> Generator[Tick, None, None]:
-    """Yield a progress callback: a bar on a terminal, else one summary line at the end."""
+    """Yield a progress callback: a bar on a terminal, otherwise one summary line at the end."""
     start = time.perf_counter()
     if not sys.stderr.isatty():
 

@@ -45,7 +45,7 @@ FLAGS = (
             "--compressions",
             default="2,4,8,10.67,16",
             show_default=True,
-            help="Targets, input file over output file, comma-separated.",
+            help="Target compressions (input file over output file), comma-separated.",
         ),
         out_option(),
         force_option,
@@ -53,7 +53,7 @@ FLAGS = (
     ),
 )
 @cloup.option_group(
-    "Ablations: every combination is a series of its own",
+    "Ablations: every combination is a separate series",
     cloup.option(
         "--tier-sets",
         help="Several tier sets, separated by ';', e.g. 'FP32,BF16,INT8,INT4,INT2;FP32,BF16,INT8,INT4' (A.15).",
@@ -77,11 +77,11 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    r"""Write and measure MODEL at many compressions, reusing one sweep of scores.
+    r"""Write and measure MODEL at many compressions, from one set of scores.
 
     Every file goes through the same stages as in `tqs quantize`. Lists of tier sets, FP32 fractions, thresholds,
     allocators or objectives are combined: every combination is written and measured at every compression, in one
-    table. With the objective measured, responses are kept in the store beside the scores, and measured once.
+    table. With the objective `measured`, responses are stored beside the scores, and measured once.
 
     \b
     Example:
@@ -125,7 +125,7 @@ def show_pareto(pareto: Pareto) -> None:
             ]
             for p in pareto.points
         ],
-        title="drift: predicted (single weights added), calibrated (by one joint rollout), joint (scoring contexts), "
+        title="drift: predicted (sum over single weights), calibrated (by one joint rollout), joint (scoring contexts), "
         "measured (the file)",
     )
     if pareto.spearman is not None:
@@ -140,7 +140,7 @@ def show_pareto(pareto: Pareto) -> None:
 
 
 def _code(pareto: Pareto) -> int:
-    """Return the exit code: that of a budget that cannot be met where none of them can."""
+    """Return the exit code: that of an infeasible budget if no budget can be met, else 0."""
     return 0 if any(p.n_bytes is not None for p in pareto.points) else InfeasibleError.exit_code
 
 
@@ -153,7 +153,9 @@ def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:
     except ValueError as error:
         raise InputError(f"{option} {text!r} is not a list of numbers", todo="Write e.g. 2,4,8") from error
     if any(not v > above for v in values):
-        raise InputError(f"{option} {text!r} holds a number that is too small")
+        raise InputError(
+            f"{option} {text!r} contains a number that is not above {above:g}", todo="Correct it"
+        )
     return values
 
 

@@ -1,4 +1,4 @@
-"""`tqs verify`: roll an emitted file out against its source."""
+"""`tqs verify`: roll out an emitted file and compare it with its source."""
 
 from __future__ import annotations
 
@@ -34,14 +34,10 @@ FLAGS = (*table.DATA, *table.EVALUATION, *table.GATES, *table.RUN)
     everyday=(table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.MAX_DRIFT),
     required=(table.ROLLOUT, table.CONTEXTS),
     more=(
-        cloup.option("--source", type=FILE, required=True, help="The file it was made from."),
-        cloup.option("--plan", type=FILE, required=True, help="The plan it was made by."),
-        cloup.option(
-            "--scores", type=FILE, required=True, help="scores.json: its σ per variable are reused."
-        ),
-        cloup.option(
-            "--manifest", type=FILE, help="Where to write manifest.json [default: beside the file]."
-        ),
+        cloup.option("--source", type=FILE, required=True, help="The source model of the file."),
+        cloup.option("--plan", type=FILE, required=True, help="The plan of the file."),
+        cloup.option("--scores", type=FILE, required=True, help="scores.json; its σ per variable is reused."),
+        cloup.option("--manifest", type=FILE, help="Path of manifest.json [default: beside the file]."),
         force_option,
         json_option,
     ),
@@ -56,7 +52,7 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> int:
-    r"""Roll EMITTED out as a stock server would run it, against its source, and hold it to gates (exit 3).
+    r"""Roll out EMITTED under stock server options, compare it with its source, and check gates (exit 3).
 
     \b
     Example:

@@ -50,5 +50,5 @@ def demo_files() -> BundledFiles:
             return files
     raise InputError(
         "the demo model is not installed",
-        todo="Reinstall the package: pip install --force-reinstall tqs-onnx",
+        todo="Reinstall the package: pip install tqs-onnx",
     )

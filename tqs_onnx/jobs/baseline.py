@@ -98,7 +98,7 @@ class BaselineOutcome(Shown):
         return {"rounding": self.rounding.title} | outcome_facts(self.verification, self.gates, self.emitted)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of `tqs baseline --json`: the keys of `tqs quantize`, and the rounding."""
+        """Return the JSON object that `tqs baseline` prints: the keys of `tqs quantize`, and the rounding."""
         return {
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
             "n_weights": len(self.assigned.plan.assignments),

@@ -75,7 +75,7 @@ class _Table(BaseModel):
 
 
 class DataTable(_Table):
-    """The `[data]` table; `tqs quantize --help` describes its keys."""
+    """The `[data]` table; its keys are flags of `tqs quantize`."""
 
     rollout: str
     contexts: str
@@ -207,7 +207,9 @@ def read_build(path: Path) -> BuildFile:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"
-        raise InputError(f"{key}: {first['msg']}", where=str(path), todo="See tqs build --help") from error
+        raise InputError(
+            f"{key}: {first['msg']}", where=str(path), todo="See the example under Build step in the README"
+        ) from error
 
 
 def steps_of(trip: Declared) -> tuple[Step, ...]:

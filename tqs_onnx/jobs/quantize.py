@@ -95,7 +95,7 @@ class Outcome(Shown):
         return outcome_facts(self.verification, self.gates, self.emitted)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of `tqs quantize --json`."""
+        """Return the JSON object that `tqs quantize` prints."""
         return {
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
             "n_weights": len(self.plan.assignments),

@@ -68,7 +68,7 @@ class Emitted(Shown):
         return {"bytes": f"{self.bytes_in:,} → {self.bytes_out:,}", "file": str(self.out)}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of `tqs emit --json`."""
+        """Return the JSON object that `tqs emit` prints."""
         sizes = {"bytes_in": self.bytes_in, "bytes_out": self.bytes_out, "bytes_planned": self.bytes_planned}
         return {"out": str(self.out)} | sizes
 

@@ -147,7 +147,7 @@ def require_runs(compute: Compute | None, provider: Provider) -> None:
     if compute is not None and compute.dtype == "bfloat16" and provider == "cpu":
         raise InputError(
             "blocks that compute with bfloat16 cannot be rolled out on the CPU",
-            where="--providers",
+            where="`provider`",
             todo="Set `provider` to cuda on a machine with a GPU, or only allocate and emit here",
         )
 
