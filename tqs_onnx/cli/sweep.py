@@ -125,7 +125,7 @@ def show_pareto(pareto: Pareto) -> None:
             ]
             for p in pareto.points
         ],
-        title="drift: predicted (sum over single weights), calibrated (by one joint rollout), joint (scoring contexts), "
+        title="drift: predicted (sum of single weights), calibrated (by one joint rollout), joint (scoring contexts), "
         "measured (the file)",
     )
     if pareto.spearman is not None:
