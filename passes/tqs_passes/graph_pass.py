@@ -1,6 +1,6 @@
-"""The contract of a pass: a value with a name that maps a model to a new model, what changed and what was skipped.
+"""The protocol of a pass: a named value that maps a model to a new model, the changes, and the skips.
 
-A pass is a frozen dataclass with a kebab-case name; its fields are its options. It never mutates the model it is given.
+A pass is a frozen dataclass with a kebab-case name; its fields are its options. It never mutates its input model.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from tqs_passes.files.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """Something a pass left alone.
+    """Something that a pass left unchanged.
 
     Parameters
     ----------
     what : str
         Name of the tensor or node.
     why : str
-        The reason, in words for the user.
+        The reason, as text for the user.
     """
 
     what: str
@@ -29,16 +29,16 @@ class Skip:
 
 @dataclass(frozen=True, slots=True)
 class PassResult:
-    """What a pass did.
+    """The result of a pass.
 
     Parameters
     ----------
     model : Model
-        The new model; the input model itself when nothing changed.
+        The new model, or the input model itself if nothing changed.
     changed : tuple of str
-        Names of the tensors that were changed, in graph order; `opset` or `ir_version` where that of the model was.
+        Names of the changed tensors, in graph order; `opset` or `ir_version` if that of the model changed.
     skipped : tuple of Skip
-        What was left alone, and why.
+        Everything left unchanged, with the reasons.
     """
 
     model: Model
@@ -47,10 +47,10 @@ class PassResult:
 
 
 class GraphPass(Protocol):
-    """A graph pass (see module docstring)."""
+    """A graph pass (see the module docstring)."""
 
     name: ClassVar[str]
 
     def apply(self, model: Model) -> PassResult:
-        """Return the new model, what changed and what was skipped; `model` is left untouched."""
+        """Return the new model, the changes and the skips; `model` is not mutated."""
         ...

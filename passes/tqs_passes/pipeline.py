@@ -1,12 +1,12 @@
-"""Apply graph passes in order, each checked after it ran: what is done to a graph is one list, readable in one place.
+"""Applies graph passes in order and checks the model after each: all changes to a graph are one readable list.
 
 ::
 
     model ─▶ pass 1 ─▶ sound? ─▶ pass 2 ─▶ sound? ─▶ … ─▶ result: the model, and what each pass changed and skipped
 
-The check (`tqs_passes.graph.soundness`) does not look at stored values. A pass is held to the model it started from:
-what was wrong in the source already is not its fault. At the level DEBUG one line tells what each pass changed, and
-one line for each reason what it skipped.
+The check (`tqs_passes.graph.soundness`) does not read stored values. A pass is compared with its own input model, so it
+is not blamed for faults of the source. At the level DEBUG, one line lists the changes of each pass, and one line per
+reason lists its skips.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tqs_passes.graph.soundness import Soundness, soundness
 from tqs_passes.graph_pass import GraphPass, PassResult, Skip
 
 _LOG = logging.getLogger(__name__)
-#: Names shown in one line of the log.
+#: Maximum number of names in one log line.
 _MOST_NAMES = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What one pass of a pipeline did.
+    """The effect of one pass of a pipeline.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Applied:
         Name of the pass.
     changed : tuple of str
     skipped : tuple of Skip
-        As its `PassResult` says.
+        The skips of its `PassResult`.
     """
 
     name: str
@@ -46,27 +46,27 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class PipelineResult:
-    """What a pipeline did.
+    """The result of a pipeline.
 
     Parameters
     ----------
     model : Model
-        The new model; the input model itself when no pass changed anything.
+        The new model, or the input model itself if no pass changed anything.
     passes : tuple of Applied
-        One for each pass, in order.
+        The effect of each pass, in order.
     """
 
     model: Model
     passes: tuple[Applied, ...]
 
     def skipped_by(self, name: str) -> tuple[Skip, ...]:
-        """Return what the passes of this name skipped."""
+        """Return the skips of the passes with this name."""
         return tuple(skip for applied in self.passes if applied.name == name for skip in applied.skipped)
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """Passes in the order they are applied (see module docstring).
+    """Passes in order of application (see the module docstring).
 
     Parameters
     ----------
@@ -77,25 +77,25 @@ class Pipeline:
 
     @classmethod
     def of(cls, *passes: GraphPass | None) -> Pipeline:
-        """Return the pipeline of these passes; None stands for one that was not asked for."""
+        """Return the pipeline of these passes; None stands for a pass that was not requested."""
         return cls(tuple(each for each in passes if each is not None))
 
     def apply(self, model: Model) -> PipelineResult:
-        """Return the model after every pass, and what each of them did; `model` is left untouched.
+        """Return the model after all passes, and the effect of each of them; `model` is not mutated.
 
         Raises
         ------
         PassError
-            A pass gave a model that is not sound where the source was.
+            A pass returned a model that is not sound although its input was.
         TqsError
-            A pass refused the model; a note of the error names the pass and those that ran before it.
+            A pass refused the model; a note on the error names the pass and those that ran before it.
         """
         source: Soundness | None = None
         applied: list[Applied] = []
         for step in self.passes:
             result = _result_of(step, model, applied)
             if result.model is not model:
-                source = source or soundness(model.proto)  # nothing before this pass made another model
+                source = source or soundness(model.proto)  # no earlier pass has changed the model
                 complaint = soundness(result.model.proto).worse_than(source)
                 if complaint is not None:
                     raise PassError(step.name, tuple(a.name for a in applied), complaint)
@@ -106,7 +106,7 @@ class Pipeline:
 
 
 def _result_of(step: GraphPass, model: Model, before: Sequence[Applied]) -> PassResult:
-    """Return what a pass does to a model; an error that it raises goes on with a note of where it was."""
+    """Return the result of a pass; an error that it raises is re-raised with a note that names the pass."""
     try:
         return step.apply(model)
     except Exception as error:

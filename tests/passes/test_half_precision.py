@@ -86,7 +86,7 @@ def test_a_pattern_finds_nodes_by_their_names() -> None:
 
 
 def test_a_block_without_a_product_gains_nothing() -> None:
-    with pytest.raises(InputError, match="no block can compute with float16"):
+    with pytest.raises(InputError, match="no block can compute in float16"):
         halved(model("(float[b, 8] x) => (float[b, 8] y) { y = Add(x, A) }", {"A": values(8)}))
 
 
@@ -127,7 +127,7 @@ def test_a_constant_out_of_range_keeps_its_reader_in_float32(number: float, stay
     graph = "(float[b, 8] x) => (float[b, 8] y) { h = MatMul(x, A)  y = Add(h, c) }"
     result = halved(model(graph, {"A": WEIGHTS["A"], "c": np.array(number, np.float32)}))
     assert [s.why for s in result.skipped] == (
-        ["'c' holds values out of the range of float16"] if stays else []
+        ["'c' holds values outside the range of float16"] if stays else []
     )
     assert ops(result)[-1] == ("Add" if stays else "Cast")
 
@@ -226,7 +226,7 @@ REFUSED = [
     (["--compute", "bf16", "--target", "portable"], "portable does not compute with bfloat16"),
     (["--compute", "bf16", "--target", "ort-cuda"], "cannot be rolled out on the CPU"),
     (["--compute-blocks", "a"], "--compute: is required by other options"),
-    (["--compute", "fp16", "--compute-blocks", "["], "is no regular expression"),
+    (["--compute", "fp16", "--compute-blocks", "["], "is not a regular expression"),
     (["--compute", "fp16", "--compute-blocks", "nowhere"], "matches no weight and no node"),
 ]
 

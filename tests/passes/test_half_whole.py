@@ -284,15 +284,15 @@ def stored_output() -> Model:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (loop(), "does not keep Loop 'loop' sound"),
-        (two_branches(), "does not keep If 'branch' sound"),
+        (loop(), "does not convert Loop 'loop' correctly"),
+        (two_branches(), "does not convert If 'branch' correctly"),
         (with_function(), "it calls local functions. Lift it first"),
-        (half_already(), "it holds float16 already. Give the float32 model"),
+        (half_already(), "it already contains float16. Give the float32 model"),
         (
             model_of([node("Neg", ["x"], ["y"])], [info("x", [2])], [info("y", [2])], [], 5),
             "opset 5 has no Cast",
         ),
-        (stored_output(), "the checker says of the result"),
+        (stored_output(), "the checker rejects the result"),
     ],
     ids=["loop", "if", "function", "half", "opset", "output"],
 )

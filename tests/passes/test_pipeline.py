@@ -149,7 +149,7 @@ BREAKS = [
     (drop_first, "'e' is read before it is defined"),
     (define_twice, "'h' is defined twice"),
     (reverse, "is read before it is defined"),
-    (lose_the_output, "the output 'y' is defined nowhere"),
+    (lose_the_output, "the output 'y' is not defined"),
     (name_no_operator, "Grather"),
     (store_twice, "'embed' is defined twice"),
 ]
@@ -190,7 +190,7 @@ def test_what_was_wrong_in_the_source_is_no_fault_of_a_pass() -> None:
     unsorted = Breaks(reverse).apply(block()).model
     assert soundness(unsorted.proto).checker is not None
     assert Pipeline((Renames(0),)).apply(unsorted).passes[0].name == "renames"
-    with pytest.raises(PassError, match="the output 'y' is defined nowhere"):
+    with pytest.raises(PassError, match="the output 'y' is not defined"):
         Pipeline((Breaks(lambda g: setattr(g.output[0], "name", "y") or g.node.pop(0)),)).apply(unsorted)
 
 

@@ -74,7 +74,7 @@ def _collect(graph: onnx.GraphProto, outer: Sequence[set[str]], found: set[str])
             here.add(name)
     for value in graph.output:
         if not any(value.name in names for names in visible):
-            found.add(f"the output {value.name!r} is defined nowhere")
+            found.add(f"the output {value.name!r} is not defined")
 
 
 def _without_values(proto: onnx.ModelProto) -> onnx.ModelProto:

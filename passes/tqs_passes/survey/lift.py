@@ -1,4 +1,4 @@
-"""Make every stored float tensor an initializer of the main graph: later passes see one kind of weight.
+"""Moves every stored float tensor to the initializers of the main graph, so that later passes see one kind of weight.
 
 Before → after::
 
@@ -7,9 +7,9 @@ Before → after::
     local function with Constants                        inlined, then as above
     initializer w that is also a graph input (IR 3)      initializer w only: its default is the weight
 
-Only float tensors of two values or more move. What the model computes stays the same, bit for bit: a body may
-read any name of the main graph, and every new name is unique in the whole model. Tensors stored externally
-keep pointing to their file; no data is read.
+Only float tensors of two values or more are moved. The model computes the same results, bit for bit: a body may read
+any name of the main graph, and every new name is unique in the whole model. External tensors still refer to their file;
+no data are read.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _FIRST_IR_WITHOUT_INPUTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Lifted(PassResult):
-    """A lifted model, and where its tensors came from.
+    """A lifted model, and the origins of its tensors.
 
-    `changed` names the new initializers and the inputs that are none any more, and `ir_version` when it rose; `skipped`
-    the stored float tensors that stay where they are.
+    `changed` names the new initializers and the removed graph inputs, and `ir_version` if it rose; `skipped` names the
+    stored float tensors that stay in place.
 
     Parameters
     ----------
     origins : Mapping of str to Origin
-        For each float initializer of two values or more.
+        Origin of each float initializer of two values or more.
     """
 
     origins: Mapping[str, Origin] = field(default_factory=dict[str, Origin])
@@ -63,14 +63,14 @@ class Lifted(PassResult):
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """The pass: see the module docstring."""
+    """The pass (see the module docstring)."""
 
     name: ClassVar[str] = "lift"
 
     def apply(self, model: Model) -> Lifted:
-        """Return the lifted model and the origin of each of its float initializers; `model` is left untouched.
+        """Return the lifted model and the origin of each of its float initializers; `model` is not mutated.
 
-        Deterministic. Memory: one copy of its in-file tensors when anything is lifted.
+        Deterministic. Memory: one copy of the model's in-file tensors if anything is lifted.
         """
         return _lifted(model)
 
@@ -127,12 +127,12 @@ def _lifted(model: Model) -> Lifted:
 
 
 def is_weight_like(tensor: onnx.TensorProto) -> bool:
-    """Tell whether a stored tensor is of a float type and has two values or more."""
+    """Return whether a stored tensor has a float type and two values or more."""
     return tensor.data_type in FLOAT_TYPES and math.prod(tensor.dims) >= 2
 
 
 def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto | None:
-    """Return the dense float tensor of two values or more that a `Constant` node holds; else None."""
+    """Return the dense float tensor of two values or more in a `Constant` node, or None."""
     if (
         node.op_type != "Constant"
         or node.domain not in _STANDARD
@@ -251,7 +251,7 @@ def _hoist(body: onnx.GraphProto, path: str, origin: Origin, work: _Work) -> Non
 
 
 def _rename(graph: onnx.GraphProto, renamed: Mapping[str, str]) -> None:
-    """Rename what a body reads; a body's own output keeps its name behind an Identity."""
+    """Rename the values that a body reads; a body's own output keeps its name through an Identity."""
     if not renamed:
         return
     for node in graph.node:
@@ -284,11 +284,11 @@ def _drop_initializer_inputs(proto: onnx.ModelProto, work: _Work) -> None:
 
 
 def _stays(proto: onnx.ModelProto) -> list[Skip]:
-    """Name the stored tensors that no pass can treat as weights."""
+    """Return the stored tensors that no pass can treat as weights."""
     skips: list[Skip] = []
     for graph in iter_graphs(proto.graph):
         for sparse in graph.sparse_initializer:
-            skips.append(Skip(sparse.values.name, "sparse initializer: stored as it is"))
+            skips.append(Skip(sparse.values.name, "sparse initializer: stored unchanged"))
         for index, node in enumerate(graph.node):
             if node.op_type != "Constant":
                 continue
@@ -298,7 +298,7 @@ def _stays(proto: onnx.ModelProto) -> list[Skip]:
             )
             what = node.output[0] if node.output else node_label(node, index)
             if "sparse_value" in kinds:
-                skips.append(Skip(what, "sparse constant: stored as it is"))
+                skips.append(Skip(what, "sparse constant: stored unchanged"))
             elif strings or kinds & {"value_string", "value_strings"}:
-                skips.append(Skip(what, "constant of strings: no weight"))
+                skips.append(Skip(what, "constant of strings: not a weight"))
     return skips

@@ -1,1 +1,1 @@
-"""Graph passes: model in, model out."""
+"""Graph passes: each maps a model to a new model."""

@@ -1,12 +1,12 @@
-"""Append tensors to the graph outputs, so that a session shows what flows into a reader.
+"""Appends tensors to the graph outputs, so that a session returns the inputs of readers.
 
 Before → after ::
 
     h ─▶ MatMul ─▶ y          h ─▶ MatMul ─▶ y
                               └──▶ Identity ─▶ tqs_capture.0 (graph output)
 
-An Identity stands between, because a graph input may not be a graph output as it is and because the model may offer
-the tensor as an output already. Only the main graph is looked at. Nothing that is there changes.
+An Identity is inserted because a graph input cannot be a graph output directly, and because the tensor may already be
+an output. Only the main graph is searched. Existing nodes and outputs are unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PREFIX = "tqs_capture"
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """The pass that makes tensors visible.
+    """The pass that makes tensors visible as outputs.
 
     Parameters
     ----------
@@ -38,9 +38,9 @@ class Capture:
     name: ClassVar[str] = "capture"
 
     def apply(self, model: Model) -> PassResult:
-        """Return a model with one more output for each tensor, in the order given; see `captured_names`.
+        """Return a model with one more output for each tensor, in the given order; see `captured_names`.
 
-        The outputs are declared without a type when the graph declares none for the tensor: runtimes infer it.
+        An output is declared without a type if the graph declares none for the tensor; runtimes infer it.
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
@@ -63,7 +63,7 @@ class Capture:
 
 
 def captured_names(model: Model, tensors: tuple[str, ...]) -> dict[str, str]:
-    """Return for each tensor the name of the output that shows it."""
+    """Return the name of the output that carries each tensor."""
     taken = {
         name
         for graph in iter_graphs(model.proto.graph)

@@ -1,8 +1,8 @@
-"""Convert a model to another opset, its stored values left where they are.
+"""Converts a model to another opset; stored values stay in place.
 
-Operators change their meaning between opsets, so this runs only when it is asked for, and the result is rolled out by
-`verify` like any other. The converter is ONNX's own; it is shown the tensors of `LEAST_BYTES` or more as graph inputs,
-so that neither their size nor their external files matter to it.
+Operators change their meaning between opsets, so this pass runs only on request, and `verify` rolls out its result like
+any other. ONNX's own converter does the work; tensors of `LEAST_BYTES` or more are presented to it as graph inputs, so
+that neither their size nor their external files matter.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from tqs_passes.files.tensors import tensor_n_bytes
 from tqs_passes.graph.names import opset_of
 from tqs_passes.graph_pass import PassResult
 
-#: Smaller tensors are shapes and axes: the converter reads them.
+#: Smaller tensors are shapes and axes, whose values the converter reads.
 LEAST_BYTES = 1024
 _LOWEST_IR = {19: 9, 21: 10, 23: 11, 25: 13}
 
 
 @dataclass(frozen=True, slots=True)
 class ConvertOpset:
-    """The pass (see module docstring).
+    """The pass (see the module docstring).
 
     Parameters
     ----------
@@ -38,12 +38,12 @@ class ConvertOpset:
     name: ClassVar[str] = "convert-opset"
 
     def apply(self, model: Model) -> PassResult:
-        """Return the converted model; the model itself when it has that opset.
+        """Return the converted model, or the model itself if it has that opset.
 
         Raises
         ------
         InputError
-            The converter has no way from the model's opset to this one.
+            The converter cannot convert from the model's opset to this one.
         """
         if opset_of(model.proto) == self.opset:
             return PassResult(model)
@@ -51,7 +51,7 @@ class ConvertOpset:
         if not 1 <= self.opset <= newest:
             raise InputError(
                 f"cannot be converted to opset {self.opset}: opsets run from 1 to {newest}",
-                where="--opset",
+                where="`opset`",
                 todo="Leave it out",
             )
         source = onnx.ModelProto()
@@ -74,7 +74,7 @@ class ConvertOpset:
             ValueError,
         ) as error:
             raise InputError(
-                f"cannot be converted to opset {self.opset}: {error}", where="--opset", todo="Leave it out"
+                f"cannot be converted to opset {self.opset}: {error}", where="`opset`", todo="Leave it out"
             ) from error
         kept = [i for i in proto.graph.input if i.name not in names]
         del proto.graph.input[:]

@@ -1,4 +1,4 @@
-"""Every graph pass there is: the type of this tuple has mypy hold each of them to the contract of `GraphPass`."""
+"""All graph passes; the type of this tuple makes mypy check each of them against the protocol `GraphPass`."""
 
 from __future__ import annotations
 

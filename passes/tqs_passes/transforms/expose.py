@@ -1,4 +1,4 @@
-"""Expose weights as graph inputs, so that one session can be fed the nominal or a perturbed weight.
+"""Exposes weights as graph inputs, so that one session can run with the nominal or a perturbed weight.
 
 Before → after ::
 
@@ -6,7 +6,7 @@ Before → after ::
 
 The same compiled graph then runs both trajectories (design rule: same fusions, same prepacking), and the weights'
 bytes are not part of the session. Readers inside If, Loop and Scan bodies see the input through the outer scope.
-The surgery is onnx-graphsurgeon's; what it drops (metadata) a probe session does not need.
+onnx-graphsurgeon edits the graph; it drops metadata, which a probe session does not need.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Expose:
     name: ClassVar[str] = "expose"
 
     def apply(self, model: Model) -> PassResult:
-        """Return a model whose `weights` are inputs, appended in the order given; other tensors are inline."""
+        """Return a model whose `weights` are inputs, appended in the given order; other tensors are stored inline."""
         light = _without_values(model, frozenset(self.weights))
         graph = cast(Any, gs.import_onnx(light))
         tensors = _tensors(graph)
@@ -55,7 +55,9 @@ class Expose:
                 continue
             shape = tuple(tensor.shape)
             tensor.to_variable(dtype=onnx.helper.tensor_dtype_to_np_dtype(dtypes[name]), shape=shape)
-            tensor.type = "tensor_type"  # graphsurgeon 0.6 forgets it in to_variable, and then cannot export
+            tensor.type = (
+                "tensor_type"  # graphsurgeon 0.6 does not set it in to_variable, and then cannot export
+            )
             graph.inputs.append(tensor)
             changed.append(name)
         proto = gs.export_onnx(graph, do_type_check=False)
@@ -64,9 +66,9 @@ class Expose:
 
 
 def _tensors(graph: gs.Graph) -> dict[str, Any]:
-    """Return the tensors that nodes of a graphsurgeon graph or of its bodies touch; outer ones hide inner ones.
+    """Return the tensors that the nodes of a graphsurgeon graph or of its bodies use; inner names hide outer ones.
 
-    graphsurgeon's own `tensors` leaves out a stored tensor of the main graph that only bodies read.
+    graphsurgeon's own `tensors` omits a stored tensor of the main graph that only bodies read.
     """
     found = dict(graph.tensors())
     for node in graph.nodes:
@@ -77,7 +79,7 @@ def _tensors(graph: gs.Graph) -> dict[str, Any]:
 
 
 def _without_values(model: Model, names: frozenset[str]) -> onnx.ModelProto:
-    """Return a copy whose named initializers hold no values (one broadcast zero), the others inline."""
+    """Return a copy whose named initializers hold no values (one broadcast zero); the others are stored inline."""
     proto = onnx.ModelProto()
     proto.CopyFrom(_shallow(model.proto))
     for tensor in model.proto.graph.initializer:
@@ -111,6 +113,6 @@ def _shallow(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def weight_values(model: Model, name: str, dtype: str) -> np.ndarray[Any, np.dtype[np.generic]]:
-    """Return a weight's values as a C-contiguous array of its own dtype."""
+    """Return the values of a weight as a C-contiguous array in its own dtype."""
     tensor = next(t for t in model.proto.graph.initializer if t.name == name)
     return np.ascontiguousarray(tensor_array(tensor, model.folder), np_dtype(dtype))

@@ -1,14 +1,14 @@
-"""Apply a plan: every planned weight is stored at its tier and decoded under its own name.
+"""Applies a plan: every planned weight is stored at its tier and decoded under its own name.
 
 Before → after, for a weight `w` at INT3 ::
 
     w (float initializer) ─▶ MatMul          w_quantized, w_quantized_1, w_scale ─▶ planes ─▶ … ─▶ w ─▶ MatMul
 
-Readers, outputs and other nodes are untouched, whichever graph they are in, but for the readers that the forms `nbits`
-and `gathered` replace; the float original is gone. A weight that the model has deferred is written in the type that its
-readers compute with. Stored tensors and nodes are written straight as protobuf (not
-through onnx-graphsurgeon, which drops node metadata and cannot say how many bytes it will write), so the bytes a plan
-predicts are the bytes of the file.
+Readers, outputs and other nodes are unchanged, in every graph, except the readers that the forms `nbits` and `gathered`
+replace; the float original is removed. A weight that the model has deferred is written in the type that its readers
+compute in. Stored tensors and nodes are written directly as protobuf, not with onnx-graphsurgeon, which drops node
+metadata and cannot predict how many bytes it will write; the bytes that a plan predicts are therefore the bytes of the
+file.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _require(
     computed: str | None,
     reader: onnx.NodeProto | None,
 ) -> None:
-    todo = "Allocate again for this model"
+    todo = "Run tqs allocate again for this model"
     what = f"the plan's weight {a.label!r} of shape {list(a.shape)}"
     if tensor is None or tuple(tensor.dims) != a.shape:
         raise InputError(f"{what} is not in the model", todo=todo)
@@ -81,8 +81,8 @@ def _twin(a: Assignment, stored: Mapping[str, onnx.TensorProto], model: Model) -
     mine, first = (tensor_array(stored[name], model.folder) for name in (a.weight, a.same_as))
     if digest(mine) != digest(first):
         raise InputError(
-            f"the plan says that {a.label!r} equals {a.same_as!r}, which it does not",
-            todo="Allocate again for this model",
+            f"the plan states that {a.label!r} equals {a.same_as!r}, but they differ",
+            todo="Run tqs allocate again for this model",
         )
     return twin_fragment(a.weight, a.same_as)
 
@@ -90,9 +90,9 @@ def _twin(a: Assignment, stored: Mapping[str, onnx.TensorProto], model: Model) -
 def _with_readings(
     proto: onnx.ModelProto, fragments: list[Fragment], shared: Mapping[str, Fragment]
 ) -> list[onnx.NodeProto]:
-    """Return the model's nodes with the readers that fragments replace replaced; import what those need.
+    """Return the model's nodes, with those readers replaced that fragments replace; import the opsets they need.
 
-    The names of weights that such a reader reads mean packed bytes now: no note of their type may remain.
+    The names of weights that such a reader reads now denote packed bytes, so the notes on their types are removed.
     """
     instead = {f.reader.output[0]: f.reading for f in fragments if f.reader is not None}
     read = {name for f in fragments if f.reader is not None for name in f.reader.input}
@@ -113,7 +113,7 @@ def _with_readings(
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """The pass that emits mixed precision (see module docstring).
+    """The pass that emits mixed precision (see the module docstring).
 
     Parameters
     ----------
@@ -123,9 +123,9 @@ class Rewrite:
     metadata : mapping of str to str
         Added to the model's metadata.
     version : str
-        Written as producer version.
+        Stored as the producer version.
     spill : Spill or None
-        Where encoded tensors are put, so that one weight at a time is in memory; None: they stay in the model.
+        Receives the encoded tensors, so that only one weight at a time is in memory; None: they stay in the model.
     """
 
     plan: Plan
@@ -142,8 +142,8 @@ class Rewrite:
         Raises
         ------
         InputError
-            The plan names a weight that the model lacks, or one of another shape or data type, or a form that
-            the model's opset lacks; or codes of another shape are given.
+            The plan names a weight that the model lacks or that has another shape or data type, or a form that the
+            model's opset lacks; or codes of another shape are given.
         """
         stored = {t.name: t for t in model.proto.graph.initializer}
         changed: list[str] = []
@@ -183,6 +183,6 @@ class Rewrite:
         for piece in (*shared.values(), *fragments):
             proto.graph.initializer.extend(piece.tensors)
             proto.graph.node.extend(piece.nodes)
-            piece.tensors.clear()  # the graph holds a copy: only one is wanted in memory
+            piece.tensors.clear()  # the graph holds a copy; keep only one in memory
         proto.graph.node.extend(nodes)
         return PassResult(Model(proto, model.folder, self.spill), tuple(changed), tuple(skipped))

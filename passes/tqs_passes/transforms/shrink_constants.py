@@ -1,4 +1,4 @@
-"""Store the tensors that are not weights losslessly small: masks, maps, index tables, position encodings.
+"""Stores tensors that are not weights in fewer bytes, losslessly: masks, maps, index tables, position encodings.
 
 Before → after ::
 
@@ -6,10 +6,10 @@ Before → after ::
     the same mask again                             Identity(mask) ─▶ its name
     Constant(value = int64 [20736]) ─▶ index        index_quantized (12 bits a value) ─▶ … ─▶ index
 
-Readers keep reading the names they always read. Every value comes back bit for bit (see `tqs_passes.encode.constant`);
-a tensor is left alone where that would not save bytes, where it is small (a shape, an axis: the runtime wants to see it
-at load), or where an operator of a quantised model or of another domain reads it. Deterministic; the graph is not
-otherwise changed.
+Readers still read the same names. Every value is restored bit for bit (see `tqs_passes.encode.constant`). A tensor is
+left alone if encoding it would not save bytes, if it is small (a shape or an axis, whose values the runtime reads at
+load), or if an operator of a quantised model or of another domain reads it. Deterministic; the rest of the graph is not
+changed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from tqs_passes.graph.content import digest
 from tqs_passes.graph.names import Names, names_of, opset_of
 from tqs_passes.graph_pass import PassResult, Skip
 
-#: Smaller tensors are left alone: shapes and axes, which runtimes read at load.
+#: Smaller tensors are left alone: shapes and axes, whose values runtimes read at load.
 LEAST_BYTES = 1024
-#: A larger tensor would not be folded at load, and be decoded at every call.
+#: A larger tensor would not be folded at load, and would be decoded at every call.
 MOST_BYTES = 1 << 30
 _ENDS = ("value", "values", "first", "quantized", "quantized_1", "quantized_2", "quantized_3")
 _QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
@@ -56,7 +56,7 @@ class ShrinkConstants:
     Parameters
     ----------
     weights : frozenset of str
-        Initializers that are none of its business.
+        Initializers to ignore.
     """
 
     weights: frozenset[str]
@@ -64,7 +64,7 @@ class ShrinkConstants:
     name: ClassVar[str] = "shrink-constants"
 
     def apply(self, model: Model) -> PassResult:
-        """Return the model with its constants stored small; the model itself when nothing is gained."""
+        """Return the model with its constants encoded, or the model itself if nothing is saved."""
         if opset_of(model.proto) < MIN_OPSET:
             return PassResult(model, (), (Skip("constants", f"the opset is below {MIN_OPSET}"),))
         work = _Work(model, names_of(model.proto), _foreign_reads(model.proto))
@@ -78,7 +78,7 @@ class ShrinkConstants:
 def _constants(
     proto: onnx.ModelProto, weights: frozenset[str]
 ) -> Iterator[tuple[int | None, onnx.TensorProto]]:
-    """Yield (index of the Constant node, or None for an initializer; the tensor, named as its readers know it)."""
+    """Yield (index of the Constant node, or None for an initializer; the tensor, under the name that readers use)."""
     for tensor in proto.graph.initializer:
         if tensor.name not in weights:
             yield None, tensor
@@ -104,7 +104,7 @@ class _Work:
     gone: set[int] = field(default_factory=set[int])
 
     def consider(self, position: int | None, tensor: onnx.TensorProto) -> None:
-        """Encode one constant if that saves bytes, and note why not otherwise."""
+        """Encode one constant if that saves bytes; otherwise record the reason."""
         if tensor.data_type not in _WHOLE_BYTES or not LEAST_BYTES <= tensor_n_bytes(tensor) <= MOST_BYTES:
             return
         if tensor.name in self.foreign:
@@ -119,7 +119,7 @@ class _Work:
         if position is not None:
             before = field_size(self.model.proto.graph.node[position].ByteSize())
         smaller = fragment is not None and self._added(fragment) < before
-        if smaller or position is None:  # a Constant node left where it is may stand behind its twin
+        if smaller or position is None:  # a Constant node left in place may come after its duplicate
             self.first.setdefault(key, tensor.name)
         if fragment is None or not smaller:
             return

@@ -1,4 +1,4 @@
-"""The model without its planned weights: what an emitted file holds besides them."""
+"""Builds the skeleton of a model: the content of an emitted file besides its planned weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqs_passes.files.model import Model, without_initializers
 def skeleton(
     model: Model, planned: frozenset[str], metadata: Mapping[str, str], version: str
 ) -> onnx.ModelProto:
-    """Return the lifted model without its planned weights, debug notes dropped and metadata added."""
+    """Return the lifted model without its planned weights, with debug notes dropped and metadata added."""
     proto = without_initializers(model.proto)
     graph = model.proto.graph
     proto.graph.initializer.extend(t for t in graph.initializer if t.name not in planned)

@@ -1,1 +1,1 @@
-"""Compute precision: which nodes may compute with 16-bit floats, and the pass that lets them."""
+"""Compute precision: chooses the nodes that may compute in 16-bit floats, and converts them."""

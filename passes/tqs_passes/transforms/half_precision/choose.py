@@ -1,13 +1,15 @@
-r"""Choose the nodes that compute with 16-bit floats: blocks by a pattern, narrowed until every border is sound.
+r"""Chooses the nodes that compute in 16-bit floats: blocks from a pattern, reduced until every border is valid.
 
-A pattern is a regular expression searched for in the labels of weights and in the names of nodes; what matches alike
-(its groups, where it has some) is one block: ``layers\.(\d+)\.`` is a block a layer. A block is the nodes that match or
-read a weight that does, and all between them on a path that reads no other weight. No pattern: every node.
+A pattern is a regular expression, searched for in the labels of weights and in the names of nodes. Equal matches (equal
+groups, if the pattern has groups) form one block: ``layers\.(\d+)\.`` gives one block per layer. A block consists of
+the nodes that match or read a matching weight, and of all nodes on paths between them that read no other weight.
+Without a pattern, every node is in a block.
 
-Left out of a block, each with a reason, until nothing changes: operators that do not take the type (`types`), nodes on
-which the runtime crashes (`fused_transposes`), nodes with an input of unknown or other type, nodes that read a stored
-value out of the type's range, and nodes that read a weight which something outside reads too: a weight has one type in
-the file, and no chain of two casts. At last, what holds together without a product gains nothing and is left alone.
+Nodes are removed from a block, each with a reason, until nothing changes: operators that do not accept the type
+(`types`), nodes on which the runtime crashes (`fused_transposes`), nodes with an input of unknown or other type, nodes
+that read a stored value outside the type's range, and nodes that read a weight which a node outside also reads, because
+a weight has one type in the file and two casts never follow each other. Finally, connected parts without a product are
+removed, because they gain nothing.
 """
 
 from __future__ import annotations
@@ -30,22 +32,22 @@ from tqs_passes.transforms.half_precision.elements import element_types
 from tqs_passes.transforms.half_precision.fused_transposes import fused_transposes
 from tqs_passes.transforms.half_precision.types import PRODUCTS, Half, Ports, ports_of
 
-#: Borders and stored values need no excuse.
+#: Borders and stored values; removing them needs no reason.
 _SILENT = frozenset({"Cast", "Constant"})
-#: Largest value of each type, and least that is not denormal.
+#: Largest finite value and smallest normal value of each type.
 _RANGE: dict[Half, tuple[float, float]] = {"float16": (65504.0, 2.0**-14), "bfloat16": (3.3895e38, 2.0**-126)}
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What computes with 16-bit floats.
+    """The nodes, weights and values that compute in 16-bit floats.
 
     Parameters
     ----------
     ports : dict of int to Ports
-        By index of the node in the main graph.
+        Ports by the index of the node in the main graph.
     weights : frozenset of str
-        Stored tensors, among those asked for, that only chosen nodes read.
+        Stored tensors, among the given ones, that only chosen nodes read.
     elements : dict of str to int
         Element type of every value before the change.
     wiring : Wiring
@@ -61,7 +63,7 @@ class Chosen:
 
 
 def choose(model: Model, weights: Mapping[str, str], dtype: Half, blocks: str | None) -> Chosen:
-    """Choose the nodes (see module docstring).
+    """Choose the nodes (see the module docstring).
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ def choose(model: Model, weights: Mapping[str, str], dtype: Half, blocks: str | 
     Raises
     ------
     InputError
-        The pattern is no regular expression or matches nothing, or no node can compute with this type.
+        The pattern is not a regular expression or matches nothing, or no node can compute in this type.
     """
     nodes = list(model.proto.graph.node)
     wanted = range(len(nodes)) if blocks is None else sorted(_matching(nodes, model, weights, blocks))
@@ -86,9 +88,9 @@ def choose(model: Model, weights: Mapping[str, str], dtype: Half, blocks: str | 
     if not work.ports:
         first = next((f": {s.what}: {s.why}" for s in work.skipped if s.op in PRODUCTS), "")
         raise InputError(
-            f"no block can compute with {dtype}{first}",
-            where="--compute",
-            todo="Leave it out, or give other --compute-blocks",
+            f"no block can compute in {dtype}{first}",
+            where="`compute`",
+            todo="Leave it out, or give other `compute_blocks`",
         )
     read = {name for name in weights if any(i in work.ports for i in work.readers(name))}
     skipped = tuple(Skip(s.what, s.why) for s in work.skipped)
@@ -102,8 +104,8 @@ def _matching(
         regex = re.compile(pattern)
     except re.error as error:
         raise InputError(
-            f"{pattern!r} is no regular expression ({error})",
-            where="--compute-blocks",
+            f"{pattern!r} is not a regular expression ({error})",
+            where="`compute_blocks`",
             todo=r"Write e.g. 'layers\.\d+'",
         ) from error
     keys = {name: _key(regex, label) for name, label in weights.items()}
@@ -119,7 +121,9 @@ def _matching(
             blocks.setdefault(named, set()).add(index)
     if not blocks:
         raise InputError(
-            f"{pattern!r} matches no weight and no node", where="--compute-blocks", todo="See tqs inspect"
+            f"{pattern!r} matches no weight and no node",
+            where="`compute_blocks`",
+            todo="tqs inspect lists the labels",
         )
     whole = _edges(nodes)
     found: set[int] = set()
@@ -149,7 +153,7 @@ def _edges(nodes: list[onnx.NodeProto]) -> nx.DiGraph[int]:
 def _weights_read(
     nodes: list[onnx.NodeProto], model: Model, weights: Mapping[str, str]
 ) -> Iterator[tuple[int, set[str]]]:
-    """Yield (node, weights it reads), directly or through nodes that read stored tensors alone."""
+    """Yield (node, weights it reads), directly or through nodes that read only stored tensors."""
     held: dict[str, set[str]] = {t.name: {t.name} & weights.keys() for t in model.proto.graph.initializer}
     for index, node in enumerate(nodes):
         names = [name for name in node.input if name]
@@ -195,12 +199,12 @@ class _Narrowing:
         self._fused = fused_transposes(model.proto.graph) if dtype == "float16" else frozenset[str]()
 
     def readers(self, name: str) -> list[int | None]:
-        """Return the nodes of the main graph that read a value; None for a body or a graph output."""
+        """Return the nodes of the main graph that read a value; None stands for a body or a graph output."""
         found: list[int | None] = [self._index.get(s) for s, _ in self.wiring.consumers.get((0, name), [])]
         return found + [None for _ in self.wiring.returned.get((0, name), [])]
 
     def consider(self, index: int) -> None:
-        """Let a node in, unless it cannot compute with this type at all."""
+        """Add a node, unless it cannot compute in this type at all."""
         node = self.nodes[index]
         ports = ports_of(node, self._opset, self._dtype)
         if self._fused.intersection(node.output):
@@ -227,11 +231,11 @@ class _Narrowing:
         if name in self._weights and name in self._given:
             return f"weight {name!r} may be overridden as a graph input"
         if name in self._stored and not self._in_range(name):
-            return f"{name!r} holds values out of the range of {self._dtype}"
+            return f"{name!r} holds values outside the range of {self._dtype}"
         return None
 
     def _in_range(self, name: str) -> bool:
-        """Tell whether no value becomes infinite, and no scalar (an epsilon) zero or denormal."""
+        """Return whether no value becomes infinite, and no scalar (an epsilon) becomes zero or denormal."""
         if name not in self._sound:
             values = np.asarray(tensor_array(self._stored[name], self._model.folder))
             most, normal = _RANGE[self._dtype]
@@ -241,7 +245,7 @@ class _Narrowing:
         return self._sound[name]
 
     def narrow(self) -> None:
-        """Leave nodes out until every weight has one type and every piece a product."""
+        """Remove nodes until every weight has one type and every connected part has a product."""
         while True:
             before = len(self.ports)
             for index in sorted(self.ports):
@@ -254,7 +258,7 @@ class _Narrowing:
             for piece in list(nx.weakly_connected_components(pieces)):
                 if not any(self.nodes[i].op_type in PRODUCTS for i in piece):
                     for index in sorted(piece):
-                        self._leave(index, "no product in reach: nothing to gain")
+                        self._leave(index, "not connected to a product: nothing to gain")
             if len(self.ports) == before:
                 return
 

@@ -1,4 +1,4 @@
-"""The element type of every value of the main graph, by ONNX's own shape inference, without the stored values."""
+"""Infers the element type of every value of the main graph with ONNX's shape inference, without the stored values."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import onnx
 from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import tensor_n_bytes
 
-#: Smaller tensors are shapes and axes: inference reads them.
+#: Smaller tensors are shapes and axes, whose values the inference reads.
 _LEAST_BYTES = 1024
 
 
 def element_types(model: Model) -> dict[str, int]:
     """Return the element type of each value of the main graph whose type is known.
 
-    Big stored tensors are shown to the inference as graph inputs, so their size does not matter.
+    Big stored tensors are presented to the inference as graph inputs, so that their size does not matter.
     """
     graph = model.proto.graph
     stub = onnx.ModelProto(ir_version=model.proto.ir_version)
@@ -37,7 +37,7 @@ def element_types(model: Model) -> dict[str, int]:
     try:
         inferred = onnx.shape_inference.infer_shapes(stub).graph
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
-        return found  # a graph that contradicts itself: what it does not say stays unknown
+        return found  # the graph is inconsistent: undeclared types stay unknown
     for info in (*inferred.input, *inferred.value_info, *inferred.output):
         if info.type.HasField("tensor_type") and info.type.tensor_type.elem_type:
             found.setdefault(info.name, int(info.type.tensor_type.elem_type))

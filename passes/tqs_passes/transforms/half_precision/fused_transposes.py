@@ -1,21 +1,21 @@
-"""Find the Transposes on which onnxruntime's CPU provider crashes when they compute with float16.
+"""Finds the Transposes in float16 on which onnxruntime's CPU provider crashes.
 
-onnxruntime fuses a Transpose into the MatMul that reads it, a Cast between them or not. Where the Transpose moves the
-first axis behind all others but the last two, or to the end (perm 1,0,2 or 1,2,0 of three axes, 1,2,0,3 or 1,2,3,0 of
-four), and the other operand is a matrix, release 1.31 ends with a segmentation fault while it loads the model. The
-same Transpose in float32, between casts, is sound; so is one that swaps the last two axes.
+onnxruntime fuses a Transpose into the MatMul that reads it, with or without a Cast between them. If the Transpose moves
+the first axis behind all others but the last two, or to the end (perm 1,0,2 or 1,2,0 of three axes, 1,2,0,3 or 1,2,3,0
+of four), and the other operand is a matrix, release 1.31 crashes with a segmentation fault while loading the model. The
+same Transpose in float32, between casts, works; so does one that swaps the last two axes.
 """
 
 from __future__ import annotations
 
 import onnx
 
-#: Operators that the runtime looks through, or removes.
+#: Operators that the runtime ignores in this match, or removes.
 _BETWEEN = frozenset({"Cast", "Identity"})
 
 
 def fused_transposes(graph: onnx.GraphProto) -> frozenset[str]:
-    """Return the outputs of the Transposes of a graph that must not compute with float16."""
+    """Return the outputs of the Transposes of a graph that must not compute in float16."""
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:

@@ -1,14 +1,14 @@
-"""Let chosen nodes compute with 16-bit floats: casts at the borders of their blocks, and nowhere else.
+"""Converts chosen nodes to 16-bit floats, with casts only at the borders of their blocks.
 
-Before → after, for a block of one MatMul and the Tanh behind it ::
+Before → after, for a block of one MatMul and the Tanh after it ::
 
     x ─▶ MatMul(w) ─▶ Tanh ─▶ y          x ─▶ Cast(half) ─▶ MatMul(w half) ─▶ Tanh ─▶ Cast(float) ─▶ y
 
-Values that cross a border twice are cast once. A border beside a Cast of the model's own is that Cast, so there is
-never a chain of two. Weights of a block are of its type themselves, without any Cast: `deferred` ones are left as they
-are stored, for the rewrite that follows writes them in it (`Model.deferred` names them). Other stored values are
-converted where only the block reads them and they are small, and cast otherwise. `choose` says which nodes, and why
-not others; `whole` converts a whole model instead. Source: ONNX operator Cast.
+A value that crosses a border twice is cast once. If a border lies beside one of the model's own Casts, that Cast is
+used, so two casts never follow each other. Weights of a block have its type themselves, without a Cast. `deferred`
+weights stay as stored, because the following rewrite writes them in that type (`Model.deferred` names them). Other
+stored values are converted if only the block reads them and they are small, and cast otherwise. `choose` selects the
+nodes, with a reason for every node left out; `whole` converts a whole model instead. Source: ONNX operator Cast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tqs_passes.graph_pass import PassResult
 from tqs_passes.transforms.half_precision.choose import Chosen, choose
 from tqs_passes.transforms.half_precision.types import Half, element_type
 
-#: Larger stored values that are not weights get a Cast, which folds at load, so that they can still be stored small.
+#: Larger stored values that are not weights get a Cast, which is folded at load, so that they can still be shrunk.
 _MOST_CONVERTED_BYTES = 1024
 
 
@@ -45,7 +45,7 @@ class HalfCompute:
     labels : mapping of str to str
         Labels of the stored tensors that are weights, by name.
     deferred : bool
-        Leave the weights of the blocks as they are stored: the model is sound only once they are rewritten.
+        Leave the weights of the blocks as stored: the model is sound only after the rewrite has written them.
     """
 
     dtype: Half
@@ -61,7 +61,7 @@ class HalfCompute:
         Raises
         ------
         InputError
-            The pattern is wrong or matches nothing, or no node can compute with this type.
+            The pattern is invalid or matches nothing, or no node can compute in this type.
         """
         chosen = choose(model, self.labels, self.dtype, self.blocks)
         work = _Rewiring(model, chosen, self.dtype)
@@ -135,7 +135,7 @@ class _Rewiring:
         return f"{self._prefix}{self._count}"
 
     def _give(self, node: onnx.NodeProto, position: int, *, cast_back: bool) -> None:
-        """Let an output be of the type, and cast it back for readers outside."""
+        """Change the type of an output, and cast it back for readers outside."""
         name = node.output[position]
         if cast_back:
             node.output[position] = self._fresh()
@@ -152,7 +152,7 @@ class _Rewiring:
         tensor: onnx.TensorProto | None,
         outside: frozenset[str],
     ) -> str:
-        """Return the name of a value in the type, cast once for all its readers."""
+        """Return the name of a value in the type; it is cast once for all its readers."""
         if name in self._half:
             return self._half[name]
         if tensor is not None and name not in outside and tensor_n_bytes(tensor) <= _MOST_CONVERTED_BYTES:
@@ -184,10 +184,10 @@ def _is_cast(node: onnx.NodeProto) -> bool:
 
 
 def _read_outside(chosen: Chosen) -> frozenset[str]:
-    """Return the values of the main graph that are read as they were: by other nodes, bodies, or as graph outputs.
+    """Return the values of the main graph that are read in their old type: by other nodes, bodies, or as graph outputs.
 
-    A Cast of the main graph reads any type, so a value that a chosen node makes may change under it; a value that is
-    stored may not.
+    A Cast of the main graph accepts any type, so a value computed by a chosen node may change its type under it; a
+    stored value may not.
     """
     own = {site: i for i, site in enumerate(i for i, s in enumerate(chosen.wiring.sites) if s.scope == 0)}
     made = {

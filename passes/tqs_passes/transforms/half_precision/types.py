@@ -1,9 +1,9 @@
-"""Which operators may compute with 16-bit floats: a table, narrowed by ONNX's schemas at the file's opset.
+"""The operators that may compute in 16-bit floats: a table, restricted by ONNX's schemas at the file's opset.
 
-An operator is in the table where onnxruntime's CUDA provider has a kernel for the type (its OperatorKernels page,
-1.31) and where rounding its inputs to the type does no harm of its own: products accumulate in float32, elementwise
-operators and those that only move values round once. Sums over an axis, exponentials and powers are left in float32.
-onnxconverter-common's own list of operators that do not take float16 is kept to.
+An operator is in the table if onnxruntime's CUDA provider has a kernel for the type (its OperatorKernels page, 1.31)
+and if rounding its inputs to the type does no further harm: products accumulate in float32; elementwise operators and
+those that only move values round once. Sums over an axis, exponentials and powers stay in float32.
+onnxconverter-common's own list of operators that do not accept float16 is respected.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tqs_passes.encode.weight import CAST_OPSET
 #: The 16-bit floats a node may compute with.
 Half = Literal["float16", "bfloat16"]
 
-#: Operators that gain by it: a block without one of them stays as it is.
+#: Operators that gain from the type: a block without one of them is not converted.
 PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"})
 _MOVING = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
@@ -39,7 +39,7 @@ _TAKES: dict[str, frozenset[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Which inputs and outputs of a node change their type together.
+    """The inputs and outputs of a node that change their type together.
 
     Parameters
     ----------
@@ -57,17 +57,17 @@ def element_type(dtype: Half) -> int:
 
 
 def ports_of(node: onnx.NodeProto, opset: int, dtype: Half) -> Ports | str:
-    """Return which inputs and outputs of a node would be 16-bit floats; else why it does not take them.
+    """Return the inputs and outputs of a node that would be 16-bit floats, or the reason why it does not accept them.
 
     Parameters
     ----------
     node : onnx.NodeProto
     opset : int
-        Of the default domain.
+        Opset of the default domain.
     dtype : {"float16", "bfloat16"}
     """
     if node.domain not in ("", "ai.onnx"):
-        return f"{node.domain}.{node.op_type} is no operator of the standard domain"
+        return f"{node.domain}.{node.op_type} is not an operator of the standard domain"
     if opset < CAST_OPSET:
         return f"opset {opset} has no Cast to {dtype}: it starts at {CAST_OPSET}"
     if node.op_type not in _TAKES[dtype]:

@@ -1,31 +1,32 @@
-"""Convert a whole model to float16 by onnxconverter-common: the file that anyone would make first, as a control.
+"""Converts a whole model to float16 with onnxconverter-common: the obvious first attempt, kept as a control.
 
 Before → after ::
 
     x ─▶ MatMul(w) ─▶ Softmax ─▶ y        x ─▶ Cast(half) ─▶ MatMul(w half) ─▶ Softmax ─▶ Cast(float) ─▶ y
 
-`onnxconverter_common.float16.convert_float_to_float16` does it, with its own list of operators that stay in float32 and
-its own limits: finite values beyond ±1e4 become ±1e4, values other than zero nearer to it than 1e-7 become ±1e-7.
-Inputs and outputs keep their types. Of 21 models tried, release 1.16 alone makes 12 that onnxruntime loads, the bundled
-one and the zoo among them; led around its faults, as it is here, on a copy, it makes 17, and 4 are refused:
+`onnxconverter_common.float16.convert_float_to_float16` does the conversion, with its own list of operators that stay in
+float32 and its own limits: finite values beyond ±1e4 become ±1e4, and non-zero values closer to zero than 1e-7 become
+±1e-7. Inputs and outputs keep their types. Of 21 models tried, release 1.16 alone converts 12 into files that
+onnxruntime loads, the bundled one and the zoo among them; with the workarounds below, applied to a copy, it converts
+17, and 4 are refused:
 
-- Casts it adds are called after nodes: nodes without a name, or of one name, get one of their own.
-- It does not change what a `Cast(to = float)` makes, nor a `Constant` of `value_floats`: these stay in float32, and so
-  do operators of other domains and those that do not take float16 at the model's opset.
-- A stored tensor that is read by an operator in float32 and by another one, and an output that is also read or comes
-  from an operator in float32, would have two types: an Identity stands between.
-- It reads `raw_data` only: tensors from external files, or in typed fields, are brought there.
+- The Casts it adds are named after nodes: nodes without a name, or with a duplicate name, get a unique one.
+- It does not change the output type of `Cast(to = float)`, nor of a `Constant` with `value_floats`: these stay in
+  float32, and so do operators of other domains and those that do not accept float16 at the model's opset.
+- A stored tensor read by one operator in float32 and by another in float16, and an output that is also read or that
+  comes from an operator in float32, would have two types: an Identity is inserted between them.
+- It reads only `raw_data`: tensors in external files or in typed fields are first converted to it.
 - Transposes on which onnxruntime crashes in float16 stay in float32 (see `fused_transposes`).
 
-Refused, each in one line: If, Loop and Scan (its sorting does not see what a body reads from around it), calls of local
-functions (it does not look inside: lift the model first), models that hold float16 already, opsets without a Cast to
-float16, models above 2 GB, and whatever ONNX's full checker does not accept afterwards. What it cannot see is values
-made at run time that are beyond float16's range: the file has to be rolled out. Its sorting takes time quadratic in the
+Refused, each with a one-line error: If, Loop and Scan (its sorting does not see what a body reads from the outer
+graph), calls of local functions (it does not convert their content: lift the model first), models that already contain
+float16, opsets without a Cast to float16, models above 2 GB, and results that ONNX's full checker rejects. It cannot
+detect run-time values beyond float16's range, so the file has to be rolled out. Its sorting takes time quadratic in the
 number of nodes.
 
 Measured with onnxruntime 1.31 on the CPU, as relative distance of the outputs of one call: the bundled model 2e-4,
 pangu_mini 7e-4, timesfm_mini 6e-4, aurora_mini 1.3e-3, at 1.9 to 2.0 times fewer bytes. Models of a few hundred
-kilobytes and a thousand nodes do not get smaller: the casts weigh as much as the halves saved.
+kilobytes and a thousand nodes do not become smaller: the casts take as many bytes as the conversion saves.
 """
 
 from __future__ import annotations
@@ -54,44 +55,44 @@ from tqs_passes.transforms.half_precision.elements import element_types
 from tqs_passes.transforms.half_precision.fused_transposes import fused_transposes
 
 _FLOAT, _HALF = int(onnx.TensorProto.FLOAT), int(onnx.TensorProto.FLOAT16)
-#: Limits of the values that are stored: onnxconverter-common's own.
+#: onnxconverter-common's own limits of stored values.
 _LEAST, _MOST = 1e-7, 1e4
-#: Operators that stay in float32 anyway, for a list has them.
+#: Operators that stay in float32 without a reason, because a list contains them.
 _LISTED = frozenset(float16.DEFAULT_OP_BLOCK_LIST)
-#: Operators whose output has the type that an attribute names.
+#: Operators whose output type is set by an attribute.
 _TYPED = frozenset(
     {"Bernoulli", "BlackmanWindow", "Cast", "EyeLike", "HammingWindow", "HannWindow", "MelWeightMatrix",
      "RandomNormal", "RandomNormalLike", "RandomUniform"}
 )  # fmt: skip
-#: Casts and constants between float32 and float16 need no excuse.
+#: Casts and constants between float32 and float16; they need no reason.
 _SILENT = frozenset({"Cast", "Constant", "ConstantOfShape"})
 _CRASHES = "onnxruntime's CPU provider crashes on this Transpose in float16"
-#: Warnings that `_clamped` tells better: it knows the tensor.
+#: Warnings that `_clamped` reports better, because it knows the tensor.
 _KNOWN_WARNING = "will be truncated to"
 
 
 @dataclass(frozen=True, slots=True)
 class HalfWhole:
-    """The pass (see module docstring)."""
+    """The pass (see the module docstring)."""
 
     name: ClassVar[str] = "half-whole"
 
     def apply(self, model: Model) -> PassResult:
-        """Return the model in float16, its inputs and outputs as they were, without external data.
+        """Return the model in float16, with unchanged inputs and outputs, without external data.
 
-        `changed` names the stored tensors that are float16 now; `skipped` the nodes that stay in float32, the tensors
-        some of whose values had to be moved, and what onnxconverter-common warned of. Deterministic. Not for several
-        threads at once: Python's warnings are caught, and they belong to the process.
+        `changed` names the stored tensors that are now float16; `skipped` names the nodes that stay in float32 and the
+        tensors with clamped values, and holds onnxconverter-common's warnings. Deterministic. Not thread-safe: it
+        catches Python warnings, which are global to the process.
 
         Raises
         ------
         InputError
-            The conversion cannot do this model (see module docstring).
+            The conversion does not support this model (see the module docstring).
         """
         _require(model)
         elements = element_types(model)
         if _HALF in elements.values():
-            raise _refusal("it holds float16 already", "Give the float32 model")
+            raise _refusal("it already contains float16", "Give the float32 model")
         proto = _inline(model)
         labels = _name_nodes(proto)
         kept = _kept(proto, elements)
@@ -116,14 +117,14 @@ def _require(model: Model) -> None:
     for index, node in enumerate(proto.graph.node):
         if next(bodies(node), None) is not None:
             raise _refusal(
-                f"onnxconverter-common does not keep {node.op_type} {node_label(node, index)!r} sound"
+                f"onnxconverter-common does not convert {node.op_type} {node_label(node, index)!r} correctly"
             )
     called = {(f.domain, f.name) for f in proto.functions}
     if any((node.domain, node.op_type) in called for node in proto.graph.node):
         raise _refusal("it calls local functions", "Lift it first")
     if opset_of(proto) < CAST_OPSET:
         raise _refusal(
-            f"opset {opset_of(proto)} has no Cast to float16", f"Give --opset {CAST_OPSET} or more"
+            f"opset {opset_of(proto)} has no Cast to float16", f"Set `opset` to {CAST_OPSET} or more"
         )
     numeric = (t for t in iter_tensors(proto) if t.data_type != onnx.TensorProto.STRING)
     if sum(tensor_n_bytes(tensor) for tensor in numeric) > SINGLE_FILE_LIMIT_BYTES:
@@ -131,7 +132,7 @@ def _require(model: Model) -> None:
 
 
 def _inline(model: Model) -> onnx.ModelProto:
-    """Return a copy whose float32 tensors hold raw data, wherever they were stored."""
+    """Return a copy whose float32 tensors hold raw data, regardless of their original storage."""
     proto = without_initializers(model.proto)
     proto.graph.initializer.extend(model.proto.graph.initializer)
     for tensor in iter_tensors(proto):
@@ -142,7 +143,7 @@ def _inline(model: Model) -> onnx.ModelProto:
 
 
 def _name_nodes(proto: onnx.ModelProto) -> dict[str, str]:
-    """Give every node a name of its own; return what to call each of them in a report, by that name."""
+    """Give every node a unique name; return the label of each node for reports, by that name."""
     names, space = Counter(node.name for node in proto.graph.node), names_of(proto).namespace
     labels: dict[str, str] = {}
     for index, node in enumerate(proto.graph.node):
@@ -154,7 +155,7 @@ def _name_nodes(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def _kept(proto: onnx.ModelProto, elements: dict[str, int]) -> dict[str, str]:
-    """Return the nodes that stay in float32, by name, and why; the reason is empty where it goes without saying."""
+    """Return the nodes that stay in float32 by name, with the reason; it is empty if no reason is needed."""
     opset, fused = opset_of(proto), fused_transposes(proto.graph)
     kept: dict[str, str] = {}
     for node in proto.graph.node:
@@ -174,7 +175,7 @@ def _why_float32(node: onnx.NodeProto, opset: int, elements: dict[str, int]) -> 
     given = {attribute.name for attribute in node.attribute}
     untyped = (op == "Constant" and "value" not in given) or (op == "ConstantOfShape" and not given)
     if (op in _TYPED or untyped) and elements.get(node.output[0]) == _FLOAT:
-        return f"{op} names the type of its output itself"
+        return f"{op} sets its output type by an attribute"
     try:
         schema = onnx.defs.get_schema(op, opset, "")
     except onnx.defs.SchemaError:
@@ -188,7 +189,7 @@ def _why_float32(node: onnx.NodeProto, opset: int, elements: dict[str, int]) -> 
 
 
 def _separate(proto: onnx.ModelProto, kept: dict[str, str], elements: dict[str, int]) -> None:
-    """Put an Identity wherever a value would have two types, and note the type of every value."""
+    """Insert an Identity wherever a value would have two types, and record the type of every value."""
     graph, space = proto.graph, names_of(proto).namespace
     outputs = {v.name for v in graph.output if v.type.tensor_type.elem_type == _FLOAT}
     renamed = {name: f"{space}.o{i}" for i, name in enumerate(_made(graph)) if name in outputs}
@@ -222,7 +223,7 @@ def _made(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _clamped(proto: onnx.ModelProto) -> list[Skip]:
-    """Name the tensors that have values beyond the limits."""
+    """Return the tensors with values beyond the limits."""
     skips: list[Skip] = []
     for tensor in iter_tensors(proto):
         if tensor.data_type != _FLOAT:
@@ -234,13 +235,13 @@ def _clamped(proto: onnx.ModelProto) -> list[Skip]:
             skips.append(Skip(tensor.name, f"{large} values beyond ±{_MOST:g} became ±{_MOST:g}"))
         if small:
             skips.append(
-                Skip(tensor.name, f"{small} values nearer to zero than {_LEAST:g} became ±{_LEAST:g}")
+                Skip(tensor.name, f"{small} values closer to zero than {_LEAST:g} became ±{_LEAST:g}")
             )
     return skips
 
 
 def _converted(proto: onnx.ModelProto, kept: set[str]) -> tuple[onnx.ModelProto, list[Skip]]:
-    """Let onnxconverter-common convert a model, which it changes; return it, and what it warned of."""
+    """Convert a model in place with onnxconverter-common; return it and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -255,7 +256,7 @@ def _converted(proto: onnx.ModelProto, kept: set[str]) -> tuple[onnx.ModelProto,
 
 
 def _check(model: Model, proto: onnx.ModelProto) -> None:
-    """Refuse a model that is not sound, or has other inputs or outputs."""
+    """Refuse a model that is not sound, or whose inputs or outputs changed."""
     for given, made in (
         (model.proto.graph.input, proto.graph.input),
         (model.proto.graph.output, proto.graph.output),
@@ -266,4 +267,4 @@ def _check(model: Model, proto: onnx.ModelProto) -> None:
             raise _refusal("onnxconverter-common changes the types of its inputs or outputs")
     complaint = checker_complaint(proto)
     if complaint is not None:
-        raise _refusal(f"the checker says of the result: {complaint}")
+        raise _refusal(f"the checker rejects the result: {complaint}")
