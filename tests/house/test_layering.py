@@ -1,6 +1,7 @@
 """Imports go down: the floors of the house, and the stages inside it, read off the syntax trees."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,12 @@ PASSES = sorted((ROOT / "passes" / "tqs_passes").rglob("*.py"))
 ONNX = sorted((ROOT / "tqs_onnx").rglob("*.py"))
 MODELS = sorted((ROOT / "models" / "tqs_models").rglob("*.py"))
 SESSION = ROOT / "tqs_onnx" / "rollout" / "session.py"
+CLI = ROOT / "tqs_onnx" / "cli"
+FLAG = re.compile(r"--[a-z][a-z-]+")
+#: Flags of trtexec and of `olive run --config`, which packages are written for.
+FOREIGN_FLAG = re.compile(
+    r"--(?:onnx|saveEngine|skipInference|stronglyTyped|(?:min|opt|max)Shapes|(?:package-)?config)\b"
+)
 
 #: Rooms from the ground up, package by package; a module imports from its own room or from a room further down.
 ROOMS = {
@@ -164,3 +171,19 @@ def test_the_knapsack_and_the_measures_know_neither_onnx_nor_the_runtime() -> No
         "scoring/measure/gamma",
     ):
         assert not tops(ROOT / "tqs_onnx" / f"{name}.py") & {"onnx", "onnxruntime", "onnx_graphsurgeon"}
+
+
+def named_flags(file: Path) -> list[str]:
+    """Return the string constants of a file, docstrings included, that name a command-line flag."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            rest = FOREIGN_FLAG.sub("", node.value)
+            found += [f"line {node.lineno}: {flag}" for flag in FLAG.findall(rest)]
+    return found
+
+
+@pytest.mark.parametrize("file", [f for f in (*PASSES, *ONNX) if CLI not in f.parents], ids=shown)
+def test_no_text_below_the_command_line_names_a_flag(file: Path) -> None:
+    """Messages name parameters in backticks; `tqs_onnx.cli.main.in_flags` translates them into flags."""
+    assert named_flags(file) == []

@@ -224,7 +224,7 @@ def test_a_correction_beyond_bounds_is_weakened_and_said(opened: tuple[Source, R
     options = RoundingOptions("qep", qep_damp=1e-6, qep_strength=1000.0)
     found = calibration(*opened)
     assigned = round_plan(plan_of(opened[0], 2), found, options)
-    assert any("taken at strength" in note.why for note in assigned.notes)
+    assert any("reduced to strength" in note.why for note in assigned.notes)
     decoded = decoded_weights(assigned, found.arrays)["b"]
     # the corrected weight is at most (1 + limit) norms, its rounding errs by less than its own norm
     assert np.linalg.norm(decoded) < 2 * (1 + GROWTH_LIMIT) * np.linalg.norm(arrays()["b"])

@@ -139,7 +139,7 @@ def test_a_place_that_cannot_be_written_to_is_one_line(case: Case) -> None:
         _command(case, Path("/proc/run")), check=False, capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "/proc/run: cannot be made" in done.stderr
+    assert "/proc/run: cannot be created" in done.stderr
 
 
 def test_quantize_resumes_too(case: Case, tmp_path: Path) -> None:
