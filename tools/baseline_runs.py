@@ -1,14 +1,14 @@
-"""The measurements that the study of baselines reads: drift and error of files of equal bytes, one JSON file a cell.
+"""Measures the data of the baseline study: drift and error of files of equal bytes, one JSON file per cell.
 
-A cell is a set of data, a stage and a width W; its budget is the size of the uniform file, every matrix at W bits per
-channel. All methods round the same matrices and store the rest alike, as FP16; every figure is one of a written file,
-rolled out in a stock session. Two stages that share no row::
+A cell is a data set, a stage and a width W; its budget is the size of the uniform file, with every matrix at W bits per
+channel. All methods round the same matrices and store the rest identically, as FP16; every figure is measured on a
+written file, rolled out in a stock session. The two stages share no rows::
 
     stage    scored, calibrated and tuned on    judged on
     choose   training rows                      validation rows     what is fixed here …
     final    validation rows                    test rows           … is judged here
 
-The Lorenz-96 demo has no rows: `choose` splits its scoring contexts in two, `final` scores on all of them.
+The Lorenz-96 demo has no rows: `choose` splits its scoring contexts in two, and `final` scores on all of them.
 
     python tools/baseline_runs.py choose --runs FOLDER [--set ETTh1] [--bits 3]
 """
@@ -68,7 +68,7 @@ SETS = (*TABLES, LORENZ)
 WIDTHS = (2, 3, 4)
 STAGES = {"choose": ("train", "validation"), "final": ("validation", "test")}
 MOST_SCORING = 42
-"""Scoring contexts of a table, spread over its columns."""
+"""Number of scoring contexts of a table, distributed over its columns."""
 ENDS_BITS = 6
 """Width of the first and last matrices in the control that protects them."""
 
@@ -78,7 +78,7 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Split:
-    """What a method may see, and what it is judged by."""
+    """The data that a method may use, and the data it is judged on."""
 
     source: Source
     spec: RolloutSpec
@@ -87,7 +87,7 @@ class Split:
 
 
 def split_of(name: str, stage: str) -> Split:
-    """Read a set; the two kinds of contexts share no row."""
+    """Read a data set; its two kinds of contexts share no rows."""
     if name == LORENZ:
         folder = ZOO.parent / "tqs_models" / LORENZ
         source = open_source(folder / "model.onnx")
@@ -108,7 +108,7 @@ def split_of(name: str, stage: str) -> Split:
 
 
 def alike(request: Request) -> Request:
-    """Return the request with what is no matrix stored as uniform files store it."""
+    """Return the request in which everything but matrices is stored as in uniform files."""
     first = uniform_choices(request.menus, WIDTHS[0])
     menus = tuple(
         m if len(m.weight.shape) > 1 else replace(m, candidates=(c,))
@@ -118,7 +118,7 @@ def alike(request: Request) -> Request:
 
 
 class Table:
-    """One set of one stage, scored; what is expensive is made once."""
+    """One data set of one stage, scored; expensive values are computed once."""
 
     def __init__(self, split: Split, threads: int) -> None:
         source, spec, scoring = split.source, split.spec, split.scoring
@@ -140,7 +140,7 @@ class Table:
         }
 
     def judged(self, assigned: Assigned) -> Cell:
-        """Write a file, roll it out on the judging contexts, and return what it did."""
+        """Write a file, roll it out on the judging contexts, and return its figures."""
         spec, contexts, sigma = self.split.spec, self.split.judging, self.judging.sigma
         with tempfile.TemporaryDirectory(prefix="tqs-study-") as folder:
             file = Path(folder) / "candidate.onnx"
@@ -196,7 +196,7 @@ def plan_of(request: Request, chosen: Sequence[Candidate]) -> Plan:
 
 
 class Judge:
-    """Measures the methods of one cell; those whose figures are there already are not measured again."""
+    """Measures the methods of one cell; methods that already have figures are not measured again."""
 
     def __init__(self, table: Table, bits: int, file: Path) -> None:
         self.table, self.bits, self.file = table, bits, file
@@ -204,7 +204,7 @@ class Judge:
         self.budget = uniform_plan(table.request, bits).n_bytes
 
     def lacks(self, *names: str) -> bool:
-        """Whether a method was not measured yet."""
+        """Whether one of these methods has no figures yet."""
         return any(name not in self.found for name in names)
 
     def one(self, name: str, plan: Plan, rounding: RoundingOptions) -> None:
@@ -221,7 +221,7 @@ class Judge:
         say(f"  W{self.bits} {name}: {cell['bytes']} bytes, drift {cell['drift']:.4g}")
 
     def tuned(self, name: str, plan: Plan, scales: FreeRounding) -> None:
-        """Measure a plan under QEP, at the setting that is best on contexts held out of the calibration."""
+        """Measure a plan under QEP, with the setting that is best on contexts held out of the calibration."""
         if self.lacks(name):
             settings = qep_settings(RoundingOptions("qep", scales))
             best, _ = self.table.tuner.best(plan, settings)
@@ -230,7 +230,7 @@ class Judge:
 
 
 def uniform_files(judge: Judge) -> None:
-    """Measure the four baselines, on scales as published and on unbiased ones."""
+    """Measure the four baselines, on their published scales and on unbiased ones."""
     for scales in ("rtn", "mse", "unbiased"):
         plan = uniform_plan(judge.table.requests["mse"], judge.bits)  # rtn: two bits may be worse than one
         judge.one(f"uniform {scales}", plan, RoundingOptions(scales))
@@ -242,7 +242,7 @@ def uniform_files(judge: Judge) -> None:
 
 
 def free_files(judge: Judge) -> None:
-    """Measure what needs no data for its integers: the objectives paper, energy and measured."""
+    """Measure the objectives paper, energy and measured, whose integers need no data."""
     table, budget = judge.table, judge.budget
     for objective, scales in (
         (Objective.PAPER, "rtn"),
@@ -259,7 +259,7 @@ def free_files(judge: Judge) -> None:
 
 
 def data_files_of(judge: Judge, methods: Sequence[str]) -> None:
-    """Measure data-aware rounding of what the rollout's own responses to GPTQ buy."""
+    """Measure data-aware rounding of the plans that the measured responses to GPTQ give."""
     table = judge.table
     names = [f"measured + {m}" for m in methods]
     if judge.lacks(*names):
@@ -273,7 +273,7 @@ def data_files_of(judge: Judge, methods: Sequence[str]) -> None:
 
 
 def controls(judge: Judge) -> None:
-    """Measure two ways to spend the same bytes without the rollout, rounded like the best of ours."""
+    """Measure two ways to spend the same bytes without rollouts, rounded like our best method."""
     table, budget = judge.table, judge.budget
     roles = {w.name: w.role for w in table.split.source.survey.weights}
     judge.tuned("ends at 6 bits + qep", ends_plan(table.request, judge.bits, budget, roles), "unbiased")

@@ -1,9 +1,9 @@
-"""Time `tqs_onnx.allocation.solver.knapsack.solve` beside plain CP-SAT, SCIP and HiGHS, side by side in one run.
+"""Times `tqs_onnx.allocation.solver.knapsack.solve` against plain CP-SAT, SCIP and HiGHS, side by side in one run.
 
-Instances are random and look like models: costs = amplification · 4^-bits · noise with amplifications over several
+Instances are random and resemble models: costs = amplification · 4^-bits · noise with amplifications over several
 decades, sizes = values · bits / 8 + overhead with log-normal numbers of values. Every solver gets the same instances,
-one thread and the same time limit. Gaps are to the bound that `solve` proves; a solution that breaks the budget (float
-solvers have tolerances) is counted, not hidden.
+one thread and the same time limit. Gaps are relative to the bound that `solve` proves; solutions that exceed the budget
+(float solvers have tolerances) are counted, not hidden.
 
     python tools/bench_allocate.py --seeds 5 --limit 10
 """
@@ -32,7 +32,7 @@ BITS = {5: [2, 4, 8, 16, 32], 10: [1, 2, 3, 4, 6, 8, 10, 12, 16, 32]}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One solver on one instance: seconds, cost (None: no solution), claim of optimality, bytes over the budget."""
+    """One solver on one instance: seconds, cost (None: no solution), claimed optimality, bytes over the budget."""
 
     time_s: float
     cost: float | None
@@ -117,7 +117,7 @@ def _run(problem: Problem, values: list[float], time_s: float, claims_optimal: b
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the C++ solvers write to the process's own output."""
+    """Silence the output that the C++ solvers write directly to the process's stdout."""
     sys.stdout.flush()
     kept = os.dup(1), os.dup(2)
     sink = os.open(os.devnull, os.O_WRONLY)

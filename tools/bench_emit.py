@@ -1,9 +1,9 @@
-"""Time emission, and its peak memory, against the floor: read the weights, round them with NumPy, write the bytes.
+"""Times emission, and its peak memory, against a lower bound: read, round with NumPy, and write the weights.
 
 A model of `--mb` megabytes of float32 matrices with external data is written into a temporary folder and emitted at
-`--bits` bits per channel; wall time and peak resident memory are those of one child process each. The floor is the
-same rounding (`tqs_passes.grids.nearest`) and packing without any ONNX: what no emitter can avoid. The plan is made by
-hand: candidates are not priced.
+`--bits` bits per channel; wall time and peak resident memory are measured in separate child processes. The lower bound
+is the same rounding (`tqs_passes.grids.nearest`) and packing without ONNX, which no emitter can avoid. The plan is
+built directly; its candidates are not priced.
 
     python tools/bench_emit.py --mb 1100 --bits 4
 """

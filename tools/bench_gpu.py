@@ -1,10 +1,10 @@
-"""The 28-block sweep of a Pangu-shaped model (276.66 M random weights) on one GPU, beside its bare rollouts.
+"""Scores a Pangu-shaped model (276.66 M random weights) in 28 blocks on one GPU, and times it against bare rollouts.
 
-Paper: 11.5 h on an H200, contexts and draws unstated. Here: T = 4, 4 contexts, 4 gauss draws, then the quant probe, the
-blocks being 8 of the 223 stored tensors each, as in the paper; the two constant maps stay as they are. Prints minutes,
-most GPU memory, and the ratio to as many bare rollouts: the calls alone, in the plain session, nothing copied. Run it
-again with the same --out to go on after a stop: what is printed is of the rollouts made then. Where there is no GPU it
-says so and ends. Usage::
+Paper: 11.5 h on an H200, contexts and draws unstated. Here: T = 4, 4 contexts, 4 gauss draws, then the quant probe;
+each block has 8 of the 223 stored tensors, as in the paper; the two constant maps stay unchanged. Prints minutes, peak
+GPU memory, and the ratio to the same number of bare rollouts: only the calls, in the plain session, nothing copied. Run
+it again with the same --out to resume after a stop; the printed figures cover only the rollouts made in that run.
+Without a GPU it says so and exits. Usage::
 
     python tools/bench_gpu.py --out run [--grid 721x1440] [--contexts 4] [--draws 4]
     python tools/bench_gpu.py --out run --provider cpu --grid 721x96 --contexts 1 --draws 1   # 16 GB of memory
@@ -46,9 +46,9 @@ from tqs_passes.weights import Origin
 
 
 class GpuMemory:
-    """The most GPU memory in use while it was watched, as nvidia-smi tells it; a context manager.
+    """Records the peak GPU memory reported by nvidia-smi; a context manager.
 
-    Text of it is a number of MB, or a dash where there is no nvidia-smi.
+    Its text is a number of MB, or a dash if nvidia-smi is not available.
     """
 
     def __init__(self) -> None:
@@ -58,19 +58,19 @@ class GpuMemory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> GpuMemory:
-        """Begin to watch."""
+        """Start recording."""
         if self._tool is not None:
             self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop watching."""
+        """Stop recording."""
         self._ended.set()
         if self._tool is not None:
             self._thread.join()
 
     def __str__(self) -> str:
-        """Return the most that was seen."""
+        """Return the recorded peak."""
         return "–" if self._tool is None else f"{self._most} MB"
 
     def _watch(self) -> None:
@@ -161,7 +161,7 @@ def main() -> int:
 
 
 def ratio(wall_s: float, bare_s: float) -> str:
-    """Return a ratio of times, or a dash where nothing was rolled out."""
+    """Return a ratio of times, or a dash if nothing was rolled out."""
     return f"{wall_s / bare_s:.2f}" if bare_s else "–"
 
 

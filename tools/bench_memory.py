@@ -1,7 +1,7 @@
-"""Peak memory of `tqs score` on a big model with external data, as a multiple of its weights.
+"""Measures the peak memory of `tqs score` on a big model with external data, as a multiple of its weights.
 
-A chain of 4096 × 4096 matrices of `--mb` megabytes is scored in a child process. What a process that only imports the
-package holds is told beside it: the model itself may be held once, and half of it again while a weight is perturbed.
+A chain of 4096 × 4096 matrices of `--mb` megabytes is scored in a child process. The memory of a process that only
+imports the package is reported too. Allowed: the model once, and half of it again while a weight is perturbed.
 
     python tools/bench_memory.py --mb 1100
 """

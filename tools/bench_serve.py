@@ -1,11 +1,10 @@
-"""Load time, memory and latency a step of models stored in several ways, side by side in one run.
+"""Measures load time, memory and latency per step of models stored in several ways, side by side in one run.
 
-Each model is stored as FP32, by onnxruntime.quantization (dynamic INT8, and MatMulNBits INT4 where it applies), and by
-this package at INT8, INT4 and INT3 under every profile: every weight at that width where that saves bytes. Models:
-the zoo, the bundled Lorenz-96 surrogate and the 76 MB transformer of `bench_sweep.py`; ``--model`` takes any other
-file, and `measure_forms.py` has one model a kind of reader. Times are processor time of one call on one thread, the
-least of interleaved rounds (see `serving.py`), as multiples of FP32; memory is what the process holds beyond an empty
-one. Usage::
+Each model is stored as FP32, by onnxruntime.quantization (dynamic INT8, and MatMulNBits INT4 if possible), and by this
+package at INT8, INT4 and INT3 under every profile: every weight at that width if that saves bytes. Models: the zoo, the
+bundled Lorenz-96 surrogate and the 76 MB transformer of `bench_sweep.py`; ``--model`` takes any other file, and
+`measure_forms.py` has one model per kind of reader. Times are the processor time of one call on one thread, the minimum
+over interleaved rounds (see `serving.py`), as multiples of FP32; memory is the increase over an empty process. Usage::
 
     python tools/bench_serve.py [--only transformer] [--rounds 9] [--out tools/served.md]
 """
@@ -39,7 +38,7 @@ MODELS = {
 
 
 def theirs(source: Path, folder: Path) -> dict[str, Path]:
-    """Return what onnxruntime.quantization makes of a file, as far as it can."""
+    """Return the files that onnxruntime.quantization can write for a model."""
     try:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError as error:

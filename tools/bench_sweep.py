@@ -1,9 +1,10 @@
-"""What a sweep costs beside its rollouts: wall(sweep) / (rollouts × wall of one bare nominal rollout).
+"""Measures the overhead of scoring: wall(scoring) / (rollouts × wall of one bare nominal rollout).
 
-The bare rollout is made in the plain, fully optimised session of the same model; rollouts count the perturbed ones
-and one nominal per session (`+ floors` counts the two of each that measure its floors as well). `cpu` is the same ratio
-in processor time, which a busy machine disturbs less and which counts what a second thread prepares meanwhile. `naive`
-is the naive way for the biggest weight, in bare rollouts: it serializes the model and opens a new session. Usage::
+The bare rollout runs in the plain, fully optimised session of the same model. Rollouts include the perturbed ones and
+one nominal rollout per session (`+ floors` also includes the two rollouts per session that measure its floors). `cpu`
+is the same ratio in processor time, which other load disturbs less and which includes the work of the preparing
+thread. `naive` is the naive way for the biggest weight, in bare rollouts: it serializes the model and opens a new
+session. Usage::
 
     python tools/bench_sweep.py [--quick] [--threads 1]
 """
@@ -85,7 +86,7 @@ def transformer() -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration: what was run, and its times in seconds."""
+    """One configuration and its times in seconds."""
 
     name: str
     sessions: int
@@ -132,7 +133,7 @@ def measure(
     repeats: int,
     strategy: Strategy | None,
 ) -> Row:
-    """Time a sweep with a single quant probe a weight, the bare rollout before and after it, and the naive way."""
+    """Time scoring with a single quant probe per weight, the bare rollout before and after it, and the naive way."""
     options = ScoreOptions(response_bits=(), strategy=strategy)
     run = RunOptions("cpu", contexts.n_contexts, threads)
     bed = Testbed(source.lifted, source.survey, spec, contexts, run)

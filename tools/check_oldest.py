@@ -1,9 +1,9 @@
-"""Run emitted files in an old onnxruntime, in a virtual environment made for it.
+"""Runs emitted files in an old onnxruntime, in a separate virtual environment.
 
-The zoo and a model with one reader of every form are emitted at INT8, INT4 and INT3 under every profile; each file is
-rolled one step by the onnxruntime of this interpreter and by the old one, which needs nothing but NumPy beside it.
-Differences above `MOST` (8-bit activations are rounded by other kernels in other versions) and files that do not load
-are failures: exit code 1. What runs `tqs` itself is another matter: see `dependencies` in pyproject.toml. Usage::
+The zoo and a model with one reader of every form are emitted at INT8, INT4 and INT3 under every profile. Each file is
+rolled out for one step by the onnxruntime of this interpreter and by the old one, which needs only NumPy besides.
+Differences above `MOST` (kernels of other versions round 8-bit activations differently) and files that do not load
+are failures: exit code 1. The requirements of `tqs` itself are in `dependencies` in pyproject.toml. Usage::
 
     python tools/check_oldest.py [--version 1.21.1] [--venv FOLDER]
 """
@@ -74,7 +74,7 @@ def write_files(folder: Path) -> None:
 
 
 def python_of(folder: Path, version: str) -> Path:
-    """Return the interpreter of a virtual environment with that onnxruntime, made where it is not there yet."""
+    """Return the interpreter of a virtual environment with that onnxruntime; create the environment if missing."""
     python = folder / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     if not python.is_file():
         venv.create(folder, with_pip=True)

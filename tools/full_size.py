@@ -1,8 +1,8 @@
-"""Take a model of full size through the whole trip on this machine: export, score, allocate, emit, verify.
+"""Runs all stages on a full-size model on this machine: export, score, allocate, emit, verify.
 
-Every stage is a child process running the command line, so its wall time, CPU time and peak resident memory are its
-own. What is done already (its file is there) is not done again: a long trip can be made in pieces. Weights are
-random (see `tqs export`): bytes, time and memory are those of the real model, drift is that of the random one.
+Every stage is a child process that runs the command line, so wall time, CPU time and peak resident memory are its own.
+A stage whose file exists is skipped, so a long run can be split. Weights are random (see `tqs export`): bytes, time
+and memory are those of the real model; drift is that of the random one.
 
     python tools/full_size.py pangu --folder big
     python tools/full_size.py timesfm --folder big --exporter /path/to/python/with/timesfm
@@ -34,7 +34,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trip:
-    """What is asked of a model: arguments of `tqs export`, of the rollouts, and of `tqs score`."""
+    """The arguments for one model: of `tqs export`, of the rollouts, and of `tqs score`."""
 
     title: str
     export: tuple[str, ...]
@@ -90,7 +90,7 @@ def read(folder: Path) -> Record:
 
 
 def travel(name: str, folder: Path, exporter: str) -> None:
-    """Make the stages whose files are missing; the record is written after each."""
+    """Run the stages whose files are missing; write the record after each."""
     trip, record = TRIPS[name], read(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model, run = folder / "model.onnx", folder / "run"
@@ -137,7 +137,7 @@ def write(record: Record, folder: Path) -> None:
 
 
 def measured(arguments: list[str], python: str, folder: Path) -> Record:
-    """Run `tqs` with these arguments in a child process; stop when it fails."""
+    """Run `tqs` with these arguments in a child process; exit if it fails."""
     start = time.perf_counter()
     child = subprocess.Popen(
         [python, "-m", "tqs_onnx.cli.main", *arguments], stdout=subprocess.PIPE, text=True
@@ -160,7 +160,7 @@ def measured(arguments: list[str], python: str, folder: Path) -> Record:
 
 
 def facts(manifest: Path) -> Record:
-    """Return what verification found."""
+    """Return the results of verification."""
     v = json.loads(manifest.read_text(encoding="utf-8"))["verification"]
     return {
         "weight_compression": v["weight_compression"],
@@ -175,7 +175,7 @@ def facts(manifest: Path) -> Record:
 
 
 def machine() -> Record:
-    """Return what the figures depend on."""
+    """Return the properties of the machine that the figures depend on."""
     names = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

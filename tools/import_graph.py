@@ -1,8 +1,8 @@
-"""List the rooms of the house, the floor each lies on, and the arrows between them, from the imports in the code.
+"""Lists the rooms of the code, the floor of each, and the arrows between them, computed from the imports.
 
-A room is a folder of the package that holds modules; a module that lies beside folders is a room of its own. An arrow
-goes from a room to one that it imports from. A floor is one more than the highest floor below: a room that imports
-from no other lies on floor 0. Rooms in a circle have no floor and are listed as such.
+A room is a folder of the package that contains modules; a module beside folders is a separate room. An arrow points
+from a room to a room that it imports from. The floor of a room is one more than the highest floor it imports from; a
+room that imports from no other has floor 0. Rooms in an import cycle have no floor and are listed separately.
 
     python tools/import_graph.py [ROOT ...]
 """
@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parents[1]
 
 
 def imported(file: Path) -> Iterator[str]:
-    """Yield the modules that a file imports, those inside functions included."""
+    """Yield the modules that a file imports, including imports inside functions."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -70,7 +70,7 @@ def rooms_of(root: Path, depth: int) -> nx.DiGraph:
 
 
 def floors_of(graph: nx.DiGraph) -> dict[str, int]:
-    """Return the floor of every room that is in no circle and above none."""
+    """Return the floor of every room that is neither in a cycle nor imports from one."""
     floors: dict[str, int] = {}
     loose = {room for circle in circles(graph) for room in circle}
     for room in reversed(list(nx.topological_sort(nx.condensation(graph)))):
@@ -81,12 +81,12 @@ def floors_of(graph: nx.DiGraph) -> dict[str, int]:
 
 
 def circles(graph: nx.DiGraph) -> list[list[str]]:
-    """Return the sets of rooms that import each other in a circle."""
+    """Return the sets of rooms that import each other in a cycle."""
     return [sorted(c) for c in nx.strongly_connected_components(graph) if len(c) > 1]
 
 
 def main() -> int:
-    """Print the house of every checkout given; exit 1 where rooms form a circle."""
+    """Print the rooms of every given checkout; exit 1 if rooms form a cycle."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

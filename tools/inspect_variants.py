@@ -37,28 +37,28 @@ ZOO = Path(__file__).resolve().parents[1] / "models" / "zoo"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was found in one export.
+    """The results for one export.
 
     Parameters
     ----------
     network, exporter : str
     parameters : int
-        Of the network, without scalars.
+        Number of parameters of the network, without scalars.
     found : int
-        Of them held by exactly one weight.
+        Number of parameters stored in exactly one weight.
     named : int
-        Of those found, with a label that ends in the parameter's name; any made-up one where that has none.
+        Number of found parameters whose label ends in the parameter's name; any generated label if it has no name.
     folded : tuple of str
-        Parameters that no weight holds: merged with others, or a function of them is stored.
+        Parameters that no weight stores: they are merged with others, or only a function of them is stored.
     wrong_axis : tuple of str
-        Matrices found with another channel axis than that of their outputs.
+        Matrices whose channel axis differs from that of their outputs.
     other : tuple of str
-        Weights that hold no parameter, by label.
+        Weights that store no parameter, by label.
     masks : int
-        Tensors told from weights as masks.
+        Number of tensors recognised as masks.
     weights : int
     roles : tuple of int
-        Weights by role, in the order of `Role`.
+        Number of weights by role, in the order of `Role`.
     """
 
     network: str
@@ -77,16 +77,16 @@ class Row:
 def look(
     network: str, exporter: str, model: Model, parameters: Mapping[str, np.ndarray], *, turned: bool
 ) -> Row:
-    """Survey an export and hold it against the parameters of its network.
+    """Survey an export and compare it with the parameters of its network.
 
     Parameters
     ----------
     network, exporter : str
     model : Model
     parameters : mapping of str to array
-        Those with more than one value.
+        The parameters with more than one value.
     turned : bool
-        Matrices are stored [out, in] in the network, as torch's Linear does; else [in, out].
+        Whether the network stores matrices as [out, in], as torch's Linear does; otherwise [in, out].
     """
     lifted, survey = find_weights(model)
     stored = {t.name: t for t in lifted.proto.graph.initializer}
@@ -127,7 +127,7 @@ def _row(
 
 
 def _same_name(label: str, name: str) -> bool:
-    """Whether a label ends as the parameter's name does: exporters put modules before it, or leave some out."""
+    """Whether a label ends like the parameter's name: exporters add module names in front, or omit some."""
     return label == name or label.endswith(f".{name}") or name.endswith(f".{label}")
 
 
@@ -136,7 +136,7 @@ def _key(values: np.ndarray) -> bytes:
 
 
 def _keys(values: np.ndarray) -> set[bytes]:
-    """Return the content of a tensor as it is, and transposed: an exporter turns matrices."""
+    """Return keys of a tensor's content, unchanged and transposed, because exporters transpose matrices."""
     keys = {_key(values)}
     if values.ndim == 2:
         keys.add(_key(values.T))
@@ -223,7 +223,7 @@ def aurora_small() -> tuple[Any, tuple[Any, ...]]:
 
 
 def own_export(name: str, module: Any, settings: dict[str, str]) -> Row:  # noqa: ANN401
-    """Return what is found in `tqs export` of an architecture."""
+    """Return the results for `tqs export` of an architecture."""
     from tqs_models import aurora, timesfm
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -237,7 +237,7 @@ def own_export(name: str, module: Any, settings: dict[str, str]) -> Row:  # noqa
 
 
 def shaped_rows() -> Iterator[Row]:
-    """Yield what is found in Pangu-shaped models, whose own stored tensors are the parameters."""
+    """Yield the results for Pangu-shaped models, whose own stored tensors are the parameters."""
     for bias, opset in (("expanded", 17), ("table", 17), ("expanded", 11), ("table", 11)):
         norms = "fused" if opset == 17 else "decomposed"
         proto = build(dataclasses.replace(TINY, bias=bias, norms=norms), 0, opset=opset)
@@ -271,13 +271,13 @@ def rows(which: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _some(names: tuple[str, ...], most: int = 6) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names, and the number of further names."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(f"`{n}`" for n in names[:most]) + more
 
 
 def markdown(found: list[Row]) -> str:
-    """Return the table, and below it what is folded and what else counts as a weight."""
+    """Return the table, followed by the folded parameters and the other weights."""
     head = [
         "network",
         "exporter",

@@ -1,9 +1,9 @@
-"""What every form costs for every kind of reader: the measurements behind `tqs_passes.plan.forms.TABLE`.
+"""Measures the cost of every form for every kind of reader: the data behind `tqs_passes.plan.forms.TABLE`.
 
-For each kind of reader a small model is stored as FP32 and in every form that it can take, each at several tiers.
-Printed per form: processor time of a call as a multiple of FP32's at batch 1 and 32, the error against the model fed
-the decoded weights, file size, resident memory and its peak against FP32's. `--out` writes the table as Markdown, with
-the version of the runtime and the CPU; the figures of kinds that are not measured again are kept from `--json`. Usage::
+For each kind of reader a small model is stored as FP32 and in every applicable form, each at several tiers. Printed per
+form: processor time of a call as a multiple of FP32's at batch 1 and 32, the error against the model with the decoded
+weights, file size, resident memory and its peak against FP32's. `--out` writes the table as Markdown, with the version
+of the runtime and the CPU; figures of kinds that are not measured again are kept from `--json`. Usage::
 
     python tools/measure_forms.py --json tools/forms.json --out tools/forms.md [--only MatMul,Conv3x3] [--rounds 7]
 """
@@ -139,7 +139,7 @@ def block_quantized(source: Source, out: Path) -> None:
 
 
 def error_of(path: Path, source: Source, plan: Plan) -> float:
-    """Return ‖y − y'‖ / ‖y'‖ at batch 3, y' of the source fed what the plan's weights decode to."""
+    """Return ‖y − y'‖ / ‖y'‖ at batch 3; y' is the source's output with the plan's decoded weights."""
     fed = onnx.ModelProto()
     fed.CopyFrom(source.lifted.proto)
     by_name = {a.weight: a for a in plan.assignments}

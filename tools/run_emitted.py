@@ -1,7 +1,7 @@
-"""Run emitted files in whatever onnxruntime this interpreter has: NumPy and onnxruntime only, any version.
+"""Runs emitted files in the interpreter's own onnxruntime; needs only NumPy and onnxruntime, of any version.
 
-For each ``<name>.onnx`` of a folder with a ``<name>.npz`` beside it (``in/<input>``, ``out/<output>``) print one JSON
-line: the file's name, and the relative error of its outputs or why it failed. `check_oldest.py` calls it.
+For each ``<name>.onnx`` in a folder with a ``<name>.npz`` beside it (``in/<input>``, ``out/<output>``), print one JSON
+line: the file's name, and the relative error of its outputs or the reason of the failure. `check_oldest.py` calls it.
 """
 
 import json
@@ -13,7 +13,7 @@ import onnxruntime
 
 
 def relative_error(path: Path) -> float:
-    """Return the largest ‖y − y'‖ / ‖y'‖ over the outputs that were kept."""
+    """Return the largest ‖y − y'‖ / ‖y'‖ over the stored outputs."""
     kept = np.load(path.with_suffix(".npz"))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

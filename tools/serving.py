@@ -1,8 +1,8 @@
-"""Load a model in a process of its own and time it: what `measure_forms.py` and `bench_serve.py` share.
+"""Loads a model in a separate process and times it; used by `measure_forms.py` and `bench_serve.py`.
 
-A child process loads one file with stock options and one thread, says what that took, and then answers each batch size
-on its standard input with the processor time of one call: files are compared in interleaved rounds, and processor time
-does not see what else the machine does. Resident memory is taken after the first call at every batch size.
+A child process loads one file with stock options and one thread, reports the cost of loading, and then answers each
+batch size on its standard input with the processor time of one call. Files are compared in interleaved rounds, and
+processor time is not affected by other load. Resident memory is measured after the first call at every batch size.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Return the figures of every file that loads: ``mb``, ``load_s``, ``ram_mb``, ``peak_mb`` and ``ms@<batch>``.
 
-    Latency is the least of interleaved rounds.
+    Latency is the minimum over interleaved rounds.
     """
     found: dict[str, dict[str, float]] = {}
     children: dict[str, subprocess.Popen[str]] = {}
@@ -110,7 +110,7 @@ def _readline(process: subprocess.Popen[str]) -> str:
 
 
 def processor() -> str:
-    """Return the name of the CPU and the instructions that decide these figures."""
+    """Return the name of the CPU and the instruction sets that affect these figures."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     name = next(
         (line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"

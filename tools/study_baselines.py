@@ -1,8 +1,8 @@
-"""Write models/zoo/BASELINES.md from the figures of `baseline_runs.py`: who drifts least at equal file bytes.
+"""Writes models/zoo/BASELINES.md from the figures of `baseline_runs.py`: which method drifts least at equal file bytes.
 
-A cell is a variable of a set at a width W. A method wins it when it has less drift there than the best of the four
-baselines, each at its best setting. Intervals are of a moving-block bootstrap over the windows of the test rows, in
-order of time, the same blocks for both methods: ratios whose 95 % interval lies below 1 are counted apart.
+A cell is a variable of a data set at a width W. A method wins it if its drift is less than that of the best of the four
+baselines, each at its best setting. Intervals come from a moving-block bootstrap over the windows of the test rows, in
+order of time, with the same blocks for both methods; ratios whose 95 % interval lies below 1 are counted separately.
 
     python tools/baseline_runs.py choose --runs RUNS && python tools/baseline_runs.py final --runs RUNS
     python tools/study_baselines.py --runs RUNS --out models/zoo/BASELINES.md
@@ -28,11 +28,11 @@ from study_zoo import markdown
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SELF = "measured + qep"
-"""The configuration that is judged; chosen on the stage `choose`."""
+"""The configuration to judge; it was chosen on the stage `choose`."""
 FREE = "measured, unbiased"
-"""The same without data for the integers."""
+"""The same configuration without data for the integers."""
 PUBLISHED = ("uniform rtn", "uniform mse", "uniform gptq, mse", "uniform gptaq, mse", "uniform qep, mse")
-"""RTN without and with MSE clipping, GPTQ and GPTAQ on MSE scales, QEP tuned: settings that were published."""
+"""RTN without and with MSE clipping, GPTQ and GPTAQ on MSE scales, QEP tuned: the published settings."""
 UNIFORM = (
     *PUBLISHED,
     "uniform unbiased",
@@ -40,7 +40,7 @@ UNIFORM = (
     "uniform gptaq, unbiased",
     "uniform qep, unbiased",
 )
-"""The baselines on our own scales as well."""
+"""The baselines, on our own scales too."""
 Figures = Mapping[str, Cell]
 
 
@@ -56,7 +56,7 @@ class Study:
         return list(dict.fromkeys(m for figures in self.cells.values() for m in figures))
 
     def wins(self, method: str, bits: int, against: Sequence[str]) -> tuple[int, int, int]:
-        """Return the variables won, those won beyond doubt, and all, at one width."""
+        """Return the numbers of variables won, won significantly, and compared, at one width."""
         won = sure = total = 0
         for (name, width), figures in self.cells.items():
             if width != bits:
@@ -74,7 +74,7 @@ class Study:
 
 
 def read(folder: Path, stage: str) -> Study:
-    """Read what there is of a stage."""
+    """Read the existing figures of a stage."""
     found: dict[tuple[str, int], Figures] = {}
     for name in SETS:
         for bits in WIDTHS:
@@ -177,7 +177,7 @@ def ratios(study: Study, method: str, other: Callable[[Figures], str]) -> str:
 
 
 def always_below(study: Study, method: str, others: Sequence[str]) -> str:
-    """Return how many (set, width) pairs a method is below each of others in drift."""
+    """Return the number of (set, width) pairs in which a method has less drift than each of the others."""
     cells = study.cells.values()
     return ", ".join(
         f"`{o}` in {sum(f[method]['drift'] < f[o]['drift'] for f in cells)} of {len(study.cells)}"
@@ -186,7 +186,7 @@ def always_below(study: Study, method: str, others: Sequence[str]) -> str:
 
 
 def verdicts(final: Study) -> list[str]:
-    """Return what was to be reached, and whether it was."""
+    """Return the targets, and whether they were reached."""
     lines: list[str] = []
     for method, widths in ((SELF, WIDTHS), (FREE, (2,))):
         for what, against in (
@@ -236,7 +236,7 @@ EASY = ("uniform rtn", "uniform mse", "paper, rtn", "paper, unbiased")
 
 
 def summary(final: Study) -> list[str]:
-    """Return how the two configurations stand to the others, over all sets."""
+    """Return how the two configurations compare with the others, over all sets."""
     over = {
         "the best baseline as published": lambda f: best_of(f, PUBLISHED),
         "the best baseline on any scales": lambda f: best_of(f, UNIFORM),

@@ -1,10 +1,10 @@
-"""Write models/zoo/RESULTS.md: skill of the zoo, γ by role, and which of the paper's claims hold on it.
+"""Writes models/zoo/RESULTS.md: skill of the zoo, γ by role, and which of the paper's claims hold for it.
 
 Usage, from the repository root, with the data (see models/zoo/*/card.md) and h5py::
 
     python tools/study_zoo.py --runs FOLDER --out models/zoo/RESULTS.md
 
-Scores are kept in FOLDER and not measured again: delete it to start over. About 15 minutes on one core.
+Scores are stored in FOLDER and reused: delete it to start over. The study takes about 15 minutes on one core.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ PROBES = ("quant", "gauss")
 PAPER_SHARE = (0.17, 0.24)
 PAPER_RHO = 0.7
 NOTHING = 1e-3
-"""A drift below a thousandth of a standard deviation is called nothing."""
+"""A drift below this, a thousandth of a standard deviation, counts as none."""
 Table = list[list[str]]
 
 
 def markdown(head: list[str], rows: Table) -> str:
-    """Return a table; columns of numbers to the right."""
+    """Return a table; columns of numbers are right-aligned."""
     marks = ["---:" if row_is_number(rows, i) else "---" for i in range(len(head))]
     lines = [head, marks, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def row_is_number(rows: Table, column: int) -> bool:
-    """Tell whether a column holds figures."""
+    """Return whether a column holds numbers."""
     return all(row[column][:1].isdigit() or row[column][:1] in "–-" for row in rows)
 
 
@@ -53,7 +53,7 @@ def verdict(holds: bool) -> str:
 
 
 class Results:
-    """The scores of all models, and the sections made of them."""
+    """The scores of all models, and the sections computed from them."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -89,7 +89,7 @@ class Results:
         return markdown(head, rows), leads
 
     def transfer(self) -> tuple[str, dict[str, float]]:
-        """Return the table of rank correlations between sets, and the least of each row."""
+        """Return the table of rank correlations between sets, and the minimum of each row."""
         rows: Table = []
         least: dict[str, float] = {}
         for model in MODELS:
@@ -119,7 +119,7 @@ class Results:
         return markdown(["model", "probe", "of", "top 10 %", "top 25 %", "top 50 %"], rows), top
 
     def agreement(self) -> tuple[str, list[tuple[float, float]]]:
-        """Return the table of agreement of the probes, over weights and over blocks."""
+        """Return the table of the agreement of the probes, over weights and over blocks."""
         rows: Table = []
         pairs: list[tuple[float, float]] = []
         for model in MODELS:
@@ -133,7 +133,7 @@ class Results:
         return markdown(head, rows), pairs
 
     def insensitive(self) -> tuple[str, list[float]]:
-        """Return the table of weights that move nothing, and what dropping them to one bit does."""
+        """Return the table of weights that move nothing, and the effect of reducing them to one bit."""
         rows: Table = []
         drifts: list[float] = []
         for model in MODELS:
@@ -163,7 +163,7 @@ class Results:
 
 
 def drift(study: Study, model: str, scores: Scores, names: list[str] | dict[str, str]) -> float:
-    """Return the drift on test contexts when the named weights have one bit a value and a scale a tensor."""
+    """Return the drift on test contexts if the named weights have one bit per value and one scale per tensor."""
     folder = ZOO / model
     source = open_source(folder / "model.onnx")
     where = study.contexts(model, "test" if model in GRIDS else study.sets(model)[0])
@@ -202,7 +202,7 @@ def skill() -> str:
 
 
 def kept_skill(study: Study) -> str:
-    """Return the skill tables, measured once a folder of runs."""
+    """Return the skill tables, measured once per folder of runs."""
     path = study.folder / "skill.md"
     if not path.is_file():
         path.write_text(skill(), encoding="utf-8")

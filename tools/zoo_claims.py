@@ -1,4 +1,4 @@
-"""Figures behind the paper's claims, from scores: ranks by role, transfer, concentration, agreement of probes."""
+"""Computes the figures behind the paper's claims from scores: ranks by role, transfer, concentration, agreement."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def gammas(scores: Scores) -> np.ndarray:
 
 
 def percentiles(scores: Scores) -> dict[str, float]:
-    """Return for each alive weight the percentile of its γ_task among all: 0 the least, 100 the most sensitive."""
+    """Return the percentile of γ_task of each alive weight among all: 0 the least, 100 the most sensitive."""
     alive = targets(scores)
     rank = rankdata(gammas(scores)) - 1
     return {w.weight: 100 * float(r) / max(len(alive) - 1, 1) for w, r in zip(alive, rank, strict=True)}
 
 
 def by_role(scores: Scores, *, matrices: bool = False) -> dict[Role, tuple[int, float, float]]:
-    """Return for each role its number of weights, and mean and median percentile.
+    """Return the number of weights and the mean and median percentile of each role.
 
-    With `matrices`, percentiles are among weights of two or more long axes: the paper's layers.
+    With `matrices`, percentiles are among weights with two or more long axes: the paper's layers.
     """
     kept = [w for w in scores.weights if not matrices or sum(n > 1 for n in w.shape) >= 2]
     chosen = scores.model_copy(update={"weights": tuple(kept)})
@@ -53,7 +53,7 @@ def by_role(scores: Scores, *, matrices: bool = False) -> dict[Role, tuple[int, 
 
 
 def io_leads(table: dict[Role, tuple[int, float, float]]) -> bool:
-    """Tell whether both I/O roles have a higher mean percentile than every body role."""
+    """Return whether both I/O roles have a higher mean percentile than every body role."""
     body = [mean for role, (_, mean, _) in table.items() if role not in IO]
     return min(mean for role, (_, mean, _) in table.items() if role in IO) > max(body)
 
@@ -72,9 +72,9 @@ def share(scores: Scores, top: float) -> float:
 
 
 def mean_agreement(a: Scores, b: Scores, size: int = 8) -> tuple[float, int]:
-    """Return the rank correlation of two probes over blocks as the paper's Pangu has them, and their number.
+    """Return the rank correlation of two probes over blocks like those of the paper's Pangu, and the number of blocks.
 
-    `size` weights in a row, in the order of the file; a block's γ is the mean of its alive members' own.
+    A block is `size` consecutive weights of the file; its γ is the mean of its alive members' own.
     """
     sides: list[list[float]] = []
     for scores in (a, b):
@@ -87,7 +87,7 @@ def mean_agreement(a: Scores, b: Scores, size: int = 8) -> tuple[float, int]:
 
 
 def insensitive(many: Iterable[Scores]) -> dict[str, str]:
-    """Return the weights that one of the scores calls dead or below the floor, label by name."""
+    """Return the weights that one of the scores marks dead or below the floor, label by name."""
     gone = (Status.DEAD, Status.BELOW_FLOOR)
     return {w.weight: w.label for scores in many for w in scores.weights if w.status in gone}
 

@@ -1,6 +1,6 @@
-"""The scores that the zoo study reads: which model, on which contexts, by which probe, as weights or as blocks.
+"""Computes the scores for the zoo study: which model, on which contexts, by which probe, as weights or as blocks.
 
-Each is a run directory of `tqs score`; one that is there is not scored again.
+Each is a run directory of `tqs score`; existing ones are not scored again.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ TABLES = {
     "exchange_rate": ("exchange_rate/exchange_rate.csv.gz", 16),
     "weather": ("weather/weather.csv.gz", 21),
 }
-"""File of each table below `$TQS_DATA`, and contexts scored: a whole number for each of its columns."""
+"""File of each table in `$TQS_DATA`, and number of scoring contexts: a multiple of its number of columns."""
 GRIDS = ("pangu_mini", "aurora_mini")
 HALVES = ("early", "late")
 STARTS = 32
-"""Starts of the validation months of a grid model; each half scores 16."""
+"""Starts in the validation months of a grid model; 16 of each half are scored."""
 DRAWS = 2
 
 
@@ -51,7 +51,7 @@ def data_root() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """Where runs are kept.
+    """Computes the scores of the study and stores its runs in a folder.
 
     Parameters
     ----------
@@ -63,11 +63,11 @@ class Study:
     threads: int = 1
 
     def sets(self, model: str) -> tuple[str, ...]:
-        """Return the sets of contexts that a model is scored on."""
+        """Return the names of the sets of contexts on which a model is scored."""
         return HALVES if model in GRIDS else tuple(TABLES)
 
     def contexts(self, model: str, name: str) -> tuple[Path, int]:
-        """Return the contexts file of a set, written when it is not there, and how many of it are scored."""
+        """Return the contexts file of a set, written if missing, and the number of its contexts to score."""
         if model not in GRIDS:
             return data_root() / TABLES[name][0], TABLES[name][1]
         path = self.folder / f"{model}.{name}.npz"
