@@ -277,7 +277,7 @@ def read_scores(path: Path) -> Scores:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"
         raise InputError(
-            f"does not hold scores of this version ({key}: {first['msg']})",
+            f"holds no scores of this version ({key}: {first['msg']})",
             where=str(path),
             todo="Give a scores.json that tqs score wrote, or run tqs score again",
         ) from error
