@@ -174,7 +174,7 @@ def test_verify_of_the_run_repeats_its_drift(shell: Shell, tmp_path: Path, capsy
 
 def test_verify_does_not_replace_a_manifest_unasked(shell: Shell, capsys: Capture) -> None:
     assert main(shell.verify()) == 2
-    assert "manifest.json: exists" in capsys.readouterr().err
+    assert "manifest.json: already exists" in capsys.readouterr().err
 
 
 def swapped(arguments: list[str]) -> list[str]:
@@ -442,4 +442,4 @@ def test_a_sweep_from_scores_that_cannot_be_written_says_so(
         *shell.case.arguments(),
     ]
     assert main(["sweep", str(shell.case.model), *files, "--compressions", "2"]) == 0
-    assert "what is measured now is not kept" in capsys.readouterr().err
+    assert "new measurements are not kept" in capsys.readouterr().err

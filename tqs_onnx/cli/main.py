@@ -38,7 +38,7 @@ _SECTIONS = {
     "Start here": ("demo", "inspect", "quantize", "build"),
     "One stage at a time": ("score", "allocate", "emit", "verify"),
     "Compare": ("sweep", "baseline"),
-    "Around it": ("package", "export", "doctor"),
+    "More": ("package", "export", "doctor"),
 }
 
 

@@ -249,9 +249,8 @@ class _Work:
                 self.notes.append(Skip(a.label, f"not corrected: {error.what}"))
                 return exact
             moved[g] = full - exact[g]
-            moved[g][:, np.diag(statistics.H[g]) == 0] = (
-                0.0  # not corrected, because such columns are cleared below
-            )
+            # Such columns are cleared later, so they are not corrected.
+            moved[g][:, np.diag(statistics.H[g]) == 0] = 0.0
         norm, size = float(np.linalg.norm(exact)), float(np.linalg.norm(moved))
         strength = self.options.qep_strength
         for _ in range(_HALVINGS):
