@@ -55,9 +55,8 @@ class Expose:
                 continue
             shape = tuple(tensor.shape)
             tensor.to_variable(dtype=onnx.helper.tensor_dtype_to_np_dtype(dtypes[name]), shape=shape)
-            tensor.type = (
-                "tensor_type"  # graphsurgeon 0.6 does not set it in to_variable, and then cannot export
-            )
+            # graphsurgeon 0.6 does not set it in to_variable, and then cannot export.
+            tensor.type = "tensor_type"
             graph.inputs.append(tensor)
             changed.append(name)
         proto = gs.export_onnx(graph, do_type_check=False)

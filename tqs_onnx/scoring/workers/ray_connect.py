@@ -70,9 +70,8 @@ def connected(address: str | None) -> Generator[ModuleType]:
             _require_listening(address)
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        on_term = signal.getsignal(
-            signal.SIGTERM
-        )  # Ray installs its own handler and does not restore this one
+        # Ray installs its own handler and does not restore this one.
+        on_term = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False
