@@ -40,18 +40,18 @@ def command(as_json: bool) -> int:
         [[n, "yes" if e is None else "no", e or ""] for n, e in found.items()],
         left=3,
     )
-    click.echo(f"--providers auto means {resolve_provider('auto')} here")
+    click.echo(f"--providers auto selects {resolve_provider('auto')} here")
     for warning in warnings:
         click.echo(f"warning: {warning}")
     return 0 if works else 1
 
 
 def _warnings(runtimes: tuple[str, ...]) -> list[str]:
-    """Return what is wrong with the packages installed."""
+    """Return the problems of the installed packages."""
     if len(runtimes) < 2:
         return []
     names = " and ".join(runtimes)
     return [
-        f"{names} are installed together: they share one folder, and which one runs depends on the order of their "
-        f"installation. Remove all of them, then install one: pip uninstall -y {' '.join(runtimes)}"
+        f"{names} are installed together: they share one folder, and the order of their installation decides which one "
+        f"runs. Remove all of them, then install one: pip uninstall -y {' '.join(runtimes)}"
     ]

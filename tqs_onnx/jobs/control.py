@@ -1,7 +1,7 @@
 """The float16 control: the whole model converted by onnxconverter-common, measured like any other file.
 
-It has no plan, so there is nothing to decode: the file is checked, loaded in a child process first (the conversion
-cannot see what crashes a runtime), rolled out in a stock session, and compared with the FP32 file.
+It has no plan, so there are no weights to decode: the file is checked, loaded in a child process first (the conversion
+cannot detect what crashes a runtime), rolled out in a stock session, and compared with the FP32 file.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from tqs_passes.files.save import save_model
 from tqs_passes.transforms.half_precision.whole import HalfWhole
 
 _LOG = logging.getLogger(__name__)
-#: Reasons that are named in the log.
+#: Maximum number of reasons named in the log.
 _MOST_REASONS = 3
 
 
 class ControlManifest(BaseModel):
-    """The file `control.json`: what the control was made from, and what was measured.
+    """The file `control.json`: the inputs of the control, and the measurements.
 
     Attributes
     ----------
     inputs, output : dict
-        SHA-256 of what was read and written.
+        SHA-256 of the files read and written.
     versions : dict of str to str
     settings : dict
-        The job.
+        Settings of the job.
     bytes_in, bytes_out : int
     drift : Drift
     truth : dict of str to TruthError
     gates : tuple of GateResult
     skipped : dict of str to str
-        Nodes and tensors that the conversion treated otherwise, and why.
+        Nodes and tensors that the conversion treated differently, with the reasons.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -87,12 +87,12 @@ class Control(Shown):
 
     @property
     def verdict(self) -> str:
-        """The file in words; see `verdict`."""
+        """The verdict on the file; see `verdict`."""
         m = self.manifest
         return verdict_of(m.bytes_in / m.bytes_out, m.drift, m.truth)
 
     def facts(self) -> dict[str, str]:
-        """Return the verdict, the sizes, the drift and where the file is."""
+        """Return the verdict, the sizes, the drift and the path of the file."""
         m = self.manifest
         return {
             "verdict": self.verdict,
@@ -102,7 +102,7 @@ class Control(Shown):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of `tqs baseline --method fp16 --json`."""
+        """Return the JSON object that `tqs baseline` prints for the method `fp16`."""
         m = self.manifest
         degradation = {name: error.degradation for name, error in m.truth.items()}
         return {
@@ -118,18 +118,18 @@ class Control(Shown):
 
 
 def half_control(job: BaselineJob) -> Control:
-    """Convert a model to float16 as a whole, write it and measure it.
+    """Convert a whole model to float16, write it and measure it.
 
     Parameters
     ----------
     job : BaselineJob
-        Its widths, rounding and serving are not used.
+        Its width, rounding and serving options are not used.
 
     Raises
     ------
     InputError
-        The conversion cannot do this model (see `HalfWhole`), the file crashes the runtime, or its rollout is not
-        finite.
+        The conversion does not support this model (see `HalfWhole`), the file crashes the runtime, or its rollout is
+        not finite.
     """
     start = time.perf_counter()
     options = job.options
@@ -162,7 +162,7 @@ def half_control(job: BaselineJob) -> Control:
 
 
 def _measured(bed: Testbed, source: Path, emitted: Path, gates: tuple[str, ...]) -> ControlManifest:
-    """Roll both files out and compare them."""
+    """Roll out both files and compare them."""
     nominal, ours = bed.roll_file(source, keep_other=False), bed.roll_file(emitted, keep_other=False)
     compared = nominal.outputs, ours.outputs, bed.spec, bed.contexts
     drift = measure_drift(*compared, bed.sigma, nominal.time_after)

@@ -49,16 +49,16 @@ def judge(gates: tuple[Gate, ...], verification: Verification) -> tuple[GateResu
 def input_digests(
     model: Path, files: Mapping[str, Path], digests: Mapping[str, str]
 ) -> dict[str, dict[str, str]]:
-    """Return the SHA-256 of everything that was read, by role and name.
+    """Return the SHA-256 of all inputs, by role and name.
 
     Parameters
     ----------
     model : Path
-        With its external data.
+        The model; its external data are included.
     files : mapping of str to Path
-        Role to file or folder.
+        Files and folders, by role.
     digests : mapping of str to str
-        Role to the digest of what was given as a value.
+        Digests of inputs given as values, by role.
     """
     inputs = {"model": file_facts(model).sha256}
     inputs |= {role: {"(in memory)": digest} for role, digest in digests.items()}
@@ -81,7 +81,7 @@ def manifest_of(
     settings: dict[str, Any],
     provider: str,
 ) -> Manifest:
-    """Return the manifest of an emitted file; `digests` are those of inputs that were given as values, by role."""
+    """Return the manifest of an emitted file; `digests` are those of in-memory inputs, by role."""
     inputs = input_digests(subject.source, files, digests)
     return Manifest(
         inputs=inputs,

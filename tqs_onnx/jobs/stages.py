@@ -315,9 +315,9 @@ def recorded(
     verification : Verification
     gates : tuple of GateResult
     settings : mapping
-        The job: see `jobs.options.settings_of`.
+        Settings of the job; see `jobs.options.settings_of`.
     bed : Testbed
-        Where the file was verified.
+        The testbed of the verification.
     """
     files, licence = data.files | dict(written), licence_of(source.metadata)
     return manifest_of(

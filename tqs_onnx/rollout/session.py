@@ -306,7 +306,7 @@ def _best_provider() -> Provider:
     if reason is None:
         _LOG.info("running on CUDA")
         return "cuda"
-    _LOG.info("running on the CPU: CUDA does not work here (tqs doctor says why)")
+    _LOG.info("running on the CPU: CUDA does not work here (see tqs doctor)")
     _LOG.debug("%s", reason)
     return "cpu"
 
@@ -336,7 +336,7 @@ def probe_provider(provider: Provider) -> str | None:
 
 
 def installed_runtimes() -> tuple[str, ...]:
-    """Return the packages that bring onnxruntime; more than one overwrite each other's files."""
+    """Return the installed packages that contain onnxruntime; two or more overwrite each other's files."""
     known = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
     names = {(d.metadata["Name"] or "").lower().replace("_", "-") for d in distributions()}
     return tuple(name for name in known if name in names)

@@ -1,1 +1,1 @@
-"""Data-aware rounding: which integers stand for a weight, given what the weight is multiplied with."""
+"""Data-aware rounding: chooses the integers of a weight from the inputs it is multiplied with."""

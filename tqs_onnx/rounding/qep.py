@@ -1,8 +1,8 @@
-"""QEP's correction: move a weight, before it is rounded, to make up for errors that come from upstream.
+"""QEP's correction: changes a weight before rounding to compensate for upstream errors.
 
     W ← W + strength · W D (H + damp · mean(diag H) · I)⁻¹
 
-with H and D as `calibrate` sums them. Source: QEP (Arai and Ichikawa 2025). NumPy only, float64.
+with H and D accumulated by `calibrate`. Source: QEP (Arai and Ichikawa 2025). NumPy only, float64.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from tqs_onnx.rounding.compensate import Matrix, checked_matrix, checked_statistic
 from tqs_passes.errors import InputError
 
-#: Columns that the published programs of GPTQ and GPTAQ round before they correct the rest.
+#: Number of columns that the published programs of GPTQ and GPTAQ round before they correct the rest.
 PUBLISHED_BLOCK = 128
 
 
 def qep_correct(
     W: ArrayLike, H: ArrayLike, D: ArrayLike, *, damp: float = 1.0, strength: float = 0.5
 ) -> Matrix:
-    """Return the weight corrected for upstream errors, float64 [out, in] (see module docstring).
+    """Return the weight corrected for upstream errors, float64 [out, in] (see the module docstring).
 
-    Columns of dead inputs become zero before the correction.
+    Columns of dead inputs are set to zero before the correction.
 
     Raises
     ------
@@ -39,13 +39,13 @@ def qep_correct(
     try:
         moved = np.linalg.solve(h.T, (w @ d).T).T
     except np.linalg.LinAlgError as error:
-        raise InputError("the damped H is singular", todo="Use more damping") from error
+        raise InputError("the damped H is singular", todo="Increase `qep_damp`") from error
     corrected: Matrix = w + strength * moved
     return corrected
 
 
 def _clear_dead(w: Matrix, h: Matrix) -> NDArray[np.bool_]:
-    """Set H_dd = 1 and W_d = 0 for dead inputs, in place; return which those are."""
+    """Set H_dd = 1 and W_d = 0 for dead inputs, in place; return the mask of dead inputs."""
     dead: NDArray[np.bool_] = np.diag(h) == 0
     h[dead, dead] = 1.0
     w[:, dead] = 0.0

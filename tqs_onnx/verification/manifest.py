@@ -40,9 +40,9 @@ class Manifest(BaseModel):
     versions : dict of str to str
         Versions of Python, this package, and the libraries that affect results.
     settings : dict
-        The command's options.
+        The options of the job.
     provider : str
-        Where the file was verified: what `auto` meant on that machine.
+        Execution provider of the verification; for `auto`, the provider it selected on that machine.
     profile : str
     licence : str or None
         Licence of the source model, if its metadata or card states one.

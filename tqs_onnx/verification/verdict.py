@@ -25,7 +25,7 @@ def verdict(v: Verification) -> str:
 
 
 def verdict_of(compression: float, drift: Drift, truth: Mapping[str, TruthError]) -> str:
-    """Return the verdict on a file of this compression, drift and errors; see `verdict`."""
+    """Return the verdict on a file with this compression, drift and errors; see `verdict`."""
     smaller = f"{compression:.3g} times smaller"
     if not truth:
         return f"{smaller}; {_by_drift(drift.per_step)}"
