@@ -85,7 +85,7 @@ def emission(plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill 
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class PreparedModel:
     """A lifted model as the rewrite sees it.
 
     Parameters
@@ -111,7 +111,7 @@ def prepared(
     constants: Literal["small", "keep"],
     opset: int | None,
     compute: Compute | None = None,
-) -> Prepared:
+) -> PreparedModel:
     """Return the lifted model as the rewrite sees it; `preparation` lists the passes.
 
     Raises
@@ -120,7 +120,7 @@ def prepared(
         The model cannot be converted to this opset, or no block can compute in this type.
     """
     result = preparation(labels, constants, opset, compute).apply(model)
-    return Prepared(result.model, result.skipped_by(HalfCompute.name))
+    return PreparedModel(result.model, result.skipped_by(HalfCompute.name))
 
 
 def stayed(skipped: tuple[Skip, ...]) -> str:

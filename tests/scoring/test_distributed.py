@@ -25,7 +25,7 @@ from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.measure.floors import SessionFloors
 from tqs_onnx.scoring.measure.station import Frame, exposable_of
 from tqs_onnx.scoring.measure.store import StoppedError
-from tqs_onnx.scoring.measure.task import Found, Task, parts_of, tasks_of
+from tqs_onnx.scoring.measure.task import Finding, Task, parts_of, tasks_of
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.plan.probe import Probe, ProbeKind
 from tqs_onnx.scoring.plan.strategy import Strategy
@@ -119,7 +119,7 @@ def test_what_is_left_of_a_task_is_what_nobody_found(tmp_path: Path) -> None:
     plan = planned(opened(tmp_path, forecaster()))
     desk = Desk(plan, exposable_of(plan))
     frame, task = desk.frame(), tasks_of(plan, frozenset(), {})[0]
-    whole: list[Found] = list(desk.measure(frame, task))
+    whole: list[Finding] = list(desk.measure(frame, task))
     left = task
     for found in whole[:3]:
         left = left.without(found)
@@ -128,7 +128,7 @@ def test_what_is_left_of_a_task_is_what_nobody_found(tmp_path: Path) -> None:
     assert keys(whole[:3]) + keys(rest) == keys(whole)
 
 
-def keys(found: list[Found]) -> list[str]:
+def keys(found: list[Finding]) -> list[str]:
     """Return what was found: the keys of measurements, and the sessions of floors."""
     return [f"floors {f.session}" if isinstance(f, SessionFloors) else f[0][0] for f in found]
 

@@ -7,7 +7,7 @@ from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, score
 from tqs_onnx.allocation.file_size import require_feasible
 from tqs_onnx.allocation.offers import Entry, entries_of
 from tqs_onnx.allocation.solver.algorithm2 import Allocation
-from tqs_onnx.allocation.spend import Found, searched
+from tqs_onnx.allocation.spend import Spent, searched
 from tqs_onnx.allocation.stored_once import store_once
 from tqs_passes.plan.plan import Plan, SolverFacts
 
@@ -54,7 +54,7 @@ def _with_twins(request: Request, plan: Plan) -> Plan:
     return store_once(plan, request.size.of, firsts) if firsts else plan
 
 
-def _plan(request: Request, found: Found, options: PlanOptions, max_bytes: int) -> Plan:
+def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) -> Plan:
     by_name = {s.weight: s for s in request.scores.weights}
     allocation = found.allocation
     made = {

@@ -9,7 +9,7 @@ from onnx.external_data_helper import uses_external_data
 from tqs_onnx.allocation.costing import Request
 from tqs_onnx.allocation.file_size import FileSize
 from tqs_onnx.allocation.tier_set import TierSet, refuse
-from tqs_onnx.emission import Prepared, placeholder_metadata, prepared
+from tqs_onnx.emission import PreparedModel, placeholder_metadata, prepared
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash
@@ -88,7 +88,7 @@ def require_contexts_of(scores: Scores, spec: RolloutSpec, contexts: Contexts) -
         )
 
 
-def prepared_source(source: Source, serving: Serving) -> Prepared:
+def prepared_source(source: Source, serving: Serving) -> PreparedModel:
     """Return the prepared lifted model of a source (see `emission.prepared`)."""
     labels = {w.name: w.label for w in source.survey.weights}
     return prepared(source.lifted, labels, serving.constants_as_stored, serving.opset, serving.compute)
@@ -96,7 +96,7 @@ def prepared_source(source: Source, serving: Serving) -> Prepared:
 
 def menus_of(
     source: Source,
-    ready: Prepared,
+    ready: PreparedModel,
     profile: Profile,
     tiers: TierSet | tuple[Tier, ...],
     serving: Serving,
@@ -117,7 +117,7 @@ def menus_of(
     return found
 
 
-def size_of(source: Source, ready: Prepared) -> FileSize:
+def size_of(source: Source, ready: PreparedModel) -> FileSize:
     """Return the sizes of everything in an emitted file besides its weights; `ready` is the source's prepared model."""
     names = frozenset(w.name for w in source.survey.weights)
     bare = skeleton(ready.model, names, placeholder_metadata(), VERSION)

@@ -28,7 +28,7 @@ _TABLES_MATTER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Spent:
     """One allocation, the choice of each entry, and the bytes of its file."""
 
     entries: list[Entry]
@@ -42,7 +42,7 @@ class Found:
         return [e.bundles[k] for e, k in zip(self.entries, self.choices, strict=True)]
 
 
-def searched(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found:
+def searched(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Spent:
     """Return the best allocation over the kinds of codes, (width, grid) and row tiers, that the file may use.
 
     The knapsack ignores that choices share tables. A kind takes a few hundred bytes, which matters in small
@@ -55,7 +55,7 @@ def searched(request: Request, entries: list[Entry], options: PlanOptions, max_b
     whole = [every, every - {ROWS}]
     queue = [*whole, least, *kind_starts(every)] if search else [*whole, least]
     tried: set[frozenset[str]] = set()
-    found: Found | None = None
+    found: Spent | None = None
     while queue:
         kinds = queue.pop(0)
         if kinds in tried or (found is not None and not search and kinds not in whole):
@@ -71,7 +71,7 @@ def searched(request: Request, entries: list[Entry], options: PlanOptions, max_b
     return found
 
 
-def _try(request: Request, entries: list[Entry], budget: int, options: PlanOptions) -> Found:
+def _try(request: Request, entries: list[Entry], budget: int, options: PlanOptions) -> Spent:
     allocation = allocate(
         [e.item for e in entries],
         budget,
@@ -81,10 +81,10 @@ def _try(request: Request, entries: list[Entry], budget: int, options: PlanOptio
     )
     choices = [allocation.choices[entry.item.name] for entry in entries]
     chosen = flat(e.bundles[k] for e, k in zip(entries, choices, strict=True))
-    return Found(entries, allocation, choices, file_bytes(request.size, chosen))
+    return Spent(entries, allocation, choices, file_bytes(request.size, chosen))
 
 
-def _spent(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Found | None:
+def _spent(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Spent | None:
     """Return an allocation whose file fits; None when there is none."""
     if file_bytes(request.size, flat(least_of(e.bundles) for e in entries)) > max_bytes:
         return None

@@ -74,7 +74,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataTable(_Table):
+class DataSection(_Table):
     """The `[data]` table; its keys are flags of `tqs quantize`."""
 
     rollout: str
@@ -93,7 +93,7 @@ class BuildFile(_Table):
     model: str
     out: str = "run"
     name: str | None = Field(default=None, pattern=r"^[^/\\\x00]+\.onnx$")
-    data: DataTable
+    data: DataSection
     score: Options = Field(default_factory=dict)
     plan: Options
     gates: Options = Field(default_factory=dict)

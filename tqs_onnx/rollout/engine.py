@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout import postprocess as mirror
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.feedback import Feedback
+from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.gauge import Held, Squares, gauge_for, squared
 from tqs_onnx.rollout.session import Session, Value, host_value
 from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
-from tqs_onnx.rollout.trajectory import NonFiniteError, Part, Trajectory, in_time, join
+from tqs_onnx.rollout.trajectory import ChunkOutputs, NonFiniteError, Trajectory, in_time, join
 from tqs_onnx.rollout.variables import variable_at
 from tqs_passes.errors import InputError
 
@@ -78,7 +78,7 @@ class Engine:
     batch : int, optional
         Maximum number of contexts per call, default 32. A model with a fixed batch size runs with that size, and the
         last chunk is padded by repetition; a model without a batch axis runs one context at a time.
-    feedback : Feedback, optional
+    feedback : FeedbackSession, optional
         The feedback of another engine of the same model and rollout, to share; created if not given.
 
     Raises
@@ -94,7 +94,7 @@ class Engine:
         contexts: Contexts,
         *,
         batch: int | None = None,
-        feedback: Feedback | None = None,
+        feedback: FeedbackSession | None = None,
     ) -> None:
         self.session = session
         self.spec = spec
@@ -104,7 +104,7 @@ class Engine:
             raise InputError(f"`batch` must be at least 1, not {batch}")
         if contexts.n_contexts == 0:
             raise InputError("holds no context at all", where=contexts.source)
-        self.feedback = feedback or Feedback(spec, session)
+        self.feedback = feedback or FeedbackSession(spec, session)
         self._fixed = fixed_batch(spec, session.signature)
         self._batch = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
         self._asked = batch
@@ -213,7 +213,7 @@ class Engine:
             made = self._finished(self._joined(chosen, overrides, False, None), overrides)
             return Squares(squared(made.outputs, held.whole.outputs), made.time_after)
         steps = self.spec.rollout.steps
-        parts: list[Part] = []
+        parts: list[ChunkOutputs] = []
         for start in range(0, chosen.stop, self._batch):
             chunk = self._chunk(start, min(start + self._batch, chosen.stop))
             parts.append(self._compared(chunk, overrides, held, steps, watch))
@@ -251,7 +251,7 @@ class Engine:
         held: dict[int, list[dict[str, Value]]] | None,
     ) -> Trajectory:
         """Roll out all chunks; if `held` is given, also store there what it holds (see `Held.steps`)."""
-        parts: list[Part] = []
+        parts: list[ChunkOutputs] = []
         for start in range(chosen.start, chosen.stop, self._batch):
             chunk = self._chunk(start, min(start + self._batch, chosen.stop))
             keep = None if held is None else held.setdefault(start, [])
@@ -336,7 +336,7 @@ class Engine:
         overrides: Mapping[str, Value],
         keep_other: bool,
         held: list[dict[str, Value]] | None,
-    ) -> Part:
+    ) -> ChunkOutputs:
         trajectory = self.spec.trajectory.outputs
         names = [p.name for p in self.session.signature.outputs]
         extra = [n for n in names if n not in trajectory] if keep_other else []
@@ -351,7 +351,7 @@ class Engine:
                 held.append({n: outputs[n] for n in trajectory})
         if held is not None and not self.session.on_host:
             self._make_room(held)
-        return Part(
+        return ChunkOutputs(
             {n: [self._on_host(v, n, i, chunk) for i, v in enumerate(vs, 1)] for n, vs in kept.items()},
             {n: [self._plain(v, chunk) for v in vs] for n, vs in other.items()},
         )
@@ -364,7 +364,7 @@ class Engine:
 
     def _compared(
         self, chunk: _Chunk, overrides: Mapping[str, Value], held: Held, steps: int, watch: Watch | None
-    ) -> Part:
+    ) -> ChunkOutputs:
         """Roll out a chunk and return its squares; copy them to the host immediately only if that is free."""
         gauge, others = held.gauge, held.steps[chunk.contexts.start]
         if gauge is None:
@@ -380,7 +380,7 @@ class Engine:
                 found[name].append(here.get(name, value))
             if watch is not None and watch(step, here):
                 break
-        return Part(
+        return ChunkOutputs(
             {
                 n: [self._on_host(v, n, i, chunk, np.float64) for i, v in enumerate(vs, 1)]
                 for n, vs in found.items()

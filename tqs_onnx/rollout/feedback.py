@@ -12,7 +12,7 @@ from tqs_onnx.rollout.update import build_update
 from tqs_passes.errors import InputError
 
 
-class Feedback:
+class FeedbackSession:
     """Computes the inputs of the next step; one instance serves every session of the same inputs and outputs.
 
     Parameters

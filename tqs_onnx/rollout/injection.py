@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine, Held, Squares, Trajectory, Watch
-from tqs_onnx.rollout.feedback import Feedback
+from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.options import RunOptions, SessionOptions
 from tqs_onnx.rollout.session import Session, Value, host_value, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec
@@ -147,7 +147,7 @@ class GroupSession:
     run : RunOptions
     prefix : bool
         Compute the part before the group only once for the first step, if there is one.
-    feedback : Feedback, optional
+    feedback : FeedbackSession, optional
         See `Engine`.
     """
 
@@ -162,7 +162,7 @@ class GroupSession:
         run: RunOptions,
         *,
         prefix: bool = False,
-        feedback: Feedback | None = None,
+        feedback: FeedbackSession | None = None,
     ) -> None:
         names = [w.name for w in group if w.name in source.arrays]
         self._arrays = source.arrays

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.distance import Ruler, drift_of, n_space, ruler_for
 from tqs_onnx.rollout.engine import Engine
-from tqs_onnx.rollout.feedback import Feedback
+from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.injection import GroupSession, exposable
 from tqs_onnx.rollout.options import RunOptions, SessionOptions
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
@@ -68,7 +68,7 @@ class _Sessions:
     exposed: GroupSession | None = None
     capturing: Capturing | None = None
     captured: tuple[str, ...] = ()
-    feedback: Feedback | None = None
+    feedback: FeedbackSession | None = None
 
 
 class Testbed:

@@ -80,7 +80,7 @@ class Trajectory:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ChunkOutputs:
     """The result of one chunk: per output one array [context, time, *rest] (other: [context, ...]) per step."""
 
     kept: dict[str, list[NDArray[Any]]]
@@ -130,7 +130,7 @@ def in_time(
         return np.ascontiguousarray(ordered[:n_contexts], dtype)
 
 
-def join(parts: list[Part], contexts: range, spec: RolloutSpec) -> Trajectory:
+def join(parts: list[ChunkOutputs], contexts: range, spec: RolloutSpec) -> Trajectory:
     """Concatenate the trajectories of all chunks.
 
     Raises
@@ -178,5 +178,5 @@ def join(parts: list[Part], contexts: range, spec: RolloutSpec) -> Trajectory:
     )
 
 
-def _whole(parts: list[Part], name: str, length: int | None) -> NDArray[Any]:
+def _whole(parts: list[ChunkOutputs], name: str, length: int | None) -> NDArray[Any]:
     return np.concatenate([np.concatenate(p.kept[name], 1)[:, :length] for p in parts])

@@ -21,7 +21,7 @@ from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.measure.floors import SessionFloors
 from tqs_onnx.scoring.measure.station import Frame
 from tqs_onnx.scoring.measure.store import Results, StoppedError
-from tqs_onnx.scoring.measure.task import Found, tasks_of
+from tqs_onnx.scoring.measure.task import Finding, tasks_of
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan, on_trajectory, plan_sweep
 from tqs_onnx.scoring.scores import ProbeFacts, Scores, Status, WeightScore
@@ -152,7 +152,7 @@ def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Fram
     text = results.frame(plan.job)
     frame = None if text is None else Frame.model_validate_json(text)
 
-    def keep(found: Found) -> None:
+    def keep(found: Finding) -> None:
         if isinstance(found, SessionFloors):
             results.put_floors(plan.job, found)
             return

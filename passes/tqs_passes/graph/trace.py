@@ -42,7 +42,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class StoredTensor:
     """A stored float tensor of the main graph that may be a weight.
 
     Parameters

@@ -31,7 +31,7 @@ MOST_WIDTHS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class RowPart:
     """The channels of one width.
 
     Parameters
@@ -76,23 +76,23 @@ def part_grid(grid: Grid, bits: int) -> Grid:
     return grid if grid in grids_for(bits) else grids_for(bits)[0]
 
 
-def parts_of(rows: str, grid: Grid) -> tuple[Part, ...]:
+def parts_of(rows: str, grid: Grid) -> tuple[RowPart, ...]:
     """Return the parts of a weight, narrowest first."""
     widths = widths_of(rows)
     return tuple(
-        Part(int(bits), part_grid(grid, int(bits)), np.flatnonzero(widths == bits))
+        RowPart(int(bits), part_grid(grid, int(bits)), np.flatnonzero(widths == bits))
         for bits in np.unique(widths)
     )
 
 
-def order_of(parts: tuple[Part, ...]) -> NDArray[np.unsignedinteger]:
+def order_of(parts: tuple[RowPart, ...]) -> NDArray[np.unsignedinteger]:
     """Return the position of each channel in the concatenated parts, in the smallest unsigned type."""
     behind = np.concatenate([part.channels for part in parts])
     order = np.argsort(behind, kind="stable")
     return order.astype(np.min_scalar_type(len(behind) - 1))
 
 
-def codes_of_part(codes: Codes, part: Part) -> Codes:
+def codes_of_part(codes: Codes, part: RowPart) -> Codes:
     """Return the codes of one part, its channels in order."""
     axis = codes.axis
     assert axis is not None

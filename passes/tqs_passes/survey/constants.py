@@ -14,7 +14,7 @@ from tqs_passes.graph import content
 from tqs_passes.graph.axes import MOVERS
 from tqs_passes.graph.flow import Flow
 from tqs_passes.graph.scope import Site, Value, Wiring
-from tqs_passes.graph.trace import Candidate, Reading
+from tqs_passes.graph.trace import Reading, StoredTensor
 from tqs_passes.survey.data_constants import DataConstants
 from tqs_passes.survey.naming import is_anonymous
 
@@ -100,12 +100,12 @@ class Judge:
         }
         self._with_data = DataConstants(wiring, flow)
 
-    def reason(self, candidate: Candidate) -> str | None:
+    def reason(self, candidate: StoredTensor) -> str | None:
         """Return why a candidate is not a weight, in words for the user; None when it is one."""
         rules = (self._use, self._frequencies, self._mask, self._with_data.reason, _sinusoid, _neutral)
         return next((why for rule in rules if (why := rule(candidate)) is not None), None)
 
-    def _use(self, candidate: Candidate) -> str | None:
+    def _use(self, candidate: StoredTensor) -> str | None:
         readings = candidate.readings
         if readings and all(_is_scale(r) or self._scales_levels(r) for r in readings):
             return "already quantised: a scale or zero point"
@@ -151,7 +151,7 @@ class Judge:
                 seen.update(self._made[value])
         return has_bytes
 
-    def _frequencies(self, candidate: Candidate) -> str | None:
+    def _frequencies(self, candidate: StoredTensor) -> str | None:
         if content.wide_axes(candidate.shape) != 1 or not candidate.readings:
             return None
         ends = self._ends((0, candidate.name), self._is_phase)
@@ -163,7 +163,7 @@ class Judge:
             return "position encoding: frequencies that feed only Sin and Cos"
         return None
 
-    def _mask(self, candidate: Candidate) -> str | None:
+    def _mask(self, candidate: StoredTensor) -> str | None:
         values = content.few_values(candidate.array())
         if values is None or not candidate.readings:
             return None
@@ -237,7 +237,7 @@ def _is_argument(site: Site, position: int) -> bool:
     )
 
 
-def _sinusoid(candidate: Candidate) -> str | None:
+def _sinusoid(candidate: StoredTensor) -> str | None:
     array = candidate.array()
     if content.wide_axes(candidate.shape) == 2 and content.is_sinusoid(array):
         return "position encoding: a table of sines and cosines"
@@ -246,7 +246,7 @@ def _sinusoid(candidate: Candidate) -> str | None:
     return None
 
 
-def _neutral(candidate: Candidate) -> str | None:
+def _neutral(candidate: StoredTensor) -> str | None:
     """Detect scales of one and shifts of zero that exporters add to norms without parameters; weights have names."""
     if not is_anonymous(candidate.name) or not candidate.readings:
         return None

@@ -18,7 +18,7 @@ from tqs_passes.graph import content
 from tqs_passes.graph.axes import MOVERS
 from tqs_passes.graph.flow import Flow
 from tqs_passes.graph.scope import Site, Value, Wiring
-from tqs_passes.graph.trace import Candidate, Reading
+from tqs_passes.graph.trace import Reading, StoredTensor
 
 _AFFINE = frozenset({"Add", "Sub", "Mul", "Div"})
 _MOST_HOPS = 4
@@ -46,7 +46,7 @@ class DataConstants:
         #: Heads of the statistics found at inputs: the same values at an output reverse the normalisation.
         self._of_inputs: set[bytes] = set()
 
-    def reason(self, candidate: Candidate) -> str | None:
+    def reason(self, candidate: StoredTensor) -> str | None:
         """Return why a candidate is not a weight, in words for the user; None when it may be one."""
         if not candidate.readings:
             return None
@@ -56,7 +56,7 @@ class DataConstants:
             return "a table of counts: whole numbers that only divide"
         return None
 
-    def _is_statistic(self, candidate: Candidate) -> bool:
+    def _is_statistic(self, candidate: StoredTensor) -> bool:
         """Return whether the tensor only normalises inputs or outputs and looks like a statistic.
 
         It looks like one if its name says so, or if it is positive and divides an input.
@@ -126,12 +126,12 @@ def _divides(reading: Reading) -> bool:
     return reading.site.op == "Div" and reading.reader.input_index == 1
 
 
-def _counts(candidate: Candidate) -> bool:
+def _counts(candidate: StoredTensor) -> bool:
     """Return whether the values are whole numbers from 1 on that are not all equal."""
     values = content.as_float(candidate.array())
     whole = np.all(values >= 1) and np.all(values == np.floor(values)) and np.all(np.isfinite(values))
     return bool(whole and values.max() > values.min())
 
 
-def _flat(candidate: Candidate) -> content.Array:
+def _flat(candidate: StoredTensor) -> content.Array:
     return candidate.array().reshape(-1)

@@ -16,7 +16,7 @@ from tqs_passes.graph import content
 from tqs_passes.graph.content import Array
 from tqs_passes.graph.flow import SHAPE_ONLY, Flow
 from tqs_passes.graph.scope import wire
-from tqs_passes.graph.trace import Candidate, Reading, Tracer
+from tqs_passes.graph.trace import Reading, StoredTensor, Tracer
 from tqs_passes.survey.constants import Judge
 from tqs_passes.survey.lift import FLOAT_TYPES, Lift, is_weight_like
 from tqs_passes.survey.naming import labels
@@ -83,7 +83,7 @@ def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
         readings: tuple[Reading, ...] = ()
         if is_weight_like(tensor):
             readings = tracer.readings((0, tensor.name), shape)
-            reason = judge.reason(Candidate(tensor.name, shape, readings, _Stored(tensor, model)))
+            reason = judge.reason(StoredTensor(tensor.name, shape, readings, _Stored(tensor, model)))
         else:
             reason = "holds no values" if 0 in shape else "a scalar"
         if reason is None:

@@ -29,7 +29,7 @@ _WORK_PER_SECOND = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Branched:
     """The outcome of a search.
 
     Parameters
@@ -114,7 +114,7 @@ class _Incumbent:
 
 def search(
     table: Table, budget: int, relaxation: Relaxation, *, scale: float, enough: float, time_limit_s: float
-) -> Found:
+) -> Branched:
     """Return the best choices found within `budget` bytes.
 
     Deterministic unless the time limit is reached first.
@@ -176,7 +176,7 @@ def search(
             note = " (time limit)"
     lowest = min([proven, best.cost, *(entry[0] for entry in heap)])
     solver = "lagrangian" + ("+branch" if splits else "") + ("+cp-sat" if leaves else "")
-    return Found(best.choice, lowest - rounding, solver + note)
+    return Branched(best.choice, lowest - rounding, solver + note)
 
 
 def _open(part: _Part, relaxation: Relaxation, best: _Incumbent) -> _Node:

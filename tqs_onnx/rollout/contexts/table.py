@@ -26,7 +26,7 @@ _MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class DataTable:
     """Columns of numbers over time.
 
     Parameters
@@ -43,7 +43,7 @@ class Table:
     digest: str
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequence[float] = ()) -> Table:
+def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequence[float] = ()) -> DataTable:
     """Read a table and fill its missing cells.
 
     Parameters
@@ -87,7 +87,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequen
                 where=str(path),
                 todo="Leave it out of windows.columns",
             )
-    return Table(tuple(header[i] for i in wanted), values, digest)
+    return DataTable(tuple(header[i] for i in wanted), values, digest)
 
 
 def _text(path: Path) -> tuple[str, str]:

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts, cast, check_finite, context_shape, std, thin
-from tqs_onnx.rollout.contexts.table import Table, read_table
+from tqs_onnx.rollout.contexts.table import DataTable, read_table
 from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port
 from tqs_onnx.rollout.spec.spec import Fill, RolloutSpec, TableWindows, Windows
 from tqs_passes.errors import InputError
@@ -149,7 +149,7 @@ def _bounds(split: str, rows: Rows | None, n: int, path: Path) -> tuple[int, int
 
 
 def _scales(
-    table: Table, windows: Windows, special: TableWindows | None, path: Path
+    table: DataTable, windows: Windows, special: TableWindows | None, path: Path
 ) -> dict[str, float] | None:
     rows = _rows_of("train", windows, special)
     if rows is None:
@@ -158,7 +158,7 @@ def _scales(
     return {name: std(table.values[start:stop, i]) for i, name in enumerate(table.columns)}
 
 
-def _future(table: Table, windows: Windows, start: int) -> NDArray[np.float64]:
+def _future(table: DataTable, windows: Windows, start: int) -> NDArray[np.float64]:
     return table.values[start + windows.context : start + windows.context + windows.horizon]
 
 

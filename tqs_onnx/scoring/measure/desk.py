@@ -22,7 +22,7 @@ from tqs_onnx.scoring.measure.station import (
     prepare,
     prepared,
 )
-from tqs_onnx.scoring.measure.task import Found, Kept, Task
+from tqs_onnx.scoring.measure.task import Finding, Kept, Task
 from tqs_onnx.scoring.plan.group_test import families, is_worth_testing, settle
 from tqs_onnx.scoring.plan.perturbation import Perturbation, Rollout
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
@@ -55,7 +55,7 @@ class Desk:
         """
         return frame_of(self._opened(0, None))
 
-    def measure(self, frame: Frame, task: Task) -> Iterator[Found]:
+    def measure(self, frame: Frame, task: Task) -> Iterator[Finding]:
         """Execute a task and yield each result as soon as it is available.
 
         Raises

@@ -105,7 +105,7 @@ def perturbation(rollout: Rollout, injection: Injection) -> tuple[dict[str, NDAr
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Prepared:
+class PreparedRollout:
     """A rollout with its perturbation, ready to run; `ready` is None for a zero probe."""
 
     rollout: Rollout
@@ -113,13 +113,13 @@ class Prepared:
     ready: Ready | None
 
 
-def prepare(rollout: Rollout, injection: Injection) -> Prepared:
+def prepare(rollout: Rollout, injection: Injection) -> PreparedRollout:
     """Compute the perturbation of a rollout, and prepare the rollout."""
     replaced, delta_sq = perturbation(rollout, injection)
-    return Prepared(rollout, delta_sq, injection.prepare(replaced) if replaced else None)
+    return PreparedRollout(rollout, delta_sq, injection.prepare(replaced) if replaced else None)
 
 
-def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[Prepared]:
+def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[PreparedRollout]:
     """Yield each rollout, prepared; a thread prepares the next one meanwhile, unless that takes less than a switch."""
     todo: Iterator[Rollout] = iter(rollouts)
     with ThreadPoolExecutor(1) as pool:
@@ -132,7 +132,7 @@ def prepared(rollouts: Iterable[Rollout], injection: Injection) -> Generator[Pre
 
 def _prepared_soon(
     rollout: Rollout | None, injection: Injection, pool: ThreadPoolExecutor
-) -> Future[Prepared] | Prepared | None:
+) -> Future[PreparedRollout] | PreparedRollout | None:
     if rollout is None:
         return None
     if injection.builds or sum(w.n_values for w in rollout.weights) > _QUICK_VALUES:
@@ -140,7 +140,7 @@ def _prepared_soon(
     return prepare(rollout, injection)
 
 
-def measured(plan: SweepPlan, station: Station, prepared: Prepared) -> Measurement:
+def measured(plan: SweepPlan, station: Station, prepared: PreparedRollout) -> Measurement:
     """Roll out and measure; a zero probe is not rolled out."""
     meter, delta_sq = station.meter, prepared.delta_sq
     if prepared.ready is None:

@@ -20,7 +20,7 @@ from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 #: Measurements by key, stored in one transaction.
 Kept = tuple[tuple[str, Measurement], ...]
 #: One result of a task: a session's floors or some measurements.
-Found = Kept | SessionFloors
+Finding = Kept | SessionFloors
 #: Maximum rollouts per part; small, so that little is lost with a worker.
 _MOST_ROLLOUTS = 4
 #: Parts per worker, enough to keep all workers busy until the end.
@@ -48,7 +48,7 @@ class Task:
     floors: Floors | None = None
     measures_floors: bool = False
 
-    def without(self, found: Found) -> Task:
+    def without(self, found: Finding) -> Task:
         """Return the rest of the task after a result of it has arrived."""
         if isinstance(found, SessionFloors):
             return replace(self, floors=found.floors, measures_floors=False)

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from tqs_onnx.scoring.measure.desk import Desk
 from tqs_onnx.scoring.measure.station import Frame, exposable_of
-from tqs_onnx.scoring.measure.task import Found, Task, parts_of
+from tqs_onnx.scoring.measure.task import Finding, Task, parts_of
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 from tqs_passes.errors import InputError
 
@@ -30,7 +30,7 @@ class Crew(Protocol):
         """Return the facts about the job's nominal rollout."""
         ...
 
-    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
+    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Finding], None]) -> None:
         """Execute tasks and pass every result to `keep`."""
         ...
 
@@ -45,7 +45,7 @@ class Here:
         """Return the facts about the job's nominal rollout."""
         return self._desk.frame()
 
-    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
+    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Finding], None]) -> None:
         """Execute tasks one after another."""
         for task in tasks:
             for found in self._desk.measure(frame, task):
@@ -69,7 +69,7 @@ class Workers:
         """Return the facts about the job's nominal rollout, computed in this process."""
         return Here(self.plan).frame()
 
-    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
+    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Finding], None]) -> None:
         """Execute tasks in parts.
 
         Raises
@@ -86,7 +86,7 @@ class Workers:
             initargs=(replace(self.plan, run=replace(self.plan.run, threads=threads)), frame),
         )
         try:
-            running: list[Future[list[Found]]] = [pool.submit(_work, part) for part in parts]
+            running: list[Future[list[Finding]]] = [pool.submit(_work, part) for part in parts]
             for done in as_completed(running):
                 for found in done.result():
                     keep(found)
@@ -116,6 +116,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(task: Task) -> list[Found]:
+def _work(task: Task) -> list[Finding]:
     desk, frame = _desk[0]
     return list(desk.measure(frame, task))

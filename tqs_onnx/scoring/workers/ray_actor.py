@@ -14,7 +14,7 @@ import numpy as np
 from tqs_onnx.rollout.session import runtime_version
 from tqs_onnx.scoring.measure.desk import Desk
 from tqs_onnx.scoring.measure.station import Frame
-from tqs_onnx.scoring.measure.task import Found, Task
+from tqs_onnx.scoring.measure.task import Finding, Task
 from tqs_onnx.scoring.plan.fingerprint import instruction_set
 from tqs_onnx.scoring.workers.ray_connect import imported_ray
 from tqs_onnx.scoring.workers.ray_shipment import Bytes, Shipment, unpack
@@ -63,7 +63,7 @@ class Actor:
         """Return the properties of this machine (see the function `identity`)."""
         return identity(provider)
 
-    def work(self, frame: Frame | None, task: Task) -> Generator[Frame | Found | Refused]:
+    def work(self, frame: Frame | None, task: Task) -> Generator[Frame | Finding | Refused]:
         """Execute a task and yield its results; without a frame, yield the frame of the job's first session."""
         try:
             desk = self._desk = self._desk or self._made_desk()

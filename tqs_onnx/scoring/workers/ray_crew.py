@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from tqs_onnx.scoring.measure.station import Frame, exposable_of
-from tqs_onnx.scoring.measure.task import Found, Task, parts_of
+from tqs_onnx.scoring.measure.task import Finding, Task, parts_of
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 from tqs_onnx.scoring.workers.ray_actor import Actor, Refused, identity
 from tqs_onnx.scoring.workers.ray_connect import connected
@@ -85,14 +85,14 @@ class OnCluster:
         """
         frames: list[Frame] = []
 
-        def keep(found: Frame | Found) -> None:
+        def keep(found: Frame | Finding) -> None:
             if isinstance(found, Frame):
                 frames.append(found)
 
         self._run([Task(0, {})], None, keep)
         return frames[0]
 
-    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Found], None]) -> None:
+    def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Finding], None]) -> None:
         """Execute tasks in parts, and pass every result to `keep`.
 
         Raises
@@ -101,7 +101,7 @@ class OnCluster:
             A session does not run, a task kills its actors, or no actor is left; the measurements so far are kept.
         """
 
-        def kept(found: Frame | Found) -> None:
+        def kept(found: Frame | Finding) -> None:
             if not isinstance(found, Frame):
                 keep(found)
 
@@ -114,7 +114,9 @@ class OnCluster:
             self._ray.kill(seat.actor)
         self._seats.clear()
 
-    def _run(self, tasks: Sequence[Task], frame: Frame | None, keep: Callable[[Frame | Found], None]) -> None:
+    def _run(
+        self, tasks: Sequence[Task], frame: Frame | None, keep: Callable[[Frame | Finding], None]
+    ) -> None:
         self._queue = list(tasks)
         while self._queue or any(seat.task for seat in self._seats):
             self._hire()
@@ -138,7 +140,7 @@ class OnCluster:
         seat.task, seat.session = task, task.session
         seat.answer = seat.actor.work.options(num_returns="streaming").remote(frame, task)
 
-    def _advance(self, seat: _Seat, keep: Callable[[Frame | Found], None]) -> None:
+    def _advance(self, seat: _Seat, keep: Callable[[Frame | Finding], None]) -> None:
         """Process the next result of a seat."""
         errors = self._ray.exceptions
         try:
