@@ -22,7 +22,7 @@ _N_ROLLOUTS = 5 * 32
 _WAITING = """
 import sys, time
 from tqs_onnx.cli.main import main
-from tqs_onnx.score.measure.store import Results
+from tqs_onnx.scoring.measure.store import Results
 put = Results.put
 def put_and_wait(self, job, found):
     put(self, job, found)
