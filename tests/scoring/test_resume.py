@@ -41,7 +41,8 @@ sys.exit(main(sys.argv[1:]))
 
 
 def _score(case: Case, out: Path, *more: str) -> list[str]:
-    data = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--threads", "1"]
+    data = ["--rollout", str(case.rollout), "--contexts", str(case.contexts)]
+    data += ["--providers", "cpu", "--threads", "1"]
     probe = ["--probe", "gauss", "--draws", "30", "--top", "0"]
     return ["score", str(case.model), *data, *probe, "--out", str(out), *more]
 
