@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+
+# Before NumPy is imported, here and in what the tests start: a worker to a core, and no threads beside it.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 import pytest
 
+import tqs_onnx.rollout.crash_check
 from tqs_models.lorenz96 import files
 from tqs_onnx.allocation.costing import Request
 from tqs_onnx.allocation.request import request_for
@@ -17,6 +22,15 @@ from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.scoring.score import score
 from tqs_onnx.scoring.scores import Scores
 from tqs_passes.tier import DEFAULT_TIERS
+
+#: Modules whose few tests take longest, slowest first. A worker takes whole modules: begun last, they end last.
+LONG = ("test_resume", "test_ray", "test_quantize", "test_build_examples", "test_measured_objective")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the modules that take longest."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @dataclass(frozen=True)
@@ -57,3 +71,12 @@ def lorenz() -> Scored:
         data=data,
         scoring=data.scoring,
     )
+
+
+@pytest.fixture(autouse=True)
+def no_trial_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models be opened without the process that tries first whether the runtime survives them.
+
+    It takes a third of a second a model, and the models here are good. Tests of the trial take this fixture's place.
+    """
+    monkeypatch.setattr(tqs_onnx.rollout.crash_check, "loads_in_child", lambda path, provider="cpu": None)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,10 @@ pytestmark = [
 ]
 
 STORE_BYTES = 80 << 20  # the least Ray takes
+PATIENCE_S = 600
+
+#: What a test does once an actor was given a task: called with the actor's seat, the task, and the actor's process.
+Then = Callable[[Any, Task, int], None]
 
 
 @dataclass
@@ -64,7 +69,13 @@ class Two:
             for process in children(raylet.process.pid):
                 os.kill(process, signal.SIGKILL)
             self.cluster.remove_node(self.second, allow_graceful=False)
+            while self.second.node_id in self.living():
+                time.sleep(0.05)
             self.second = None
+
+    def living(self) -> set[str]:
+        """Return the nodes that the head takes for alive: for a moment, one that was just killed is among them."""
+        return {node["NodeID"] for node in self.cluster.global_state.node_table() if node["Alive"]}
 
 
 def children(parent: int) -> list[int]:
@@ -80,11 +91,14 @@ def children(parent: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def started() -> Generator[Two]:
-    # Ray takes ten seconds to notice that a node is gone, unless told to look more often
+    # A dead node refuses at once to be looked at, so that looking often finds it soon. One that is alive is never
+    # given up, however late a busy machine lets it answer.
     look = {
         "health_check_period_ms": 300,
-        "health_check_timeout_ms": 3000,
         "health_check_failure_threshold": 3,
+        "health_check_timeout_ms": PATIENCE_S * 1000,
+        "agent_register_timeout_ms": PATIENCE_S * 1000,
+        "worker_register_timeout_seconds": PATIENCE_S,
     }
     head = {
         "num_cpus": 1,
@@ -127,19 +141,42 @@ def local(source: Source) -> str:
     return swept(source).to_json()
 
 
+def process_of(actor: Any) -> int | None:
+    """Return the process that an actor lives in, None if it died."""
+    try:
+        return int(ray.get(actor.__ray_call__.remote(lambda actor: os.getpid())))
+    except ray.exceptions.RayError:
+        return None
+
+
+@contextlib.contextmanager
+def stopped(process: int) -> Generator[None]:
+    """Let a process do nothing meanwhile; it goes on unless it was killed."""
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+
+
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[OnCluster, Any, Task], None]], None]:
-    """Call something after each task with rollouts is given to an actor; none is before all actors are there."""
+def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Then], None]:
+    """Call something when an actor has a task with rollouts and no answer yet; none gets one before all are there."""
     start = OnCluster._start
 
-    def watch(then: Callable[[OnCluster, Any, Task], None]) -> None:
+    def watch(then: Then) -> None:
         def watching(self: OnCluster, seat: Any, task: Task, frame: Frame | None) -> None:
-            for other in self._seats:
+            for other in tuple(self._seats):
                 if not other.fit:
-                    self._look_at(other, ray.get(other.answer))
-            start(self, seat, task, frame)
-            if task.todo:
-                then(self, seat, task)
+                    self._advance(other, lambda found: None)  # waits for it, and buries it if it died
+            process = process_of(seat.actor)
+            if process is None or not task.todo:
+                start(self, seat, task, frame)
+                return
+            with stopped(process):
+                start(self, seat, task, frame)
+                then(seat, task, process)
 
         monkeypatch.setattr(OnCluster, "_start", watching)
 
@@ -148,14 +185,14 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[OnCluster, A
 
 def test_a_cluster_scores_as_this_process(two: Two, source: Source, local: str, watched: Any) -> None:
     nodes: set[str] = set()
-    watched(lambda crew, seat, task: nodes.add(seat.node))
+    watched(lambda seat, task, process: nodes.add(seat.node))
     assert swept(source, engine="ray", address=two.address).to_json() == local
     assert len(nodes) == 2
 
 
 def test_one_actor_scores_as_two(two: Two, source: Source, local: str, watched: Any) -> None:
     seats: set[int] = set()
-    watched(lambda crew, seat, task: seats.add(id(seat)))
+    watched(lambda seat, task, process: seats.add(id(seat)))
     assert swept(source, engine="ray", address=two.address, workers=1).to_json() == local
     assert len(seats) == 1
 
@@ -195,7 +232,7 @@ def test_group_tests_settle_the_same_there(two: Two, tmp_path: Path) -> None:
 def test_a_node_killed_without_grace_costs_what_it_was_measuring(
     two: Two, source: Source, local: str, watched: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def kill(crew: OnCluster, seat: Any, task: Task) -> None:
+    def kill(seat: Any, task: Task, process: int) -> None:
         if two.second is not None and seat.node == two.second.node_id:
             two.kill()
 
@@ -212,7 +249,7 @@ def test_with_no_node_left_the_sweep_ends_in_one_line_and_can_be_resumed(
     two.restore(num_cpus=2)  # the only one with two cores
     started: list[Task] = []
 
-    def kill(crew: OnCluster, seat: Any, task: Task) -> None:
+    def kill(seat: Any, task: Task, process: int) -> None:
         started.append(task)
         if len(started) == 3:
             two.kill()
@@ -226,9 +263,9 @@ def test_with_no_node_left_the_sweep_ends_in_one_line_and_can_be_resumed(
 
 
 def test_a_task_that_kills_its_actors_is_given_up(two: Two, source: Source, watched: Any) -> None:
-    def kill(crew: OnCluster, seat: Any, task: Task) -> None:
+    def kill(seat: Any, task: Task, process: int) -> None:
         if any(w.name == "W2" for r in task.todo.values() for w in r.weights):
-            ray.kill(seat.actor)
+            os.kill(process, signal.SIGKILL)
 
     watched(kill)
     with pytest.raises(InputError, match="3 actors died in the same task"):

@@ -13,17 +13,38 @@ from pathlib import Path
 import pytest
 
 from tests.rollouts import Case, forecaster, write_case
+from tqs_onnx.cli.main import main
 
 _N_ROLLOUTS = 5 * 32
 
+#: The command line, with a sweep that waits for its signal once it has kept a number of measurements, however long
+#: the signal takes to come: it is never done before.
+_WAITING = """
+import sys, time
+from tqs_onnx.cli.main import main
+from tqs_onnx.scoring.measure.store import Results
+put = Results.put
+def put_and_wait(self, job, found):
+    put(self, job, found)
+    while self._db.execute("SELECT count(*) FROM measurement").fetchone()[0] >= {count}:
+        time.sleep(0.01)
+Results.put = put_and_wait
+sys.exit(main(sys.argv[1:]))
+"""
+#: A limit on file sizes stands for a full disk.
+_LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+from tqs_onnx.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
 
-def _command(case: Case, out: Path, *more: str) -> list[str]:
-    data = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--threads", "1"]
+
+def _score(case: Case, out: Path, *more: str) -> list[str]:
+    data = ["--rollout", str(case.rollout), "--contexts", str(case.contexts)]
+    data += ["--providers", "cpu", "--threads", "1"]
     probe = ["--probe", "gauss", "--draws", "30", "--top", "0"]
-    return [
-        *(sys.executable, "-m", "tqs_onnx.cli.main", "score"),
-        *(str(case.model), *data, *probe, "--out", str(out), *more),
-    ]
+    return ["score", str(case.model), *data, *probe, "--out", str(out), *more]
 
 
 def _count(store: Path) -> int:
@@ -39,10 +60,13 @@ def _count(store: Path) -> int:
         database.close()
 
 
-def _stopped_at(command: list[str], out: Path, count: int, how: signal.Signals) -> tuple[int, str]:
-    """Start a sweep, signal it once it has kept `count` measurements, and return its exit code and stderr."""
+def _stopped_at(arguments: list[str], out: Path, count: int, how: signal.Signals) -> tuple[int, str]:
+    """Start a sweep, signal it once it has kept `count` measurements, and return its exit code and stderr.
+
+    It goes on meanwhile, so that the signal meets it at work; but for less than a dozen measurements more.
+    """
     with subprocess.Popen(
-        command,
+        [sys.executable, "-c", _WAITING.format(count=count + 10), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -52,7 +76,7 @@ def _stopped_at(command: list[str], out: Path, count: int, how: signal.Signals) 
         while process.poll() is None and _count(out / "sweep.sqlite") < count:
             time.sleep(0.005)
         process.send_signal(how)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=300)
     return process.returncode, stderr
 
 
@@ -64,23 +88,22 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
 @pytest.fixture(scope="module")
 def uninterrupted(case: Case, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     out = tmp_path_factory.mktemp("whole") / "run"
-    subprocess.run(_command(case, out), check=True, capture_output=True, timeout=300)
+    assert main(_score(case, out)) == 0
     return (out / "scores.json").read_bytes()
 
 
 def _killed_and_resumed(case: Case, out: Path, kills: int) -> list[int]:
     """Kill a sweep at random moments, then let it end; return the exit codes of the killed runs."""
     moments = sorted(random.Random(kills).sample(range(1, _N_ROLLOUTS - 20), kills))
-    codes = [_stopped_at(_command(case, out), out, count, signal.SIGKILL)[0] for count in moments]
-    subprocess.run(_command(case, out), check=True, capture_output=True, timeout=300)
+    codes = [_stopped_at(_score(case, out), out, count, signal.SIGKILL)[0] for count in moments]
+    assert main(_score(case, out)) == 0
     return codes
 
 
 def test_killed_five_times_and_resumed_the_scores_are_those_of_an_uninterrupted_run(
     case: Case, uninterrupted: bytes, tmp_path: Path
 ) -> None:
-    codes = _killed_and_resumed(case, tmp_path / "run", 5)
-    assert codes.count(-signal.SIGKILL) >= 3  # a run may be done before the signal arrives
+    assert _killed_and_resumed(case, tmp_path / "run", 5) == 5 * [-signal.SIGKILL]
     assert (tmp_path / "run" / "scores.json").read_bytes() == uninterrupted
 
 
@@ -89,9 +112,9 @@ def test_workers_end_with_the_process_that_started_them(
 ) -> None:
     # They hold its stderr: that it comes to an end, within the time given, shows that they are gone.
     out = tmp_path / "run"
-    code, _ = _stopped_at(_command(case, out, "--workers", "2"), out, 1, signal.SIGKILL)
+    code, _ = _stopped_at(_score(case, out, "--workers", "2"), out, 1, signal.SIGKILL)
     assert code == -signal.SIGKILL
-    subprocess.run(_command(case, out, "--workers", "2"), check=True, capture_output=True, timeout=300)
+    assert main(_score(case, out)) == 0
     assert (out / "scores.json").read_bytes() == uninterrupted
 
 
@@ -99,8 +122,7 @@ def test_workers_end_with_the_process_that_started_them(
 def test_killed_twenty_times_and_resumed_the_scores_are_those_of_an_uninterrupted_run(
     case: Case, uninterrupted: bytes, tmp_path: Path
 ) -> None:
-    codes = _killed_and_resumed(case, tmp_path / "run", 20)
-    assert codes.count(-signal.SIGKILL) >= 15
+    assert _killed_and_resumed(case, tmp_path / "run", 20) == 20 * [-signal.SIGKILL]
     assert (tmp_path / "run" / "scores.json").read_bytes() == uninterrupted
 
 
@@ -108,48 +130,45 @@ def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     case: Case, uninterrupted: bytes, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    code, stderr = _stopped_at(_command(case, out), out, 30, signal.SIGINT)
+    code, stderr = _stopped_at(_score(case, out), out, 30, signal.SIGINT)
     assert code == 130
     assert len(stderr.splitlines()) == 1
     assert "Run the same command again" in stderr
     kept = _count(out / "sweep.sqlite")
     assert 30 <= kept < _N_ROLLOUTS
-    subprocess.run(_command(case, out), check=True, capture_output=True, timeout=300)
+    assert main(_score(case, out)) == 0
     assert (out / "scores.json").read_bytes() == uninterrupted
 
 
 def test_a_disk_that_fills_up_is_one_line_and_the_sweep_goes_on_when_there_is_room(
     case: Case, uninterrupted: bytes, tmp_path: Path
 ) -> None:
-    """A limit on file sizes stands for the full disk."""
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
-    limited += "from tqs_onnx.cli.main import main; sys.exit(main(sys.argv[1:]))"
     out = tmp_path / "run"
-    command = [sys.executable, "-c", limited, *_command(case, out)[3:]]
+    command = [sys.executable, "-c", _LIMITED, *_score(case, out)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert str(out / "sweep.sqlite") in done.stderr
     assert 0 < _count(out / "sweep.sqlite") < _N_ROLLOUTS
-    subprocess.run(_command(case, out), check=True, capture_output=True, timeout=300)
+    assert main(_score(case, out)) == 0
     assert (out / "scores.json").read_bytes() == uninterrupted
 
 
-def test_a_place_that_cannot_be_written_to_is_one_line(case: Case) -> None:
-    done = subprocess.run(
-        _command(case, Path("/proc/run")), check=False, capture_output=True, text=True, timeout=300
-    )
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "/proc/run: cannot be created" in done.stderr
+def test_a_place_that_cannot_be_written_to_is_one_line(
+    case: Case, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(_score(case, Path("/proc/run"))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/proc/run: cannot be created" in line
 
 
 def test_quantize_resumes_too(case: Case, tmp_path: Path) -> None:
-    def command(out: Path) -> list[str]:
-        job = ["--compression", "2", "--probe", "gauss", "--draws", "30", "--out", str(out), "--json"]
-        return [sys.executable, "-m", "tqs_onnx.cli.main", "quantize", str(case.model), *case.arguments(*job)]
+    def job(out: Path) -> list[str]:
+        options = ["--compression", "2", "--probe", "gauss", "--draws", "30", "--out", str(out), "--json"]
+        return ["quantize", str(case.model), *case.arguments(*options)]
 
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(command(whole), check=True, capture_output=True, timeout=300)
-    assert _stopped_at(command(broken), broken, 100, signal.SIGKILL)[0] == -signal.SIGKILL
-    subprocess.run(command(broken), check=True, capture_output=True, timeout=300)
+    assert main(job(whole)) == 0
+    assert _stopped_at(job(broken), broken, 100, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert main(job(broken)) == 0
     assert (broken / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
     assert (broken / "m.tqs.onnx").read_bytes() == (whole / "m.tqs.onnx").read_bytes()
