@@ -18,6 +18,8 @@ from typing import Any, Literal
 import click
 import cloup
 from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
 
 from tqs_onnx.cli.main import cli
 from tqs_onnx.jobs.build import BuildFile, State
@@ -61,7 +63,19 @@ def documents() -> dict[Path, str]:
 def schema_text(kind: type[BaseModel], mode: Literal["serialization", "validation"]) -> str:
     """Return the JSON Schema of a file, two-space indented."""
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return json.dumps(head | kind.model_json_schema(mode=mode), indent=2, ensure_ascii=False) + "\n"
+    schema = kind.model_json_schema(schema_generator=_Generator, mode=mode)
+    return json.dumps(head | schema, indent=2, ensure_ascii=False) + "\n"
+
+
+class _Generator(GenerateJsonSchema):
+    """Pydantic's generator, which does not see that a rollout spec takes one value where a list may stand."""
+
+    def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
+        """Return the schema of a validated field: of one value, or of the list, where `_one_or_many` reads it."""
+        found = super().function_before_schema(schema)
+        if schema["function"]["function"].__name__ != "_one_or_many":
+            return found
+        return {"anyOf": [found["items"], found]}
 
 
 def cli_reference() -> str:

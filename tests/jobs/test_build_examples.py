@@ -1,4 +1,4 @@
-"""The build step's examples in the README run as they stand: the build file, the Makefile and the CI job."""
+"""The examples in `docs/build.md` run as they stand: the build file, the Makefile and the CI job."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import pytest
 from tests.rollouts import forecaster, write_case
 
 ROOT = Path(__file__).parents[2]
-SECTION = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Build step")[2].partition("\n## ")[0]
+PAGE = (ROOT / "docs" / "build.md").read_text(encoding="utf-8")
 
 
 def example(language: str) -> str:
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", SECTION, re.M | re.S)
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
     return str(text)
 
 
 def project(folder: Path, **replaced: str) -> dict[str, str]:
-    """Write a small model and the README's examples into a folder; return an environment with `tqs` on its PATH."""
+    """Write a small model and the page's examples into a folder; return an environment with `tqs` on its PATH."""
     write_case(folder, forecaster(64, 128), steps=2)
     proto = onnx.load(folder / "m.onnx")
     proto.metadata_props.add(key="license", value="CC-BY-4.0")

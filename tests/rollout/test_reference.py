@@ -15,7 +15,7 @@ from tqs_onnx.rollout.spec.check import check_spec
 from tqs_onnx.rollout.spec.signature import ModelSignature, signature_of
 from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
 
-REFERENCE = (Path(__file__).parents[2] / "tqs_onnx" / "rollout" / "README.md").read_text(encoding="utf-8")
+REFERENCE = (Path(__file__).parents[2] / "docs" / "rollout-spec.md").read_text(encoding="utf-8")
 #: How the reference calls the table that no key leads to.
 WHOLE = "rollout.toml"
 
