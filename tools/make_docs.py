@@ -82,8 +82,12 @@ def cli_reference() -> str:
     """Return the reference of all commands, in the order of the trip."""
     root = click.Context(cli, info_name="tqs")
     parts = [HEAD, "## `tqs`\n", *_option_tables(cli, root)]
-    parts.append("They stand before the command, `tqs --log-level debug quantize …`; `--traceback` may stand anywhere.\n")
-    parts.append("Commands: " + ", ".join(f"[`{name}`](#tqs-{name})" for name in cli.list_commands(root)) + ".\n")
+    parts.append(
+        "They stand before the command: `tqs --log-level debug quantize …`; `--traceback` may stand anywhere.\n"
+    )
+    parts.append(
+        "Commands: " + ", ".join(f"[`{name}`](#tqs-{name})" for name in cli.list_commands(root)) + ".\n"
+    )
     for name in cli.list_commands(root):
         command = cli.get_command(root, name)
         assert command is not None
@@ -99,7 +103,11 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     lines = textwrap.dedent("\n".join(example.splitlines()[1:])).strip()
     yield f"```sh\n{lines}\n```\n"
     arguments = [p for p in command.params if isinstance(p, click.Argument)]
-    yield "Takes " + ", ".join(f"`{p.human_readable_name.upper()}`" for p in arguments) + ".\n" if arguments else ""
+    yield (
+        "Takes " + ", ".join(f"`{p.human_readable_name.upper()}`" for p in arguments) + ".\n"
+        if arguments
+        else ""
+    )
     yield from _option_tables(command, context)
 
 

@@ -98,7 +98,11 @@ def test_a_command_of_a_page_exists_with_its_options(page: str, line: str) -> No
     name, *arguments = words
     command = cli.get_command(click.Context(cli), name)
     assert command is not None, f"{page}: no command {name}"
-    known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h", "--traceback"}
+    known = {o for p in command.params for o in (*p.opts, *p.secondary_opts)} | {
+        "--help",
+        "-h",
+        "--traceback",
+    }
     given = {a.partition("=")[0] for a in arguments if re.match(r"--?[a-z]", a)}
     assert given <= known, page
 
@@ -145,7 +149,9 @@ def test_python_that_a_page_shows_parses_and_names_what_there_is(page: Path) -> 
             names = [
                 node.attr
                 for node in ast.walk(ast.parse(body))
-                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tqs"
+                if isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "tqs"
             ]
             assert set(names) <= set(tqs.__all__)
 

@@ -23,7 +23,9 @@ RECIPES = re.findall(
 
 
 def require_valid(document: object, name: str) -> None:
-    validator: Any = pytest.importorskip("jsonschema", reason="jsonschema is not installed").Draft202012Validator
+    validator: Any = pytest.importorskip(
+        "jsonschema", reason="jsonschema is not installed"
+    ).Draft202012Validator
     schema = json.loads(MADE[make_docs.DOCS / "schemas" / f"{name}.schema.json"])
     validator.check_schema(schema)
     validator(schema).validate(document)
@@ -68,6 +70,11 @@ threads = 1
     scores = str(tmp_path / "run/scores.json")
     sweep = ["--scores", scores, "--compressions", "2", "--out", str(tmp_path / "frontier")]
     assert main(["sweep", str(case.model), *case.arguments(*sweep)]) == 0
-    files = {"plan": "run/plan", "scores": "run/scores", "manifest": "run/manifest", "build-state": "run/build"}
+    files = {
+        "plan": "run/plan",
+        "scores": "run/scores",
+        "manifest": "run/manifest",
+        "build-state": "run/build",
+    }
     for schema, file in (files | {"pareto": "frontier/pareto"}).items():
         require_valid(json.loads((tmp_path / f"{file}.json").read_text()), schema)

@@ -21,7 +21,9 @@ STEPS = 5
 
 
 def program(page: str, language: str) -> str:
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```", (RECIPES / page).read_text(encoding="utf-8"), re.M | re.S)
+    (text,) = re.findall(
+        rf"^```{language}\n(.*?)^```", (RECIPES / page).read_text(encoding="utf-8"), re.M | re.S
+    )
     return str(text)
 
 
@@ -74,9 +76,13 @@ def test_the_node_program_forecasts_what_python_does(tmp_path: Path) -> None:
         pytest.skip("node is not installed")
     script = tmp_path / "rollout.cjs"
     script.write_text(program("browser.md", "js"))
-    there = subprocess.run([node, "-e", "require.resolve('onnxruntime-web')"], capture_output=True, check=False)
+    there = subprocess.run(
+        [node, "-e", "require.resolve('onnxruntime-web')"], capture_output=True, check=False
+    )
     if there.returncode != 0:
-        pytest.skip("node does not find onnxruntime-web: npm install it, and set NODE_PATH to its node_modules")
+        pytest.skip(
+            "node does not find onnxruntime-web: npm install it, and set NODE_PATH to its node_modules"
+        )
     given = json.dumps([float(v) for v in state()[0]])
     made = ran([node, str(script), str(files().model), str(STEPS)], tmp_path, given)
     np.testing.assert_allclose(np.array(json.loads(made)), expected(), atol=1e-4)
