@@ -32,7 +32,7 @@ from tqs_onnx.rollout.session import SessionOptions, open_session, runtime_versi
 from tqs_passes.plan.forms import LEAST_VALUES, PROFILES
 from tqs_passes.plan.targets import Serving
 
-#: The oldest release whose CPU provider runs every file; README states it.
+#: The oldest release whose CPU provider runs every file; docs/profiles.md states it.
 OLDEST = "1.21.1"
 MOST = {"exact": 1e-4, "fast": 5e-2, "small": 5e-2}
 EVERY_FORM = """<ir_version: 8, opset_import: ["" : 17]>
