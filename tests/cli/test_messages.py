@@ -11,7 +11,8 @@ import pytest
 
 from tests.rollouts import Case, forecaster, write_case
 from tqs_onnx.cli import doctor
-from tqs_onnx.cli.main import in_flags, main
+from tqs_onnx.cli.in_flags import in_flags
+from tqs_onnx.cli.main import main
 from tqs_passes.errors import InputError
 
 
@@ -77,6 +78,35 @@ def test_help_starts_no_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_level_may_stand_after_the_command(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["quantize", str(case.model), *case.arguments(), "--compression", "2", "--providers", "cpu"]
+    assert main([*line, "--out", str(tmp_path / "a"), "--log-level", "error"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "lacks"),
+    [
+        (["quantize", "m.onnx", "--compression", "2", "--out", "r"], "--rollout"),
+        (["score", "m.onnx", "--rollout", "r.toml", "--out", "r"], "--contexts"),
+        (["baseline", "m.onnx", "--rollout", "r", "--contexts", "c", "--out", "r"], "--method"),
+        (["sweep", "m.onnx", "--scores", "s", "--contexts", "c", "--out", "r"], "--rollout"),
+        (["verify", "m.onnx", "--source", "s", "--plan", "p", "--scores", "s"], "--rollout"),
+        (["package", "m.onnx", "--out", "r"], "--format"),
+        (["emit", "m.onnx", "--plan", "p"], "--out"),
+    ],
+)
+def test_a_required_option_that_is_missing_is_named(
+    line: list[str], lacks: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert f"Missing option '{lacks}'" in said
+    assert "\\n" not in said
 
 
 def test_two_runtimes_side_by_side_are_warned_of(

@@ -6,6 +6,8 @@ import logging
 
 import click
 
+from tqs_onnx.cli.in_flags import text_in_flags
+
 LEVELS = ("debug", "info", "warning", "error")
 _LOGGERS = ("tqs_onnx", "tqs_passes")
 
@@ -15,7 +17,7 @@ class _Stderr(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
-        text = record.getMessage()
+        text = text_in_flags(record.getMessage())
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
         elif record.levelno <= logging.DEBUG:

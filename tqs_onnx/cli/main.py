@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import click
 
+from tqs_onnx.cli.in_flags import in_flags
 from tqs_onnx.cli.logs import LEVELS, log_to_stderr
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import TqsError, one_line
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--traceback" in given
-    # The flag is allowed anywhere on the line.
-    rest = [a for a in given if a != "--traceback"]
+    # Both options are allowed anywhere on the line.
+    rest = _level_first([a for a in given if a != "--traceback"])
     try:
         result: Any = cli.main(args=rest, prog_name="tqs", standalone_mode=False)
     except TqsError as error:
@@ -123,12 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.ClickException as error:
         asked = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "tqs"
-        _report(one_line(f"{error.format_message()} See {asked} --help"), verbose)
+        _report(one_line(f"{' '.join(error.format_message().split())} See {asked} --help"), verbose)
         return error.exit_code
     except MemoryError:
         _report("out of memory: use fewer contexts (--max-contexts) or a smaller --batch", verbose)
         return 1
     except BrokenPipeError:
+        _report("the output was closed before everything was written", verbose)
         return 1
     except Exception as error:  # noqa: BLE001  (a bug becomes one line, not a stack trace)
         _report(f"internal error: {type(error).__name__}: {one_line(str(error))} (see --traceback)", verbose)
@@ -136,25 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def in_flags(error: TqsError) -> str:
-    """Return an error as one line, with parameter names replaced by flags: `batch` becomes --batch."""
-    from tqs_onnx.cli.flags import (
-        flags_by_parameter,  # imported only on errors, because it imports every option class
-    )
-
-    known = flags_by_parameter()
-    where = next(
-        (known[path] for path in _heads(error.where) if path in known),
-        error.where,
-    )
-    line = str(TqsError(error.what, where=where, todo=error.todo))
-    return re.sub(r"`(\w+)`", lambda m: known.get(m.group(1), m.group(0)), line)
-
-
-def _heads(path: str) -> list[str]:
-    """Return a dotted path and its dotted prefixes, longest first."""
-    parts = path.split(".")
-    return [".".join(parts[:n]) for n in range(len(parts), 1, -1)]
+def _level_first(words: list[str]) -> list[str]:
+    """Return a command line with its --log-level, wherever it stands, before the command."""
+    for i, word in enumerate(words):
+        if word == "--log-level" and i + 1 < len(words):
+            return [*words[i : i + 2], *words[:i], *words[i + 2 :]]
+        if word.startswith("--log-level="):
+            return [word, *words[:i], *words[i + 1 :]]
+    return words
 
 
 def _report(line: str, verbose: bool) -> None:

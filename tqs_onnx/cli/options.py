@@ -72,16 +72,19 @@ def _option(
 ) -> Callable[..., Any]:
     default = default_of(flag, kind)
     text = flag.help if default is None else f"{flag.help.rstrip('.')} [default: {default}]."
+    more: dict[str, Any] = (
+        {} if required else {"default": None}
+    )  # a default, even None, would count as a value
     return cloup.option(
         flag.name,
         flag.key,
         type=None if flag.switch else flag.kind,
         is_flag=flag.switch,
-        default=None,
         required=required,
         multiple=flag.several,
         metavar=flag.metavar,
         help=text,
+        **more,
     )
 
 

@@ -198,7 +198,7 @@ def read_build(path: Path) -> BuildFile:
         raise InputError(
             f"cannot be read ({error.strerror})",
             where=str(path),
-            todo="Give a build file, like the example under Build step in the README",
+            todo="Give a build file, like the example in docs/build.md",
         ) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"is not TOML: {error}", where=str(path)) from error
@@ -208,7 +208,7 @@ def read_build(path: Path) -> BuildFile:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "document"
         raise InputError(
-            f"{key}: {first['msg']}", where=str(path), todo="See the example under Build step in the README"
+            f"{key}: {first['msg']}", where=str(path), todo="See the example in docs/build.md"
         ) from error
 
 

@@ -17,9 +17,10 @@ CLOSE = 0.01
 def verdict(v: Verification) -> str:
     """Return one line about a file: its size, and its forecasts compared with those of FP32.
 
-    With truth, the MAE of the worst variable is compared step by step: a step is as good as FP32 if its MAE is at most
-    1 % larger, or if the forecasts differ by at most 0.01 σ. Without truth, the line states the distance from the
-    forecasts of FP32 in standard deviations.
+    With truth, the MAE of the worst variable is compared step by step, until the first step whose MAE is more than 1 %
+    larger and whose forecasts differ by more than 0.01 σ. The steps before it are "as good as FP32" if all of them meet
+    the first limit, else "within 0.01 σ of FP32". Without truth, the line states the distance from the forecasts of
+    FP32 in standard deviations.
     """
     return verdict_of(v.compression, v.drift, v.truth)
 
@@ -35,16 +36,22 @@ def verdict_of(compression: float, drift: Drift, truth: Mapping[str, TruthError]
 
 def _by_truth(error: TruthError, drift: tuple[float, ...], where: str) -> str:
     steps = error.degradation_per_step
-    close = (d <= CLOSE for d in (*drift, *[float("inf")] * (len(steps) - len(drift))))
-    good = _length([e <= AS_GOOD or c for e, c in zip(steps, close, strict=False)])
-    whole = f"MAE {change(error.degradation)} over all steps{where}"
     n = len(steps)
+    near = [d <= CLOSE for d in drift[:n]] + [False] * (n - len(drift))
+    as_good = _length([e <= AS_GOOD for e in steps])
+    good = _length([e <= AS_GOOD or c for e, c in zip(steps, near, strict=True)])
+    how = "as good as FP32" if good == as_good else f"within {CLOSE:g} σ of FP32"
+    whole = f"MAE {change(error.degradation)} over all steps{where}"
     if good == n:
-        return f"as good as FP32 at all {n} steps ({whole})" if n > 1 else f"as good as FP32 ({whole})"
+        return (
+            f"{how} at all {n} steps ({whole})"
+            if n > 1
+            else f"{how} (MAE {change(error.degradation)}{where})"
+        )
     if n == 1:
-        return whole
+        return f"MAE {change(error.degradation)}{where}"
     last = f"{change(steps[-1])} at step {n}"
-    return f"as good as FP32 to step {good}, {last} ({whole})" if good else f"MAE {last}, {whole}"
+    return f"{how} to step {good}, {last} ({whole})" if good else f"MAE {last}, {whole}"
 
 
 def _by_drift(steps: tuple[float, ...]) -> str:
