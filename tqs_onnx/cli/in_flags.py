@@ -1,4 +1,4 @@
-"""Messages of the library, which name parameters in backticks, with the flags of the command line: `batch` → --batch."""
+"""Messages of the library name parameters in backticks; on the command line they become flags: `batch` → --batch."""
 
 from __future__ import annotations
 
