@@ -131,6 +131,16 @@ def test_sums_are_over_teacher_forced_pairs_of_every_step_and_context(
     assert found.n_rows == STEPS * N_CONTEXTS
 
 
+def test_what_nobody_needs_is_zero(opened: tuple[Source, RolloutSpec]) -> None:
+    moved = {"a": np.round(arrays()["a"], 1).astype(np.float32)}
+    found = calibration(*opened)
+    whole, alone = found.statistics("b", moved), found.statistics("b", moved, paired=False)
+    np.testing.assert_array_equal(alone.H, whole.H)
+    assert whole.D.any()
+    assert not alone.D.any()
+    assert not found.statistics("b", {}).D.any()
+
+
 def test_sums_are_the_same_when_nothing_is_kept_between_weights(
     opened: tuple[Source, RolloutSpec], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +244,7 @@ def test_inputs_that_are_not_finite_rule_data_out_and_say_so(opened: tuple[Sourc
     found = calibration(*opened)
     statistics = found.statistics("b", {})
     broken = replace(statistics, H=np.full_like(statistics.H, np.nan))
-    found.statistics = lambda weight, replaced: broken  # type: ignore[method-assign]
+    found.statistics = lambda *_, **__: broken  # type: ignore[method-assign]
     assigned = round_plan(plan_of(opened[0], 3), found, RoundingOptions("gptq"))
     assert not assigned.codes
     assert "not finite" in assigned.notes[0].why

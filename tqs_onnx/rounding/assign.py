@@ -233,7 +233,8 @@ class _Work:
         shape = self.calibration.shapes[weight]
         key = (tuple((use.activation, use.view) for use in uses), shape if len(shape) > 2 else ())
         if self._last is None or self._last[0] != key:
-            self._last = (key, self.calibration.statistics(weight, self.replaced))
+            paired = self.options.method != "gptq"
+            self._last = (key, self.calibration.statistics(weight, self.replaced, paired=paired))
             self._factors.clear()
         return self._last[1]
 

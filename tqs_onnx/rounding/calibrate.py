@@ -81,7 +81,9 @@ class Calibration:
         """Nominal values of the weights."""
         return self._seeing.arrays
 
-    def statistics(self, weight: str, replaced: Mapping[str, NDArray[Any]]) -> Statistics:
+    def statistics(
+        self, weight: str, replaced: Mapping[str, NDArray[Any]], *, paired: bool = True
+    ) -> Statistics:
         """Return the sums for one weight.
 
         Parameters
@@ -89,7 +91,10 @@ class Calibration:
         weight : str
             A weight that has uses.
         replaced : mapping of str to NDArray
-            Decoded values of the weights rounded so far.
+            Decoded values of the weights rounded so far. If there are none, both sides are the same: the FP32 side is
+            not run again, and D is zero.
+        paired : bool
+            Whether D is needed; GPTQ does not use it. If not, D is zero.
         """
         uses, shape = self.uses[weight].uses, self.shapes[weight]
         seeing = self._seeing
@@ -100,14 +105,19 @@ class Calibration:
         sums: tuple[Matrix, Matrix] | None = None
         n_rows = 0
         for call in self._calls(wanted):
-            ours = seeing.session.run({**call.inputs, **weights}, wanted, where="calibration")
+            ours = call.seen
+            if changed:
+                made = seeing.session.run({**call.inputs, **weights}, wanted, where="calibration")
+                ours = {name: value.numpy() for name, value in made.items()}
             for use in uses:
                 output = outputs[use.activation]
-                x = use.view.rows(ours[output].numpy(), shape)
-                gap = use.view.rows(call.seen[output], shape) - x
-                xt = np.swapaxes(x, 1, 2)
+                x = use.view.rows(ours[output], shape)
                 with np.errstate(over="ignore", invalid="ignore"):  # a non-finite H is reported later
-                    h, d = xt @ x, np.swapaxes(gap, 1, 2) @ x
+                    h = np.swapaxes(x, 1, 2) @ x
+                    d = np.zeros_like(h)
+                    if paired and changed:
+                        gap = use.view.rows(call.seen[output], shape) - x
+                        d = np.swapaxes(gap, 1, 2) @ x
                 sums = (h, d) if sums is None else (sums[0] + h, sums[1] + d)
                 n_rows += x.shape[1]
         assert sums is not None
