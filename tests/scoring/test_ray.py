@@ -89,6 +89,20 @@ def children(parent: int) -> list[int]:
     return found
 
 
+def patient(look: Callable[..., Any]) -> Callable[..., Any]:
+    """Return Ray's look at a node that starts, asked again until the node is there: Ray itself gives up after 30 s."""
+
+    def looked(*arguments: Any) -> Any:
+        until_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until_s:
+            with contextlib.suppress(RuntimeError):
+                return look(*arguments)
+            time.sleep(0.1)
+        return look(*arguments)
+
+    return looked
+
+
 @pytest.fixture(scope="module")
 def started() -> Generator[Two]:
     # A dead node refuses at once to be looked at, so that looking often finds it soon. One that is alive is never
@@ -106,10 +120,13 @@ def started() -> Generator[Two]:
         "include_dashboard": False,
         "_system_config": look,
     }
-    two = Two(utils.Cluster(initialize_head=True, head_node_args=head))
-    two.restore()
-    yield two
-    two.cluster.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_gcs_server_port_wait_time_s", str(PATIENCE_S))
+        patch.setattr("ray._private.services.get_node", patient(ray._private.services.get_node))
+        two = Two(utils.Cluster(initialize_head=True, head_node_args=head))
+        two.restore()
+        yield two
+        two.cluster.shutdown()
 
 
 @pytest.fixture
