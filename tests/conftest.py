@@ -24,7 +24,14 @@ from tqs_onnx.scoring.scores import Scores
 from tqs_passes.tier import DEFAULT_TIERS
 
 #: Modules whose few tests take longest, slowest first. A worker takes whole modules: begun last, they end last.
-LONG = ("test_resume", "test_ray", "test_examples", "test_quantize", "test_build_examples", "test_measured_objective")
+LONG = (
+    "test_resume",
+    "test_ray",
+    "test_examples",
+    "test_quantize",
+    "test_build_examples",
+    "test_measured_objective",
+)
 
 
 @pytest.hookimpl(trylast=True)
