@@ -11,7 +11,7 @@ import click
 import pytest
 
 import tqs_onnx as tqs
-from tests.rollouts import Case, forecaster, write_case
+from tests.rollouts import Case, bed_of, forecaster, write_case
 from tqs_onnx.cli.flags import BASELINE, QUANTIZE, default_of, field_paths
 from tqs_onnx.cli.main import cli, main
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions, options_from, settings_of
@@ -286,3 +286,14 @@ def test_a_sweep_of_three_targets_rounded_by_data_opens_at_most_nine_sessions(
     more = ["--rounding", "qep", "--compressions", "2,3,4", "--out", str(tmp_path / "sweep")]
     assert main(["sweep", str(case.model), *data, *here, *sweep, *more]) == 0
     assert len(opened) <= 9
+
+
+def test_a_testbed_that_was_closed_opens_its_sessions_again(case: Case) -> None:
+    source = tqs.open_model(case.model, run=RUN)
+    data = tqs.load_data(source, case.rollout, case.contexts, case.evaluation)
+    bed = bed_of(source, data.spec, data.scoring, {"y": 1.0})
+    before = bed.drift(bed.exposed.run({}))
+    first = bed.exposed.session
+    bed.close()
+    assert bed.on(data.evaluation).exposed.session is not first
+    assert bed.drift(bed.exposed.run({})) == before == 0.0

@@ -22,6 +22,7 @@ from tqs_onnx.packaging.package import PackageOptions
 from tqs_onnx.rollout.spec.signature import close_match
 from tqs_onnx.scoring.score import Progress
 from tqs_onnx.verification.manifest import read_manifest, versions
+from tqs_onnx.verification.verdict import verdict
 from tqs_passes.errors import GateError, InputError
 
 #: The flags that each table of a build file accepts, by their long names.
@@ -68,6 +69,8 @@ def command(file: Path, out: Path | None, force: bool, as_json: bool) -> int:
         )
     else:
         click.echo(f"{len(report.ran)} steps run, {len(report.skipped)} unchanged; see {trip.out}")
+        if (trip.out / "manifest.json").exists():
+            click.echo(verdict(read_manifest(trip.out / "manifest.json").verification))
     return report.exit_code
 
 

@@ -183,6 +183,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
             used = {"rounding_used": settings_of(rounding), "data_aware": rounding.method in DATA_AWARE}
             manifest = stages.recorded(subject, source, data, made, verification, gates, settings | used, bed)
             write_text(manifest_file, manifest.to_json())
+        bed.close()
     return BaselineOutcome(
         assigned,
         rounding,

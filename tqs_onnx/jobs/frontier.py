@@ -142,7 +142,9 @@ def sweep(job: SweepJob) -> Pareto:
         begin()
         bed = stages.bed_of(source, data, options.run, known)
         sweeper = Sweeper(source, known, options, bed, data, results)
-        return trace(sweeper, job.axis, job.out)
+        pareto = trace(sweeper, job.axis, job.out)
+        bed.close()
+    return pareto
 
 
 def trace(sweeper: Sweeper, axis: Axis, out: Path) -> Pareto:

@@ -157,6 +157,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
             settings = job_settings("quantize", source.path, data.options, job.out, options)
             manifest = stages.recorded(subject, source, data, written, verification, gates, settings, bed)
             write_text(manifest_file, manifest.to_json())
+        bed.close()
     return Outcome(
         *(source, data, request, scores, plan, verification, gates, bed.on(data.evaluation)),
         *(emitted, plan_file, manifest_file, time.perf_counter() - start),

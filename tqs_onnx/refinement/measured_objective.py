@@ -141,7 +141,7 @@ class _Open:
         self._calibration = instruments.calibration
         self._alone = Alone(self._calibration, rounding)
         self._exposed = bed.exposed
-        nominal, held = self._exposed.hold()
+        nominal, held = bed.held
         ruler = ruler_for(nominal.outputs, bed.spec, bed.contexts, bed.sigma)
         spaces = n_space(nominal.outputs, bed.spec, bed.contexts)
         self._meter = Meter(ruler, spaces, held, (bed.spec.rollout.steps,))

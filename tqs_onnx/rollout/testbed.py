@@ -25,6 +25,7 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.distance import Ruler, drift_of, n_space, ruler_for
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.feedback import FeedbackSession
+from tqs_onnx.rollout.gauge import Held
 from tqs_onnx.rollout.injection import GroupSession, exposable
 from tqs_onnx.rollout.options import RunOptions, SessionOptions
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
@@ -110,13 +111,14 @@ class Testbed:
         self._sigma = None if sigma is None else dict(sigma)
         self._sessions = _Sessions()
         self._nominal: Trajectory | None = None
+        self._held: tuple[Trajectory, Held] | None = None
 
     def on(self, contexts: Contexts) -> Testbed:
         """Return a testbed over other contexts of the same shapes that shares the sessions of this one."""
         if contexts is self.contexts:
             return self
         other = copy.copy(self)
-        other.contexts, other._nominal = contexts, None
+        other.contexts, other._nominal, other._held = contexts, None, None
         return other
 
     def scaled(self, sigma: Mapping[str, float]) -> Testbed:
@@ -161,6 +163,19 @@ class Testbed:
         if self._nominal is None:
             self._nominal = self.exposed.run({})
         return self._nominal
+
+    @property
+    def held(self) -> tuple[Trajectory, Held]:
+        """The same rollout, and what perturbed rollouts are compared with on the device; made once.
+
+        Raises
+        ------
+        InputError, NonFiniteError
+            See `Engine.hold`.
+        """
+        if self._held is None:
+            self._held = self.exposed.hold()
+        return self._held
 
     @property
     def sigma(self) -> dict[str, float]:
