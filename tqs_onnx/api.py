@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tqs_onnx.allocation.servable import require_served
 from tqs_onnx.emission import emit as _emit
 from tqs_onnx.inputs.data import Arrays, Data, DataOptions, Rollout, read_data
 from tqs_onnx.inputs.source import Given, Source
@@ -210,7 +211,12 @@ def allocate(
 
 
 def emit(
-    model: Given | Source, plan: Allocated | Plan, out: Path | str, codes: Mapping[str, Codes] | None = None
+    model: Given | Source,
+    plan: Allocated | Plan,
+    out: Path | str,
+    codes: Mapping[str, Codes] | None = None,
+    *,
+    force: bool = False,
 ) -> Emitted:
     """Write the file that a plan describes, atomically; the same model, plan and codes give the same bytes.
 
@@ -222,6 +228,8 @@ def emit(
         The `.onnx` file to write.
     codes : mapping of str to Codes, optional
         Integers of a `Plan` with data-aware rounding; an `Allocated` contains its own.
+    force : bool
+        Replace a file that exists.
 
     Raises
     ------
@@ -234,15 +242,15 @@ def emit(
     """
     source = stages.opened_quietly(model)
     chosen, given = _plan_and_codes(plan, codes)
-    if chosen.source_sha256 != source.sha256:
-        raise InputError(
-            "the plan is for another model", where=str(source.path), todo="Run tqs allocate for this model"
-        )
+    stages.require_plan_of(source, chosen)
+    require_served(chosen, source, chosen.target)
     target = Path(out)
     if target.resolve() in {path.resolve() for path in source.files}:
         raise InputError(
             "the output would overwrite an input", where=str(target), todo="Choose another `out`"
         )
+    if target.exists() and not force:
+        raise InputError("exists", where=str(target), todo="Choose another `out`, or give `force`")
     _emit(source.lifted, chosen, target, given)
     return Emitted(target, source.facts.n_bytes, file_facts(target).n_bytes, chosen.n_bytes)
 
@@ -300,6 +308,7 @@ def verify(
     known = scores if isinstance(scores, Scores) else read_scores(scores)
     file = emitted.out if isinstance(emitted, Emitted) else Path(emitted)
     chosen, given = _plan_and_codes(plan, codes)
+    stages.require_made_of(source, chosen, known, read)
     subject = Subject(source.path, file, source.lifted, source.survey, chosen, given)
     found, judged = stages.verified(subject, stages.bed_of(source, read, options, known), read, gates)
     return Verified(found, judged, file)

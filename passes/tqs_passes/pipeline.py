@@ -96,9 +96,11 @@ class Pipeline:
             result = _result_of(step, model, applied)
             if result.model is not model:
                 source = source or soundness(model.proto)  # no earlier pass has changed the model
-                complaint = soundness(result.model.proto).worse_than(source)
+                found = soundness(result.model.proto)
+                complaint = found.worse_than(source)
                 if complaint is not None:
                     raise PassError(step.name, tuple(a.name for a in applied), complaint)
+                source = found
             applied.append(Applied(step.name, result.changed, result.skipped))
             _log(applied[-1])
             model = result.model

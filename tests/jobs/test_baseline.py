@@ -16,7 +16,6 @@ from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.baseline import BaselineJob, baseline
 from tqs_onnx.jobs.options import BaselineOptions
 from tqs_onnx.rollout.options import RunOptions
-from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import read_codes
 from tqs_passes.plan.plan import read_plan
 
@@ -26,8 +25,7 @@ def job(out: Path, method: str, bits: int = 3, **options: object) -> BaselineJob
     data = DataOptions(
         found.rollout, found.contexts, found.evaluation, steps=3, max_contexts=6, max_eval_contexts=8
     )
-    rounding = RoundingOptions(method, scales="mse")
-    chosen = BaselineOptions(bits, rounding, run=RunOptions("cpu", threads=1), **options)
+    chosen = BaselineOptions(bits, method, run=RunOptions("cpu", threads=1), **options)
     return BaselineJob(found.model, data, out, chosen)
 
 

@@ -51,3 +51,10 @@ def test_another_method_needs_its_width(
     out = ["--method", "rtn", "--out", str(tmp_path / "run")]
     assert main(["baseline", str(case.model), *case.arguments(), *out]) == 2
     assert "--bits" in capsys.readouterr().err
+
+
+def test_what_chooses_integers_is_refused(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert control(case, tmp_path / "run", "--bits", "3") == 2
+    assert "--bits: does not apply to --method fp16" in capsys.readouterr().err

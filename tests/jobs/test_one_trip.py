@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import onnx
 import pytest
 
 import tqs_onnx as tqs
@@ -16,6 +19,7 @@ from tqs_onnx.cli.flags import BASELINE, QUANTIZE, default_of, field_paths
 from tqs_onnx.cli.main import cli, main
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions, options_from, settings_of
 from tqs_onnx.rollout import session
+from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.options import RunOptions
 from tqs_passes.plan.plan import read_plan
 
@@ -164,11 +168,6 @@ def test_the_stages_of_the_api_give_the_bytes_of_quantize(case: Case, tmp_path: 
 
 
 def test_values_give_the_bytes_of_files(case: Case, tmp_path: Path) -> None:
-    import tomllib
-
-    import numpy as np
-    import onnx
-
     options = SETS["defaults"][2]
     by_api(case, tmp_path / "files", options)
     rollout = tomllib.loads(case.rollout.read_text())
@@ -237,12 +236,11 @@ def test_every_field_can_be_given_by_a_flag() -> None:
     paths = {flag.path for flag in QUANTIZE}
     known = set(field_paths(QuantizeOptions()))
     # Settings of single methods: `tqs baseline` has flags for them.
-    by_baseline = {
-        path.removeprefix("refine.") for path in known - paths if path.startswith("refine.rounding.")
-    }
+    prefix = "refine.rounding."
+    by_baseline = {path.removeprefix(prefix) for path in known - paths if path.startswith(prefix)}
     assert by_baseline <= {flag.path for flag in BASELINE}
     optional = {"score.blocks", "score.early_stop", "serving.compute"}  # their own fields have flags
-    lacking = known - paths - optional - {f"refine.{p}" for p in by_baseline}
+    lacking = known - paths - optional - {f"{prefix}{p}" for p in by_baseline}
     assert lacking == {"score.strategy"}  # what the cost model says; for benchmarks
 
 
@@ -297,3 +295,101 @@ def test_a_testbed_that_was_closed_opens_its_sessions_again(case: Case) -> None:
     bed.close()
     assert bed.on(data.evaluation).exposed.session is not first
     assert bed.drift(bed.exposed.run({})) == before == 0.0
+
+
+# ---- what a reviewer found
+
+
+def test_rounding_by_data_without_integers_names_no_codes(case: Case, tmp_path: Path) -> None:
+    tables = {"plan": {"compression": 1.2, "rounding": "gptq", "tiers": "FP32,FP16"}}
+    by_build(case, tmp_path / "run", tables)
+    assert read_plan(tmp_path / "run" / "plan.json").codes_sha256 is None
+    plan = str(tmp_path / "run" / "plan.json")
+    assert main(["emit", str(case.model), "--plan", plan, "--out", str(tmp_path / "again.onnx")]) == 0
+
+
+def test_a_degradation_without_bound_is_kept_in_the_manifest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = write_case(tmp_path / "in", forecaster(), steps=2)
+    source = tqs.open_model(own.model, run=RUN)
+    data = tqs.load_data(source, own.rollout, own.contexts, own.evaluation)
+    exact = bed_of(source, data.spec, data.evaluation).roll_file(own.model).outputs["y"]
+    with np.load(own.evaluation) as stored:
+        np.savez(own.evaluation, **{**stored, "truth/y": exact})
+    with pytest.raises(AssertionError):
+        by_build(own, tmp_path / "run", {"plan": {"compression": 3}, "gates": {"max_degradation": 5}})
+    said = capsys.readouterr()
+    assert "gate degradation<=5.0: inf FAILED" in said.err
+    assert "worse than an exact FP32" in said.out
+
+
+def test_a_verify_that_is_skipped_leaves_no_stale_settings(case: Case, tmp_path: Path) -> None:
+    tables = {"plan": {"compression": 3}}
+    by_build(case, tmp_path / "run", tables)
+    by_build(case, tmp_path / "run", {**tables, "score": {"max_memory": 4000}})
+    settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
+    assert settings["options"]["score"]["max_memory"] == 4_000_000_000
+
+
+def test_the_api_refuses_what_does_not_belong_together(case: Case, tmp_path: Path) -> None:
+    options = SETS["defaults"][2]
+    outcome = tqs.quantize(
+        case.model, tqs.DataOptions(case.rollout, case.contexts, case.evaluation), options, tmp_path / "run"
+    )
+    swapped = tqs.DataOptions(case.rollout, case.evaluation, case.contexts)
+    with pytest.raises(tqs.InputError, match="contexts"):
+        tqs.verify(case.model, outcome.emitted, outcome.plan, outcome.scores, swapped, run=RUN)
+    other = outcome.scores.model_copy(update={"source_sha256": "0" * 64})
+    data = tqs.DataOptions(case.rollout, case.contexts, case.evaluation)
+    with pytest.raises(tqs.InputError, match="another model"):
+        tqs.verify(case.model, outcome.emitted, outcome.plan, other, data, run=RUN)
+    with pytest.raises(tqs.InputError, match="exists"):
+        tqs.emit(case.model, outcome.plan, outcome.emitted)
+
+
+def test_a_changed_file_in_a_folder_of_contexts_is_noticed(tmp_path: Path) -> None:
+    own = write_case(tmp_path / "in", forecaster(), steps=2)
+    folder = tmp_path / "contexts"
+    folder.mkdir()
+    with np.load(own.contexts) as stored:
+        np.save(folder / "x.npy", stored["x"])
+    by_quantize(replace(own, contexts=folder), tmp_path / "run", ["--compression", "2"])
+    np.save(folder / "x.npy", 1.5 * np.load(folder / "x.npy"))
+    assert main(["build", str(tmp_path / "run/manifest.json"), "--out", str(tmp_path / "again")]) == 2
+
+
+def test_roles_that_a_source_has_reach_the_manifest(case: Case, tmp_path: Path) -> None:
+    source = tqs.open_model(case.model, roles=["W1=io.input"], run=RUN)
+    data = tqs.DataOptions(case.rollout, case.contexts, case.evaluation)
+    outcome = tqs.quantize(source, data, SETS["defaults"][2], tmp_path / "run")
+    settings = json.loads(outcome.manifest_file.read_text())["settings"]
+    assert settings["options"]["roles"] == ["W1=io.input"]
+
+
+def test_a_model_in_memory_is_said_to_be(case: Case, tmp_path: Path) -> None:
+    data = tqs.DataOptions(case.rollout, case.contexts, case.evaluation)
+    tqs.quantize(onnx.load(case.model), data, SETS["defaults"][2], tmp_path / "run")
+    settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
+    assert (settings["model"], settings["in_memory"]) == (None, ["model"])
+    assert main(["build", str(tmp_path / "run/manifest.json"), "--out", str(tmp_path / "again")]) == 2
+
+
+def test_sessions_and_contexts_are_opened_once_for_a_testbed(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tqs.open_model(case.model, run=RUN)
+    data = tqs.load_data(source, case.rollout, case.contexts, case.evaluation)
+    rollout = data.spec.rollout.model_copy(update={"flip_invariant": True})
+    bed = bed_of(source, data.spec.model_copy(update={"rollout": rollout}), data.scoring, {"y": 1.0})
+    made: list[object] = []
+    plain = FeedbackSession.__init__
+
+    def counted(self: FeedbackSession, *arguments: object) -> None:
+        made.append(self)
+        plain(self, *arguments)
+
+    monkeypatch.setattr(FeedbackSession, "__init__", counted)
+    assert [bed.drift(bed.exposed.run({})) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert bed.exposed is bed.exposed
+    assert len(made) == 1

@@ -10,6 +10,7 @@ import click
 import cloup
 
 from tqs_onnx.cli import flags as table
+from tqs_onnx.cli.flags import Group
 from tqs_onnx.cli.options import (
     FILE,
     baseline_options,
@@ -34,6 +35,8 @@ _METHOD = replace(
     help="How integers are chosen; fp16: the whole model in float16, converted by onnxconverter-common.",
 )
 _BITS = table.BASELINE[1]
+#: Flags that choose integers come first.
+_N_ROUNDING = sum(flag.group is Group.ROUNDING for flag in table.BASELINE)
 
 
 @cloup.command("baseline")
@@ -72,6 +75,11 @@ def command(model: Path, out: Path, force: bool, as_json: bool, **options: Any) 
 
 def _control(model: Path, out: Path, force: bool, as_json: bool, options: dict[str, Any]) -> int:
     """Write and measure the float16 control."""
+    unused = [flag for flag in table.BASELINE[1:_N_ROUNDING] if options[flag.key] is not None]
+    if unused:
+        raise InputError(
+            "does not apply to --method fp16", where=unused[0].name.partition("/")[0], todo="Leave it out"
+        )
     chosen = baseline_options(options | {"method": None})
     control = half_control(BaselineJob(model, data_files(options), out, chosen, force))
     if as_json:

@@ -497,7 +497,7 @@ QUANTIZE = (
     *(*RUN, *ENGINE),
 )
 BASELINE = (
-    Flag("--method", "rounding.method", R, "How integers are chosen.", click.Choice(METHODS)),
+    Flag("--method", "method", R, "How integers are chosen.", click.Choice(METHODS)),
     Flag("--bits", "bits", R, "Bits of every matrix.", click.IntRange(1, 8)),
     Flag(
         "--group",
@@ -506,22 +506,20 @@ BASELINE = (
         "Values of a channel that share a scale; 0: all. Channels not divisible by it keep one scale.",
         click.IntRange(min=0),
     ),
-    Flag("--damp", "rounding.damp", R, "Damping of GPTQ and GPTAQ.", click.FloatRange(min=0)),
+    Flag("--damp", "damp", R, "Damping of GPTQ and GPTAQ.", click.FloatRange(min=0)),
     Flag(
         "--scales",
-        "rounding.scales",
+        "scales",
         R,
         "Scales on which GPTQ, GPTAQ and QEP round.",
         click.Choice(FREE_ROUNDINGS),
     ),
-    Flag("--alpha", "rounding.alpha", R, "Strength of GPTAQ's correction.", click.FLOAT),
-    Flag(
-        "--qep-damp", "rounding.qep_damp", R, "Damping of QEP; turns its tuning off.", click.FloatRange(min=0)
-    ),
-    Flag("--qep-strength", "rounding.qep_strength", R, "Strength of QEP; turns its tuning off.", click.FLOAT),
+    Flag("--alpha", "alpha", R, "Strength of GPTAQ's correction.", click.FLOAT),
+    Flag("--qep-damp", "qep_damp", R, "Damping of QEP; turns its tuning off.", click.FloatRange(min=0)),
+    Flag("--qep-strength", "qep_strength", R, "Strength of QEP; turns its tuning off.", click.FLOAT),
     Flag(
         "--act-order/--no-act-order",
-        "rounding.act_order",
+        "act_order",
         R,
         "Round the columns of the most active inputs first.",
         switch=True,

@@ -102,12 +102,7 @@ def quantize_options(given: Mapping[str, Any], chosen: Iterable[Flag] = table.QU
 
 def baseline_options(given: Mapping[str, Any]) -> BaselineOptions:
     """Return the options of a baseline; see `quantize_options`."""
-    settings = nested(table.BASELINE, given)
-    rounding = settings.setdefault("rounding", {})
-    rounding.setdefault("scales", "mse")
-    if {"qep_damp", "qep_strength"} & rounding.keys():
-        settings["tune"] = False
-    return options_from(settings, BaselineOptions)
+    return options_from(nested(table.BASELINE, given), BaselineOptions)
 
 
 def data_files(given: Mapping[str, Any]) -> DataOptions:

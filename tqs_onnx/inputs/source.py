@@ -40,6 +40,8 @@ class Source:
         The metadata stored in the file.
     skipped : tuple of Skip
         Stored float tensors that stay in place and are not surveyed, with the reasons.
+    roles : tuple of str
+        Roles given by hand, ``PATTERN=ROLE``.
     holder : object
         Keeps the temporary file of a model given as a value alive.
     """
@@ -51,7 +53,13 @@ class Source:
     signature: ModelSignature
     metadata: dict[str, str]
     skipped: tuple[Skip, ...] = ()
+    roles: tuple[str, ...] = ()
     holder: object = field(default=None, repr=False, compare=False)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the user gave; None for a model given as a value."""
+        return None if self.holder is not None else self.path
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -111,7 +119,7 @@ def open_source(model: Given) -> Source:
         signature_of(loaded.proto),
         {entry.key: entry.value for entry in loaded.proto.metadata_props},
         lifted.skipped,
-        holder,
+        holder=holder,
     )
 
 

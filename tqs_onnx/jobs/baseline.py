@@ -164,7 +164,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
         bed = bed.scaled(bed.sigma)
         instruments = instruments_on(bed, data.calibration)
         rounding = options.rounding
-        if rounding.method == "qep" and options.tune:
+        if options.tune:
             rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
         assigned = round_plan(plan, instruments.calibration, rounding)
         for line in told(assigned.notes):
@@ -174,14 +174,19 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
             plan = assigned.plan.model_copy(update={"codes_sha256": codes_digest(assigned.codes)})
             assigned = replace(assigned, plan=plan)
         write_text(plan_file, assigned.plan.to_json())
-        write_codes(job.out / CODES_NAME, assigned.codes)
+        if assigned.codes:
+            write_codes(job.out / CODES_NAME, assigned.codes)
         made = {"plan": plan_file, "codes": job.out / CODES_NAME}
         with removed_on_failure(emitted):
             subject = stages.emitted(source, assigned.plan, emitted, assigned.codes)
             verification, gates = stages.verified(subject, bed, data, options.gates)
-            settings = job_settings("baseline", source.path, data.options, job.out, options)
-            used = {"rounding_used": settings_of(rounding), "data_aware": rounding.method in DATA_AWARE}
-            manifest = stages.recorded(subject, source, data, made, verification, gates, settings | used, bed)
+            settings = job_settings(
+                "baseline", source.file, data.options, job.out, replace(options, roles=source.roles)
+            )
+            found = {"rounding_used": settings_of(rounding), "data_aware": rounding.method in DATA_AWARE}
+            manifest = stages.recorded(
+                subject, source, data, made, verification, gates, settings | found, bed
+            )
             write_text(manifest_file, manifest.to_json())
         bed.close()
     return BaselineOutcome(

@@ -226,7 +226,7 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     limits = {"run": run, "steps": data.steps, "max_contexts": data.max_contexts}
     scored = limits | {"score": chosen["score"], "roles": chosen["roles"]}
     planned = limits | {k: v for k, v in chosen.items() if k not in ("score", "roles", "gates", "run")}
-    judged = limits | {"gates": chosen["gates"], "max_eval_contexts": data.max_eval_contexts}
+    judged = limits | {"settings": settings}  # the manifest that it writes holds all of them
 
     def score() -> int:
         score_files(
@@ -379,6 +379,8 @@ def _contents(path: Path) -> list[list[str]]:
     if path.is_dir():
         inside = sorted(p for p in path.rglob("*") if p.is_file())
         return [[p.relative_to(path).as_posix(), sha256_of_file(p)] for p in inside]
+    if path.name == CODES_NAME and not path.exists():
+        return []  # no weight got integers: there is nothing to keep
     if not path.is_file():
         raise InputError("no such file", where=str(path), todo="Correct its path in the build file")
     return [[path.name, sha256_of_file(path)]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class ControlManifest(BaseModel):
         Nodes and tensors that the conversion treated differently, with the reasons.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     inputs: dict[str, dict[str, str]]
     output: dict[str, str]
@@ -146,7 +146,9 @@ def half_control(job: BaselineJob) -> Control:
             bed = stages.bed_of(source, data, options.run)
             require_loadable(emitted, bed.provider)
             bed = bed.scaled(bed.sigma).on(data.evaluation)
-            settings = job_settings("baseline fp16", source.path, data.options, job.out, options)
+            settings = job_settings(
+                "baseline fp16", source.file, data.options, job.out, replace(options, roles=source.roles)
+            )
             manifest = _measured(bed, source.path, emitted, options.gates)
             manifest = manifest.model_copy(
                 update={

@@ -28,12 +28,14 @@ from tqs_onnx.jobs.pareto import Pareto, Point, pareto_of
 from tqs_onnx.jobs.run_directory import run_directory
 from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.refinement.refine import Refined
+from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
 from tqs_onnx.rounding.codes_file import codes_path, write_codes
 from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_onnx.verification.evaluate import measure_truth
+from tqs_onnx.verification.verify import require_runs
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
@@ -105,7 +107,7 @@ class SweepJob:
         Run directory.
     axis : Axis
     options : QuantizeOptions
-        Used for everything that the axis does not vary; the budget is ignored.
+        Used as far as the axis does not say otherwise, except for its budget and its gates.
     force : bool
         Write into a directory that holds an earlier run.
     """
@@ -131,6 +133,7 @@ def sweep(job: SweepJob) -> Pareto:
     source = stages.opened(job.model, options.run, options.roles)
     known = job.scores if isinstance(job.scores, Scores) else read_scores(job.scores)
     data = stages.read(job.data, source)
+    require_runs(options.serving.compute, resolve_provider(options.run.provider))
     require_contexts_of(known, data.spec, data.scoring)
     store = None if isinstance(job.scores, Scores) else job.scores.with_name(RESULTS_NAME)
     with (

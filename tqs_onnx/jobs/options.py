@@ -19,9 +19,10 @@ from tqs_onnx.allocation.tier_set import TierSet
 from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.refinement.refine import RefineOptions
 from tqs_onnx.rollout.options import RunOptions
-from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions
+from tqs_onnx.rounding.assign import DATA_AWARE, Method, RoundingOptions
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_passes.errors import InputError
+from tqs_passes.grids.scales import FreeRounding
 from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving
 
@@ -80,10 +81,13 @@ class BaselineOptions:
     ----------
     bits : int
         Width of every matrix, 1 to 8.
-    rounding : RoundingOptions
-        GPTQ, GPTAQ and QEP were published on `mse` scales.
-    tune : bool
-        Choose QEP's damping and strength on held-out contexts.
+    method : {"rtn", "mse", "unbiased", "gptq", "gptaq", "qep"}
+    scales : {"rtn", "mse", "unbiased"}
+        Scales on which GPTQ, GPTAQ and QEP round; they were published on `mse` scales.
+    damp, act_order, alpha
+        See `RoundingOptions`.
+    qep_damp, qep_strength : float or None
+        Damping and strength of QEP's correction. If neither is given, they are chosen on held-out contexts.
     group : int
         Values of a channel that share a scale; 0: all.
     profile, serving, gates, roles, run
@@ -96,8 +100,13 @@ class BaselineOptions:
     """
 
     bits: int = 4
-    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions("rtn", scales="mse"))
-    tune: bool = True
+    method: Method = "rtn"
+    scales: FreeRounding = "mse"
+    damp: float = 0.01
+    act_order: bool = True
+    alpha: float = 0.25
+    qep_damp: float | None = None
+    qep_strength: float | None = None
     group: int = 0
     profile: Profile = "fast"
     serving: Serving = field(default_factory=Serving)
@@ -112,6 +121,25 @@ class BaselineOptions:
         if self.group < 0:
             raise InputError(f"`group` must be at least 0, not {self.group}")
 
+    @property
+    def tune(self) -> bool:
+        """Whether QEP's damping and strength are chosen on held-out contexts."""
+        return self.method == "qep" and self.qep_damp is None and self.qep_strength is None
+
+    @property
+    def rounding(self) -> RoundingOptions:
+        """How integers are chosen, before any tuning."""
+        usual = RoundingOptions()
+        return RoundingOptions(
+            self.method,
+            self.scales,
+            self.damp,
+            self.act_order,
+            self.alpha,
+            usual.qep_damp if self.qep_damp is None else self.qep_damp,
+            usual.qep_strength if self.qep_strength is None else self.qep_strength,
+        )
+
 
 def settings_of(options: object) -> dict[str, Any]:
     """Return every field of an option class as nested, JSON-ready dictionaries."""
@@ -119,8 +147,13 @@ def settings_of(options: object) -> dict[str, Any]:
     return settings
 
 
-def job_settings(command: str, model: Path, data: DataOptions, out: Path, options: object) -> dict[str, Any]:
-    """Return the settings of a job for its manifest; paths are relative to the run directory."""
+def job_settings(
+    command: str, model: Path | None, data: DataOptions, out: Path, options: object
+) -> dict[str, Any]:
+    """Return the settings of a job for its manifest; paths are relative to the run directory.
+
+    `model` is None if it was given as a value.
+    """
 
     def beside(path: Path) -> str:
         return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
@@ -128,9 +161,12 @@ def job_settings(command: str, model: Path, data: DataOptions, out: Path, option
     limits = {name: getattr(data, name) for name in ("steps", "max_contexts", "max_eval_contexts")}
     return {
         "command": command,
-        "model": beside(model),
+        "model": None if model is None else beside(model),
         "data": {role: beside(path) for role, path in data.files.items()} | limits,
-        "in_memory": [role for role in data.given if role not in data.files],
+        "in_memory": [
+            *([] if model is not None else ["model"]),
+            *(role for role in data.given if role not in data.files),
+        ],
         "options": settings_of(options),
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +154,9 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         with removed_on_failure(emitted):
             subject = stages.emitted(source, plan, emitted, refined.codes)
             verification, gates = stages.verified(subject, bed, data, options.gates)
-            settings = job_settings("quantize", source.path, data.options, job.out, options)
+            settings = job_settings(
+                "quantize", source.file, data.options, job.out, replace(options, roles=source.roles)
+            )
             manifest = stages.recorded(subject, source, data, written, verification, gates, settings, bed)
             write_text(manifest_file, manifest.to_json())
         bed.close()

@@ -8,10 +8,10 @@ from typing import Any
 from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.build import Declared
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
+from tqs_onnx.jobs.release import input_digests
 from tqs_onnx.scoring.score import Progress
 from tqs_onnx.verification.manifest import Manifest, read_manifest
 from tqs_passes.errors import InputError
-from tqs_passes.files.model import file_facts, sha256_of_file
 
 _ROLES = ("rollout", "contexts", "evaluation", "calibration")
 
@@ -66,9 +66,7 @@ def _data(settings: dict[str, Any], folder: Path) -> DataOptions:
 
 
 def _require_unchanged(manifest: Manifest, model: Path, data: DataOptions) -> None:
-    found = {"model": file_facts(model).sha256}
-    found |= {r: {p.name: sha256_of_file(p)} for r, p in data.files.items() if p.is_file()}
-    for role, digests in found.items():
+    for role, digests in input_digests(model, data.files, {}).items():
         if manifest.inputs.get(role) != digests:
             raise InputError(
                 f"the content of {role} differs from that in the manifest",

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.allocation.request import require_contexts_of, require_scores_of
 from tqs_onnx.allocation.servable import require_served
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.data import DataOptions, read_data
@@ -22,6 +21,7 @@ from tqs_onnx.jobs.results import Allocated, Emitted, Verified
 from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.codes_file import codes_beside, codes_path, write_codes
 from tqs_onnx.scoring.estimate import Estimate, estimate
@@ -34,7 +34,7 @@ from tqs_onnx.verification.subject import Subject
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
-from tqs_passes.plan.plan import Plan, ServingTarget, read_plan
+from tqs_passes.plan.plan import ServingTarget, read_plan
 
 _LOG = logging.getLogger(__name__)
 
@@ -182,7 +182,8 @@ def emit_files(
     refuse_overwriting(with_data(out), [*source.files, plan_file, codes_path(plan_file)])
     if out.exists() and not force:
         raise InputError("already exists", where=str(out), todo="Choose another `out`, or give `force`")
-    plan = _plan_of(source, plan_file)
+    plan = read_plan(plan_file)
+    stages.require_plan_of(source, plan, str(plan_file))
     require_served(plan, source, target or plan.target)
     emit(source.lifted, plan, out, codes_beside(plan_file, plan))
     return Emitted(out, source.facts.n_bytes, file_facts(out).n_bytes, plan.n_bytes)
@@ -233,13 +234,11 @@ def verify_files(job: VerifyJob) -> Verified:
         raise InputError(
             "already exists", where=str(job.manifest), todo="Choose another `manifest`, or give `force`"
         )
-    for file in (job.source, job.emitted):
-        require_loadable(file)
-    plan = _plan_of(source, job.plan)
+    require_loadable(job.source, resolve_provider(job.run.provider))
+    plan = read_plan(job.plan)
     data = stages.read(job.data, source, job.gates)
     scores = read_scores(job.scores)
-    require_scores_of(source, scores)
-    require_contexts_of(scores, data.spec, data.scoring)
+    stages.require_made_of(source, plan, scores, data)
     bed = stages.bed_of(source, data, job.run, scores)
     codes = codes_beside(job.plan, plan)
     subject = Subject(job.source, job.emitted, source.lifted, source.survey, plan, codes)
@@ -250,12 +249,3 @@ def verify_files(job: VerifyJob) -> Verified:
     manifest = stages.recorded(subject, source, data, made, verification, gates, job.settings, bed)
     write_text(job.manifest, manifest.to_json())
     return Verified(verification, gates, job.emitted)
-
-
-def _plan_of(source: Source, plan_file: Path) -> Plan:
-    plan = read_plan(plan_file)
-    if plan.source_sha256 != source.sha256:
-        raise InputError(
-            "the plan is for another model", where=str(plan_file), todo="Run tqs allocate for this model"
-        )
-    return plan

@@ -94,7 +94,9 @@ def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) ->
         The model cannot be read or scored, or crashes the runtime; or a role matches no weight.
     """
     source = model if isinstance(model, Source) else open_source(model)
-    source = replace(source, survey=with_roles(source.survey, [parse_role(text) for text in roles]))
+    if roles:
+        survey = with_roles(source.survey, [parse_role(text) for text in roles])
+        source = replace(source, survey=survey, roles=(*source.roles, *roles))
     require_scorable(source)
     require_loadable(source.path, resolve_provider(run.provider))
     return source
@@ -269,6 +271,34 @@ def emitted(source: Source, plan: Plan, out: Path, codes: Mapping[str, Codes]) -
     return Subject(source.path, out, source.lifted, source.survey, plan, codes)
 
 
+def require_made_of(source: Source, plan: Plan, scores: Scores, data: Data) -> None:
+    """Refuse to verify by a plan, scores or contexts that do not belong together.
+
+    Raises
+    ------
+    InputError
+        The plan or the scores are for another model, or the scoring contexts are not those of the scores: the
+        evaluation contexts could then be contexts that were scored on.
+    """
+    require_plan_of(source, plan)
+    require_scores_of(source, scores)
+    require_contexts_of(scores, data.spec, data.scoring)
+
+
+def require_plan_of(source: Source, plan: Plan, where: str = "") -> None:
+    """Refuse a plan for another model.
+
+    Raises
+    ------
+    InputError
+        The digests of the models differ.
+    """
+    if plan.source_sha256 != source.sha256:
+        raise InputError(
+            "the plan is for another model", where=where or str(source.path), todo="Allocate for this model"
+        )
+
+
 def verified(
     subject: Subject, bed: Testbed, data: Data, gates: Sequence[str]
 ) -> tuple[Verification, tuple[GateResult, ...]]:
@@ -289,6 +319,7 @@ def verified(
     InputError
         A gate cannot be evaluated, or the file does not run.
     """
+    require_loadable(subject.emitted, bed.provider)
     verification = verify(subject, bed.on(data.evaluation))
     return verification, judge(tuple(parse_gate(text) for text in gates), verification)
 

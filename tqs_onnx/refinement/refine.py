@@ -102,7 +102,8 @@ def refine(
         for line in told(assigned.notes):
             _LOG.info("note: %s", line)
         plan, codes = _stored_once(assigned)
-        plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
+        if codes:
+            plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
     drift = joint.drift(plan.assignments, codes)
     update = {"joint_drift": drift}
     # Error energies do not describe the output of data-aware rounding, so the joint drift is the prediction.

@@ -114,6 +114,8 @@ class Engine:
 
     def over(self, contexts: Contexts) -> Engine:
         """Return an engine of the same session, over other contexts of the same shapes."""
+        if contexts is self.contexts:
+            return self
         _require_inputs(self.session, self.spec, contexts)
         other = copy.copy(self)
         other.contexts, other._chunks, other._mirror = contexts, {}, None
@@ -238,7 +240,7 @@ class Engine:
             if self._mirror is None:
                 turned = mirror.flipped(self.contexts, self.spec)
                 plain = mirror.without_mirror(self.spec)
-                self._mirror = Engine(self.session, plain, turned, batch=self._asked)
+                self._mirror = Engine(self.session, plain, turned, batch=self._asked, feedback=self.feedback)
             other = self._mirror._joined(made.contexts, overrides, False, None)
             made = mirror.averaged(made, other)
         return mirror.bounded(made, self.contexts, self.spec) if self.spec.rollout.non_negative else made

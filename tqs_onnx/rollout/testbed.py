@@ -112,13 +112,14 @@ class Testbed:
         self._sessions = _Sessions()
         self._nominal: Trajectory | None = None
         self._held: tuple[Trajectory, Held] | None = None
+        self._fed: GroupSession | None = None
 
     def on(self, contexts: Contexts) -> Testbed:
         """Return a testbed over other contexts of the same shapes that shares the sessions of this one."""
         if contexts is self.contexts:
             return self
         other = copy.copy(self)
-        other.contexts, other._nominal, other._held = contexts, None, None
+        other.contexts, other._nominal, other._held, other._fed = contexts, None, None, None
         return other
 
     def scaled(self, sigma: Mapping[str, float]) -> Testbed:
@@ -132,6 +133,8 @@ class Testbed:
         sessions = self._sessions
         sessions.exposed = sessions.capturing = sessions.feedback = None
         sessions.captured = ()
+        # Rollouts of a session that is opened again are compared with its own nominal rollout.
+        self._nominal = self._held = self._fed = None
 
     @property
     def exposed(self) -> GroupSession:
@@ -149,7 +152,9 @@ class Testbed:
                 source, self.weights, self.spec, self.contexts, self.run, feedback=sessions.feedback
             )
             sessions.feedback = sessions.exposed.engine.feedback
-        return sessions.exposed.over(self.contexts)
+        if self._fed is None or self._fed.session is not sessions.exposed.session:
+            self._fed = sessions.exposed.over(self.contexts)
+        return self._fed
 
     @property
     def nominal(self) -> Trajectory:
@@ -192,7 +197,7 @@ class Testbed:
     def drift(self, trajectory: Trajectory, other: Trajectory | None = None) -> float:
         """Return the drift of a trajectory from another of the same contexts, by default from the nominal one."""
         base = self.nominal if other is None else other
-        ruler = ruler_for(base.outputs, self.spec, self.contexts, self.sigma)
+        ruler = self.ruler if other is None else ruler_for(base.outputs, self.spec, self.contexts, self.sigma)
         squares = ruler.squares(trajectory.outputs, base.outputs)
         return drift_of(squares, n_space(base.outputs, self.spec, self.contexts))
 

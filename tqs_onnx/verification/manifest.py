@@ -20,7 +20,7 @@ _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ortools")
 class GateResult(BaseModel):
     """One gate: its text, the measured value, and whether it holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     gate: str
     value: float
@@ -51,7 +51,7 @@ class Manifest(BaseModel):
     gates : tuple of GateResult
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     version: Literal[1] = 1
     inputs: dict[str, dict[str, str]]

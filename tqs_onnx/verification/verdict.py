@@ -73,10 +73,12 @@ def _length(good: list[bool]) -> int:
 def change(percent: float) -> str:
     """Return a change of MAE in words.
 
-    >>> change(4.96), change(-0.31), change(0.0), change(912.3)
-    ('5.0 % worse', '0.3 % better', 'unchanged', '912 % worse')
+    >>> change(4.96), change(-0.31), change(0.0), change(912.3), change(float("inf"))
+    ('5.0 % worse', '0.3 % better', 'unchanged', '912 % worse', 'worse than an exact FP32')
     """
     size = abs(percent)
+    if size == float("inf"):
+        return "worse than an exact FP32"
     if size < 0.05:
         return "unchanged"
     return f"{size:.0f} % {_WORD[percent > 0]}" if size >= 10 else f"{size:.1f} % {_WORD[percent > 0]}"

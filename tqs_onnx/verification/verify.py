@@ -69,7 +69,7 @@ class Verification(BaseModel):
     notes : tuple of str
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     bytes_in: int
     bytes_out: int
