@@ -82,9 +82,7 @@ def cli_reference() -> str:
     """Return the reference of all commands, in the order of the trip."""
     root = click.Context(cli, info_name="tqs")
     parts = [HEAD, "## `tqs`\n", *_option_tables(cli, root)]
-    parts.append(
-        "They stand before the command: `tqs --log-level debug quantize …`; `--traceback` may stand anywhere.\n"
-    )
+    parts.append("`--log-level` and `--traceback` may stand anywhere on the line.\n")
     parts.append(
         "Commands: " + ", ".join(f"[`{name}`](#tqs-{name})" for name in cli.list_commands(root)) + ".\n"
     )
