@@ -106,10 +106,8 @@ def estimate_files(job: ScoreJob) -> tuple[Estimate, ...]:
 
 def _scoring_bed(job: ScoreJob) -> tuple[Source, Testbed]:
     source = stages.opened(job.model, job.run, job.roles)
-    data = read_data(job.data, source, scoring_only=True)
-    for note in data.notes:
-        _LOG.info("note: %s", note)
-    return source, Testbed(source.lifted, source.survey, data.spec, data.scoring, job.run)
+    data = stages.read(job.data, source, scoring_only=True)
+    return source, stages.bed_of(source, data, job.run)
 
 
 @dataclass(frozen=True, slots=True)

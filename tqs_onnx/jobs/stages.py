@@ -107,7 +107,9 @@ def opened_quietly(model: Given | Source) -> Source:
     return model if isinstance(model, Source) else open_source(model)
 
 
-def read(given: DataOptions | Data, source: Source, gates: Sequence[str] = ()) -> Data:
+def read(
+    given: DataOptions | Data, source: Source, gates: Sequence[str] = (), *, scoring_only: bool = False
+) -> Data:
     """Read the rollout spec and the contexts of a job; log the notes on them.
 
     Parameters
@@ -116,13 +118,15 @@ def read(given: DataOptions | Data, source: Source, gates: Sequence[str] = ()) -
         A `Data` is already read; only the gates are checked.
     source : Source
     gates : sequence of str
+    scoring_only : bool
+        See `read_data`.
 
     Raises
     ------
     InputError
         A file is invalid or does not fit the model, sets of contexts overlap, or a gate cannot be evaluated on them.
     """
-    data = given if isinstance(given, Data) else read_data(given, source)
+    data = given if isinstance(given, Data) else read_data(given, source, scoring_only=scoring_only)
     require_evaluable(tuple(parse_gate(text) for text in gates), data)
     if data is not given:
         for note in data.notes:
