@@ -10,6 +10,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 
 import pytest
 
+import tqs_onnx.inputs.drafting
 import tqs_onnx.rollout.crash_check
 from tqs_models.lorenz96 import files
 from tqs_onnx.allocation.costing import Request
@@ -87,3 +88,13 @@ def no_trial_load(monkeypatch: pytest.MonkeyPatch) -> None:
     It takes a third of a second a model, and the models here are good. Tests of the trial take this fixture's place.
     """
     monkeypatch.setattr(tqs_onnx.rollout.crash_check, "loads_in_child", lambda path, provider="cpu": None)
+
+
+@pytest.fixture(autouse=True)
+def no_child_for_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let rollouts be drafted in this process; the child that does it otherwise takes two seconds to start."""
+    monkeypatch.setattr(
+        tqs_onnx.inputs.drafting,
+        "_asked",
+        lambda path, sha256: tqs_onnx.inputs.drafting.tried(open_source(path)),
+    )

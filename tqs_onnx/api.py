@@ -71,7 +71,7 @@ def open_model(model: Given | Source, *, roles: Sequence[str] = (), run: RunOpti
 
 def load_data(
     model: Given | Source,
-    rollout: Rollout,
+    rollout: Rollout | None,
     contexts: Arrays,
     eval_contexts: Arrays | None = None,
     *,
@@ -85,8 +85,8 @@ def load_data(
     Parameters
     ----------
     model : path, ModelProto or Source
-    rollout : path, mapping or RolloutSpec
-        How outputs re-enter as inputs.
+    rollout : path, mapping, RolloutSpec or None
+        How outputs re-enter as inputs; None: drafted.
     contexts : path, mapping of str to NDArray, or Contexts
         Scoring contexts ``[context, *input shape without the batch axis]`` for every input, in the data's units. A
         table is split by the spec's ``[windows]``; its test rows are the evaluation contexts.

@@ -52,9 +52,9 @@ def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **
       tqs allocate model.onnx --scores run/scores.json --rollout rollout.toml --contexts contexts.npz \
         --compression 8 --out run/plan.json
     """
-    if (options["rollout"] is None) != (options["contexts"] is None):
-        raise InputError("rollouts need `rollout` and `contexts`", todo="Give both or neither")
-    data = None if options["rollout"] is None else data_files(options)
+    if options["rollout"] is not None and options["contexts"] is None:
+        raise InputError("rollouts need `contexts`", todo="Give them, or leave `rollout` out")
+    data = None if options["contexts"] is None else data_files(options)
     found = allocate_files(AllocateJob(model, scores, out, quantize_options(options, FLAGS), data, force))
     plan, menus = found.plan, found.request.menus
     if not as_json:

@@ -84,7 +84,7 @@ def declared(build: BuildFile, folder: Path, out: Path | None, tick: Progress) -
     """
     data = build.data
     files = DataOptions(
-        folder / data.rollout,
+        folder / data.rollout if data.rollout else None,
         folder / data.contexts,
         folder / data.eval_contexts if data.eval_contexts else None,
         data.steps,

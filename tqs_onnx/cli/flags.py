@@ -110,7 +110,9 @@ D, P, S, R, C, G, M = (
 )
 _POSITIVE = click.IntRange(min=1)
 
-ROLLOUT = Flag("--rollout", "data.rollout", D, "Rollout spec: how outputs re-enter as inputs.", FILE)
+ROLLOUT = Flag(
+    "--rollout", "data.rollout", D, "Rollout spec: how outputs re-enter as inputs [default: drafted].", FILE
+)
 CONTEXTS = Flag(
     "--contexts",
     "data.contexts",

@@ -12,10 +12,11 @@ import cloup
 from tqs_onnx.cli.flags import ROLE
 from tqs_onnx.cli.options import FILE, flag_options, json_option
 from tqs_onnx.cli.show import print_json, print_table
+from tqs_onnx.inputs.drafting import Draft, draft_text, drafted, questions
 from tqs_onnx.inputs.source import Source, open_source, parse_role
-from tqs_passes.files.model import load_model
+from tqs_passes.errors import InputError
+from tqs_passes.files.atomic import write_text
 from tqs_passes.graph.random_ops import random_operators
-from tqs_passes.survey.feedback import render_rollout, suggest_feedback
 from tqs_passes.survey.roles import with_roles
 from tqs_passes.weights import Weight
 
@@ -23,18 +24,24 @@ from tqs_passes.weights import Weight
 @cloup.command("inspect")
 @cloup.argument("model", type=FILE)
 @flag_options((ROLE,))
+@cloup.option("--write-rollout", type=FILE, help="Write the drafted rollout spec to this file.")
 @json_option
-def command(model: Path, role: tuple[str, ...], as_json: bool) -> None:
-    r"""List the weights of MODEL, their readers, and other tensors with the reasons; suggest the feedback wiring.
+def command(model: Path, role: tuple[str, ...], write_rollout: Path | None, as_json: bool) -> None:
+    r"""List the weights of MODEL, their readers, and other tensors with the reasons; draft its rollout spec.
 
     \b
     Example:
-      tqs inspect model.onnx
+      tqs inspect model.onnx --write-rollout rollout.toml
     """
     source = open_source(model)
     source = replace(source, survey=with_roles(source.survey, [parse_role(text) for text in role]))
+    found = drafted(source)
+    if write_rollout is not None:
+        if write_rollout.exists():
+            raise InputError("exists", where=str(write_rollout), todo="Remove it, or write to another file")
+        write_text(write_rollout, draft_text(found))
     if as_json:
-        print_json(_document(source))
+        print_json(_document(source, found))
         return
     weights = source.survey.weights
     total = sum(w.n_values for w in weights)
@@ -64,11 +71,13 @@ def command(model: Path, role: tuple[str, ...], as_json: bool) -> None:
     if source.skipped:
         click.echo(f"\nleft in place, not surveyed: {len(source.skipped)}")
         print_table(["tensor or node", "reason"], [[s.what, s.why] for s in source.skipped], left=2)
-    for found in random_operators(source.lifted.proto):
-        click.echo(f"warning: {found} draws random numbers: the model cannot be scored")
-    click.echo("\nsuggested rollout.toml (check it against the meaning of the inputs and outputs):\n")
-    loaded = load_model(model)
-    click.echo(render_rollout(loaded, suggest_feedback(loaded)))
+    for drawn in random_operators(source.lifted.proto):
+        click.echo(f"warning: {drawn} draws random numbers: the model cannot be scored")
+    if write_rollout is not None:
+        click.echo(f"\nwritten: {write_rollout}" + "".join(f"\n{line}" for line in questions(found)))
+        return
+    click.echo("\ndrafted rollout.toml (check it against the meaning of the inputs and outputs):\n")
+    click.echo(draft_text(found))
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -94,8 +103,7 @@ def _notes(weight: Weight) -> str:
     return "; ".join(notes)
 
 
-def _document(source: Source) -> dict[str, Any]:
-    loaded = load_model(source.path)
+def _document(source: Source, found: Draft) -> dict[str, Any]:
     return {
         "model": str(source.path),
         "bytes": source.facts.n_bytes,
@@ -125,5 +133,6 @@ def _document(source: Source) -> dict[str, Any]:
         ],
         "skipped": [{"what": s.what, "why": s.why} for s in source.skipped],
         "random_operators": random_operators(source.lifted.proto),
-        "rollout": render_rollout(loaded, suggest_feedback(loaded)),
+        "rollout": draft_text(found),
+        "questions": questions(found),
     }

@@ -38,7 +38,7 @@ compare_option = cloup.option(
         *(table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.COMPRESSION, table.ROUNDING),
         *(table.PROFILE, table.MAX_DRIFT),
     ),
-    required=(table.ROLLOUT, table.CONTEXTS),
+    required=(table.CONTEXTS,),
     more=(out_option(), force_option, json_option, compare_option),
 )
 def command(model: Path, comparing: bool, out: Path, force: bool, as_json: bool, **options: Any) -> int:

@@ -38,7 +38,7 @@ FLAGS = (
 @flag_options(
     FLAGS,
     everyday=(table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.ROUNDING, table.PROFILE),
-    required=(table.ROLLOUT, table.CONTEXTS),
+    required=(table.CONTEXTS,),
     more=(
         cloup.option("--scores", type=FILE, required=True, help="scores.json of this model."),
         cloup.option(

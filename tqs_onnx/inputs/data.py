@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, questions
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
@@ -33,8 +34,9 @@ class DataOptions:
 
     Parameters
     ----------
-    rollout : path, mapping or RolloutSpec
-        How outputs re-enter as inputs: a rollout.toml, its content as a dictionary, or a spec.
+    rollout : path, mapping, RolloutSpec or None
+        How outputs re-enter as inputs: a rollout.toml, its content as a dictionary, or a spec; None: drafted, see
+        `drafting`.
     contexts : path, mapping of str to NDArray, or Contexts
         Scoring contexts, first axis context; a table is cut into both splits.
     evaluation : path, mapping of str to NDArray, Contexts or None
@@ -47,7 +49,7 @@ class DataOptions:
         Contexts for data-aware rounding; for a table, its training rows; None: the scoring contexts.
     """
 
-    rollout: Rollout
+    rollout: Rollout | None
     contexts: Arrays
     evaluation: Arrays | None = None
     steps: int | None = None
@@ -90,6 +92,8 @@ class Data:
         SHA-256 of data given as values, by role.
     notes : tuple of str
         Notes on the data for the user.
+    drafted : str
+        The rollout.toml that was drafted; empty if a rollout spec was given.
     """
 
     spec: RolloutSpec
@@ -99,6 +103,7 @@ class Data:
     options: DataOptions
     digests: dict[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
+    drafted: str = ""
 
     @property
     def files(self) -> dict[str, Path]:
@@ -124,8 +129,17 @@ class Data:
 
 
 def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
-    """Read the rollout spec and check it against the model."""
+    """Return the rollout spec, checked against the model: as given, or drafted."""
+    return _rollout(options, source)[0]
+
+
+def _rollout(options: DataOptions, source: Source) -> tuple[RolloutSpec, Draft | None]:
+    """Return the rollout spec and its draft; no draft if the spec was given."""
     given = options.rollout
+    if given is None:
+        found = drafted(source)
+        spec = found.spec if options.steps is None else found.spec.with_steps(options.steps)
+        return spec, found
     where = str(given) if isinstance(given, str | Path) else "rollout"
     if isinstance(given, RolloutSpec):
         spec = given
@@ -138,7 +152,7 @@ def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
     except InputError as error:
         place = error.where.replace("rollout.toml", where, 1)
         raise InputError(error.what, where=place, todo=error.todo) from error
-    return spec
+    return spec, None
 
 
 def read_data(options: DataOptions, source: Source, *, scoring_only: bool = False) -> Data:
@@ -157,13 +171,14 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
         A file is invalid, the spec does not fit the model, or the evaluation contexts overlap with the scoring or
         calibration contexts.
     """
-    spec = read_spec(options, source)
+    spec, draft = _rollout(options, source)
     limit = options.max_contexts
     scoring = _read(options.contexts, spec, source, "validation", limit, "contexts")
     calibration = judging = None
     if options.calibration is not None:
         calibration = _read(options.calibration, spec, source, "train", limit, "calibration")
-    notes = (*unjudged(spec, source.signature), *scoring.notes)
+    drafting = () if draft is None else (assumption(draft), *questions(draft))
+    notes = (*drafting, *unjudged(spec, source.signature), *scoring.notes)
     wanted = options.evaluation if options.evaluation is not None else options.contexts
     if not scoring_only and (options.evaluation is not None or scoring.rows is not None):
         judging = _read(wanted, spec, source, "test", options.max_eval_contexts, "evaluation")
@@ -174,9 +189,10 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
     sets = {"contexts": scoring, "evaluation": judging, "calibration": calibration}
     values = [role for role in options.given if role not in options.files]
     digests = {role: contexts_hash(c) for role, c in sets.items() if c is not None and role in values}
-    if "rollout" in values:
+    if "rollout" in values or draft is not None:
         digests["rollout"] = content_hash(spec)
-    return Data(spec, scoring, judging, calibration, options, digests, notes)
+    text = "" if draft is None else draft_text(draft)
+    return Data(spec, scoring, judging, calibration, options, digests, notes, text)
 
 
 def _read(

@@ -77,7 +77,7 @@ class _Table(BaseModel):
 class DataSection(_Table):
     """The `[data]` table; its keys are flags of `tqs quantize`."""
 
-    rollout: str
+    rollout: str | None = None
     contexts: str
     eval_contexts: str | None = None
     calibration: str | None = None

@@ -15,9 +15,11 @@ from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings
 from tqs_onnx.jobs.release import outcome_facts, summary_of
 from tqs_onnx.jobs.run_directory import (
+    ROLLOUT_NAME,
     emitted_name,
     refuse_overwriting,
     removed_on_failure,
+    require_unedited,
     run_directory,
     with_data,
 )
@@ -125,6 +127,9 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
     name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME]
+    if data.drafted:
+        require_unedited(job.out / ROLLOUT_NAME, data.drafted)
+        files.append(ROLLOUT_NAME)
     outputs = [*(job.out / file for file in (*files, RESULTS_NAME)), *with_data(emitted)]
     refuse_overwriting(outputs, [*source.files, *data.files.values()])
     with run_directory(job.out, files, force=job.force) as begin:
@@ -139,6 +144,8 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         scores = stages.scored(source, bed, options.score, job.out / RESULTS_NAME, progress)
         bed = bed.scaled(scores.sigma)
         begin()
+        if data.drafted:
+            write_text(job.out / ROLLOUT_NAME, data.drafted)
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
         request = Request(offer.menus, scores, offer.size, options.profile, options.serving)

@@ -16,6 +16,8 @@ from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 
 #: Lists the files of an unfinished job, as JSON.
+#: The rollout spec that a job drafted.
+ROLLOUT_NAME = "rollout.toml"
 UNFINISHED_NAME = ".unfinished"
 
 
@@ -126,6 +128,28 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
             raise InputError(
                 "the output would overwrite an input", where=str(path), todo="Choose another `out`"
             )
+
+
+def require_unedited(rollout: Path, drafted: str) -> None:
+    """Refuse to replace a rollout.toml that somebody edited after it was drafted.
+
+    Raises
+    ------
+    InputError
+        The file exists and differs from the draft.
+    """
+    try:
+        same = rollout.read_text(encoding="utf-8") == drafted
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError):
+        same = False
+    if not same:
+        raise InputError(
+            "differs from the draft that would replace it",
+            where=str(rollout),
+            todo="Give it as `rollout`, or remove it",
+        )
 
 
 def with_data(model: Path) -> tuple[Path, Path]:
