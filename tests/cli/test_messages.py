@@ -94,7 +94,6 @@ def test_the_level_may_stand_after_the_command(
         (["quantize", "m.onnx", "--compression", "2", "--out", "r"], "--contexts"),
         (["score", "m.onnx", "--rollout", "r.toml", "--out", "r"], "--contexts"),
         (["baseline", "m.onnx", "--rollout", "r", "--contexts", "c", "--out", "r"], "--method"),
-        (["sweep", "m.onnx", "--scores", "s", "--contexts", "c", "--out", "r"], "--contexts"),
         (["verify", "m.onnx", "--source", "s", "--plan", "p", "--scores", "s"], "--contexts"),
         (["package", "m.onnx", "--out", "r"], "--format"),
         (["emit", "m.onnx", "--plan", "p"], "--out"),

@@ -108,4 +108,4 @@ def baseline_options(given: Mapping[str, Any]) -> BaselineOptions:
 def data_files(given: Mapping[str, Any]) -> DataOptions:
     """Return the given files and limits."""
     chosen = (*table.DATA, *table.EVALUATION, table.CALIBRATION)
-    return DataOptions(**nested(chosen, given)["data"])
+    return DataOptions(**{"rollout": None, **nested(chosen, given)["data"]})
