@@ -190,10 +190,10 @@ def test_a_budget_below_the_smallest_file_is_exit_4_and_names_a_size_that_works(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ([], "give one of --compression, --weight-compression and --max-bytes"),
+        ([], "give one of --compression, --weight-compression, --max-bytes and --target-drift"),
         (
             ["--compression", "2", "--max-bytes", "9"],
-            "give one of --compression, --weight-compression and --max-bytes",
+            "give one of --compression, --weight-compression, --max-bytes and --target-drift",
         ),
         (["--compression", "-1"], "--compression must be positive"),
         (["--compression", "nan"], "--compression must be positive"),

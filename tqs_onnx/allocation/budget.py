@@ -1,4 +1,4 @@
-"""The byte budget of a file, given in one of three ways."""
+"""The byte budget of a file: a number of bytes given in one of three ways, or the least that meet a condition."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from tqs_passes.encode.weight import np_dtype
 from tqs_passes.errors import InputError
 from tqs_passes.plan.candidates import Menu
 
+_ONE = "give one of `compression`, `weight_compression`, `max_bytes` and `target`"
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """The byte budget of a file; at most one of the three is given.
+    """The byte budget of a file; at most one of the four is given.
 
     Parameters
     ----------
@@ -26,6 +28,9 @@ class Budget:
         nodes.
     max_bytes : int or None
         Largest size of the output file in bytes.
+    target : str or None
+        Condition in the form of a gate, e.g. ``drift<=0.02``: the smallest file that meets it on the evaluation
+        contexts.
 
     Raises
     ------
@@ -36,21 +41,23 @@ class Budget:
     compression: float | None = None
     weight_compression: float | None = None
     max_bytes: int | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse more than one budget, and a budget that is not positive."""
         given = self._given()
         if len(given) > 1:
-            raise InputError("give one of `compression`, `weight_compression` and `max_bytes`")
+            raise InputError(_ONE)
         for name, value in given.items():
-            if not value > 0:
+            if not isinstance(value, str) and not value > 0:
                 raise InputError(f"`{name}` must be positive, not {value}")
 
-    def _given(self) -> dict[str, float]:
-        named = {
+    def _given(self) -> dict[str, float | str]:
+        named: dict[str, float | str | None] = {
             "compression": self.compression,
             "weight_compression": self.weight_compression,
             "max_bytes": self.max_bytes,
+            "target": self.target,
         }
         return {name: value for name, value in named.items() if value is not None}
 
@@ -60,13 +67,13 @@ class Budget:
         Raises
         ------
         InputError
-            None of the three is given.
+            None of the four is given.
         """
         if not self._given():
-            raise InputError("give one of `compression`, `weight_compression` and `max_bytes`")
+            raise InputError(_ONE)
 
     def n_bytes(self, menus: Sequence[Menu], size: FileSize) -> int:
-        """Return the bytes that the whole output file may have.
+        """Return the bytes that the whole output file may have; those of the input file for a target.
 
         Parameters
         ----------
@@ -78,9 +85,11 @@ class Budget:
         Raises
         ------
         InputError
-            None of the three is given.
+            None of the four is given.
         """
         self.require()
+        if self.target is not None:
+            return size.source_bytes
         if self.max_bytes is not None:
             return self.max_bytes
         if self.weight_compression is not None:

@@ -25,6 +25,7 @@ from tqs_passes.errors import InputError
 
 FLAGS = (
     *(*table.BUDGET, *table.PLANNING, *table.SERVING, *table.REFINING, *table.DATA, table.CALIBRATION),
+    *table.EVALUATION,
     *table.RUN,
 )
 

@@ -104,6 +104,17 @@ def _compute(text: str) -> str:
     return {"fp16": "float16", "bf16": "bfloat16"}[text]
 
 
+def _percent(text: str) -> str:
+    """Return the gate of a largest degradation such as ``1%`` or ``0.5``."""
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError as error:
+        raise InputError(f"{text!r} is not a percentage", todo="Write e.g. 1%") from error
+    if not value > 0:
+        raise InputError(f"{text!r} is not above 0", todo="Write e.g. 1%")
+    return f"degradation<={value:g}"
+
+
 D, P, S, R, C, G, M = (
     *(Group.DATA, Group.PRECISION, Group.SERVING, Group.ROUNDING),
     *(Group.SCORING, Group.GATES, Group.MACHINE),
@@ -148,6 +159,14 @@ COMPRESSION = Flag(
     "Bytes of the input file over bytes of the output file.",
     click.FLOAT,
 )
+TARGET_DRIFT = Flag(
+    "--target-drift",
+    "budget.target",
+    P,
+    "Make the smallest file whose drift on the evaluation contexts is at most this.",
+    click.FloatRange(min=0, min_open=True),
+    "drift<={}".format,
+)
 ROUNDING = Flag(
     "--rounding",
     "refine.rounding.method",
@@ -185,6 +204,15 @@ BUDGET = (
         click.FLOAT,
     ),
     Flag("--max-bytes", "budget.max_bytes", P, "Maximum size of the output file in bytes.", click.INT),
+    TARGET_DRIFT,
+    Flag(
+        "--target-degradation",
+        "budget.target",
+        P,
+        "Make the smallest file whose MAE is worse by at most this on the evaluation contexts, e.g. 1%.",
+        read=_percent,
+        metavar="PERCENT",
+    ),
 )
 PLANNING = (
     Flag(
@@ -547,6 +575,7 @@ def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
         A text is invalid; `where` is the name of the flag.
     """
     found: dict[str, Any] = {}
+    flags = tuple(flags)
     for flag in flags:
         value = given.get(flag.key)
         if value is None or value == () or (value is False and not flag.has_off):
@@ -562,6 +591,9 @@ def nested(flags: Iterable[Flag], given: Mapping[str, Any]) -> dict[str, Any]:
             place = place.setdefault(name, {})
         if flag.path == "gates" or flag.several:
             place[last] = [*place.get(last, []), *read]
+        elif last in place:
+            rivals = " and ".join(f.name for f in flags if f.path == flag.path)
+            raise InputError(f"give one of {rivals}", where=flag.name)
         else:
             place[last] = read[0]
     return found

@@ -218,13 +218,16 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     scores, plan, manifest = out / "scores.json", out / "plan.json", out / "manifest.json"
     options = trip.options
     codes = (out / CODES_NAME,) if options.refine.rounding.method in DATA_AWARE else ()
-    fed = [path for role, path in data.files.items() if role != "evaluation"]
+    aimed = options.budget.target is not None
+    fed = [path for role, path in data.files.items() if aimed or role != "evaluation"]
     seen = data.files.values()
     settings = job_settings("quantize", trip.model, data, out, options)
     chosen = settings["options"]
     run = chosen["run"] | {"provider": resolve_provider(options.run.provider)}
     limits = {"run": run, "steps": data.steps, "max_contexts": data.max_contexts}
     scored = limits | {"score": chosen["score"], "roles": chosen["roles"]}
+    if aimed:
+        limits["max_eval_contexts"] = data.max_eval_contexts
     planned = limits | {k: v for k, v in chosen.items() if k not in ("score", "roles", "gates", "run")}
     judged = limits | {"settings": settings}  # the manifest that it writes holds all of them
 

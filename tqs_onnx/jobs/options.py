@@ -68,6 +68,12 @@ class QuantizeOptions:
     run: RunOptions = field(default_factory=RunOptions)
 
     @property
+    def conditions(self) -> tuple[str, ...]:
+        """The gates and the target of the budget: what the evaluation contexts must be able to tell."""
+        target = self.budget.target
+        return self.gates if target is None else (*self.gates, target)
+
+    @property
     def planning(self) -> PlanOptions:
         """Return `plan` with its objective resolved: `measured` if rounding uses data."""
         return self.plan.decided(by_data=self.refine.rounding.method in DATA_AWARE)

@@ -123,7 +123,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
     start = time.perf_counter()
     options = job.options
     source = stages.opened(job.model, options.run, options.roles)
-    data = stages.read(job.data, source, options.gates)
+    data = stages.read(job.data, source, options.conditions)
     name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME]
@@ -150,9 +150,9 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         write_text(job.out / "scores.csv", scores.to_csv())
         request = Request(offer.menus, scores, offer.size, options.profile, options.serving)
         instruments = instruments_on(bed, data.calibration)
+        judging = bed.on(data.evaluation)
         with Results(job.out / RESULTS_NAME) as kept:
-            plan, request = stages.planned(request, offer.max_bytes, source, instruments, options, kept)
-        refined = stages.refined(plan, request, instruments, options)
+            refined, request = stages.decided(request, offer, source, instruments, judging, options, kept)
         plan = refined.plan
         if refined.codes:
             write_codes(job.out / CODES_NAME, refined.codes)

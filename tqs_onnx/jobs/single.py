@@ -149,7 +149,8 @@ def allocate_files(job: AllocateJob) -> Allocated:
     if out.exists() and not job.force:
         raise InputError("already exists", where=str(out), todo="Choose another `out`, or give `force`")
     scores = read_scores(job.scores)
-    data = None if job.data is None else read_data(job.data, source, scoring_only=True)
+    aimless = options.budget.target is None
+    data = None if job.data is None else read_data(job.data, source, scoring_only=aimless)
     store = job.scores.with_name(RESULTS_NAME)
     found = stages.allocated(source, scores, data, options, store if store.exists() else None)
     if found.codes:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tqs_onnx.allocation.costing import Request
-from tqs_onnx.allocation.file_size import FileSize, require_feasible
+from tqs_onnx.allocation.file_size import FileSize, require_feasible, smallest_file
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.offers import offers_before_scoring
 from tqs_onnx.allocation.plan_within import plan_within
@@ -32,6 +32,7 @@ from tqs_onnx.inputs.source import Given, Source, open_source, parse_role, requi
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.release import judge, manifest_of, require_evaluable
 from tqs_onnx.jobs.results import Allocated
+from tqs_onnx.jobs.target import Trial, smallest_passing, value_of
 from tqs_onnx.refinement.instruments import Instruments, instruments_on
 from tqs_onnx.refinement.measured_objective import planned as planned_by
 from tqs_onnx.refinement.refine import Refined, refine
@@ -214,6 +215,62 @@ def refined(plan: Plan, request: Request, instruments: Instruments, options: Qua
     return refine(plan, request, instruments, options.planning, options.refine)
 
 
+def decided(
+    request: Request,
+    offered: Offer,
+    source: Source,
+    instruments: Instruments,
+    judging: Testbed | None,
+    options: QuantizeOptions,
+    results: Results,
+) -> tuple[Refined, Request]:
+    """Plan and refine within the byte budget, or for the smallest file that meets the budget's target.
+
+    Parameters
+    ----------
+    request : Request
+    offered : Offer
+    source : Source
+    instruments : Instruments
+    judging : Testbed or None
+        Holds the evaluation contexts; needed for a target.
+    options : QuantizeOptions
+    results : Results
+
+    Returns
+    -------
+    Refined, and the request with the responses measured for it
+
+    Raises
+    ------
+    InfeasibleError
+        No file that small can be written, or no file meets the target.
+    InputError
+        The target cannot serve the plan, or a target is given without evaluation contexts.
+    """
+
+    def made(max_bytes: int) -> Refined:
+        nonlocal request
+        plan, request = planned(request, max_bytes, source, instruments, options, results)
+        return refined(plan, request, instruments, options)
+
+    target = options.budget.target
+    if target is None:
+        return made(offered.max_bytes), request
+    if judging is None:
+        raise InputError("a target needs evaluation contexts", todo="Give `contexts`, and `eval_contexts`")
+    gate = parse_gate(target)
+    nominal = judging.roll_file(source.path, keep_other=False)
+
+    def attempt(max_bytes: int) -> Trial[Refined]:
+        found = made(max_bytes)
+        return Trial(max_bytes, found.plan.n_bytes, value_of(gate, found, source, judging, nominal), found)
+
+    offers = offers_before_scoring(offered.menus, frozenset(), options.planning)
+    smallest, _ = smallest_file(offered.size, offers)
+    return smallest_passing(gate, smallest, offered.max_bytes, attempt).made, request
+
+
 def allocated(
     source: Source, scores: Scores, data: Data | None, options: QuantizeOptions, store: Path | None
 ) -> Allocated:
@@ -245,16 +302,18 @@ def allocated(
         return Allocated(plan, {}, request)
     require_contexts_of(scores, data.spec, data.scoring)
     instruments = instruments_on(bed_of(source, data, options.run, scores), data.calibration)
+    judging = instruments.bed.on(data.evaluation) if options.budget.target is not None else None
     with Results(store) as results:
         if results.note:
             _LOG.info(results.note)
-        plan, request = planned(request, offered.max_bytes, source, instruments, options, results)
-    done = refined(plan, request, instruments, options)
+        done, request = decided(request, offered, source, instruments, judging, options, results)
     return Allocated(done.plan, done.codes, request)
 
 
 def _planned_by_scores(request: Request, max_bytes: int, source: Source, options: QuantizeOptions) -> Plan:
     planning = options.planning
+    if options.budget.target is not None:
+        raise InputError("a target needs rollouts", todo="Give `rollout` and `contexts`")
     if planning.aim is Objective.MEASURED or options.refine.rounding.method in DATA_AWARE:
         raise InputError(
             "the objective `measured` and data-aware rounding need rollouts",
