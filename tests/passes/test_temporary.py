@@ -115,7 +115,7 @@ def test_threads_that_write_into_one_folder_do_not_disturb_each_other(tmp_path: 
 
     def write(n: int) -> None:
         try:
-            for i in range(40):
+            for i in range(60):
                 write_text(tmp_path / f"{n}", f"{i}")
         except BaseException as error:  # noqa: BLE001  (told below)
             failed.append(error)

@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Callable, Generator
@@ -61,15 +62,17 @@ def temporary_folder(folder: Path) -> Generator[Path]:
 
 
 @contextlib.contextmanager
-def claimed(path: Path, who: str) -> Generator[None]:
+def claimed(path: Path, who: str = "", *, at: Path | None = None) -> Generator[None]:
     """Hold an output: no other process, and no other thread, can claim it meanwhile.
 
     Parameters
     ----------
     path : Path
-        A file or folder to be written, in a folder that exists.
+        A file or folder to be written.
     who : str
-        Names the holder to others.
+        Names the holder to others; default: the process and its machine.
+    at : Path, optional
+        The folder that keeps the claim; default: the folder of `path`.
 
     Raises
     ------
@@ -80,12 +83,13 @@ def claimed(path: Path, who: str) -> Generator[None]:
     if whole in _HELD.get() or sys.platform == "win32":
         yield
         return
-    name = f"{hashlib.sha256(whole.name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.claim"
-    with _explained(whole.parent):
-        handle = _locked(whole.parent, name)
+    home = whole.parent if at is None else at
+    name = f"{hashlib.sha256(str(whole).encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.claim"
+    with _explained(home):
+        handle = _locked(home, name)
     if handle is None:
         raise InputError(
-            f"is being written by {_holder(whole.parent / FOLDER_NAME / name)}",
+            f"is being written by {_holder(home / FOLDER_NAME / name)}",
             where=str(path),
             todo="Wait for it, or choose another `out`",
         )
@@ -93,11 +97,11 @@ def claimed(path: Path, who: str) -> Generator[None]:
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock itself holds
             os.ftruncate(handle, 0)
-            os.write(handle, who.encode())
+            os.write(handle, (who or f"process {os.getpid()} on {platform.node()}").encode())
         yield
     finally:
         _HELD.reset(token)
-        _released(whole.parent, name, handle)
+        _released(home, name, handle)
 
 
 def sweep(folder: Path) -> None:
@@ -106,9 +110,13 @@ def sweep(folder: Path) -> None:
     Claims are left to their next holder: one that is removed while another process is about to lock it would look held.
     """
     inside = folder / FOLDER_NAME
-    if sys.platform == "win32" or not inside.is_dir():
+    if sys.platform == "win32":
         return
-    for lock in sorted(inside.glob("*.lock")):
+    try:
+        locks = sorted(p for p in inside.iterdir() if p.suffix == ".lock")
+    except OSError:  # there is none
+        return
+    for lock in locks:
         with contextlib.suppress(OSError):  # held, removed meanwhile, or not ours to remove
             handle = os.open(lock, os.O_RDWR)
             try:
@@ -161,7 +169,11 @@ def _locked(folder: Path, name: str, *, new: bool = False) -> int | None:
     """
     path = folder / FOLDER_NAME / name
     while True:
-        path.parent.mkdir(exist_ok=True)
+        try:
+            path.parent.mkdir()
+        except FileExistsError:
+            if path.parent.is_file():
+                raise
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o666)
         except FileExistsError:
