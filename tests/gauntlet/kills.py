@@ -3,8 +3,8 @@
     python -m tests.gauntlet.kills FOLDER STEP OUT COMMAND…
 
 runs `tqs COMMAND…` once undisturbed, then for every STEP-th event under FOLDER once killed there and once again, each
-in a fork of this process, and prints a JSON object. An event is what Python announces by its audit hooks: a file opened,
-renamed, linked or removed, a folder made or removed, a database connected.
+in a fork of this process, and prints a JSON object. An event is what Python announces by its audit hooks: a file
+opened, renamed, linked or removed, a folder made or removed, a database connected.
 
 After a kill, nothing may stand under OUT that is torn; after the second run OUT must hold the bytes of the undisturbed
 run, and no other file.

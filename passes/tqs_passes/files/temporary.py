@@ -79,7 +79,8 @@ def claimed(path: Path, who: str = "", *, at: Path | None = None) -> Generator[N
     InputError
         Another process holds it, or its folder cannot be written to.
     """
-    whole = path.resolve()
+    with _explained(path):
+        whole = path.resolve()
     if whole in _HELD.get() or sys.platform == "win32":
         yield
         return
@@ -154,9 +155,10 @@ def _temporary(folder: Path, make: Callable[[Path], None]) -> Generator[Path]:
 def _explained(folder: Path) -> Generator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
+        why = error.strerror if isinstance(error, OSError) else "a loop of links"
         raise InputError(
-            f"cannot write to this folder ({error.strerror})",
+            f"cannot write to this folder ({why})",
             where=str(folder),
             todo="Choose another `out`",
         ) from error
