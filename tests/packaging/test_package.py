@@ -276,3 +276,40 @@ def test_olive_itself_accepts_the_config() -> None:
     package = pytest.importorskip("olive.package_config", exc_type=ImportError)
     config = package.OlivePackageConfig.model_validate(package_config())
     assert config.get_pass_module_config("TqsQuantization").module_path == MODULE
+
+
+def test_other_files_of_a_model_are_kept_and_stale_ones_are_not(tmp_path: Path) -> None:
+    big = tmp_path / "in" / "m.onnx"
+    big.parent.mkdir()
+    save_model(Model(forecaster(48, 96), tmp_path), big, external=True)
+    arguments = ["package", str(big), "--format", "triton", "--out", str(tmp_path / "r")]
+    assert main(arguments) == 0
+    for name in ("labels.txt", "2/model.onnx"):
+        (tmp_path / "r/m" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "r/m" / name).write_text(name)
+    save_model(Model(forecaster(48, 96), tmp_path), big, external=False)
+    assert main([*arguments, "--force"]) == 0
+    written = sorted(
+        p.relative_to(tmp_path / "r").as_posix() for p in (tmp_path / "r").rglob("*") if p.is_file()
+    )
+    assert written == ["m/1/model.onnx", "m/2/model.onnx", "m/config.pbtxt", "m/labels.txt"]
+    assert (tmp_path / "r/m/2/model.onnx").read_text() == "2/model.onnx"
+    assert (tmp_path / "r/m/1/model.onnx").read_bytes() == big.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "r"]
+
+
+def test_a_package_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = emitted(tmp_path / "in")
+    arguments = ["package", str(file), "--format", "triton", "--out", str(tmp_path / "r")]
+    assert main(arguments) == 0
+    config = tmp_path / "r/m/config.pbtxt"
+    before = config.read_bytes()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tqs_onnx.packaging.triton.write_text", full)
+    assert main([*arguments, "--force", "--max-batch", "4"]) == 2
+    assert main([*arguments, "--name", "other"]) == 2
+    assert config.read_bytes() == before
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["m"]

@@ -17,8 +17,10 @@ import click
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.inputs.bundled import GROUP
+from tqs_onnx.jobs.run_directory import created, resolved
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import file_facts
+from tqs_passes.files.temporary import claimed
 
 
 class Exporter(Protocol):
@@ -64,22 +66,23 @@ def command(name: str, out: Path, force: bool, as_json: bool, **options: Any) ->
       tqs export pangu --out pangu --grid 49x96 --set dim=24 --set heads=2 --set window=2,3,6
     """
     exporter = _find(name)
+    resolved(out)
     if (out / "model.onnx").exists() and not force:
         raise InputError("already holds a model", where=str(out), todo="Give another --out, or --force")
     grid, levels = _numbers(options["grid"], "x", "--grid"), _numbers(options["levels"], ",", "--levels")
     if grid is not None and len(grid) != 2:
         raise InputError(f"--grid {options['grid']!r} is not a grid", todo="Write e.g. 721x96")
     settings = _settings(options["settings"])
-    out.mkdir(parents=True, exist_ok=True)
-    written = exporter(
-        out,
-        checkpoint=options["checkpoint"],
-        grid=None if grid is None else (grid[0], grid[1]),
-        levels=levels,
-        seed=options["seed"],
-        contexts=options["contexts"],
-        settings=settings,
-    )
+    with created(out), claimed(out, at=out):
+        written = exporter(
+            out,
+            checkpoint=options["checkpoint"],
+            grid=None if grid is None else (grid[0], grid[1]),
+            levels=levels,
+            seed=options["seed"],
+            contexts=options["contexts"],
+            settings=settings,
+        )
     facts = file_facts(written[0])
     if as_json:
         print_json({"model": str(written[0]), "bytes": facts.n_bytes, "files": [str(f) for f in written]})

@@ -131,6 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _report("the output was closed before everything was written", verbose)
         return 1
+    except OSError as error:  # a path, a disk or a device that no stage has explained
+        where = f"{one_line(str(error.filename))}: " if error.filename is not None else ""
+        _report(f"{where}the system refuses: {error.strerror or error}", verbose)
+        return 2
     except Exception as error:  # noqa: BLE001  (a bug becomes one line, not a stack trace)
         _report(f"internal error: {type(error).__name__}: {one_line(str(error))} (see --traceback)", verbose)
         return 1

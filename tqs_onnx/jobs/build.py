@@ -45,6 +45,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings, settings_of
+from tqs_onnx.jobs.run_directory import created, resolved
 from tqs_onnx.jobs.single import (
     AllocateJob,
     ScoreJob,
@@ -62,6 +63,7 @@ from tqs_onnx.scoring.score import Progress
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts, sha256_of_file
+from tqs_passes.files.temporary import claimed
 
 #: Value of an option: a switch, a number, a text, or a list of these.
 OptionValue = bool | int | float | str | list[str] | list[int] | list[float]
@@ -213,8 +215,16 @@ def read_build(path: Path) -> BuildFile:
 
 
 def steps_of(trip: Declared) -> tuple[Step, ...]:
-    """Return the steps of a build in order."""
+    """Return the steps of a build in order.
+
+    Raises
+    ------
+    InputError
+        A path cannot be resolved.
+    """
     out, data = trip.out, trip.data
+    for path in (out, trip.model, *data.files.values()):
+        resolved(path)
     scores, plan, manifest = out / "scores.json", out / "plan.json", out / "manifest.json"
     options = trip.options
     codes = (out / CODES_NAME,) if options.refine.rounding.method in DATA_AWARE else ()
@@ -303,14 +313,15 @@ def run_build(
     Raises
     ------
     InputError
-        A file that a step reads is missing, or the run directory cannot be written.
+        A file that a step reads is missing, or the run directory is in use or cannot be written.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot be created ({error.strerror})", where=str(out), todo="Change `out` in the build file"
-        ) from error
+    with created(out), claimed(out, at=out):
+        return _ran(steps, folder, out, versions, anew=anew)
+
+
+def _ran(
+    steps: Sequence[Step], folder: Path, out: Path, versions: Mapping[str, str], *, anew: bool
+) -> Report:
     known = dict(_read_state(out / STATE_NAME).steps)
     kept: dict[str, Done] = {}
     ran: list[str] = []

@@ -18,7 +18,7 @@ from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.results import Allocated, Emitted, Verified
-from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
+from tqs_onnx.jobs.run_directory import output_file, refuse_overwriting, run_directory, with_data
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import resolve_provider
@@ -31,7 +31,6 @@ from tqs_onnx.scoring.plan.sweep_plan import plan_sweep
 from tqs_onnx.scoring.score import Progress
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_onnx.verification.subject import Subject
-from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
 from tqs_passes.plan.plan import ServingTarget, read_plan
@@ -146,16 +145,15 @@ def allocate_files(job: AllocateJob) -> Allocated:
     source = open_source(job.model)
     read = () if job.data is None else job.data.files.values()
     refuse_overwriting([out, codes_path(out)], [*source.files, job.scores, *read])
-    if out.exists() and not job.force:
-        raise InputError("already exists", where=str(out), todo="Choose another `out`, or give `force`")
-    scores = read_scores(job.scores)
-    aimless = options.budget.target is None
-    data = None if job.data is None else read_data(job.data, source, scoring_only=aimless)
-    store = job.scores.with_name(RESULTS_NAME)
-    found = stages.allocated(source, scores, data, options, store if store.exists() else None)
-    if found.codes:
-        write_codes(codes_path(out), found.codes)
-    write_text(out, found.plan.to_json())
+    with output_file(out, force=job.force):
+        scores = read_scores(job.scores)
+        aimless = options.budget.target is None
+        data = None if job.data is None else read_data(job.data, source, scoring_only=aimless)
+        store = job.scores.with_name(RESULTS_NAME)
+        found = stages.allocated(source, scores, data, options, store if store.exists() else None)
+        if found.codes:
+            write_codes(codes_path(out), found.codes)
+        write_text(out, found.plan.to_json())
     return found
 
 
@@ -179,12 +177,11 @@ def emit_files(
     """
     source = open_source(model)
     refuse_overwriting(with_data(out), [*source.files, plan_file, codes_path(plan_file)])
-    if out.exists() and not force:
-        raise InputError("already exists", where=str(out), todo="Choose another `out`, or give `force`")
-    plan = read_plan(plan_file)
-    stages.require_plan_of(source, plan, str(plan_file))
-    require_served(plan, source, target or plan.target)
-    emit(source.lifted, plan, out, codes_beside(plan_file, plan))
+    with output_file(out, force=force):
+        plan = read_plan(plan_file)
+        stages.require_plan_of(source, plan, str(plan_file))
+        require_served(plan, source, target or plan.target)
+        emit(source.lifted, plan, out, codes_beside(plan_file, plan))
     return Emitted(out, source.facts.n_bytes, file_facts(out).n_bytes, plan.n_bytes)
 
 
@@ -229,10 +226,11 @@ def verify_files(job: VerifyJob) -> Verified:
     source = open_source(job.source)
     read = [*source.files, *with_data(job.emitted), job.plan, job.scores, *job.data.files.values()]
     refuse_overwriting([job.manifest], read)
-    if job.manifest.exists() and not job.force:
-        raise InputError(
-            "already exists", where=str(job.manifest), todo="Choose another `manifest`, or give `force`"
-        )
+    with output_file(job.manifest, force=job.force, option="manifest"):
+        return _verified(job, source)
+
+
+def _verified(job: VerifyJob, source: Source) -> Verified:
     require_loadable(job.source, resolve_provider(job.run.provider))
     plan = read_plan(job.plan)
     data = stages.read(job.data, source, job.gates)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 
 PASS = "TqsQuantization"
+RUN = "olive_run.json"
 MODULE = f"tqs_onnx.jobs.olive_pass.{PASS}"
 
 
@@ -54,21 +54,15 @@ def run_config(model: Path) -> dict[str, object]:
     }
 
 
-def write_olive(model: Path, out: Path) -> tuple[Path, ...]:
-    """Write the package configuration and an example run into a folder; return the files written.
+def write_olive(model: Path, out: Path) -> tuple[str, ...]:
+    """Write the package configuration and an example run into a folder; return the names of the files.
 
     Raises
     ------
     InputError
-        The folder cannot be created or written to.
+        The folder cannot be written to.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the folder cannot be created ({error.strerror})", where=str(out), todo="Choose another `out`"
-        ) from error
-    files = {"olive_package.json": package_config(), "olive_run.json": run_config(model)}
+    files = {"olive_package.json": package_config(), RUN: run_config(model)}
     for name, document in files.items():
         write_text(out / name, json.dumps(document, indent=2) + "\n")
-    return tuple(out / name for name in files)
+    return tuple(files)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tqs_onnx.packaging.olive import write_olive
-from tqs_onnx.packaging.tensorrt import write_engine_build
-from tqs_onnx.packaging.triton import write_repository
+from tqs_onnx.packaging.olive import RUN, write_olive
+from tqs_onnx.packaging.placing import placed
+from tqs_onnx.packaging.tensorrt import SCRIPT, write_engine_build
+from tqs_onnx.packaging.triton import CONFIG, require_name, write_repository
 from tqs_passes.errors import InputError
 
 Format = Literal["triton", "tensorrt", "olive"]
@@ -48,7 +49,7 @@ class PackageOptions:
 
 
 def package(emitted: Path, out: Path, options: PackageOptions, *, force: bool = False) -> tuple[Path, ...]:
-    """Package a file for a server; return the files written.
+    """Package a file for a server; return the files written. They appear all at once, or not at all.
 
     Parameters
     ----------
@@ -65,15 +66,20 @@ def package(emitted: Path, out: Path, options: PackageOptions, *, force: bool = 
     InputError
         The folder is in use, the name or a limit is invalid, or nothing can be written.
     """
-    title = options.name or emitted.name.removesuffix(".onnx").removesuffix(".tqs")
-    taken = out / title if options.format == "triton" else out
-    if taken.is_file() or (taken.is_dir() and any(taken.iterdir()) and not force):
-        raise InputError("exists already", where=str(taken), todo="Choose another `out`, or give `force`")
     if options.format == "triton":
-        return write_repository(emitted, out, title, options.max_batch)
+        title = options.name or emitted.name.removesuffix(".onnx").removesuffix(".tqs")
+        require_name(title)
+        with placed(out / title, out, CONFIG, force=force) as folder:
+            names = write_repository(emitted, folder, title, options.max_batch)
+        return tuple(out / title / name for name in names)
     if options.format == "tensorrt":
-        return write_engine_build(emitted, out, parse_limits(options.limits))
-    return write_olive(emitted, out)
+        limits = parse_limits(options.limits)
+        with placed(out, out, SCRIPT, force=force) as folder:
+            names = write_engine_build(emitted, folder, limits)
+    else:
+        with placed(out, out, RUN, force=force) as folder:
+            names = write_olive(emitted, folder)
+    return tuple(out / name for name in names)
 
 
 def parse_limits(texts: tuple[str, ...]) -> dict[str, tuple[int, int, int]]:

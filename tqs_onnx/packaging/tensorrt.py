@@ -16,7 +16,7 @@ import onnx
 
 from tqs_onnx.rollout.spec.signature import ModelSignature, Port, signature_of
 from tqs_passes.errors import InputError, one_line
-from tqs_passes.files.atomic import atomic_file, write_text
+from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import load_model
 from tqs_passes.files.save import save_model
 from tqs_passes.files.tensors import iter_graphs
@@ -31,18 +31,20 @@ _LACKING = {
     getattr(onnx.TensorProto, "INT2", -1): "int2",
     getattr(onnx.TensorProto, "UINT2", -2): "uint2",
 }
+#: The script that builds the engine.
+SCRIPT = "build.sh"
 #: Largest number of refused tensors named in a message.
 MOST_SHOWN = 5
 
 
-def write_engine_build(emitted: Path, out: Path, limits: dict[str, tuple[int, int, int]]) -> tuple[Path, ...]:
-    """Write the model and the script that builds its engine; return the files written.
+def write_engine_build(emitted: Path, out: Path, limits: dict[str, tuple[int, int, int]]) -> tuple[str, ...]:
+    """Write the model and the script that builds its engine; return the names of the files.
 
     Parameters
     ----------
     emitted : Path
     out : Path
-        Folder to write to.
+        An empty folder.
     limits : dict of str to (int, int, int)
         Minimum, usual and maximum size of each free dimension, by its name.
 
@@ -62,21 +64,15 @@ def write_engine_build(emitted: Path, out: Path, limits: dict[str, tuple[int, in
             todo="Allocate and emit with `target` tensorrt",
         )
     line = command_line(signature_of(model.proto), limits)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the folder cannot be created ({error.strerror})", where=str(out), todo="Choose another `out`"
-        ) from error
     target = out / "model.onnx"
-    if len(list(_external(model.proto))):
+    external = bool(_external(model.proto))
+    if external:
         save_model(model, target, external=True)
     else:
-        with atomic_file(target) as tmp:
-            shutil.copyfile(emitted, tmp)
+        shutil.copyfile(emitted, target)
     script = "#!/bin/sh\n# Builds the engine on the machine that will serve it; engines are not portable.\nset -e\n"
-    write_text(out / "build.sh", f'{script}cd "$(dirname "$0")"\n{line}\n')
-    return target, out / "build.sh"
+    write_text(out / SCRIPT, f'{script}cd "$(dirname "$0")"\n{line}\n')
+    return ("model.onnx", *(["model.onnx.data"] if external else []), SCRIPT)
 
 
 def _external(proto: onnx.ModelProto) -> list[str]:

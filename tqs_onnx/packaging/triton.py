@@ -22,7 +22,7 @@ from onnx.external_data_helper import uses_external_data
 
 from tqs_onnx.rollout.spec.signature import ModelSignature, Port, signature_of
 from tqs_passes.errors import InputError, one_line
-from tqs_passes.files.atomic import atomic_file, write_text
+from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import Model, load_model
 from tqs_passes.files.save import save_model
 from tqs_passes.files.tensors import iter_tensors
@@ -43,16 +43,35 @@ _TYPES = {
     "bfloat16": "TYPE_BF16",
 }
 
+#: The file that Triton reads first.
+CONFIG = "config.pbtxt"
 
-def write_repository(emitted: Path, out: Path, name: str, max_batch: int) -> tuple[Path, ...]:
-    """Write the repository of one model and return the files written.
+
+def require_name(name: str) -> None:
+    """Refuse a name that no folder can have.
+
+    Raises
+    ------
+    InputError
+        It is empty, or holds a separator or a line break.
+    """
+    if not name or name in (".", "..") or any(c in name for c in "/\\\0\n"):
+        raise InputError(
+            f"{one_line(name)!r} is not a valid name of a model",
+            where="`name`",
+            todo="Use letters, digits, - and _",
+        )
+
+
+def write_repository(emitted: Path, folder: Path, name: str, max_batch: int) -> tuple[str, ...]:
+    """Write the folder of one model of a repository; return the names of the files, relative to it.
 
     Parameters
     ----------
     emitted : Path
         The `.onnx` file.
-    out : Path
-        The repository: a folder of models.
+    folder : Path
+        An empty folder.
     name : str
         Name of the model in the repository.
     max_batch : int
@@ -61,44 +80,25 @@ def write_repository(emitted: Path, out: Path, name: str, max_batch: int) -> tup
     Raises
     ------
     InputError
-        The name is not a valid folder name, a port cannot be described, or nothing can be written.
+        A port cannot be described, or nothing can be written.
     """
-    if not name or name in (".", "..") or any(c in name for c in "/\\\0\n"):
-        raise InputError(
-            f"{one_line(name)!r} is not a valid name of a model",
-            where="`name`",
-            todo="Use letters, digits, - and _",
-        )
     model = load_model(emitted)
     text = config_text(signature_of(model.proto), name, max_batch)
-    folder = out / name
     version = folder / "1"
-    try:
-        version.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"the folder cannot be created ({error.strerror})",
-            where=str(version),
-            todo="Choose another `out`",
-        ) from error
+    version.mkdir()
     written = _write_model(model, emitted, version)
-    write_text(folder / "config.pbtxt", text)
-    return (folder / "config.pbtxt", *written)
+    write_text(folder / CONFIG, text)
+    return (CONFIG, *(f"1/{name}" for name in written))
 
 
-def _write_model(model: Model, emitted: Path, version: Path) -> tuple[Path, ...]:
+def _write_model(model: Model, emitted: Path, version: Path) -> tuple[str, ...]:
     target = version / "model.onnx"
     if any(uses_external_data(t) for t in iter_tensors(model.proto)):
-        if target.is_file():
-            target.unlink()
-        target.mkdir(exist_ok=True)
+        target.mkdir()
         save_model(model, target / "model.onnx", external=True)
-        return target / "model.onnx", target / "model.onnx.data"
-    if target.is_dir():
-        shutil.rmtree(target)
-    with atomic_file(target) as tmp:
-        shutil.copyfile(emitted, tmp)
-    return (target,)
+        return "model.onnx/model.onnx", "model.onnx/model.onnx.data"
+    shutil.copyfile(emitted, target)
+    return ("model.onnx",)
 
 
 def config_text(signature: ModelSignature, name: str, max_batch: int) -> str:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.errors import InputError, one_line
+from tqs_passes.files.functions import require_bounded_functions
 from tqs_passes.files.spill import SPILLED, Spill
 from tqs_passes.files.tensors import (
     external_file,
@@ -79,8 +80,8 @@ def load_model(path: Path) -> Model:
     Raises
     ------
     InputError
-        The file is missing, unreadable, not ONNX, truncated, or its external data is missing, too short, or
-        outside the model's folder.
+        The file is missing, unreadable, not ONNX, truncated, its external data is missing, too short, or outside the
+        model's folder, or its local functions expand without bound.
     """
     try:
         exists = path.exists()
@@ -122,6 +123,7 @@ def load_model(path: Path) -> Model:
     for tensor in iter_tensors(proto):
         if uses_external_data(tensor):
             _check_external(tensor, folder, path)
+    require_bounded_functions(proto, path)
     return Model(proto, folder)
 
 
