@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from fnmatch import fnmatchcase
 
 
 class Origin(StrEnum):
@@ -77,8 +78,11 @@ class Weight:
         The axis that all readers share; None when they differ or have none.
     outputs : tuple of str
         Graph outputs that the weight can influence; empty when there are none.
-    duplicate_of : str or None
-        Name of the first weight with equal shape, type and content.
+    copies : tuple of str
+        Labels of the weights of equal content that were merged into it (see `tqs_passes.survey.merge`).
+    n_stored : int
+        Number of times that the file stores it; the content of a local function counts once, however often it is
+        called.
     role : Role
     """
 
@@ -90,7 +94,8 @@ class Weight:
     readers: tuple[Reader, ...]
     channel_axis: int | None
     outputs: tuple[str, ...]
-    duplicate_of: str | None = None
+    copies: tuple[str, ...] = ()
+    n_stored: int = 1
     role: Role = Role.OTHER
 
     @property
@@ -100,6 +105,10 @@ class Weight:
         for dim in self.shape:
             n *= dim
         return n
+
+    def matches(self, pattern: str) -> bool:
+        """Return whether a shell pattern (``*``, ``?``, ``[…]``) matches its name, its label, or that of a copy."""
+        return any(fnmatchcase(known, pattern) for known in (self.name, self.label, *self.copies))
 
 
 @dataclass(frozen=True, slots=True)

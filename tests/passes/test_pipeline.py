@@ -28,6 +28,7 @@ from tqs_passes.graph_pass import GraphPass, PassResult, Skip
 from tqs_passes.pipeline import Applied, Pipeline
 from tqs_passes.plan.plan import Assignment, Compute, Plan
 from tqs_passes.survey.lift import Lift
+from tqs_passes.survey.merge import MergeEqual
 from tqs_passes.survey.survey import find_weights
 from tqs_passes.tier import Tier
 from tqs_passes.transforms.capture import Capture
@@ -335,9 +336,17 @@ def applied() -> dict[str, tuple[GraphPass, Model]]:
         [info("y", [2, 4])],
         [],
     )
+    same = draws(0, 4, 4)
+    twins = model_of(
+        [helper.make_node("MatMul", ["x", "w1"], ["h"]), helper.make_node("MatMul", ["h", "w2"], ["y"])],
+        [info("x", [2, 4])],
+        [info("y", [2, 4])],
+        [tensor("w1", same), tensor("w2", same)],
+    )
     labels = {"up": "up", "down": "down"}
     passes: list[tuple[GraphPass, Model]] = [
         (Lift(), constant),
+        (MergeEqual(frozenset({"w1", "w2"})), twins),
         (Expose(("up",)), lifted),
         (Capture(("h",)), lifted),
         (ConvertOpset(18), lifted),

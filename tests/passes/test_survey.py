@@ -265,27 +265,6 @@ def test_all_float_types_are_weights_and_integers_are_not() -> None:
     assert found.excluded == ()
 
 
-def test_equal_content_is_a_duplicate_of_the_first() -> None:
-    w = dense(4, 4)
-    body = "a = MatMul(x, w)  b = MatMul(a, v)  z = MatMul(b, u)"
-    found = survey_of(body, w=w, v=w.copy(), u=dense(4, 4, seed=2)).by_name()
-    assert [found[n].duplicate_of for n in "wvu"] == [None, "w", None]
-
-
-def test_large_tensors_that_differ_in_the_middle_are_no_duplicates() -> None:
-    w = dense(64, 512)
-    v = w.copy()
-    v[32, 100] += 1
-    found = survey_of("a = MatMul(x, w)  z = MatMul(a, v)", w=w, v=v).by_name()
-    assert found["v"].duplicate_of is None
-
-
-def test_equal_bytes_of_another_shape_are_no_duplicate() -> None:
-    w = dense(4, 6)
-    found = survey_of("a = MatMul(x, w)  z = MatMul(a, v)", w=w, v=w.reshape(6, 4)).by_name()
-    assert found["v"].duplicate_of is None
-
-
 QUANTISED = "already quantised: a scale or zero point"
 FREQUENCIES = "position encoding: frequencies that feed only Sin and Cos"
 SHAPED = "s = Shape(x) f = Cast <to = 1> (s) a = Mul(f, w) b = Cast <to = 7> (a)"

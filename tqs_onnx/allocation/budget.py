@@ -105,4 +105,5 @@ def _ratio(n_bytes: int, compression: float) -> int:
 
 def source_weight_bytes(menus: Sequence[Menu]) -> int:
     """Return the bytes of the weights' values in the source."""
-    return sum(m.weight.n_values * np_dtype(m.weight.dtype).itemsize for m in menus)
+    weights = [m.weight for m in menus]
+    return sum(w.n_values * np_dtype(w.dtype).itemsize * w.n_stored for w in weights)

@@ -18,7 +18,7 @@ from tqs_passes.tier import Tier
 #: Fields of an assignment that do not describe how the weight is stored.
 _FOUND = frozenset(
     {
-        *("label", "block", "rounding", "same_as", "n_bytes"),
+        *("label", "block", "rounding", "n_bytes"),
         *("error_energy", "gamma", "amplification", "cost", "dead"),
     }
 )

@@ -8,10 +8,7 @@ from tqs_onnx.allocation.file_size import require_feasible
 from tqs_onnx.allocation.offers import Entry, entries_of
 from tqs_onnx.allocation.solver.algorithm2 import Allocation
 from tqs_onnx.allocation.spend import Spent, searched
-from tqs_onnx.allocation.stored_once import store_once
 from tqs_passes.plan.plan import Plan, SolverFacts
-
-_MOST_TWIN_ROUNDS = 3
 
 
 def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
@@ -29,29 +26,7 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
         free = searched(request, entries, options, max_bytes)
         entries = capped(entries, free.chosen, options.max_fp32, blocks)
         require_feasible(request.size, [e.bundles for e in entries], max_bytes)
-    plan = _with_twins(
-        request, _plan(request, searched(request, entries, options, max_bytes), options, max_bytes)
-    )
-    for _ in range(_MOST_TWIN_ROUNDS):
-        # Spend the bytes that equal weights save on a finer plan while it fits.
-        spare = max_bytes - plan.n_bytes
-        if not any(a.same_as for a in plan.assignments):
-            break
-        found = searched(request, entries, options, max_bytes + spare)
-        finer = _with_twins(request, _plan(request, found, options, max_bytes))
-        if finer.n_bytes > max_bytes or not _cost(plan) - _cost(finer) > 0:
-            break
-        plan = finer
-    return plan
-
-
-def _cost(plan: Plan) -> float:
-    return sum(a.cost for a in plan.assignments)
-
-
-def _with_twins(request: Request, plan: Plan) -> Plan:
-    firsts = {m.weight.name: m.weight.duplicate_of for m in request.menus if m.weight.duplicate_of}
-    return store_once(plan, request.size.of, firsts) if firsts else plan
+    return _plan(request, searched(request, entries, options, max_bytes), options, max_bytes)
 
 
 def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) -> Plan:

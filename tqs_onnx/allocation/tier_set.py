@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tqs_onnx.allocation.ties import matches, require_match
+from tqs_onnx.allocation.ties import require_match
 from tqs_passes.errors import InputError
 from tqs_passes.tier import DEFAULT_TIERS, KEEP_TIER, Tier, parse_tiers
 from tqs_passes.weights import Weight
@@ -55,8 +55,8 @@ class TierSet:
         found: dict[str, frozenset[Tier]] = {}
         for weight in weights:
             keep = KEEP_TIER[weight.dtype]
-            pins = [_of(rule, keep) for rule in self.pins if matches(weight, rule.pattern)]
-            bans = [_of(rule, keep) for rule in self.bans if matches(weight, rule.pattern)]
+            pins = [_of(rule, keep) for rule in self.pins if weight.matches(rule.pattern)]
+            bans = [_of(rule, keep) for rule in self.bans if weight.matches(rule.pattern)]
             if not pins and not bans:
                 continue
             allowed = frozenset.intersection(*pins) if pins else frozenset({*self.tiers, keep})

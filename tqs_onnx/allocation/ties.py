@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from tqs_passes.errors import InputError
 from tqs_passes.plan.candidates import Menu
 from tqs_passes.weights import Weight
-
-
-def matches(weight: Weight, pattern: str) -> bool:
-    """Return whether a shell pattern (``*``, ``?``, ``[…]``) matches a weight's name or label."""
-    return fnmatchcase(weight.name, pattern) or fnmatchcase(weight.label, pattern)
 
 
 def require_match(weights: Sequence[Weight], pattern: str) -> None:
@@ -23,7 +17,7 @@ def require_match(weights: Sequence[Weight], pattern: str) -> None:
     InputError
         The pattern matches no weight.
     """
-    if not any(matches(w, pattern) for w in weights):
+    if not any(w.matches(pattern) for w in weights):
         raise InputError(f"pattern {pattern!r} matches no weight", todo="tqs inspect lists the names")
 
 
@@ -49,7 +43,7 @@ def tie_groups(
     taken: dict[str, str] = {}
     for pattern in patterns:
         require_match([m.weight for m in menus], pattern)
-        for weight in (m.weight for m in menus if matches(m.weight, pattern)):
+        for weight in (m.weight for m in menus if m.weight.matches(pattern)):
             if weight.name in taken:
                 raise InputError(
                     f"weight {weight.label!r} is tied by {taken[weight.name]!r} and by {pattern!r}",

@@ -20,6 +20,9 @@ from tqs_passes.graph.random_ops import random_operators
 from tqs_passes.survey.roles import with_roles
 from tqs_passes.weights import Weight
 
+#: Most copies of a weight that are named in its row.
+_MOST_COPIES = 3
+
 
 @cloup.command("inspect")
 @cloup.argument("model", type=FILE)
@@ -96,8 +99,11 @@ def _notes(weight: Weight) -> str:
         notes.append(f"stored as {weight.name}")
     if not weight.outputs:
         notes.append("reaches no output")
-    if weight.duplicate_of:
-        notes.append(f"equals {weight.duplicate_of}")
+    if weight.copies:
+        more = f" and {len(weight.copies) - _MOST_COPIES} more" if len(weight.copies) > _MOST_COPIES else ""
+        notes.append(
+            f"one weight with {', '.join(weight.copies[:_MOST_COPIES])}{more}: their values are equal"
+        )
     if weight.origin.value != "initializer":
         notes.append(f"from a {weight.origin.value}")
     return "; ".join(notes)
@@ -123,7 +129,7 @@ def _document(source: Source, found: Draft) -> dict[str, Any]:
                     for r in w.readers
                 ],
                 "outputs": w.outputs,
-                "duplicate_of": w.duplicate_of,
+                "copies": w.copies,
             }
             for w in source.survey.weights
         ],

@@ -19,7 +19,7 @@ from tqs_passes.files.tensors import tensor_array
 from tqs_passes.graph.random_ops import random_operators
 from tqs_passes.graph_pass import Skip
 from tqs_passes.survey.lift import Lift
-from tqs_passes.survey.survey import survey
+from tqs_passes.survey.survey import surveyed
 from tqs_passes.weights import Role, Survey
 
 
@@ -33,7 +33,7 @@ class Source:
     facts : FileFacts
         Bytes and digests.
     lifted : Model
-        The model with every weight as an initializer of the main graph.
+        The model with every weight as an initializer of the main graph, and equal weights merged into one.
     survey : Survey
     signature : ModelSignature
     metadata : dict of str to str
@@ -111,11 +111,12 @@ def open_source(model: Given) -> Source:
         path = Path(model)
     loaded = load_model(path)
     lifted = Lift().apply(loaded)
+    model_of_weights, survey = surveyed(lifted.model, lifted.origins)
     return Source(
         path,
         file_facts(path, loaded),
-        lifted.model,
-        survey(lifted.model, lifted.origins),
+        model_of_weights,
+        survey,
         signature_of(loaded.proto),
         {entry.key: entry.value for entry in loaded.proto.metadata_props},
         lifted.skipped,

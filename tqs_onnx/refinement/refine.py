@@ -12,11 +12,11 @@ from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.refinement.instruments import Instruments
 from tqs_onnx.refinement.repair import repair
-from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
+from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import codes_digest
 from tqs_onnx.rounding.tune import qep_settings
 from tqs_passes.grids.grid import Codes
-from tqs_passes.plan.plan import Assignment, Plan
+from tqs_passes.plan.plan import Plan
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,22 +55,6 @@ class Refined:
     codes: dict[str, Codes]
 
 
-def _stored_once(assigned: Assigned) -> tuple[Plan, dict[str, Codes]]:
-    """Return the plan and codes in which weights that share one stored tensor share its integers."""
-    by_name = {a.weight: a for a in assigned.plan.assignments}
-    codes = dict(assigned.codes)
-    rows: list[Assignment] = []
-    for a in assigned.plan.assignments:
-        first = by_name.get(a.same_as or "")
-        if first is not None:
-            a = a.model_copy(update={"rounding": first.rounding, "error_energy": first.error_energy})
-            codes.pop(a.weight, None)
-            if first.weight in codes:
-                codes[a.weight] = codes[first.weight]
-        rows.append(a)
-    return assigned.plan.model_copy(update={"assignments": tuple(rows)}), codes
-
-
 def refine(
     plan: Plan,
     request: Request,
@@ -101,7 +85,7 @@ def refine(
         assigned = round_plan(plan, instruments.calibration, rounding)
         for line in told(assigned.notes):
             _LOG.info("note: %s", line)
-        plan, codes = _stored_once(assigned)
+        plan, codes = assigned.plan, dict(assigned.codes)
         if codes:
             plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
     drift = joint.drift(plan.assignments, codes)

@@ -107,12 +107,9 @@ def repair(
     rounds : int
         Maximum number of rounds; each costs about a dozen joint rollouts.
     """
-    # A trial could separate weights that share a stored tensor, or tied weights.
-    if not rounds or any(a.same_as or a.block for a in plan.assignments):
+    if not rounds or any(a.block for a in plan.assignments):
         if rounds:
-            _LOG.info(
-                "no repair: a trial could separate tied weights, or weights that share one stored tensor"
-            )
+            _LOG.info("no repair: a trial could separate tied weights")
         drift = joint.on(contexts).drift(plan.assignments)
         return Repair(plan, drift, drift, 0, 0)
     search, acceptance = held_out(contexts, 0.5)

@@ -50,7 +50,7 @@ def check_decoding(subject: Subject, emitted: Model, bed: Testbed) -> int:
     """
     _check_kept(subject, emitted)
     probe = _Probe(subject, emitted, bed)
-    planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP or a.same_as is not None]
+    planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP]
     chunk: list[Assignment] = []
     size = 0
     for a in planned:
@@ -70,7 +70,7 @@ def _check_kept(subject: Subject, emitted: Model) -> None:
     theirs = {t.name: t for t in emitted.proto.graph.initializer}
     ours = {t.name: t for t in subject.lifted.proto.graph.initializer}
     for a in subject.plan.assignments:
-        if a.form is not Form.KEEP or a.same_as is not None:
+        if a.form is not Form.KEEP:
             continue
         same = a.weight in theirs and _same_bits(
             tensor_array(theirs[a.weight], emitted.folder),

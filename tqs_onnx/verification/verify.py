@@ -117,7 +117,7 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
     _judge(subject, drift, gap, dead)
     sizes = file_facts(subject.source).n_bytes, file_facts(subject.emitted).n_bytes
     itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-    stored = sum(w.n_values * itemsize[w.dtype] for w in subject.survey.weights)
+    stored = sum(w.n_values * itemsize[w.dtype] * w.n_stored for w in subject.survey.weights)
     return Verification(
         bytes_in=sizes[0],
         bytes_out=sizes[1],

@@ -90,10 +90,3 @@ def fed_weight(
 ) -> NDArray[np.generic]:
     """Return the reference of a weight in the source's dtype, so that the source's graph can be fed with it."""
     return reference_weight(assignment, values, codes).astype(values.dtype, copy=False)
-
-
-def twin_fragment(weight: str, first: str) -> Fragment:
-    """Return the fragment of a weight that reuses the stored bytes of an earlier one."""
-    fragment = Fragment("")
-    fragment.op("Identity", [first], output=weight)
-    return fragment

@@ -79,8 +79,6 @@ class Assignment(_Frozen):
         How the levels of an integer tier are stored.
     rounding : str
         How integers were chosen: `rtn`, `mse` and `unbiased` need only the weight; others read `codes.npz`.
-    same_as : str or None
-        An earlier weight of equal content, stored in the same way: this weight is an Identity of it.
     n_bytes : int
         Bytes this weight adds to the file: values, scales, names and nodes; shared tables are not counted.
     error_energy : float
@@ -109,7 +107,6 @@ class Assignment(_Frozen):
     form: Form
     encoding: Encoding = Encoding.PLANES
     rounding: Literal["keep", "cast", "rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
-    same_as: str | None = None
     n_bytes: int = Field(ge=0)
     error_energy: float = Field(ge=0)
     gamma: float | None = None
@@ -129,14 +126,6 @@ class Assignment(_Frozen):
     def least_bits(self) -> int:
         """Bits of a stored value; with row tiers, of the narrowest channel."""
         return self.widths[0] if self.rows else self.tier.bits
-
-    def stored_like(self, other: Assignment) -> bool:
-        """Return whether two weights of equal content would decode to equal values from equal bytes."""
-        return self._storage() == other._storage()
-
-    def _storage(self) -> tuple[object, ...]:
-        kind = (self.tier, self.grid, self.axis, self.half_scales, self.rows, self.group)
-        return (self.shape, self.dtype, *kind, self.form, self.encoding, self.rounding)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -272,14 +261,7 @@ class Plan(_Frozen):
 
     @model_validator(mode="after")
     def _names_once(self) -> Self:
-        """Refuse a weight that is assigned twice, or that is not stored like the one it repeats."""
-        seen: dict[str, Assignment] = {}
-        for a in self.assignments:
-            first = seen.get(a.same_as or a.weight)
-            if a.same_as is not None and (first is None or not a.stored_like(first)):
-                raise ValueError(f"weight {a.weight!r} is not stored like an earlier {a.same_as!r}")
-            if a.same_as is None:
-                seen[a.weight] = a
+        """Refuse a weight that is assigned twice."""
         names = [a.weight for a in self.assignments]
         if len(set(names)) != len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
@@ -308,7 +290,7 @@ class Plan(_Frozen):
                 a.form,
                 a.encoding,
                 a.rounding,
-                a.same_as,
+                None,  # kept, so that digests of plans did not change when equal weights became one
                 a.rows,
             ]
             for a in self.assignments

@@ -14,7 +14,6 @@ A residual branch whose bypass is a raw input (``state + change``) does not coun
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
@@ -208,11 +207,7 @@ def with_roles(survey: Survey, patterns: Sequence[tuple[str, Role]]) -> Survey:
     """
     roles: dict[str, Role] = {}
     for pattern, role in patterns:
-        hit = [
-            w.name
-            for w in survey.weights
-            if fnmatch.fnmatchcase(w.label, pattern) or fnmatch.fnmatchcase(w.name, pattern)
-        ]
+        hit = [w.name for w in survey.weights if w.matches(pattern)]
         if not hit:
             raise InputError(
                 f"the pattern {pattern!r} matches no weight",

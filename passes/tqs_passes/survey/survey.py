@@ -6,19 +6,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import tensor_array, tensor_n_bytes
-from tqs_passes.graph import content
 from tqs_passes.graph.content import Array
 from tqs_passes.graph.flow import SHAPE_ONLY, Flow
 from tqs_passes.graph.scope import wire
 from tqs_passes.graph.trace import Reading, StoredTensor, Tracer
 from tqs_passes.survey.constants import Judge
 from tqs_passes.survey.lift import FLOAT_TYPES, Lift, is_weight_like
+from tqs_passes.survey.merge import MergeEqual
 from tqs_passes.survey.naming import labels
 from tqs_passes.survey.roles import Roles
 from tqs_passes.weights import Excluded, Origin, Reader, Survey, Weight
@@ -45,7 +46,35 @@ class _Stored:
 def find_weights(model: Model) -> tuple[Model, Survey]:
     """Lift a model and survey it: return the lifted model, in which every weight is an initializer, and the survey."""
     lifted = Lift().apply(model)
-    return lifted.model, survey(lifted.model, lifted.origins)
+    return surveyed(lifted.model, lifted.origins)
+
+
+def surveyed(model: Model, origins: Mapping[str, Origin] | None = None) -> tuple[Model, Survey]:
+    """Return a lifted model in which equal weights are merged into one, and its survey.
+
+    Parameters
+    ----------
+    model, origins
+        See `survey`.
+    """
+    found = survey(model, origins)
+    merged = MergeEqual(frozenset(w.name for w in found.weights)).apply(model)
+    if not merged.copies:
+        return model, found
+    before, again = found.by_name(), survey(merged.model, origins)
+    weights = tuple(_with_copies(w, before, merged.copies.get(w.name, ())) for w in again.weights)
+    return merged.model, Survey(weights, again.excluded)
+
+
+def _with_copies(weight: Weight, before: Mapping[str, Weight], copies: tuple[str, ...]) -> Weight:
+    origins = [before[name].origin for name in (weight.name, *copies)]
+    called = sum(origin is Origin.FUNCTION for origin in origins)
+    return replace(
+        weight,
+        label=before[weight.name].label,
+        copies=tuple(before[name].label for name in copies),
+        n_stored=len(origins) - max(0, called - 1),
+    )
 
 
 def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
@@ -91,7 +120,6 @@ def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
         else:
             excluded.append(Excluded(tensor.name, shape, _DTYPES[tensor.data_type], reason))
     shown = labels((tensor.name, len(shape), readings) for tensor, shape, readings in found)
-    firsts = _duplicates([tensor for tensor, _, _ in found], model)
     weights = [
         Weight(
             name=tensor.name,
@@ -102,7 +130,6 @@ def survey(model: Model, origins: Mapping[str, Origin] | None = None) -> Survey:
             readers=tuple(r.reader for r in readings),
             channel_axis=agreed_axis([r.reader for r in readings]),
             outputs=outputs.get((0, tensor.name), ()),
-            duplicate_of=firsts.get(tensor.name),
             role=roles.of(readings),
         )
         for tensor, shape, readings in found
@@ -117,23 +144,3 @@ def agreed_axis(readers: list[Reader]) -> int | None:
     """
     axes = {reader.channel_axis for reader in readers if reader.op_type not in SHAPE_ONLY}
     return axes.pop() if len(axes) == 1 else None
-
-
-def _duplicates(tensors: list[onnx.TensorProto], model: Model) -> dict[str, str]:
-    """Map each tensor that repeats an earlier one to the first one's name; hash only tensors that may be equal."""
-    alike: dict[tuple[object, ...], list[onnx.TensorProto]] = {}
-    for tensor in tensors:
-        alike.setdefault((tensor.data_type, *tensor.dims), []).append(tensor)
-    firsts: dict[str, str] = {}
-    for group in (g for g in alike.values() if len(g) > 1):
-        by_head: dict[bytes, list[onnx.TensorProto]] = {}
-        for tensor in group:
-            by_head.setdefault(content.head(_Stored(tensor, model)()), []).append(tensor)
-        for twins in (t for t in by_head.values() if len(t) > 1):
-            first_by_digest: dict[bytes, str] = {}
-            for tensor in twins:
-                digest = content.digest(_Stored(tensor, model)())
-                first = first_by_digest.setdefault(digest, tensor.name)
-                if first != tensor.name:
-                    firsts[tensor.name] = first
-    return firsts

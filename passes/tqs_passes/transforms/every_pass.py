@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tqs_passes.graph_pass import GraphPass
 from tqs_passes.survey.lift import Lift
+from tqs_passes.survey.merge import MergeEqual
 from tqs_passes.transforms.capture import Capture
 from tqs_passes.transforms.convert_opset import ConvertOpset
 from tqs_passes.transforms.expose import Expose
@@ -14,6 +15,7 @@ from tqs_passes.transforms.shrink_constants import ShrinkConstants
 
 EVERY_PASS: tuple[type[GraphPass], ...] = (
     Lift,
+    MergeEqual,
     Expose,
     Capture,
     ConvertOpset,

@@ -34,12 +34,11 @@ from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model
 from tqs_passes.files.spill import Spill
 from tqs_passes.files.tensors import tensor_array
-from tqs_passes.graph.content import digest
 from tqs_passes.graph.names import names_of, opset_of
 from tqs_passes.graph.readers import sole_readers
 from tqs_passes.graph_pass import PassResult, Skip
 from tqs_passes.grids.grid import Codes
-from tqs_passes.plan.assigned import fragment_of, target_of, twin_fragment
+from tqs_passes.plan.assigned import fragment_of, target_of
 from tqs_passes.plan.plan import Assignment, Plan
 from tqs_passes.tier import Tier
 from tqs_passes.transforms.skeleton import skeleton
@@ -74,17 +73,6 @@ def _require(
         needs = INT4_OPSET
     if opset < needs:
         raise InputError(f"{what} cannot be stored as {a.tier} ({a.form}) at opset {opset}", todo=todo)
-
-
-def _twin(a: Assignment, stored: Mapping[str, onnx.TensorProto], model: Model) -> Fragment:
-    assert a.same_as is not None
-    mine, first = (tensor_array(stored[name], model.folder) for name in (a.weight, a.same_as))
-    if digest(mine) != digest(first):
-        raise InputError(
-            f"the plan states that {a.label!r} equals {a.same_as!r}, but they differ",
-            todo="Run tqs allocate again for this model",
-        )
-    return twin_fragment(a.weight, a.same_as)
 
 
 def _with_readings(
@@ -149,9 +137,7 @@ class Rewrite:
         changed: list[str] = []
         skipped: list[Skip] = []
         planned = frozenset(
-            a.weight
-            for a in self.plan.assignments
-            if a.form is not Form.KEEP or a.same_as is not None or a.weight in model.deferred
+            a.weight for a in self.plan.assignments if a.form is not Form.KEEP or a.weight in model.deferred
         )
         opset, readers = opset_of(model.proto), sole_readers(model.proto.graph)
         for a in self.plan.assignments:
@@ -162,10 +148,6 @@ class Rewrite:
         shared: dict[str, Fragment] = {}
         fragments: list[Fragment] = []
         for index, a in enumerate(self.plan.assignments):
-            if a.same_as is not None:
-                fragments.append(_twin(a, stored, model))
-                changed.append(a.weight)
-                continue
             if a.form is Form.KEEP and a.weight not in model.deferred:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue
