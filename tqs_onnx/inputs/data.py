@@ -14,12 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.inputs.scaling import with_numbers
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
+from tqs_onnx.rollout.spec.wiring import wired
 from tqs_passes.errors import InputError
 
 Rollout = str | Path | Mapping[str, Any] | RolloutSpec
@@ -124,7 +126,7 @@ class Data:
 
 
 def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
-    """Read the rollout spec and check it against the model."""
+    """Read the rollout spec, complete what follows from model and table, and check it against the model."""
     given = options.rollout
     where = str(given) if isinstance(given, str | Path) else "rollout"
     if isinstance(given, RolloutSpec):
@@ -133,7 +135,11 @@ def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
         spec = load_spec(Path(given)) if isinstance(given, str | Path) else spec_of(given, where=where)
     if options.steps is not None:
         spec = spec.with_steps(options.steps)
+    folder = Path(given).parent if isinstance(given, str | Path) else Path()
+    table = options.contexts if isinstance(options.contexts, str | Path) else None
     try:
+        spec = with_numbers(spec, source, folder, None if table is None else Path(table))
+        spec = wired(spec, source.signature)
         check_spec(spec, source.signature)
     except InputError as error:
         place = error.where.replace("rollout.toml", where, 1)
