@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, questions
+from tqs_onnx.inputs.scaling import with_numbers
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
+from tqs_onnx.rollout.spec.wiring import wired
 from tqs_passes.errors import InputError
 
 Rollout = str | Path | Mapping[str, Any] | RolloutSpec
@@ -129,7 +131,7 @@ class Data:
 
 
 def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
-    """Return the rollout spec, checked against the model: as given, or drafted."""
+    """Return the rollout spec, completed from model and table and checked against the model; drafted if none is given."""
     return _rollout(options, source)[0]
 
 
@@ -147,7 +149,11 @@ def _rollout(options: DataOptions, source: Source) -> tuple[RolloutSpec, Draft |
         spec = load_spec(Path(given)) if isinstance(given, str | Path) else spec_of(given, where=where)
     if options.steps is not None:
         spec = spec.with_steps(options.steps)
+    folder = Path(given).parent if isinstance(given, str | Path) else Path()
+    table = options.contexts if isinstance(options.contexts, str | Path) else None
     try:
+        spec = with_numbers(spec, source, folder, None if table is None else Path(table))
+        spec = wired(spec, source.signature)
         check_spec(spec, source.signature)
     except InputError as error:
         place = error.where.replace("rollout.toml", where, 1)
@@ -185,7 +191,7 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
         check_disjoint(scoring, judging)
         if calibration is not None:
             check_disjoint(calibration, judging, "calibration")
-        notes = (*notes, *judging.notes)
+        notes = tuple(dict.fromkeys((*notes, *judging.notes)))
     sets = {"contexts": scoring, "evaluation": judging, "calibration": calibration}
     values = [role for role in options.given if role not in options.files]
     digests = {role: contexts_hash(c) for role, c in sets.items() if c is not None and role in values}
