@@ -225,7 +225,9 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     run = chosen["run"] | {"provider": resolve_provider(options.run.provider)}
     limits = {"run": run, "steps": data.steps, "max_contexts": data.max_contexts}
     scored = limits | {"score": chosen["score"], "roles": chosen["roles"]}
-    planned = limits | {k: v for k, v in chosen.items() if k not in ("score", "roles", "gates", "run")}
+    planned = limits | {
+        k: v for k, v in chosen.items() if k not in ("score", "roles", "gates", "timing", "run")
+    }
     judged = limits | {"settings": settings}  # the manifest that it writes holds all of them
 
     def score() -> int:
@@ -246,7 +248,11 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
 
     def verify() -> int:
         files = (trip.emitted, trip.model, plan, scores)
-        job = VerifyJob(*files, data, manifest, options.gates, options.run, settings, force=True)
+        job = VerifyJob(
+            *(*files, data, manifest, options.gates, options.run, settings),
+            timing=options.timing,
+            force=True,
+        )
         gates = verify_files(job).gates
         return 0 if all(g.passed for g in gates) else GateError.exit_code
 
