@@ -271,6 +271,7 @@ def verify(
     gates: Sequence[str] = (),
     run: RunOptions | None = None,
     codes: Mapping[str, Codes] | None = None,
+    timing: bool = False,
 ) -> Verified:
     """Roll out an emitted file under stock server options, compare it with its source, and check gates.
 
@@ -290,6 +291,8 @@ def verify(
     run : RunOptions, optional
     codes : mapping of str to Codes, optional
         Integers of a `Plan` with data-aware rounding.
+    timing : bool
+        Time the file against its source, also if no gate needs it.
 
     Raises
     ------
@@ -310,7 +313,8 @@ def verify(
     chosen, given = _plan_and_codes(plan, codes)
     stages.require_made_of(source, chosen, known, read)
     subject = Subject(source.path, file, source.lifted, source.survey, chosen, given)
-    found, judged = stages.verified(subject, stages.bed_of(source, read, options, known), read, gates)
+    bed = stages.bed_of(source, read, options, known)
+    found, judged = stages.verified(subject, bed, read, gates, timing=timing)
     return Verified(found, judged, file)
 
 

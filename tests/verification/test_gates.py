@@ -7,6 +7,7 @@ import pytest
 from tqs_onnx.jobs.release import judge
 from tqs_onnx.verification.evaluate import Drift, TruthError
 from tqs_onnx.verification.gates import Gate, Measured, gate_value, parse_gate, passes
+from tqs_onnx.verification.timing import Side, Timing
 from tqs_passes.errors import InputError
 
 DRIFT = Drift(total=0.1, p95=0.3, per_variable={"u": 0.05, "v": 0.2}, per_step=(0.01, 0.4))
@@ -25,7 +26,19 @@ def truth(degradation: float, *steps: float) -> TruthError:
     )
 
 
-MEASURED = Measured(DRIFT, {"u": truth(2.0, 1.0, 3.0), "v": truth(-1.0, 6.0, -8.0)}, 7.5)
+_SIDE = Side(load_ms=1.0, memory_mb=1.0, peak_mb=1.0, latency_ms={1: 1.0, 32: 1.0})
+TIMING = Timing(
+    fp32=_SIDE,
+    file=_SIDE,
+    load=1.0,
+    memory=0.75,
+    peak=1.0,
+    latency={1: 0.8, 32: 0.5},
+    rounds=1,
+    threads=1,
+    processor="",
+)
+MEASURED = Measured(DRIFT, {"u": truth(2.0, 1.0, 3.0), "v": truth(-1.0, 6.0, -8.0)}, 7.5, TIMING)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +55,9 @@ MEASURED = Measured(DRIFT, {"u": truth(2.0, 1.0, 3.0), "v": truth(-1.0, 6.0, -8.
             Gate("degradation:variable=OT:step=2<=5", "degradation", 5.0, variable="OT", step=2),
         ),
         ("compression>=8", Gate("compression>=8", "compression", 8.0)),
+        ("latency<=0.6", Gate("latency<=0.6", "latency", 0.6)),
+        ("latency:batch=32<=0.5", Gate("latency:batch=32<=0.5", "latency", 0.5, batch=32)),
+        ("memory<=0.8", Gate("memory<=0.8", "memory", 0.8)),
     ],
 )
 def test_a_gate_is_read(text: str, gate: Gate) -> None:
@@ -62,6 +78,7 @@ def test_a_gate_is_read(text: str, gate: Gate) -> None:
         ),
         *("drift:p95=1<=1", "drift:variable=<=1", "drift:p95:step=0<=1", "drift:p95:variable=u<=1"),
         *("drift:step=1:step=2<=1", "drift:variable=u:step=1<=1", "degradation:p95<=1", "drift:worst<=1"),
+        *("latency>=1", "latency:step=1<=1", "latency:batch=x<=1", "memory:batch=1<=1", "drift:batch=1<=1"),
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
@@ -81,6 +98,10 @@ def test_anything_else_is_refused(text: str) -> None:
         ("degradation:step=1<=1", 6.0),
         ("degradation:variable=u:step=2<=1", 3.0),
         ("compression>=1", 7.5),
+        ("latency<=1", 0.8),
+        ("latency:batch=1<=1", 0.8),
+        ("latency:batch=32<=1", 0.5),
+        ("memory<=1", 0.75),
     ],
 )
 def test_a_gate_is_held_against_its_measure(text: str, value: float) -> None:
@@ -115,6 +136,13 @@ def test_an_infinite_degradation_fails_its_gate() -> None:
         ("drift:step=3<=1", MEASURED, "steps run from 1 to 2"),
         ("drift:step=0<=1", MEASURED, "steps run from 1 to 2"),
         ("degradation:step=3<=1", MEASURED, "steps run from 1 to 2"),
+        ("latency<=1", Measured(DRIFT, {}, 1.0), "the file was not timed"),
+        ("latency:batch=8<=1", MEASURED, "that batch size was not timed"),
+        (
+            "memory<=1",
+            Measured(DRIFT, {}, 1.0, TIMING.model_copy(update={"memory": None})),
+            "does not report memory",
+        ),
         (
             "drift<=1",
             Measured(DRIFT.model_copy(update={"total": math.nan}), {}, 1.0),
@@ -131,7 +159,7 @@ def test_a_gate_that_cannot_be_evaluated_is_bad_input(text: str, measured: Measu
 def test_results_name_the_gate_its_value_and_the_verdict() -> None:
     from types import SimpleNamespace
 
-    found = SimpleNamespace(drift=DRIFT, truth={}, compression=7.5)
+    found = SimpleNamespace(drift=DRIFT, truth={}, compression=7.5, timing=None)
     results = judge((parse_gate("drift<=0.05"), parse_gate("compression>=7")), found)
     assert [(r.gate, r.value, r.passed) for r in results] == [
         ("drift<=0.05", 0.1, False),

@@ -518,8 +518,15 @@ GATES = (
         "--gate",
         "gates",
         G,
-        "Any gate, e.g. 'drift:p95<=0.2', 'drift:variable=OT<=0.1', 'degradation:step=4<=5'. Repeatable.",
+        "Any gate, e.g. 'drift:p95<=0.2', 'degradation:step=4<=5', 'latency<=0.6', 'memory<=0.8'. Repeatable.",
         several=True,
+    ),
+    Flag(
+        "--timing",
+        "timing",
+        G,
+        "Measure load time, memory and latency against FP32, as the gates `latency` and `memory` do.",
+        switch=True,
     ),
 )
 QUANTIZE = (

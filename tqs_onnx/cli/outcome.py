@@ -42,14 +42,29 @@ def show_verification(v: Verification) -> None:
     click.echo(
         f"{v.n_decoded} weights decode bit for bit as planned; the runtime adds drift {v.runtime_gap:.3g}{extra}"
     )
+    show_timing(v)
     for note in v.notes:
         say(f"note: {note}")
+
+
+def show_timing(v: Verification) -> None:
+    """Print load time, memory and latency of both files, if they were timed."""
+    if v.timing is None:
+        return
+    t, rows = v.timing, list[list[object]]()
+    rows.append(["load ms", t.fp32.load_ms, t.file.load_ms, t.load])
+    rows.append(["memory MB", t.fp32.memory_mb, t.file.memory_mb, t.memory])
+    rows.append(["peak memory MB", t.fp32.peak_mb, t.file.peak_mb, t.peak])
+    for batch, ratio in t.latency.items():
+        rows.append([f"ms at batch {batch}", t.fp32.latency_ms[batch], t.file.latency_ms[batch], ratio])
+    print_table(["timing", "FP32", "this file", "of FP32's"], rows)
 
 
 def show_outcome(v: Verification, emitted: Path, wall_s: float) -> None:
     """Print the end of a job: the chart, the path of the file, and the verdict."""
     for line in error_chart(v):
         click.echo(line)
+    show_timing(v)
     click.echo(f"written: {emitted} ({wall_s:.1f} s)")
     click.echo(verdict(v))
 

@@ -63,7 +63,8 @@ def command(
     files, chosen = data_files(options), quantize_options(options, FLAGS)
     settings = job_settings("verify", source, files, target.parent, chosen)
     job = VerifyJob(
-        *(emitted, source, plan, scores, files, target, chosen.gates, chosen.run, settings, force)
+        *(emitted, source, plan, scores, files, target, chosen.gates, chosen.run, settings, force),
+        timing=chosen.timing,
     )
     found = verify_files(job)
     if as_json:

@@ -179,7 +179,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
         made = {"plan": plan_file, "codes": job.out / CODES_NAME}
         with removed_on_failure(emitted):
             subject = stages.emitted(source, assigned.plan, emitted, assigned.codes)
-            verification, gates = stages.verified(subject, bed, data, options.gates)
+            verification, gates = stages.verified(subject, bed, data, options.gates, timing=options.timing)
             settings = job_settings(
                 "baseline", source.file, data.options, job.out, replace(options, roles=source.roles)
             )

@@ -240,7 +240,9 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     scored = limits | {"score": chosen["score"], "roles": chosen["roles"]}
     if aimed:
         limits["max_eval_contexts"] = data.max_eval_contexts
-    planned = limits | {k: v for k, v in chosen.items() if k not in ("score", "roles", "gates", "run")}
+    planned = limits | {
+        k: v for k, v in chosen.items() if k not in ("score", "roles", "gates", "timing", "run")
+    }
     judged = limits | {"settings": settings}  # the manifest that it writes holds all of them
 
     def score() -> int:
@@ -261,7 +263,11 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
 
     def verify() -> int:
         files = (trip.emitted, trip.model, plan, scores)
-        job = VerifyJob(*files, data, manifest, options.gates, options.run, settings, force=True)
+        job = VerifyJob(
+            *(*files, data, manifest, options.gates, options.run, settings),
+            timing=options.timing,
+            force=True,
+        )
         gates = verify_files(job).gates
         return 0 if all(g.passed for g in gates) else GateError.exit_code
 

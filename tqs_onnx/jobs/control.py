@@ -17,15 +17,16 @@ from pydantic import BaseModel, ConfigDict
 
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.baseline import BaselineJob
-from tqs_onnx.jobs.options import job_settings
+from tqs_onnx.jobs.options import BaselineOptions, job_settings
 from tqs_onnx.jobs.release import input_digests
 from tqs_onnx.jobs.run_directory import refuse_overwriting, removed_on_failure, run_directory, with_data
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.shown import Shown
 from tqs_onnx.verification.evaluate import Drift, TruthError, measure_drift, measure_truth
-from tqs_onnx.verification.gates import Measured, gate_value, parse_gate, passes
+from tqs_onnx.verification.gates import Measured, gate_value, needs_timing, parse_gate, passes
 from tqs_onnx.verification.manifest import GateResult, versions
+from tqs_onnx.verification.timing import Timing, measure_timing
 from tqs_onnx.verification.verdict import verdict_of
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
@@ -50,6 +51,8 @@ class ControlManifest(BaseModel):
     bytes_in, bytes_out : int
     drift : Drift
     truth : dict of str to TruthError
+    timing : Timing or None
+        None if the file was not timed.
     gates : tuple of GateResult
     skipped : dict of str to str
         Nodes and tensors that the conversion treated differently, with the reasons.
@@ -65,6 +68,7 @@ class ControlManifest(BaseModel):
     bytes_out: int
     drift: Drift
     truth: dict[str, TruthError]
+    timing: Timing | None = None
     gates: tuple[GateResult, ...]
     skipped: dict[str, str]
 
@@ -149,7 +153,7 @@ def half_control(job: BaselineJob) -> Control:
             settings = job_settings(
                 "baseline fp16", source.file, data.options, job.out, replace(options, roles=source.roles)
             )
-            manifest = _measured(bed, source.path, emitted, options.gates)
+            manifest = _measured(bed, source.path, emitted, options)
             manifest = manifest.model_copy(
                 update={
                     "inputs": input_digests(source.path, data.files, data.digests),
@@ -163,15 +167,18 @@ def half_control(job: BaselineJob) -> Control:
     return Control(manifest, emitted, manifest_file, time.perf_counter() - start)
 
 
-def _measured(bed: Testbed, source: Path, emitted: Path, gates: tuple[str, ...]) -> ControlManifest:
+def _measured(bed: Testbed, source: Path, emitted: Path, options: BaselineOptions) -> ControlManifest:
     """Roll out both files and compare them."""
     nominal, ours = bed.roll_file(source, keep_other=False), bed.roll_file(emitted, keep_other=False)
     compared = nominal.outputs, ours.outputs, bed.spec, bed.contexts
     drift = measure_drift(*compared, bed.sigma, nominal.time_after)
     truth = measure_truth(*compared, nominal.time_after)
     sizes = file_facts(source).n_bytes, file_facts(emitted).n_bytes
-    measured = Measured(drift, truth, sizes[0] / sizes[1])
-    values = [(gate, gate_value(gate, measured)) for gate in map(parse_gate, gates)]
+    gates = [parse_gate(text) for text in options.gates]
+    timed = options.timing or any(needs_timing(gate) for gate in gates)
+    timing = measure_timing(source, emitted, bed) if timed else None
+    measured = Measured(drift, truth, sizes[0] / sizes[1], timing)
+    values = [(gate, gate_value(gate, measured)) for gate in gates]
     return ControlManifest(
         inputs={},
         output=file_facts(emitted).sha256,
@@ -181,6 +188,7 @@ def _measured(bed: Testbed, source: Path, emitted: Path, gates: tuple[str, ...])
         bytes_out=sizes[1],
         drift=drift,
         truth=truth,
+        timing=timing,
         gates=tuple(GateResult(gate=g.text, value=v, passed=passes(g, v)) for g, v in values),
         skipped={},
     )

@@ -50,6 +50,8 @@ class QuantizeOptions:
         How integers are chosen, and joint repair.
     gates : tuple of str
         Conditions that the file must meet, e.g. ``drift:p95<=0.2``.
+    timing : bool
+        Measure load time, memory and latency against FP32 when the file is verified, also if no gate needs them.
     roles : tuple of str
         Roles set by the user, ``PATTERN=ROLE``.
     run : RunOptions
@@ -64,6 +66,7 @@ class QuantizeOptions:
     serving: Serving = field(default_factory=Serving)
     refine: RefineOptions = field(default_factory=RefineOptions)
     gates: tuple[str, ...] = ()
+    timing: bool = False
     roles: tuple[str, ...] = ()
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -96,7 +99,7 @@ class BaselineOptions:
         Damping and strength of QEP's correction. If neither is given, they are chosen on held-out contexts.
     group : int
         Values of a channel that share a scale; 0: all.
-    profile, serving, gates, roles, run
+    profile, serving, gates, timing, roles, run
         See `QuantizeOptions`.
 
     Raises
@@ -117,6 +120,7 @@ class BaselineOptions:
     profile: Profile = "fast"
     serving: Serving = field(default_factory=Serving)
     gates: tuple[str, ...] = ()
+    timing: bool = False
     roles: tuple[str, ...] = ()
     run: RunOptions = field(default_factory=RunOptions)
 

@@ -160,7 +160,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         written = {"plan": plan_file, "scores": job.out / "scores.json", "codes": job.out / CODES_NAME}
         with removed_on_failure(emitted):
             subject = stages.emitted(source, plan, emitted, refined.codes)
-            verification, gates = stages.verified(subject, bed, data, options.gates)
+            verification, gates = stages.verified(subject, bed, data, options.gates, timing=options.timing)
             settings = job_settings(
                 "quantize", source.file, data.options, job.out, replace(options, roles=source.roles)
             )

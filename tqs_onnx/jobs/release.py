@@ -10,6 +10,7 @@ from tqs_onnx.inputs.data import Data
 from tqs_onnx.verification.gates import Gate, Measured, gate_value, needs_truth, passes
 from tqs_onnx.verification.manifest import GateResult, Manifest, versions
 from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.timing import Timing
 from tqs_onnx.verification.verdict import verdict
 from tqs_onnx.verification.verify import Verification
 from tqs_passes.errors import InputError
@@ -41,7 +42,7 @@ def judge(gates: tuple[Gate, ...], verification: Verification) -> tuple[GateResu
     InputError
         A gate cannot be evaluated.
     """
-    measured = Measured(verification.drift, verification.truth, verification.compression)
+    measured = Measured(verification.drift, verification.truth, verification.compression, verification.timing)
     values = [(gate, gate_value(gate, measured)) for gate in gates]
     return tuple(GateResult(gate=g.text, value=v, passed=passes(g, v)) for g, v in values)
 
@@ -113,7 +114,16 @@ def summary_of(v: Verification, emitted: Path, plan_file: Path, manifest_file: P
         "degradation": degradation,
         "plan": str(plan_file),
         "manifest": str(manifest_file),
+        **({} if v.timing is None else {"timing": v.timing.model_dump(mode="json")}),
     }
+
+
+def timing_line(t: Timing) -> str:
+    """Return one line of ratios to FP32: latency at every batch size, load time and memory."""
+    parts = [f"{ratio:.2f} at batch {batch}" for batch, ratio in t.latency.items()]
+    memory = "" if t.memory is None else f", memory {t.memory:.2f}"
+    peak = "" if t.peak is None else f" (peak {t.peak:.2f})"
+    return f"latency {', '.join(parts)}; load {t.load:.2f}{memory}{peak} of FP32's"
 
 
 def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path) -> dict[str, str]:
@@ -125,6 +135,8 @@ def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path)
     }
     if v.predicted_drift is not None:
         facts["predicted"] = f"{v.predicted_drift:.4g} σ"
+    if v.timing is not None:
+        facts["timing"] = timing_line(v.timing)
     for gate in gates:
         facts[f"gate {gate.gate}"] = f"{gate.value:.4g} {'holds' if gate.passed else 'FAILED'}"
     return facts | {"file": str(emitted)}

@@ -201,6 +201,8 @@ class VerifyJob:
     settings : dict
         Settings of the job, for the manifest.
     force : bool
+    timing : bool
+        Time the file against its source, also if no gate needs it.
     """
 
     emitted: Path
@@ -213,6 +215,7 @@ class VerifyJob:
     run: RunOptions
     settings: dict[str, Any]
     force: bool = False
+    timing: bool = False
 
 
 def verify_files(job: VerifyJob) -> Verified:
@@ -239,7 +242,7 @@ def _verified(job: VerifyJob, source: Source) -> Verified:
     bed = stages.bed_of(source, data, job.run, scores)
     codes = codes_beside(job.plan, plan)
     subject = Subject(job.source, job.emitted, source.lifted, source.survey, plan, codes)
-    verification, gates = stages.verified(subject, bed, data, job.gates)
+    verification, gates = stages.verified(subject, bed, data, job.gates, timing=job.timing)
     made = {"plan": job.plan, "scores": job.scores}
     if plan.codes_sha256 is not None:
         made["codes"] = codes_path(job.plan)

@@ -46,9 +46,10 @@ from tqs_onnx.scoring.measure.store import Results
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.score import Progress, on_trajectory, score
 from tqs_onnx.scoring.scores import Scores
-from tqs_onnx.verification.gates import parse_gate
+from tqs_onnx.verification.gates import needs_timing, parse_gate
 from tqs_onnx.verification.manifest import GateResult, Manifest, licence_of
 from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.timing import measure_timing
 from tqs_onnx.verification.verify import Verification, require_runs, verify
 from tqs_passes.errors import InputError
 from tqs_passes.grids.grid import Codes
@@ -363,7 +364,7 @@ def require_plan_of(source: Source, plan: Plan, where: str = "") -> None:
 
 
 def verified(
-    subject: Subject, bed: Testbed, data: Data, gates: Sequence[str]
+    subject: Subject, bed: Testbed, data: Data, gates: Sequence[str], *, timing: bool = False
 ) -> tuple[Verification, tuple[GateResult, ...]]:
     """Roll the file out under stock server options, and check its gates.
 
@@ -374,6 +375,8 @@ def verified(
         Testbed of the source, with the σ of the scores; the evaluation contexts replace its contexts.
     data : Data
     gates : sequence of str
+    timing : bool
+        Time the file against its source, also if no gate needs it.
 
     Raises
     ------
@@ -384,7 +387,11 @@ def verified(
     """
     require_loadable(subject.emitted, bed.provider)
     verification = verify(subject, bed.on(data.evaluation))
-    return verification, judge(tuple(parse_gate(text) for text in gates), verification)
+    parsed = tuple(parse_gate(text) for text in gates)
+    if timing or any(needs_timing(gate) for gate in parsed):
+        timed = measure_timing(subject.source, subject.emitted, bed.on(data.evaluation))
+        verification = verification.model_copy(update={"timing": timed})
+    return verification, judge(parsed, verification)
 
 
 def recorded(

@@ -29,6 +29,7 @@ from tqs_onnx.rollout.gauge import Held
 from tqs_onnx.rollout.injection import GroupSession, exposable
 from tqs_onnx.rollout.options import RunOptions, SessionOptions
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
+from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import Trajectory
 from tqs_onnx.rollout.variables import sigma
@@ -113,6 +114,11 @@ class Testbed:
         self._nominal: Trajectory | None = None
         self._held: tuple[Trajectory, Held] | None = None
         self._fed: GroupSession | None = None
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The batch size that the model's inputs fix; None if they leave it open."""
+        return fixed_batch(self.spec, self.exposed.session.signature)
 
     def on(self, contexts: Contexts) -> Testbed:
         """Return a testbed over other contexts of the same shapes that shares the sessions of this one."""

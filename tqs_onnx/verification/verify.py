@@ -23,6 +23,7 @@ from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verification.decode import check_decoding
 from tqs_onnx.verification.evaluate import Drift, TruthError, measure_drift, measure_truth
 from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.timing import Timing
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.checker import checker_complaint
@@ -67,6 +68,8 @@ class Verification(BaseModel):
         Per variable; empty without truth.
     n_contexts : int
     notes : tuple of str
+    timing : Timing or None
+        Load time, memory and latency beside those of FP32; None if the file was not timed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
@@ -85,6 +88,7 @@ class Verification(BaseModel):
     truth: dict[str, TruthError]
     n_contexts: int
     notes: tuple[str, ...] = ()
+    timing: Timing | None = None
 
 
 def verify(subject: Subject, bed: Testbed) -> Verification:
