@@ -131,7 +131,7 @@ class Data:
 
 
 def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
-    """Return the rollout spec, completed from model and table and checked against the model; drafted if none is given."""
+    """Return the rollout spec, completed and checked against the model; drafted if none is given."""
     return _rollout(options, source)[0]
 
 
