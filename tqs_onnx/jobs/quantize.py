@@ -100,6 +100,7 @@ class Outcome(Shown):
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
             "n_weights": len(self.plan.assignments),
             "n_dead": sum(s.status is Status.DEAD for s in self.scores.weights),
+            "unseen": {s.label: s.unseen for s in self.scores.weights if s.unseen},
             "wall_s": self.wall_s,
         }
 

@@ -92,6 +92,7 @@ def manifest_of(
         profile=subject.plan.profile,
         licence=licence,
         plan_sha256=subject.plan.digest(),
+        unseen={a.label: a.unseen for a in subject.plan.assignments if a.unseen},
         verification=verification,
         gates=gates,
     )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tqs_onnx.allocation.costing import PlanOptions, Request, amplification, gamma_of
 from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.allocation.offers import unmeasured
 from tqs_onnx.refinement.joint_drift import JointDrift
 from tqs_onnx.rollout.contexts.context_set import Contexts, held_out
 from tqs_onnx.scoring.scores import Status
@@ -72,7 +73,7 @@ class _Ladders:
             if options.protected_share > 0 and menu.weight.name in kept:
                 continue
             rungs: list[Candidate] = []
-            for c in menu.candidates:
+            for c in unmeasured(menu.candidates) if score.unseen else menu.candidates:
                 if options.max_fp32 is not None and c.assignment.form is Form.KEEP:
                     continue
                 a = amplification(score, c.assignment.error_energy, request.scores)
