@@ -5,9 +5,10 @@
                or a gate that never selected it, or in table rows that no context read
 
 A NaN tells them apart: it passes through every product, zero included, but not through what is not computed or not
-selected. Weights that no probe moved are replaced by NaN, together first, then in halves; if the rollout stays finite,
-no context ran them. A weight whose effect is multiplied by a gate that the model chooses (TopK, one-hot …) is unseen as
-well: its gate was closed. Rows of a table are those that the indices name along the rollout.
+selected. Weights that no probe moved, and that the graph can leave out, are replaced by NaN, together first, then in
+halves; if the rollout stays finite, no context ran them. A weight whose effect is multiplied by a gate that the model
+chooses (TopK, one-hot …) is unseen as well: its gate was closed. Rows of a table are those that the indices name along
+the rollout.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.scoring.scores import Status, WeightScore
 from tqs_passes.errors import InputError
-from tqs_passes.survey.selection import gated, table_reads
+from tqs_passes.survey.selection import gated, selectable, table_reads
 from tqs_passes.weights import Weight
 
 #: Most unread rows of a table that are listed.
@@ -44,7 +45,8 @@ def with_unseen(bed: Testbed, rows: Sequence[WeightScore]) -> tuple[WeightScore,
     rolled = {w.name: w for w in bed.weights}
     still = [rolled[r.weight] for r in rows if _may_be_unseen(r, rolled)]
     why = _rows_unread(bed, [w for w in bed.weights if w not in still])
-    why |= {w.name: _closed(w) for w in _never_run(bed, still)}
+    choosable = selectable(bed.model, still)
+    why |= {w.name: _closed(w) for w in _never_run(bed, [w for w in still if w.name in choosable])}
     shut = gated(bed.model, [w for w in still if w.name not in why])
     why |= dict.fromkeys(shut, "its gate was closed in every context")
     found: list[WeightScore] = []

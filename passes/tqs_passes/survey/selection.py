@@ -1,5 +1,6 @@
-"""Find weights of which a model uses only what its inputs select: table rows, and branches weighed by a gate.
+"""Find weights of which a model uses only what its inputs select: branches, table rows, and what a gate weighs.
 
+    branch    flag (fed) ─▶ If { MatMul(x, W) }, Where(flag, ·, MatMul(x, W))      W has no effect while flag is false
     table     idx (fed) ─▶ Gather(E, idx)                          rows of E that no index names are never used
     gate      x ─▶ TopK ─▶ … ─▶ g;   MatMul(x, W) ─▶ Mul(g) ─▶ …     W has no effect while its gate is 0
 
@@ -38,6 +39,17 @@ _CHOOSING = frozenset(
     }
 )
 _PRODUCTS = frozenset({"Mul", "MatMul", "Einsum"})
+#: The inputs with which an operator selects among its other inputs.
+_SELECTS = {
+    "Where": (0,),
+    "Compress": (1,),
+    "Gather": (1,),
+    "GatherND": (1,),
+    "GatherElements": (1,),
+    "ScatterElements": (1,),
+    "ScatterND": (1,),
+    "Slice": (1, 2, 3, 4),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,27 @@ def _read(reading: Reading) -> TableRead:
     if reader.channel_axis is None or not _KEEPS_ROWS.issuperset(reader.through):
         return TableRead(why_not=f"the rows that are read behind {'→'.join(reader.through)} are not followed")
     return TableRead(index[1], reader.channel_axis)
+
+
+def selectable(model: Model, weights: Iterable[Weight]) -> frozenset[str]:
+    """Return the names of the weights that lie in a body, or before an operator that selects by fed values."""
+    chosen = list(weights)
+    if not chosen:
+        return frozenset()
+    found = {w.name for w in chosen if any(r.in_body for r in w.readers)}
+    wiring = wire(model.proto.graph)
+    flow = Flow(wiring)
+    selecting = {
+        i
+        for i, site in enumerate(wiring.sites)
+        if any(site.inputs[at] in flow.dynamic for at in _SELECTS.get(site.op, ()) if at < len(site.inputs))
+    }
+    for w in chosen:
+        if w.name not in found:
+            starts = [site for site, _ in wiring.consumers.get((0, w.name), ())]
+            if not selecting.isdisjoint(starts) or selecting & flow.around(starts)[1]:
+                found.add(w.name)
+    return frozenset(found)
 
 
 def gated(model: Model, weights: Iterable[Weight]) -> frozenset[str]:
