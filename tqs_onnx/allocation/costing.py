@@ -139,6 +139,12 @@ def scored(candidate: Candidate, score: WeightScore, a: float, *, block: str = "
     )
 
 
-def added_drift(assignments: tuple[Assignment, ...], scores: Scores) -> float:
-    """Return the predicted drift: costs added as if errors were uncorrelated."""
-    return math.sqrt(sum(a.cost for a in assignments) / scores.n_values)
+def added_drift(assignments: tuple[Assignment, ...], scores: Scores) -> float | None:
+    """Return the predicted drift: costs added as if errors were uncorrelated.
+
+    Costs in the data's own units become a drift only if there is one variable; None if there are several.
+    """
+    drift = math.sqrt(sum(a.cost for a in assignments) / scores.n_values)
+    if scores.units == "std":
+        return drift
+    return drift / next(iter(scores.sigma.values())) if len(scores.sigma) == 1 else None

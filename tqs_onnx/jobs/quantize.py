@@ -137,6 +137,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         offer = stages.offer(source, options)
         stages.require_room(offer, source, data.spec, options)
         bed = stages.bed_of(source, data, options.run)
+        stages.require_judged(source, bed, data)
         scores = stages.scored(source, bed, options.score, job.out / RESULTS_NAME, progress)
         bed = bed.scaled(scores.sigma)
         begin()

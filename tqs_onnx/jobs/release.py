@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tqs_onnx.inputs.data import Data
-from tqs_onnx.verification.gates import Gate, Measured, gate_value, needs_truth, passes
+from tqs_onnx.verification.gates import Gate, Measured, gate_value, needs_truth, passes, value_text
 from tqs_onnx.verification.manifest import GateResult, Manifest, versions
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.verdict import verdict
@@ -127,5 +127,6 @@ def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path)
     if v.predicted_drift is not None:
         facts["predicted"] = f"{v.predicted_drift:.4g} σ"
     for gate in gates:
-        facts[f"gate {gate.gate}"] = f"{gate.value:.4g} {'holds' if gate.passed else 'FAILED'}"
+        state = "holds" if gate.passed else "FAILED"
+        facts[f"gate {gate.gate}"] = f"{value_text(gate.gate, gate.value)} {state}"
     return facts | {"file": str(emitted)}

@@ -166,6 +166,8 @@ def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Fram
                 frame = crew.frame()
                 results.put_frame(plan.job, plan.facts, frame.model_dump_json())
             crew.measure(frame, tasks, keep)
+    for note in frame.notes:
+        _LOG.warning("%s", note)
     floors = results.floors(plan.job)
     return frame, tuple(floors[session] for session in range(plan.n_sessions))
 

@@ -24,6 +24,7 @@ from tqs_onnx.verification.evaluate import Drift, TruthError
 from tqs_passes.errors import InputError
 
 _T = TypeVar("_T")
+_FEWEST_DIGITS, _MOST_DIGITS = 4, 17
 _FORM = "Write e.g. drift<=0.1, drift:p95<=0.2, degradation:variable=OT<=5, compression>=8"
 
 
@@ -124,6 +125,22 @@ def gate_value(gate: Gate, measured: Measured) -> float:
             todo="Check the contexts and their truth",
         )
     return value
+
+
+def value_text(text: str, value: float) -> str:
+    """Return a gate's value with four digits, or with as many as show on which side of the limit it lies.
+
+    >>> value_text("drift<=1.0", 1.0000004), value_text("drift<=0.1", 0.0421567)
+    ('1.0000004', '0.04216')
+    """
+    gate = parse_gate(text)
+    for digits in range(_FEWEST_DIGITS, _MOST_DIGITS):
+        shown = f"{value:.{digits}g}"
+        if passes(gate, float(shown)) == passes(gate, value) and (float(shown) == gate.limit) == (
+            value == gate.limit
+        ):
+            return shown
+    return repr(value)
 
 
 def _value(gate: Gate, measured: Measured) -> float:
