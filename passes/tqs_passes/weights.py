@@ -47,6 +47,8 @@ class Reader:
         Axis of the weight, as stored, along which the node's output channels lie; None when there is none.
     in_body : bool
         The node lies inside an If, Loop or Scan body.
+    groups : int
+        Groups of a ConvTranspose: its output channels are pairs of a group, along axis 0, and an index along axis 1.
     """
 
     op_type: str
@@ -56,6 +58,7 @@ class Reader:
     through: tuple[str, ...] = ()
     channel_axis: int | None = None
     in_body: bool = False
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,12 @@ class Weight:
         for dim in self.shape:
             n *= dim
         return n
+
+    @property
+    def groups(self) -> int:
+        """Groups of output channels along axis 0 that all readers agree on; 1 when there are none or they differ."""
+        found = {reader.groups for reader in self.readers}
+        return found.pop() if len(found) == 1 else 1
 
     def matches(self, pattern: str) -> bool:
         """Return whether a shell pattern (``*``, ``?``, ``[…]``) matches its name, its label, or that of a copy."""

@@ -12,7 +12,7 @@ from tqs_onnx.allocation.budget import Budget, source_weight_bytes
 from tqs_onnx.allocation.costing import PlanOptions, Request, amplification
 from tqs_onnx.allocation.file_size import FileSize, shared_bytes
 from tqs_onnx.allocation.objective import Objective
-from tqs_onnx.allocation.offers import OFF_TRAJECTORY_BITS, entries_of, offered
+from tqs_onnx.allocation.offers import UNMEASURED_BITS, entries_of, offered
 from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.allocation.request import request_for
 from tqs_onnx.allocation.uniform_plan import uniform_plan
@@ -329,4 +329,4 @@ def test_objectives_that_look_at_bits_are_offered_no_row_tiers(objective: Object
 def test_weights_off_the_trajectory_get_no_narrow_channels(lorenz: Scored) -> None:
     for menu in lorenz.request.menus:
         kept = offered(menu, Status.OFF_TRAJECTORY, PlanOptions())
-        assert all(w >= OFF_TRAJECTORY_BITS for c in kept for w in c.assignment.widths)
+        assert all(w >= UNMEASURED_BITS for c in kept for w in c.assignment.widths)

@@ -17,7 +17,7 @@ from tqs_passes.plan.plan import read_plan
 COMMANDS = cli.list_commands(click.Context(cli))
 KEYS = [
     *("out", "bytes_in", "bytes_out", "compression", "drift_predicted", "drift_measured", "degradation"),
-    *("plan", "manifest", "n_weights", "n_dead", "wall_s"),
+    *("plan", "manifest", "n_weights", "n_dead", "unseen", "wall_s"),
 ]
 
 

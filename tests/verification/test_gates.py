@@ -6,7 +6,7 @@ import pytest
 
 from tqs_onnx.jobs.release import judge
 from tqs_onnx.verification.evaluate import Drift, TruthError
-from tqs_onnx.verification.gates import Gate, Measured, gate_value, parse_gate, passes
+from tqs_onnx.verification.gates import Gate, Measured, gate_value, parse_gate, passes, value_text
 from tqs_onnx.verification.timing import Side, Timing
 from tqs_passes.errors import InputError
 
@@ -165,3 +165,18 @@ def test_results_name_the_gate_its_value_and_the_verdict() -> None:
         ("drift<=0.05", 0.1, False),
         ("compression>=7", 7.5, True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("gate", "value", "shown"),
+    [
+        ("drift<=1.0", 1.0000004, "1.0000004"),
+        ("drift<=1.0", 1.0, "1"),
+        ("drift<=0.1", 0.0421567, "0.04216"),
+        ("compression>=8", 7.99999, "7.99999"),
+        ("compression>=8", 8.0004, "8.0004"),
+        ("degradation<=5", float("inf"), "inf"),
+    ],
+)
+def test_a_value_has_the_digits_that_tell_it_from_its_limit(gate: str, value: float, shown: str) -> None:
+    assert value_text(gate, value) == shown

@@ -19,7 +19,7 @@ from tqs_passes.tier import Tier
 _FOUND = frozenset(
     {
         *("label", "block", "rounding", "n_bytes"),
-        *("error_energy", "gamma", "amplification", "cost", "dead"),
+        *("error_energy", "gamma", "amplification", "cost", "dead", "unseen"),
     }
 )
 _STORED = tuple(sorted(Assignment.model_fields.keys() - _FOUND))

@@ -22,6 +22,8 @@ from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.plan import Assignment
 from tqs_passes.plan.targets import Serving
 
+#: Statuses of weights that moved no trajectory.
+IDLE = (Status.DEAD, Status.OFF_TRAJECTORY, Status.UNSEEN)
 _UNKNOWN = (Status.UNPROBED, Status.UNSTABLE)
 
 
@@ -101,10 +103,10 @@ class Request:
 def amplification(score: WeightScore, error_energy: float, scores: Scores) -> float:
     """Return A of a weight for an error of this energy; A depends on the size of the perturbation.
 
-    Between the sizes of the probes ln A is linear in ln ‖δθ‖²; outside them it is constant. A is 0 for a dead weight,
-    and the largest A of all weights when no probe could measure it.
+    Between the sizes of the probes ln A is linear in ln ‖δθ‖²; outside them it is constant. A is 0 for a dead or
+    unseen weight, and the largest A of all weights when no probe could measure it.
     """
-    if score.status in (Status.DEAD, Status.OFF_TRAJECTORY) or error_energy <= 0:
+    if score.status in IDLE or error_energy <= 0:
         return 0.0
     points = [p for p in score.response if p.amplification > 0]
     if points:
@@ -132,10 +134,17 @@ def scored(candidate: Candidate, score: WeightScore, a: float, *, block: str = "
             "amplification": a,
             "cost": a * candidate.assignment.error_energy,
             "dead": score.status is Status.DEAD,
+            "unseen": score.unseen,
         }
     )
 
 
-def added_drift(assignments: tuple[Assignment, ...], scores: Scores) -> float:
-    """Return the predicted drift: costs added as if errors were uncorrelated."""
-    return math.sqrt(sum(a.cost for a in assignments) / scores.n_values)
+def added_drift(assignments: tuple[Assignment, ...], scores: Scores) -> float | None:
+    """Return the predicted drift: costs added as if errors were uncorrelated.
+
+    Costs in the data's own units become a drift only if there is one variable; None if there are several.
+    """
+    drift = math.sqrt(sum(a.cost for a in assignments) / scores.n_values)
+    if scores.units == "std":
+        return drift
+    return drift / next(iter(scores.sigma.values())) if len(scores.sigma) == 1 else None

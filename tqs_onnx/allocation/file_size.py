@@ -15,6 +15,8 @@ from tqs_passes.plan.candidates import Candidate
 
 #: The kind of all row tiers.
 ROWS = "rows"
+#: Most weights that a message names.
+_MOST_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ def smallest(candidates: Sequence[Candidate]) -> Candidate:
     return min(candidates, key=lambda c: c.assignment.n_bytes)
 
 
-def require_feasible(size: FileSize, offers: Sequence[Sequence[Bundle]], max_bytes: int) -> None:
+def require_feasible(
+    size: FileSize, offers: Sequence[Sequence[Bundle]], max_bytes: int, unseen: Sequence[str] = ()
+) -> None:
     """Refuse a budget below the smallest file.
 
     Parameters
@@ -66,6 +70,8 @@ def require_feasible(size: FileSize, offers: Sequence[Sequence[Bundle]], max_byt
     offers : sequence of sequence of Bundle
         Choices of each weight or tie group.
     max_bytes : int
+    unseen : sequence of str
+        Labels of the weights that keep 8 bits because no context ran them; the error names them.
 
     Raises
     ------
@@ -75,11 +81,17 @@ def require_feasible(size: FileSize, offers: Sequence[Sequence[Bundle]], max_byt
     smallest, _ = smallest_file(size, offers)
     if smallest > max_bytes:
         ratio = size.source_bytes / smallest
-        raise InfeasibleError(
-            f"the byte budget cannot be met: the smallest file is {smallest} bytes ({ratio:.2f} times smaller)",
-            smallest_bytes=smallest,
-            todo="Ask for less compression, or allow lower tiers",
-        )
+        what = f"the byte budget cannot be met: the smallest file is {smallest} bytes ({ratio:.2f} times smaller)"
+        todo = "Ask for less compression, or allow lower tiers"
+        if unseen:
+            what += f"; kept at 8 bits, because no context ran them: {_shown(unseen)}"
+            todo = "Ask for less compression, or give `contexts` that run them, or `pin` them to a lower tier"
+        raise InfeasibleError(what, smallest_bytes=smallest, todo=todo)
+
+
+def _shown(labels: Sequence[str]) -> str:
+    more = f" and {len(labels) - _MOST_NAMED} more" if len(labels) > _MOST_NAMED else ""
+    return ", ".join(repr(label) for label in labels[:_MOST_NAMED]) + more
 
 
 def smallest_file(size: FileSize, offers: Sequence[Sequence[Bundle]]) -> tuple[int, frozenset[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.allocation.choice import Bundle, singles, tied
-from tqs_onnx.allocation.costing import PlanOptions, Request, amplification, gamma_of
+from tqs_onnx.allocation.costing import IDLE, PlanOptions, Request, amplification, gamma_of
 from tqs_onnx.allocation.objective import Objective, costs
 from tqs_onnx.allocation.responses import expected, offered_finite
 from tqs_onnx.allocation.solver.algorithm2 import Item
@@ -25,8 +25,8 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
 from tqs_passes.plan.candidates import Candidate, Menu
 
-#: Off-trajectory weights keep at least this many bits: no measurement shows that they may have fewer.
-OFF_TRAJECTORY_BITS = 8
+#: Off-trajectory and unseen weights keep at least this many bits: no measurement shows that they may have fewer.
+UNMEASURED_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     units: list[_Unit] = []
     for block, members in tie_groups(request.menus, blocks, options.ties):
         scores = tuple(by_name[m.weight.name] for m in members)
-        offers = [offered(m, s.status, options) for m, s in zip(members, scores, strict=True)]
+        offers = [offered(m, s.status, options, s.unseen) for m, s in zip(members, scores, strict=True)]
         bundles = tied([_of_one_width(offer) for offer in offers]) if block else singles(offers[0])
         if options.aim is Objective.MEASURED:
             bundles = offered_finite(bundles, request.responses)
@@ -147,8 +147,8 @@ def offers_before_scoring(
     return [singles(offered(m, status, options)) for m, status in zip(menus, statuses, strict=True)]
 
 
-def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate, ...]:
-    """Return the candidates that a weight of this status may have.
+def offered(menu: Menu, status: Status, options: PlanOptions, unseen: str = "") -> tuple[Candidate, ...]:
+    """Return the candidates that a weight of this status may have; `unseen`: what of it no context ran.
 
     Raises
     ------
@@ -163,9 +163,8 @@ def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate
                 todo="Do not `pin` it to a lower tier, and do not `forbid` its own tier",
             )
         return candidates[:1]
-    if status is Status.OFF_TRAJECTORY and not options.drop_outputs:
-        fine = tuple(c for c in candidates if c.assignment.least_bits >= OFF_TRAJECTORY_BITS)
-        candidates = fine or candidates  # it is pinned to a lower tier
+    if unseen or (status is Status.OFF_TRAJECTORY and not options.drop_outputs):
+        candidates = unmeasured(candidates)
     if options.aim in (Objective.PAPER, Objective.PAPER_LITERAL):
         # These objectives see only a tier's bits: offer only the best grid of each tier, or the worst would be chosen;
         # and no row tiers, whose bits match no tier.
@@ -176,6 +175,12 @@ def offered(menu: Menu, status: Status, options: PlanOptions) -> tuple[Candidate
                 best[c.assignment.tier] = c
         candidates = tuple(best.values())
     return candidates
+
+
+def unmeasured(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """Return the candidates of a weight of which nothing was measured; all if it is pinned to a lower tier."""
+    fine = tuple(c for c in candidates if c.assignment.least_bits >= UNMEASURED_BITS)
+    return fine or candidates
 
 
 def _of_one_width(offer: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -216,7 +221,7 @@ def _kept_choice(bundles: Sequence[Bundle]) -> int | None:
 
 
 def _item(unit: _Unit, row: NDArray[np.float64], gamma: float, options: PlanOptions) -> Item:
-    idle = all(s.status in (Status.DEAD, Status.OFF_TRAJECTORY) for s in unit.scores)
+    idle = all(s.status in IDLE for s in unit.scores)
     idle = idle or (options.gamma_min is not None and gamma <= options.gamma_min)
     return Item(
         name=unit.menus[0].weight.name,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tqs_onnx.allocation.cap import capped
 from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, scored
 from tqs_onnx.allocation.file_size import require_feasible
-from tqs_onnx.allocation.offers import Entry, entries_of
+from tqs_onnx.allocation.offers import UNMEASURED_BITS, Entry, entries_of
 from tqs_onnx.allocation.solver.algorithm2 import Allocation
 from tqs_onnx.allocation.spend import Spent, searched
-from tqs_passes.plan.plan import Plan, SolverFacts
+from tqs_passes.plan.plan import Assignment, Plan, SolverFacts
 
 
 def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
@@ -20,12 +20,13 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
         No file of this size can be written; the error carries the smallest size.
     """
     entries = entries_of(request, options)
-    require_feasible(request.size, [e.bundles for e in entries], max_bytes)
+    unseen = [s.label for s in request.scores.weights if s.unseen]
+    require_feasible(request.size, [e.bundles for e in entries], max_bytes, unseen)
     if options.max_fp32 is not None:
         blocks = {s.weight: s.block for s in request.scores.weights if s.block}
         free = searched(request, entries, options, max_bytes)
         entries = capped(entries, free.chosen, options.max_fp32, blocks)
-        require_feasible(request.size, [e.bundles for e in entries], max_bytes)
+        require_feasible(request.size, [e.bundles for e in entries], max_bytes, unseen)
     return _plan(request, searched(request, entries, options, max_bytes), options, max_bytes)
 
 
@@ -61,8 +62,19 @@ def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) 
             budget_bytes=max_bytes,
             saturated=allocation.saturated,
         ),
-        warnings=allocation.warnings,
+        warnings=(*allocation.warnings, *_unseen(assignments)),
     )
+
+
+def _unseen(assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
+    """Return a warning for each weight of which no context ran every part."""
+    found: list[str] = []
+    for a in (a for a in assignments if a.unseen):
+        kept = (
+            "keeps 8 bits or more" if a.least_bits >= UNMEASURED_BITS else f"gets {a.tier}, as it was told to"
+        )
+        found.append(f"{a.label!r} {kept}: {a.unseen}; give contexts that run it to measure what it may have")
+    return tuple(found)
 
 
 def _protected_share(entries: list[Entry], allocation: Allocation) -> float:

@@ -21,7 +21,8 @@ def uniform_choices(menus: Sequence[Menu], bits: int, group: int = 0) -> list[Ca
         wide = len(menu.weight.shape) > 1
         if wide:
             match = [c for c in menu.candidates if c.assignment.widths == (bits,)]
-            match = [c for c in match if c.assignment.group == group] or match
+            if menu.weight.groups == 1:  # the scales of a grouped ConvTranspose have groups of their own
+                match = [c for c in match if c.assignment.group == group] or match
             # When the menu lacks this width, another choice is no larger and no worse: the next finer one.
             finer = [c for c in menu.candidates if c.assignment.tier.bits >= bits and not c.assignment.rows]
         else:

@@ -15,7 +15,7 @@ from tqs_onnx.cli.options import FILE, json_option
 from tqs_onnx.cli.outcome import finish
 from tqs_onnx.cli.show import print_json, progress
 from tqs_onnx.inputs.data import DataOptions
-from tqs_onnx.jobs.build import BuildFile, Declared, read_build, run_build, steps_of
+from tqs_onnx.jobs.build import BuildFile, DataSection, Declared, read_build, run_build, steps_of
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
 from tqs_onnx.jobs.rebuild import declared_by
 from tqs_onnx.packaging.package import PackageOptions
@@ -118,6 +118,8 @@ def _values(flags: Iterable[Flag], given: Mapping[str, Any], where: str) -> dict
         key = name.replace("-", "_")
         if key not in known:
             todo = close_match(key, known) or f"Choose from {', '.join(known)}"
+            if key in DataSection.model_fields:
+                todo = "It belongs in [data]"
             raise InputError(f"there is no option {name!r}", where=f"[{where}]", todo=todo)
         found[key] = _value(known[key], value, f"[{where}] {name}")
     return found

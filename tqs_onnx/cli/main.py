@@ -10,15 +10,18 @@ import importlib
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import click
 
 from tqs_onnx.cli.in_flags import in_flags
 from tqs_onnx.cli.logs import LEVELS, log_to_stderr
+from tqs_onnx.cli.only_json import only_json
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import TqsError, one_line
 
+_HELP = ("-h", "--help")
 _COMMANDS = {
     "inspect": "List the weights of a model, and suggest its rollout spec.",
     "quantize": "Make a model smaller: score, allocate, emit and verify in one go.",
@@ -83,9 +86,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group(cls=_Commands, context_settings={"help_option_names": list(_HELP), "max_content_width": 110})
 @click.version_option(VERSION, prog_name="tqs")
 @click.option("--traceback", is_flag=True, help="Show the traceback of an error.")
 @click.option(
@@ -111,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Both options are allowed anywhere on the line.
     rest = _level_first([a for a in given if a != "--traceback"])
     try:
-        result: Any = cli.main(args=rest, prog_name="tqs", standalone_mode=False)
+        with only_json() if "--json" in rest and not set(_HELP).intersection(rest) else nullcontext():
+            result: Any = cli.main(args=rest, prog_name="tqs", standalone_mode=False)
     except TqsError as error:
         _report(in_flags(error), verbose)
         return error.exit_code

@@ -10,6 +10,7 @@ import click
 
 from tqs_onnx.cli.chart import error_chart
 from tqs_onnx.cli.show import print_table, say
+from tqs_onnx.verification.gates import value_text
 from tqs_onnx.verification.manifest import GateResult
 from tqs_onnx.verification.verdict import verdict
 from tqs_onnx.verification.verify import Verification
@@ -73,7 +74,7 @@ def finish(results: tuple[GateResult, ...]) -> int:
     """Report failed gates on stderr and return the exit code."""
     for result in results:
         state = "holds" if result.passed else "FAILED"
-        say(f"gate {result.gate}: {result.value:.4g} {state}")
+        say(f"gate {result.gate}: {value_text(result.gate, result.value)} {state}")
     return 0 if all(r.passed for r in results) else GateError.exit_code
 
 

@@ -84,10 +84,14 @@ def command(
         found = score_files(job, tick)
     for scores in found:
         say(_summary(scores))
+        for w in (w for w in scores.weights if w.unseen):
+            say(f"unseen: {w.label}: {w.unseen}")
     agreement = spearman(*found) if len(found) == 2 else None
     if as_json:
         counts = {s.value: sum(w.status is s for w in found[0].weights) for s in Status}
-        document = {"scores": str(out / "scores.json"), "csv": str(out / "scores.csv"), **counts}
+        unseen = {w.label: w.unseen for w in found[0].weights if w.unseen}
+        files = {"scores": str(out / "scores.json"), "csv": str(out / "scores.csv")}
+        document = {**files, **counts, "unseen_parts": unseen}
         print_json(document if len(found) == 1 else {**document, "spearman": agreement})
         return
     for scores in found:

@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tqs_onnx.cli.only_json import json_out
 from tqs_onnx.scoring.score import Progress as Tick
 from tqs_passes.errors import one_line
 
@@ -37,7 +38,7 @@ def say(line: str) -> None:
 
 def print_json(document: object) -> None:
     """Print one JSON object on stdout; numbers that JSON cannot represent become null."""
-    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False))
+    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False), file=json_out())
 
 
 def _plain(value: Any) -> Any:

@@ -102,6 +102,7 @@ class Outcome(Shown):
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
             "n_weights": len(self.plan.assignments),
             "n_dead": sum(s.status is Status.DEAD for s in self.scores.weights),
+            "unseen": {s.label: s.unseen for s in self.scores.weights if s.unseen},
             "wall_s": self.wall_s,
         }
 
@@ -141,6 +142,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         offer = stages.offer(source, options)
         stages.require_room(offer, source, data.spec, options)
         bed = stages.bed_of(source, data, options.run)
+        stages.require_judged(source, bed, data)
         scores = stages.scored(source, bed, options.score, job.out / RESULTS_NAME, progress)
         bed = bed.scaled(scores.sigma)
         begin()

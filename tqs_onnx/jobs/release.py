@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tqs_onnx.inputs.data import Data
-from tqs_onnx.verification.gates import Gate, Measured, gate_value, needs_truth, passes
+from tqs_onnx.verification.gates import Gate, Measured, gate_value, needs_truth, passes, value_text
 from tqs_onnx.verification.manifest import GateResult, Manifest, versions
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.timing import Timing
@@ -93,6 +93,7 @@ def manifest_of(
         profile=subject.plan.profile,
         licence=licence,
         plan_sha256=subject.plan.digest(),
+        unseen={a.label: a.unseen for a in subject.plan.assignments if a.unseen},
         verification=verification,
         gates=gates,
     )
@@ -138,5 +139,6 @@ def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path)
     if v.timing is not None:
         facts["timing"] = timing_line(v.timing)
     for gate in gates:
-        facts[f"gate {gate.gate}"] = f"{gate.value:.4g} {'holds' if gate.passed else 'FAILED'}"
+        state = "holds" if gate.passed else "FAILED"
+        facts[f"gate {gate.gate}"] = f"{value_text(gate.gate, gate.value)} {state}"
     return facts | {"file": str(emitted)}

@@ -13,7 +13,7 @@ from typing import Any
 
 from tqs_onnx.allocation.servable import require_served
 from tqs_onnx.emission import emit
-from tqs_onnx.inputs.data import DataOptions, read_data
+from tqs_onnx.inputs.data import Data, DataOptions, read_data
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
@@ -75,16 +75,18 @@ def score_files(
     progress : callable, optional
         See `score`.
     budgeted : QuantizeOptions, optional
-        The job that will use the scores: if no file can meet its budget, that is raised before any rollout.
+        The job that will use the scores: what would make it fail later is raised before any scoring: a budget that no
+        file can meet, and evaluation contexts that do not fit.
 
     Raises
     ------
     InputError, InfeasibleError, StoppedError
         See the stages.
     """
-    source, bed = _scoring_bed(job)
+    source, data, bed = _scoring_bed(job, alone=budgeted is None)
     if budgeted is not None:
         stages.require_room(stages.offer(source, budgeted), source, bed.spec, budgeted)
+        stages.require_judged(source, bed, data)
     names = ["scores" if i == 0 else f"scores.{run.probe.kind.value}" for i, run in enumerate(job.runs)]
     files = [f"{name}.{kind}" for name in names for kind in ("json", "csv")]
     with run_directory(job.out, files, force=job.force) as begin:
@@ -99,14 +101,14 @@ def score_files(
 
 def estimate_files(job: ScoreJob) -> tuple[Estimate, ...]:
     """Return the estimated cost of scoring, from one timed rollout per run; nothing is written."""
-    source, bed = _scoring_bed(job)
+    source, _, bed = _scoring_bed(job, alone=True)
     return tuple(estimate(plan_sweep(bed, source.sha256, run)) for run in job.runs)
 
 
-def _scoring_bed(job: ScoreJob) -> tuple[Source, Testbed]:
+def _scoring_bed(job: ScoreJob, *, alone: bool) -> tuple[Source, Data, Testbed]:
     source = stages.opened(job.model, job.run, job.roles)
-    data = stages.read(job.data, source, scoring_only=True)
-    return source, stages.bed_of(source, data, job.run)
+    data = stages.read(job.data, source, scoring_only=alone)
+    return source, data, stages.bed_of(source, data, job.run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ from tqs_onnx.verification.gates import needs_timing, parse_gate
 from tqs_onnx.verification.manifest import GateResult, Manifest, licence_of
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.timing import measure_timing
+from tqs_onnx.verification.truth_shape import require_truth_fits
 from tqs_onnx.verification.verify import Verification, require_runs, verify
 from tqs_passes.errors import InputError
 from tqs_passes.grids.grid import Codes
@@ -171,6 +172,18 @@ def require_room(offered: Offer, source: Source, spec: RolloutSpec, options: Qua
     off = frozenset(w.name for w in weights if w.outputs and not on_trajectory(w, spec))
     offers = offers_before_scoring(offered.menus, off, options.planning)
     require_feasible(offered.size, offers, offered.max_bytes)
+
+
+def require_judged(source: Source, bed: Testbed, data: Data) -> None:
+    """Refuse evaluation contexts or truth that do not fit, by one call, before anything is scored.
+
+    Raises
+    ------
+    InputError
+        See `require_truth_fits`.
+    """
+    if data.judging is not None:
+        require_truth_fits(source.path, bed.on(data.judging))
 
 
 def bed_of(source: Source, data: Data, run: RunOptions, scores: Scores | None = None) -> Testbed:

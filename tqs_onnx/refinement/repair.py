@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
-from tqs_onnx.allocation.costing import PlanOptions, Request, amplification, gamma_of
+from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, amplification, gamma_of
 from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.allocation.offers import unmeasured
 from tqs_onnx.refinement.joint_drift import JointDrift
 from tqs_onnx.rollout.contexts.context_set import Contexts, held_out
 from tqs_onnx.scoring.scores import Status
@@ -72,7 +73,7 @@ class _Ladders:
             if options.protected_share > 0 and menu.weight.name in kept:
                 continue
             rungs: list[Candidate] = []
-            for c in menu.candidates:
+            for c in unmeasured(menu.candidates) if score.unseen else menu.candidates:
                 if options.max_fp32 is not None and c.assignment.form is Form.KEEP:
                     continue
                 a = amplification(score, c.assignment.error_energy, request.scores)
@@ -138,12 +139,12 @@ def repair(
         drifts = {}
     chosen = list(held.values())
     assignments = tuple(c.assignment for c in chosen)
-    drift = (sum(a.cost for a in assignments) / request.scores.n_values) ** 0.5
+    predicted = added_drift(assignments, request.scores)
     mended = plan.model_copy(
         update={
             "assignments": assignments,
             "n_bytes": file_bytes(request.size, chosen),
-            "predicted_drift": drift,
+            "predicted_drift": predicted,
         }
     )
     _LOG.info("repair: drift %.4g → %.4g on the acceptance contexts, %d trials kept", before, after, accepted)

@@ -296,9 +296,29 @@ class Engine:
                 outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
             else:
                 outputs = self.session.run({**inputs, **overrides}, asked, where=where)
+            if step == 1:
+                self._require_stated(outputs, chunk)
             yield step, inputs, outputs
             if step < steps:
                 inputs = self.feedback.advance(inputs, outputs, chunk.forcing[step], step + 1)
+
+    def _require_stated(self, outputs: Mapping[str, Value], chunk: _Chunk) -> None:
+        """Refuse outputs of other shapes than the model states, and outputs without one entry per context."""
+        axis, n = self.spec.rollout.batch_axis, self._fixed or len(chunk.contexts)
+        for name in {*self.spec.trajectory.outputs, *self.feedback.fed} & outputs.keys():
+            port, shape = self.session.signature.output(name), outputs[name].shape
+            stated = port.shape if port.shape is not None and len(port.shape) == len(shape) else None
+            wrong = port.shape is not None and stated is None
+            for at, (says, size) in enumerate(zip(stated or (), shape, strict=False)):
+                wrong = wrong or (isinstance(says, int) and says != size and at != axis)
+            if wrong or (axis is not None and (axis >= len(shape) or shape[axis] != n)):
+                per = f" for a batch of {n}" if axis is not None else ""
+                raise InputError(
+                    f"the model states output {port}, but gave {list(shape)}{per}",
+                    where=_where(1, chunk),
+                    todo="Export the model with the right shape"
+                    + (", or set rollout.batch_axis to the axis of the batch" if axis is not None else ""),
+                )
 
     def _chunk(self, start: int, stop: int) -> _Chunk:
         if (start, stop) not in self._chunks:

@@ -251,6 +251,14 @@ class Testbed:
         session = open_session(path, provider=self.provider, options=options)
         return self._engine_of(session).run(keep_other=keep_other)
 
+    def first_outputs(self, path: Path) -> dict[str, NDArray[Any]]:
+        """Return the trajectory outputs of the first call of a file, as the model gives them; see `roll_file`."""
+        options = SessionOptions(threads=self.run.threads)
+        engine = self._engine_of(open_session(path, provider=self.provider, options=options))
+        names = self.spec.trajectory.outputs
+        _, outputs = next(engine.walk(extra=names))
+        return {name: outputs[name].numpy() for name in names}
+
     def _engine_of(self, session: Session) -> Engine:
         """Return an engine of a session over these contexts; all engines share the feedback session."""
         sessions, batch = self._sessions, self.run.batch

@@ -162,7 +162,8 @@ def _codes(
 
 
 def _is_split(shape: tuple[int, ...], axis: int | None, group: int) -> bool:
-    return len(shape) == 2 and axis in (0, 1) and group > 0 and shape[1 - axis] % group == 0
+    fits = axis in (0, 1) if len(shape) == 2 else len(shape) > 2 and axis == 1
+    return fits and group > 0 and shape[1 - (axis or 0)] % group == 0
 
 
 def _are_levels(levels: np.ndarray[tuple[int, ...], np.dtype[np.int8]], bits: int, grid: Grid) -> bool:

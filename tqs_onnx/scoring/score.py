@@ -2,7 +2,7 @@
 
 A weight that reaches no trajectory output is `off-trajectory`, one that reaches no output at all is `dead`; neither is
 rolled out. All others are measured (`plan.sweep_plan` → `measure.task` → `workers` → `measure.store`) and scored
-(`judge`).
+(`judge`). What no context ran is then told from what has no effect (`unseen`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tqs_onnx.scoring.measure.task import Finding, tasks_of
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan, on_trajectory, plan_sweep
 from tqs_onnx.scoring.scores import ProbeFacts, Scores, Status, WeightScore
+from tqs_onnx.scoring.unseen import with_unseen
 from tqs_onnx.scoring.workers.local import Crew, Here, Workers
 from tqs_onnx.scoring.workers.ray_crew import cluster_crew
 from tqs_passes.errors import InputError
@@ -100,7 +101,7 @@ def score(
         floors=floors,
         sessions=plan.n_sessions,
         rollouts_saved=saved,
-        weights=_rows(plan, survey, frame, judged),
+        weights=with_unseen(bed, _rows(plan, survey, frame, judged)),
     )
 
 
@@ -165,6 +166,8 @@ def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Fram
                 frame = crew.frame()
                 results.put_frame(plan.job, plan.facts, frame.model_dump_json())
             crew.measure(frame, tasks, keep)
+    for note in frame.notes:
+        _LOG.warning("%s", note)
     floors = results.floors(plan.job)
     return frame, tuple(floors[session] for session in range(plan.n_sessions))
 

@@ -32,8 +32,9 @@ class Status(StrEnum):
     `alive`: the probe moved the trajectory. `dead`: a non-zero probe moved nothing beyond the noise floor.
     `below-floor`: the probe moved the trajectory no more than a change of the initial state by one unit in the last
     place. `unprobed`: the probe was zero (all-ones scales under a quant probe). `off-trajectory`: the weight reaches
-    only graph outputs outside the trajectory. `unstable`: the probe made the rollout NaN or infinite; such a weight
-    always keeps its original precision.
+    only graph outputs outside the trajectory. `unseen`: no context ran it, because it lies in a branch or loop that
+    none entered, or because none selected it; such a weight keeps 8 bits or more. `unstable`: the probe made the
+    rollout NaN or infinite; such a weight always keeps its original precision.
     """
 
     ALIVE = "alive"
@@ -41,6 +42,7 @@ class Status(StrEnum):
     BELOW_FLOOR = "below-floor"
     UNPROBED = "unprobed"
     OFF_TRAJECTORY = "off-trajectory"
+    UNSEEN = "unseen"
     UNSTABLE = "unstable"
 
 
@@ -67,6 +69,8 @@ class WeightScore(_Frozen):
     status : Status
     gamma : tuple of float or None, or None
         γ(T) of Eq. 2 at each horizon, mean over contexts and draws; None at horizons below the floor.
+    unseen : str
+        What no context ran: the weight itself (status `unseen`) or rows of it, in words; empty if every part was run.
     block : str
         The block it was scored with; empty if scored by itself.
     gamma_stderr, gamma_task, gamma_task_stderr, gamma_task_mean, a_max, amplification, growth : float or None
@@ -93,6 +97,7 @@ class WeightScore(_Frozen):
     shape: tuple[int, ...]
     status: Status
     role: Role | None = None
+    unseen: str = ""
     block: str = ""
     gamma: tuple[float | None, ...] | None = None
     gamma_stderr: float | None = None
@@ -194,8 +199,10 @@ class Scores(_Frozen, Shown):
         alive = [w for w in self.weights if w.gamma_task is not None]
         alive.sort(key=lambda w: (-(w.gamma_task or 0.0), w.weight))
         top = ", ".join(f"{w.label} {w.gamma_task:.3g}" for w in alive[:_SHOWN])
+        unseen = ", ".join(w.label for w in self.weights if w.unseen)
         return {
             "weights": ", ".join(f"{n} {name}" for name, n in counts.items() if n),
+            **({"unseen": unseen} if unseen else {}),
             "most sensitive (γ_task)": top,
             "probe": f"{self.probe.kind.value}, {self.n_contexts} contexts, {self.horizons[-1]} steps",
             "floors": f"noise {self.noise_floor:.3g}, rounding {self.rounding_floor:.3g}",
@@ -215,7 +222,7 @@ class Scores(_Frozen, Shown):
         _write_row(
             stream,
             [
-                *("weight", "label", "role", "shape", "status"),
+                *("weight", "label", "role", "shape", "status", "unseen"),
                 *(f"gamma_T{t}" for t in self.horizons),
                 *(f"convergence_T{t}" for t in self.horizons),
                 *("gamma_stderr", "gamma_task", "gamma_task_stderr", "gamma_task_mean", "a_max"),
@@ -239,7 +246,7 @@ class Scores(_Frozen, Shown):
                 stream,
                 [
                     *(w.weight, w.label, w.role.value if w.role else ""),
-                    *("x".join(map(str, w.shape)), w.status.value),
+                    *("x".join(map(str, w.shape)), w.status.value, w.unseen),
                     *gamma,
                     *ratios,
                     *(w.gamma_stderr, w.gamma_task, w.gamma_task_stderr, w.gamma_task_mean, w.a_max),

@@ -39,6 +39,8 @@ _QUALIFIERS = {
     "latency": frozenset({"batch"}),
     "memory": frozenset[str](),
 }
+#: Digits that a value is shown with.
+_FEWEST_DIGITS, _MOST_DIGITS = 4, 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +151,22 @@ def gate_value(gate: Gate, measured: Measured) -> float:
             todo="Check the contexts and their truth",
         )
     return value
+
+
+def value_text(text: str, value: float) -> str:
+    """Return a gate's value with four digits, or with as many as show on which side of the limit it lies.
+
+    >>> value_text("drift<=1.0", 1.0000004), value_text("drift<=0.1", 0.0421567)
+    ('1.0000004', '0.04216')
+    """
+    gate = parse_gate(text)
+    for digits in range(_FEWEST_DIGITS, _MOST_DIGITS):
+        shown = f"{value:.{digits}g}"
+        if passes(gate, float(shown)) == passes(gate, value) and (float(shown) == gate.limit) == (
+            value == gate.limit
+        ):
+            return shown
+    return repr(value)
 
 
 def _value(gate: Gate, measured: Measured) -> float:

@@ -47,6 +47,8 @@ class Manifest(BaseModel):
     licence : str or None
         Licence of the source model, if its metadata or card states one.
     plan_sha256 : str
+    unseen : dict of str to str
+        Weights of which no scoring context ran every part, kept at 8 bits or more: what was not run, by label.
     verification : Verification
     gates : tuple of GateResult
     """
@@ -62,6 +64,7 @@ class Manifest(BaseModel):
     profile: str
     licence: str | None
     plan_sha256: str
+    unseen: dict[str, str] = {}
     verification: Verification
     gates: tuple[GateResult, ...] = ()
 

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tqs_onnx.rollout.engine import Trajectory
+from tqs_onnx.rollout.plausible import out_of_range, without_skill
 from tqs_onnx.rollout.session import Provider
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verification.decode import check_decoding
@@ -116,6 +117,8 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
     nominal = bed.roll_file(subject.source)
     ours = bed.roll_file(subject.emitted)
     compared = nominal.outputs, ours.outputs, bed.spec, bed.contexts
+    notes += out_of_range(bed.spec, bed.contexts, nominal.outputs, nominal.time_after)
+    notes += without_skill(bed.spec, bed.contexts, nominal.outputs)
     drift = measure_drift(*compared, bed.sigma, nominal.time_after)
     gap, dead = _simulate(subject, bed, ours)
     _judge(subject, drift, gap, dead)

@@ -6,9 +6,9 @@ A track maps each axis of the moved tensor to the axis of the stored weight that
                 --Reshape(64, 12, 64)--> [64, 12, 64]   axes (1, None, None): the split axis is lost
                 --MatMul B: last axis--> None
 
-Channel axes (ONNX operators): MatMul B last, A last but one; Gemm by transA and transB; Conv 0;
-ConvTranspose 1; LSTM, GRU and RNN W and R 1; Gather its own axis. All other readers, and all one-dimensional
-weights, have none.
+Channel axes (ONNX operators): MatMul B last, A last but one; Gemm by transA and transB; Conv 0; ConvTranspose 1, or 0
+when each group has one output channel (`conv_groups`); LSTM, GRU and RNN W and R 1; Gather its own axis. All other
+readers, and all one-dimensional weights, have none.
 """
 
 from __future__ import annotations
@@ -301,9 +301,18 @@ _RULES: dict[str, _Rule] = {
 MOVERS = frozenset(_RULES)
 
 
-def channel_axis(site: Site, input_index: int, rank: int) -> int | None:
-    """Return the channel axis of a reader's input of `rank` axes; None when it has none."""
-    node, op = site.node, site.op
+def conv_groups(site: Site, input_index: int) -> int:
+    """Return how many groups of output channels lie one after another along axis 0 of a reader's input.
+
+    The weight of a ConvTranspose is ``[group · in, out, *kernel]``: channel ``out`` of group g is ``w[g · in:, out]``.
+    Everywhere else, and in a ConvTranspose without groups, the answer is 1.
+    """
+    return attribute(site.node, "group", 1) if site.op == "ConvTranspose" and input_index == 1 else 1
+
+
+def channel_axis(site: Site, input_index: int, dims: Dims) -> int | None:
+    """Return the channel axis of a reader's input of these dimensions; None when it has none."""
+    node, op, rank = site.node, site.op, len(dims)
     if rank < 2:
         return None
     if op in ("MatMul", "com.microsoft.FusedMatMul") and input_index in (0, 1):
@@ -316,5 +325,7 @@ def channel_axis(site: Site, input_index: int, rank: int) -> int | None:
         return 1
     if op == "Gather" and input_index == 0:
         return _axis(attribute(node, "axis", 0), rank)
-    fixed = {"Conv": 0, "com.microsoft.FusedConv": 0, "DeformConv": 0, "ConvTranspose": 1}
+    if op == "ConvTranspose" and input_index == 1:
+        return 0 if conv_groups(site, input_index) > 1 and dims[1] == 1 else 1
+    fixed = {"Conv": 0, "com.microsoft.FusedConv": 0, "DeformConv": 0}
     return fixed.get(op) if input_index == 1 else None

@@ -15,7 +15,7 @@ import onnx
 
 from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import tensor_array
-from tqs_passes.graph.axes import MOVERS, Dims, Known, Track, channel_axis, moved
+from tqs_passes.graph.axes import MOVERS, Dims, Known, Track, channel_axis, conv_groups, moved
 from tqs_passes.graph.content import Array
 from tqs_passes.graph.flow import Flow
 from tqs_passes.graph.scope import Site, Value, Wiring
@@ -192,8 +192,9 @@ class Tracer:
     def _reading(site: Site, position: int, track: Track, shape: tuple[int, ...]) -> Reading:
         node, axis = site.node, None
         if track.axes is not None and len(shape) > 1:
-            local = channel_axis(site, position, len(track.axes))
+            local = channel_axis(site, position, track.dims)
             axis = None if local is None else track.axes[local]
         in_body = site.scope != 0
-        reader = Reader(node.op_type, node.domain, site.label, position, track.through, axis, in_body)
+        groups = conv_groups(site, position) if track.dims == shape else 1
+        reader = Reader(node.op_type, node.domain, site.label, position, track.through, axis, in_body, groups)
         return Reading(reader, site)

@@ -12,6 +12,7 @@ the scales. NumPy only; deterministic.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -115,27 +116,32 @@ def as_rows(w: NDArray[np.float32], axis: int | None) -> NDArray[np.float32]:
 
 
 def grouped_shape(shape: tuple[int, ...], axis: int, group: int) -> tuple[int, ...]:
-    """Return the shape of a matrix whose channels are split into groups along an axis of their own.
+    """Return the shape of a weight whose channels are split into groups along an axis of their own.
 
-    >>> grouped_shape((64, 10), 1, 32), grouped_shape((10, 64), 0, 32)
-    ((2, 32, 10), (10, 2, 32))
+    With channels along axis 1 a weight may have further axes, which the groups do not split.
+
+    >>> grouped_shape((64, 10), 1, 32), grouped_shape((10, 64), 0, 32), grouped_shape((64, 10, 3), 1, 32)
+    ((2, 32, 10), (10, 2, 32), (2, 32, 10, 3))
     """
-    rows, columns = shape
-    return (rows, columns // group, group) if axis == 0 else (rows // group, group, columns)
+    if axis == 0:
+        rows, columns = shape
+        return (rows, columns // group, group)
+    return (shape[0] // group, group, *shape[1:])
 
 
 def as_groups(w: NDArray[G], axis: int, group: int) -> NDArray[G]:
-    """Return a matrix as ``[groups, values]``, one row per scale, in the order of the scales."""
+    """Return a weight as ``[groups, values]``, one row per scale, in the order of the scales."""
     seen = w.reshape(grouped_shape(w.shape, axis, group))
-    return np.ascontiguousarray(seen if axis == 0 else np.moveaxis(seen, 1, 2)).reshape(-1, group)
+    n_scales = math.prod(broadcast_shape(w.shape, axis, group))
+    return np.ascontiguousarray(seen if axis == 0 else np.moveaxis(seen, 1, 2)).reshape(n_scales, -1)
 
 
 def from_groups(levels: NDArray[np.int8], shape: tuple[int, ...], axis: int, group: int) -> NDArray[np.int8]:
     """Return levels ``[groups, values]`` in the shape of the weight: the inverse of `as_groups`."""
     split = grouped_shape(shape, axis, group)
-    seen = (
-        levels.reshape(split) if axis == 0 else np.moveaxis(levels.reshape(split[0], split[2], group), 2, 1)
-    )
+    if axis == 0:
+        return np.ascontiguousarray(levels).reshape(shape)
+    seen = np.moveaxis(levels.reshape(split[0], split[2], group, *split[3:]), 2, 1)
     return np.ascontiguousarray(seen).reshape(shape)
 
 
@@ -145,7 +151,7 @@ def broadcast_shape(shape: tuple[int, ...], axis: int | None, group: int = 0) ->
         return ()
     if group:
         split = grouped_shape(shape, axis, group)
-        return (*split[:2], 1) if axis == 0 else (split[0], 1, split[2])
+        return (*split[:2], 1) if axis == 0 else (split[0], 1, split[2], *(1 for _ in split[3:]))
     return tuple(d if i == axis else 1 for i, d in enumerate(shape))
 
 

@@ -243,14 +243,17 @@ def _integer(
 
 
 def _groups(kitchen: Kitchen, weight: Weight, axis: int | None) -> Iterator[int]:
-    """Yield the requested group sizes that divide the weight's channels."""
+    """Yield the group sizes of a weight: those requested for a matrix, and that of a grouped ConvTranspose."""
     serving = kitchen.serving
-    if axis is None or len(weight.shape) != 2 or serving.stored_as is not Encoding.PLANES:
+    if axis is None or serving.stored_as is not Encoding.PLANES or not serves(serving, Form.CAST_MUL):
         return
-    if not serves(serving, Form.CAST_MUL):
+    if len(weight.shape) == 2:
+        n = weight.shape[1 - axis]
+        yield from (g for g in serving.groups if g < n and n % g == 0)
         return
-    n = weight.shape[1 - axis]
-    yield from (g for g in serving.groups if g < n and n % g == 0)
+    few = weight.groups * weight.shape[1] <= _MAX_SCALE_SHARE * weight.n_values
+    if axis == 1 and few and 1 < weight.groups <= weight.shape[0] and weight.shape[0] % weight.groups == 0:
+        yield weight.shape[0] // weight.groups
 
 
 def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> bool:

@@ -72,7 +72,8 @@ class Assignment(_Frozen):
         Row tiers: the width of every channel along `axis`, one digit each; empty when all have the tier's width. With
         row tiers, `tier` is the one nearest to their mean.
     group : int
-        Number of values of a matrix channel that share a scale; 0: all.
+        Number of values of a matrix channel that share a scale; 0: all. For the weight of a grouped ConvTranspose,
+        the input channels of a group: its scales belong to pairs of a group and an output channel.
     form : Form
         How the graph decodes it.
     encoding : Encoding
@@ -90,6 +91,8 @@ class Assignment(_Frozen):
     cost : float
         Predicted ‖ΔY‖² of one context due to this weight.
     dead : bool
+    unseen : str
+        What of it no scoring context ran, in words; it then has 8 bits or more. Empty if every part was run.
     block : str
         Tie group whose members share a tier; empty for a single weight.
     """
@@ -113,6 +116,7 @@ class Assignment(_Frozen):
     amplification: float = 0.0
     cost: float = 0.0
     dead: bool = False
+    unseen: str = ""
     block: str = ""
 
     @property
@@ -157,9 +161,16 @@ class Assignment(_Frozen):
         return self
 
     def _require_groups(self) -> None:
-        if self.axis is None or len(self.shape) != 2 or self.rows or self.form is not Form.CAST_MUL:
+        turned = len(self.shape) > 2 and self.axis == 1
+        if (
+            self.axis is None
+            or not (len(self.shape) == 2 or turned)
+            or self.rows
+            or self.form is not Form.CAST_MUL
+        ):
             raise ValueError(
-                "groups need a matrix with scales per channel, one width, and a form of Cast and Mul"
+                "groups need a matrix, or channels along axis 1, with scales per channel, one width, and a form of "
+                "Cast and Mul"
             )
         if self.encoding is not Encoding.PLANES or self.shape[1 - self.axis] % self.group:
             raise ValueError(

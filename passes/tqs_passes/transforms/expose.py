@@ -6,11 +6,15 @@ Before → after ::
 
 The same compiled graph then runs both trajectories (design rule: same fusions, same prepacking), and the weights'
 bytes are not part of the session. Readers inside If, Loop and Scan bodies see the input through the outer scope.
-onnx-graphsurgeon edits the graph; it drops metadata, which a probe session does not need.
+onnx-graphsurgeon edits the graph; it drops metadata, which a probe session does not need. It also drops attributes that
+hold types or sparse tensors, and the types of values that are not tensors: those are given back, so that a file that
+runs also runs exposed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -19,6 +23,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from tqs_passes.encode.weight import np_dtype
 from tqs_passes.files.model import Model
@@ -43,7 +48,8 @@ class Expose:
     def apply(self, model: Model) -> PassResult:
         """Return a model whose `weights` are inputs, appended in the given order; other tensors are stored inline."""
         light = _without_values(model, frozenset(self.weights))
-        graph = cast(Any, gs.import_onnx(light))
+        with _quiet():
+            graph = cast(Any, gs.import_onnx(light))
         tensors = _tensors(graph)
         changed: list[str] = []
         skipped: list[Skip] = []
@@ -59,9 +65,41 @@ class Expose:
             tensor.type = "tensor_type"
             graph.inputs.append(tensor)
             changed.append(name)
-        proto = gs.export_onnx(graph, do_type_check=False)
+        with _quiet():
+            proto = gs.export_onnx(graph, do_type_check=False)
         proto.ir_version = light.ir_version
+        _give_back(proto.graph, light.graph)
         return PassResult(replace(model, proto=proto), tuple(changed), tuple(skipped))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep graphsurgeon from printing on stdout; what it warns about is given back, and what it cannot do it raises."""
+    level = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.CRITICAL
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = level
+
+
+def _give_back(made: onnx.GraphProto, source: onnx.GraphProto) -> None:
+    """Give a graph that graphsurgeon wrote what it lost: attributes, and the types of inputs and outputs.
+
+    Its nodes are those of the source, in the same order.
+    """
+    for ports, before in ((made.input, source.input), (made.output, source.output)):
+        declared = {value.name: value for value in before}
+        for value in ports:
+            if value.name in declared:
+                value.CopyFrom(declared[value.name])
+    for node, original in zip(made.node, source.node, strict=True):
+        kept = {attribute.name: attribute for attribute in node.attribute}
+        for attribute in original.attribute:
+            if attribute.name not in kept:
+                node.attribute.append(attribute)
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                _give_back(kept[attribute.name].g, attribute.g)
 
 
 def _tensors(graph: gs.Graph) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def check_spec(spec: RolloutSpec, signature: ModelSignature) -> None:
     check_fills(spec, signature)
     _check_trajectory(spec, signature)
     _check_variables(spec, signature)
+    _check_steps(spec, signature)
 
 
 def unjudged(spec: RolloutSpec, signature: ModelSignature) -> tuple[str, ...]:
@@ -196,6 +197,25 @@ def _check_batch_name(ports: Sequence[Port], axis: int) -> None:
                 where="rollout.toml rollout.batch_axis",
                 todo="Remove batch_axis (one context per call), or export the model with the batch on one axis",
             )
+
+
+def _check_steps(spec: RolloutSpec, signature: ModelSignature) -> None:
+    """Refuse several steps of a rollout in which nothing changes from one step to the next."""
+    steps = spec.rollout.steps
+    if steps == 1 or spec.feedback or spec.forcing or spec.fill:
+        return
+    alike = [
+        (one.name, other.name)
+        for one in signature.outputs
+        for other in signature.inputs
+        if one.dtype == other.dtype and one.shape is not None and one.shape == other.shape
+    ]
+    pair = f'output = "{alike[0][0]}" and input = "{alike[0][1]}"' if alike else "an output and its input"
+    raise InputError(
+        f"nothing is fed back, so all {steps} steps would be equal",
+        where="rollout.toml rollout.steps",
+        todo=f"Set steps = 1, or add a [[feedback]] with {pair}",
+    )
 
 
 def _check_flipped(spec: RolloutSpec, signature: ModelSignature) -> None:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tqs_onnx.rollout.distance import n_space, ruler_for
 from tqs_onnx.rollout.injection import Exposable, GroupSession, Injection, Ready, Rebuilt, exposable
+from tqs_onnx.rollout.plausible import out_of_range
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.scoring.measure.early_stop import watcher
@@ -34,23 +35,28 @@ class Frame(BaseModel):
     Attributes
     ----------
     sigma : dict of str to float
-        The σ_v of every variable; divergences are in these units.
+        The σ_v of every variable; divergences are in these units, unless they are in the data's own.
     n_values : int
         Number of values in one context's trajectory.
+    notes : tuple of str
+        Notes on the nominal rollout (see `tqs_onnx.rollout.plausible`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     sigma: dict[str, float]
     n_values: int
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Station:
-    """A session, its nominal rollout, and the meter that compares with it."""
+    """A session, the meter that compares with its nominal rollout, the σ of that rollout, and notes on it."""
 
     injection: Injection
     meter: Meter
+    sigma: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 def exposable_of(plan: SweepPlan) -> Exposable:
@@ -74,21 +80,19 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
     else:
         injection = GroupSession(source, weights, plan.spec, plan.contexts, run, prefix=plan.prefix)
     nominal, held = injection.hold()
-    if frame is None:
-        scale = sigma(plan.spec, plan.contexts, nominal.outputs).values
-        scale = dict.fromkeys(scale, 1.0) if plan.options.units == "raw" else scale
-    else:
-        scale = frame.sigma
-    ruler = ruler_for(nominal.outputs, plan.spec, plan.contexts, scale)
-    ruler = replace(ruler, balanced=plan.options.units == "std")
+    found = sigma(plan.spec, plan.contexts, nominal.outputs).values if frame is None else frame.sigma
+    raw = plan.options.units == "raw"
+    scale = dict.fromkeys(found, 1.0) if raw else found
+    ruler = replace(ruler_for(nominal.outputs, plan.spec, plan.contexts, scale), balanced=not raw)
     spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
-    return Station(injection, Meter(ruler, spaces, held, plan.horizons))
+    notes = out_of_range(plan.spec, plan.contexts, nominal.outputs, nominal.time_after)
+    return Station(injection, Meter(ruler, spaces, held, plan.horizons), dict(found), notes)
 
 
 def frame_of(station: Station) -> Frame:
     """Return the facts about a job's nominal rollout, from its first session."""
     ruler = station.meter.ruler
-    return Frame(sigma=ruler.sigma, n_values=ruler.n_values)
+    return Frame(sigma=station.sigma, n_values=ruler.n_values, notes=station.notes)
 
 
 def perturbation(rollout: Rollout, injection: Injection) -> tuple[dict[str, NDArray[Any]], float]:
