@@ -297,7 +297,7 @@ def test_columns_are_chosen_in_the_order_asked_for(tmp_path):
         ("a,b\n1,2\n3\n", "line 3 has 1 cells instead of 2"),
         ("a,b\n1,2\n3,x\n", "column 'b' contains 'x' in line 3"),
         ("a,b\n1,2\n3,inf\n", "column 'b' contains 'inf' in line 3"),
-        ("a,b\n1,\n3,\n", "column 'b' has no values"),
+        ("a,b\n,\n,\n", "no column holds a series of numbers"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(tmp_path, text, expected):

@@ -185,7 +185,7 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
         check_disjoint(scoring, judging)
         if calibration is not None:
             check_disjoint(calibration, judging, "calibration")
-        notes = (*notes, *judging.notes)
+        notes = tuple(dict.fromkeys((*notes, *judging.notes)))
     sets = {"contexts": scoring, "evaluation": judging, "calibration": calibration}
     values = [role for role in options.given if role not in options.files]
     digests = {role: contexts_hash(c) for role, c in sets.items() if c is not None and role in values}

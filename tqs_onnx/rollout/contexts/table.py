@@ -1,28 +1,48 @@
 """Read a table of time series from text: CSV or whitespace, plain or gzipped, with or without a header.
 
-Uses the standard library and NumPy only. Missing cells are filled forward from the past; those before the first value
-of a column take that value.
+Every column gets a role, and the table says which are series, which are not, and why (`DataTable.note`):
+
+    numbers                            a series; missing cells take the value before them, those at the start the first
+    dates, or times as numbers         the time axis: never a series unless named
+    an unnamed first column that counts rows   the index that pandas writes: never a series unless named
+    text only, or nothing at all       left out
+    numbers and other text             refused: a mark of missing values that is not known would be dropped in silence
+
+Uses the standard library and NumPy only.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
-import hashlib
 import math
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout.contexts.cells import (
+    date_seconds,
+    digits_seconds,
+    has_decimal_comma,
+    is_missing,
+    number,
+)
+from tqs_onnx.rollout.contexts.table_text import TableText, head_lines
 from tqs_onnx.rollout.spec.signature import close_match
-from tqs_passes.errors import InputError
+from tqs_passes.errors import InputError, one_line
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none"})
+#: Cells that a table may have: 2 GiB as float64.
+MOST_CELLS = 1 << 28
+_TIME_NAMES = frozenset(
+    {"date", "time", "datetime", "timestamp", "valid_time", "epoch", "unix", "unixtime", "ds", "utc"}
+)
+_INDEX_NAMES = frozenset({"", "index", "unnamed: 0"})
+#: Numbers of these sizes are seconds, milliseconds, microseconds or nanoseconds since 1970, from 1980 to 2100.
+_EPOCHS = tuple((3.15e8 * unit, 4.1e9 * unit, unit) for unit in (1.0, 1e3, 1e6, 1e9))
+_SHOWN = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +56,62 @@ class DataTable:
         [row, column], finite.
     digest : str
         SHA-256 of the uncompressed text: it identifies the table whatever its file name.
+    seconds : NDArray[np.float64] or None
+        Time of every row in seconds since 1970, as written; None when no column of dates was found.
+    note : str
+        Says which columns are used, which are not and why, and how many cells were missing.
     """
 
     columns: tuple[str, ...]
     values: NDArray[np.float64]
     digest: str
+    seconds: NDArray[np.float64] | None = None
+    note: str = ""
+
+
+@dataclass(slots=True)
+class _Column:
+    """What the cells of one column were; `numbers` has NaN where a cell was no number."""
+
+    name: str
+    numbers: array[float] = field(default_factory=lambda: array("d"))
+    days: array[float] = field(default_factory=lambda: array("d"))
+    months: array[float] = field(default_factory=lambda: array("d"))
+    n_missing: int = 0
+    n_broken_by_comma: int = 0
+    n_commas: int = 0
+    n_dates: int = 0
+    n_other: int = 0
+    other: tuple[str, int] = ("", 0)
+
+    def add(self, cell: str, line: int) -> None:
+        """Take the next cell, which `float` does not read."""
+        self.numbers.append(math.nan)
+        if is_missing(cell):
+            self.n_missing += 1
+        elif not math.isnan(value := number(cell)):
+            self.numbers[-1] = value
+            self.n_commas += has_decimal_comma(cell)
+            self.n_broken_by_comma += value != math.floor(value)
+        elif (read := date_seconds(cell)) is not None:
+            pad = len(self.numbers) - 1 - len(self.days)
+            self.days.extend([math.nan] * pad + [read[0]])
+            self.months.extend([math.nan] * pad + [read[1]])
+            self.n_dates += 1
+        else:
+            if not self.n_other:
+                self.other = (cell, line)
+            self.n_other += 1
+
+    @property
+    def n_numbers(self) -> int:
+        """Number of cells that are numbers."""
+        return len(self.numbers) - self.n_missing - self.n_dates - self.n_other
+
+    @property
+    def is_series(self) -> bool:
+        """Whether every cell is a number or missing."""
+        return self.n_numbers > 0 and not (self.n_dates or self.n_other)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequence[float] = ()) -> DataTable:
@@ -49,87 +120,200 @@ def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequen
     Parameters
     ----------
     path : Path
-        UTF-8 (undecodable bytes are replaced); comma, semicolon, tab or blanks between cells. A first row
-        with a cell that is not a number is a header; without a header the columns are named 0, 1, …
+        UTF-8 (undecodable bytes are replaced); tab, semicolon, comma or blanks between cells, quoted or not; decimal
+        points or commas. A first row with a cell that is neither number nor date nor missing is a header; without a
+        header the columns are named 0, 1, …
     columns : sequence of str, optional
-        The columns to read, in this order. Default: all, except the first when it is not numeric (the date).
+        The columns to read, in this order. Default: all series (see module docstring).
     missing : sequence of float
-        Values that mark a missing cell, besides empty cells and NaN.
+        Values that mark a missing cell, besides `cells.MISSING`.
 
     Raises
     ------
     InputError
         The file cannot be read, a row has a different number of cells, a column is unknown, contains a cell that is
-        not a number or is infinite, or has no value at all.
+        not a number or is infinite, or has no value at all, or no column is a series.
     """
-    text, digest = _text(path)
-    rows, line_numbers = _rows(text, path)
-    header, first = _header(rows[0])
-    body = rows[first:]
-    if not body:
-        raise InputError("contains no rows", where=str(path), todo="Give a table with rows of numbers")
-    for row, number in zip(body, line_numbers[first:], strict=True):
-        if len(row) != len(header):
-            raise InputError(
-                f"line {number} has {len(row)} cells instead of {len(header)}",
-                where=str(path),
-                todo="Correct this line",
-            )
-    wanted = _wanted(header, body, columns, path)
-    values = np.empty((len(body), len(wanted)))
+    found, lines, digest = _parsed(path)
+    seconds, left_out = _not_series(found)
+    names = [c.name for c in found]
+    wanted = _wanted(found, set(left_out), columns, path)
+    values = np.empty((len(lines), len(wanted)))
+    n_filled = 0
     for place, index in enumerate(wanted):
-        values[:, place] = _filled(
-            _numbers([r[index] for r in body], header[index], line_numbers[first:], path), missing
-        )
+        values[:, place], n = _filled(_numbers(found[index], lines, path), missing)
+        n_filled += n
         if np.isnan(values[:, place]).any():
             raise InputError(
-                f"column {header[index]!r} has no values",
+                f"column {names[index]!r} has no values",
                 where=str(path),
                 todo="Leave it out of windows.columns",
             )
-    return DataTable(tuple(header[i] for i in wanted), values, digest)
+    reasons = {i: left_out.get(i, "not named in [windows]") for i in range(len(found)) if i not in wanted}
+    commas = any(found[i].n_commas for i in wanted)
+    note = _note(path, [names[i] for i in wanted], [(names[i], r) for i, r in reasons.items()])
+    note += "; decimal commas" if commas else ""
+    note += f"; {n_filled} missing cells take the value before them" if n_filled else ""
+    return DataTable(tuple(names[i] for i in wanted), values, digest, seconds, note)
 
 
-def _text(path: Path) -> tuple[str, str]:
-    try:
-        raw = path.read_bytes()
-        if raw.startswith(_GZIP_MAGIC):
-            raw = gzip.decompress(raw)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(
-            f"cannot be read ({reason})", where=str(path), todo="Check the path and the file"
-        ) from error
-    return raw.decode("utf-8-sig", errors="replace"), hashlib.sha256(raw).hexdigest()
+def _note(path: Path, used: list[str], unused: list[tuple[str, str]]) -> str:
+    text = f"{path.name}: columns {_listed([repr(n) for n in used])}"
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in unused:
+        by_reason.setdefault(reason, []).append(repr(name))
+    parts = [f"{_listed(names)} ({reason})" for reason, names in by_reason.items()]
+    return one_line(text + (f"; not used: {', '.join(parts)}" if parts else ""), 600)
 
 
-def _rows(text: str, path: Path) -> tuple[list[list[str]], list[int]]:
-    lines = text.splitlines()
-    numbers = [n for n, line in enumerate(lines, 1) if line.strip()]
-    kept = [lines[n - 1] for n in numbers]
-    if not kept:
+def _listed(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _parsed(path: Path) -> tuple[list[_Column], array[int], str]:
+    """Return the columns, the line number of every row, and the digest."""
+    head = head_lines(path)
+    if not head:
         raise InputError("is empty", where=str(path), todo="Give a table with rows of numbers")
-    counts = {separator: kept[0].count(separator) for separator in ",;\t"}
-    separator = max(counts, key=lambda s: counts[s])
-    if counts[separator] == 0:
-        return [line.split() for line in kept], numbers
+    text = TableText(path)
+    rows = _rows(text.lines(), _separator(head), path)
+    line, first = next(rows)
+    has_header = any(not _is_value(cell) for cell in first)
+    columns = [_Column(name if has_header else str(i)) for i, name in enumerate(first)]
+    lines: array[int] = array("q")
+    if not has_header:
+        _add_row(columns, first, line, lines)
+    for line, row in rows:
+        if len(row) != len(columns):
+            raise InputError(
+                f"line {line} has {len(row)} cells instead of {len(columns)}",
+                where=str(path),
+                todo="Correct this line",
+            )
+        _add_row(columns, row, line, lines)
+        if len(lines) * len(columns) > MOST_CELLS:
+            raise InputError(
+                f"has more than {MOST_CELLS} cells", where=str(path), todo="Cut it into smaller tables"
+            )
+    if not lines:
+        raise InputError("contains no rows", where=str(path), todo="Give a table with rows of numbers")
+    return columns, lines, text.digest
+
+
+def _add_row(columns: list[_Column], row: list[str], line: int, lines: array[int]) -> None:
+    lines.append(line)
+    for column, cell in zip(columns, row, strict=True):
+        try:
+            value = float(cell)
+        except ValueError:
+            column.add(cell, line)
+            continue
+        if value != value or len(cell) > 64:
+            column.add(cell, line)
+        else:
+            column.numbers.append(value)
+
+
+def _is_value(cell: str) -> bool:
+    """Return whether a cell may stand in a row of data."""
+    return is_missing(cell) or not math.isnan(number(cell)) or date_seconds(cell) is not None
+
+
+def _separator(head: list[str]) -> str | None:
+    """Return the separator: the first of tab, semicolon and comma that splits every line alike; None: blanks."""
+    for separator in "\t;,":
+        if separator in head[0]:
+            try:
+                widths = {len(row) for row in csv.reader(head, delimiter=separator) if row}
+            except csv.Error:
+                continue
+            if len(widths) == 1:
+                return separator
+    return max("\t;,", key=head[0].count) if any(s in head[0] for s in "\t;,") else None
+
+
+def _rows(lines: Generator[str], separator: str | None, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line number, cells) of every row that is not blank."""
+    if separator is None:
+        for n, line in enumerate(lines, 1):
+            if line.strip():
+                yield n, [cell.strip('"') for cell in line.split()]
+        return
+    reader = csv.reader(lines, delimiter=separator)
     try:
-        return [[cell.strip() for cell in row] for row in csv.reader(kept, delimiter=separator)], numbers
+        for row in reader:
+            if len(row) > 1 or (row and row[0].strip()):
+                yield reader.line_num, [cell.strip() for cell in row]
     except csv.Error as error:
         raise InputError(f"is not a table: {error}", where=str(path), todo="Write it as CSV") from error
 
 
-def _header(row: list[str]) -> tuple[list[str], int]:
-    """Return the column names, and the index of the first row of data."""
-    if any(math.isnan(_number(cell)) and cell.lower() not in _MISSING for cell in row):
-        return row, 1
-    return [str(i) for i in range(len(row))], 0
+def _not_series(found: list[_Column]) -> tuple[NDArray[np.float64] | None, dict[int, str]]:
+    """Return the time of every row, and the columns that are no series by default, each with the reason."""
+    seconds: NDArray[np.float64] | None = None
+    left_out: dict[int, str] = {}
+    for index, column in enumerate(found):
+        times = None
+        if column.n_dates and not column.n_other and not column.n_numbers:
+            times, reason = _dates(column), "dates"
+        elif column.is_series and not column.n_missing:
+            times, reason = _numbered_times(column, index)
+        else:
+            reason = ""
+        if reason:
+            left_out[index] = reason
+            if seconds is None and times is not None and not np.isnan(times).any():
+                seconds = times
+        elif not column.n_numbers:
+            left_out[index] = "text" if column.n_other else "no values"
+    return seconds, left_out
 
 
-def _wanted(header: list[str], body: list[list[str]], columns: Sequence[str] | None, path: Path) -> list[int]:
+def _dates(column: _Column) -> NDArray[np.float64] | None:
+    """Return the times of a column of dates; None where neither reading of day and month is sure."""
+    pad = len(column.numbers) - len(column.days)
+    read = [np.array(list(a) + [math.nan] * pad) for a in (column.days, column.months)]
+    if np.array_equal(read[0], read[1], equal_nan=True):
+        return read[0]
+    rising = [r for r in read if not np.isnan(r).any() and (np.diff(r) >= 0).all()]
+    return rising[0] if len(rising) == 1 else None
+
+
+def _numbered_times(column: _Column, index: int) -> tuple[NDArray[np.float64] | None, str]:
+    """Return the times and the reason of a column of numbers that is a time or an index; the reason is '' if not."""
+    values = np.array(column.numbers)
+    gaps = np.diff(values)
+    named = column.name.lower() in _TIME_NAMES
+    if len(values) < 2 or (gaps <= 0).any() or not (named or index == 0):
+        return None, ""
+    if (values != np.floor(values)).any():
+        return None, "times" if named else ""
+    if column.name.lower() in _INDEX_NAMES or (
+        column.name == "0" and set(gaps) == {1.0} and values[0] in (0, 1)
+    ):
+        return None, "an index of rows"
+    digits = np.array([digits_seconds(v) for v in values])
+    if not np.isnan(digits).any():
+        return digits, "dates written as numbers"
+    for least, most, unit in _EPOCHS:
+        regular = named or np.mean(gaps == np.median(gaps)) >= 0.5
+        if least <= values[0] and values[-1] <= most and regular:
+            return values / unit, "time since 1970 as a number"
+    return None, "times" if named else ""
+
+
+def _wanted(found: list[_Column], left_out: set[int], columns: Sequence[str] | None, path: Path) -> list[int]:
+    header = [c.name for c in found]
     if columns is None:
-        dated = any(math.isnan(_number(r[0])) and r[0].lower() not in _MISSING for r in body)
-        return list(range(1 if dated else 0, len(header)))
+        chosen = [i for i in range(len(header)) if i not in left_out]
+        if not chosen:
+            raise InputError(
+                "no column holds a series of numbers",
+                where=str(path),
+                todo="Name the columns in windows.columns",
+            )
+        return chosen
     for name in columns:
         if header.count(name) != 1:
             what = f"has no column {name!r}" if name not in header else f"has several columns {name!r}"
@@ -141,35 +325,38 @@ def _wanted(header: list[str], body: list[list[str]], columns: Sequence[str] | N
     return [header.index(name) for name in columns]
 
 
-def _number(cell: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        return math.nan
-
-
-def _numbers(cells: list[str], name: str, line_numbers: list[int], path: Path) -> NDArray[np.float64]:
-    try:
-        values = np.array(cells).astype(np.float64)  # fast: most columns have a number in every cell
-    except ValueError:
-        values = np.array([_number(c) for c in cells])
-    bad = [i for i in np.flatnonzero(~np.isfinite(values)) if cells[i].lower() not in _MISSING]
-    if bad:
+def _numbers(column: _Column, lines: array[int], path: Path) -> NDArray[np.float64]:
+    """Return the numbers of a column, NaN where missing; refuse any other cell."""
+    values = np.array(column.numbers)
+    infinite = np.flatnonzero(np.isinf(values))
+    if column.n_other or column.n_dates or len(infinite):
+        cell, line = column.other
+        if not column.n_other:
+            row = int(infinite[0]) if len(infinite) else int(np.flatnonzero(~np.isnan(column.days))[0])
+            cell, line = ("inf" if len(infinite) else "a date"), lines[row]
         raise InputError(
-            f"column {name!r} contains {cells[bad[0]]!r} in line {line_numbers[bad[0]]}",
+            f"column {column.name!r} contains {one_line(repr(cell), 60)} in line {line}",
             where=str(path),
             todo="Use finite numbers or empty cells only, or name the numeric columns in windows.columns",
+        )
+    broken = int(np.count_nonzero(np.isfinite(values) & (values != np.floor(values))))
+    if column.n_commas and broken > column.n_broken_by_comma:
+        raise InputError(
+            f"column {column.name!r} mixes decimal points and commas",
+            where=str(path),
+            todo="Write one of them: a comma between thousands is not read",
         )
     return values
 
 
-def _filled(values: NDArray[np.float64], missing: Sequence[float]) -> NDArray[np.float64]:
+def _filled(values: NDArray[np.float64], missing: Sequence[float]) -> tuple[NDArray[np.float64], int]:
+    """Return the values with gaps filled, and how many there were."""
     gaps = np.isnan(values) | np.isin(values, missing)
     if not gaps.any():
-        return values
+        return values, 0
     if gaps.all():
-        return np.full_like(values, np.nan)
+        return np.full_like(values, np.nan), len(values)
     last = np.maximum.accumulate(np.where(gaps, -1, np.arange(len(values))))
     first = int(np.flatnonzero(~gaps)[0])
     filled: NDArray[np.float64] = values[np.where(last < 0, first, last)]
-    return filled
+    return filled, int(gaps.sum())

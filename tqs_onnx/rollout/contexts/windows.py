@@ -90,6 +90,7 @@ def cut_windows(
         scales=scales,
         columns=None if windows.layout == "series" else table.columns,
         table=table.digest,
+        notes=(table.note,),
     )
 
 
