@@ -71,9 +71,9 @@ class _Generator(GenerateJsonSchema):
     """Pydantic's generator, which does not see that a rollout spec takes one value where a list may stand."""
 
     def function_before_schema(self, schema: core_schema.BeforeValidatorFunctionSchema) -> JsonSchemaValue:
-        """Return the schema of a validated field: of one value, or of the list, where `_one_or_many` reads it."""
+        """Return the schema of a validated field: of one value, or of the list, where `one_or_many` reads it."""
         found = super().function_before_schema(schema)
-        if schema["function"]["function"].__name__ != "_one_or_many":
+        if schema["function"]["function"].__name__ != "one_or_many":
             return found
         return {"anyOf": [found["items"], found]}
 

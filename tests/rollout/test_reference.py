@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from tqs_onnx.rollout.spec.check import check_spec
 from tqs_onnx.rollout.spec.signature import ModelSignature, signature_of
 from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
+from tqs_onnx.rollout.spec.wiring import wired
 
 REFERENCE = (Path(__file__).parents[2] / "docs" / "rollout-spec.md").read_text(encoding="utf-8")
 #: How the reference calls the table that no key leads to.
@@ -98,7 +99,13 @@ def test_the_reference_has_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_recipe_fits_its_model(recipe: str) -> None:
-    check_spec(parse_spec(recipe), model_of(recipe))
+    check_spec(wired(parse_spec(recipe), model_of(recipe)), model_of(recipe))
+
+
+def test_a_forecaster_of_a_table_takes_twelve_lines() -> None:
+    found = [r for r in RECIPES if "\ntargets = " in r or "\nscaler = " in r]
+    assert len(found) >= 5
+    assert max(len(r.splitlines()) - 1 for r in found) <= 12  # beside the line that gives the model
 
 
 def test_the_recipes_use_every_table() -> None:

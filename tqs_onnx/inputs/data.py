@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, questions
+from tqs_onnx.inputs.scaling import with_numbers
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
+from tqs_onnx.rollout.spec.wiring import wired
 from tqs_passes.errors import InputError
 
 Rollout = str | Path | Mapping[str, Any] | RolloutSpec
@@ -134,7 +136,7 @@ def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
 
 
 def _rollout(options: DataOptions, source: Source) -> tuple[RolloutSpec, Draft | None]:
-    """Return the rollout spec and its draft; no draft if the spec was given."""
+    """Return the rollout spec, complete and checked, and its draft; no draft if the spec was given."""
     given = options.rollout
     if given is None:
         found = drafted(source)
@@ -147,7 +149,11 @@ def _rollout(options: DataOptions, source: Source) -> tuple[RolloutSpec, Draft |
         spec = load_spec(Path(given)) if isinstance(given, str | Path) else spec_of(given, where=where)
     if options.steps is not None:
         spec = spec.with_steps(options.steps)
+    folder = Path(given).parent if isinstance(given, str | Path) else Path()
+    table = options.contexts if isinstance(options.contexts, str | Path) else None
     try:
+        spec = with_numbers(spec, source, folder, None if table is None else Path(table))
+        spec = wired(spec, source.signature)
         check_spec(spec, source.signature)
     except InputError as error:
         place = error.where.replace("rollout.toml", where, 1)

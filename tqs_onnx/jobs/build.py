@@ -44,6 +44,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tqs_onnx.inputs.data import DataOptions
+from tqs_onnx.inputs.scaling import scaler_files
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings, settings_of
 from tqs_onnx.jobs.single import (
     AllocateJob,
@@ -219,8 +220,9 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     options = trip.options
     codes = (out / CODES_NAME,) if options.refine.rounding.method in DATA_AWARE else ()
     aimed = options.budget.target is not None
-    fed = [path for role, path in data.files.items() if aimed or role != "evaluation"]
-    seen = data.files.values()
+    beside = scaler_files(data.rollout)
+    fed = [*(path for role, path in data.files.items() if aimed or role != "evaluation"), *beside]
+    seen = [*data.files.values(), *beside]
     settings = job_settings("quantize", trip.model, data, out, options)
     chosen = settings["options"]
     run = chosen["run"] | {"provider": resolve_provider(options.run.provider)}

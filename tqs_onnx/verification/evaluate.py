@@ -131,8 +131,9 @@ def measure_truth(
         if np.isnan(truth[name]).all():
             continue
         n_time = min(nominal.shape[1], truth[name].shape[1])
-        e0 = _error(nominal, truth[name], n_time)
-        e1 = _error(ours[name], truth[name], n_time)
+        factor = (contexts.factors or {}).get(name, 1.0)
+        e0 = factor * _error(nominal, truth[name], n_time)
+        e1 = factor * _error(ours[name], truth[name], n_time)
         bounds = step_bounds(time_after, n_time)
         result[name] = TruthError(
             mae_fp32=float(np.mean(np.abs(e0))),

@@ -1,20 +1,18 @@
 """Read contexts from arrays: an `.npz`, or a folder of `.npy` files (`truth/<output>.npy` below it).
 
-There is one array per model input, and optionally `truth/<output>` and `series`. Pickled objects are refused.
-Never imports onnxruntime.
+There is one array per model input, and optionally `truth/<output>` and `series`. Names and shapes are checked before
+any values are read. Never imports onnxruntime.
 """
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout.contexts.archive import open_archive
 from tqs_onnx.rollout.contexts.context_set import Contexts, cast, check_finite, context_shape, thin
 from tqs_onnx.rollout.contexts.dataset import is_dataset, read_named
 from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port, close_match, shape_text
@@ -29,7 +27,20 @@ def read_arrays(
     path: Path, spec: RolloutSpec, signature: ModelSignature, *, limit: int | None = None
 ) -> Contexts:
     """Read and check contexts stored as arrays; see `load_contexts` for parameters and errors."""
-    return contexts_of(_load(path), spec, signature, str(path), limit=limit)
+    where = str(path)
+    if is_dataset(path):
+        stored = read_named(path)
+    else:
+        archive = open_archive(path)
+        inputs = {p.name for p in signature.inputs}
+        for name, shape in archive.shapes.items():
+            _check_name(name, inputs, where)
+            if name in inputs:
+                _check_shape(shape, signature.input(name), spec, where)
+        stored = archive.read()
+    if not stored:
+        raise InputError("contains no arrays", where=where, todo="Add one array per model input")
+    return contexts_of(stored, spec, signature, where, limit=limit)
 
 
 def contexts_of(
@@ -58,11 +69,9 @@ def contexts_of(
     labels = stored.get(_SERIES) if _SERIES not in inputs else None
     arrays: dict[str, NDArray[Any]] = {}
     for name, array in stored.items():
+        _check_name(name, inputs, where)
         if name in inputs:
             arrays[name] = _checked(array, signature.input(name), spec, where)
-        elif not name.startswith(_TRUTH) and name != _SERIES:
-            todo = close_match(name, inputs) or f"Its inputs are: {', '.join(sorted(inputs))}"
-            raise InputError(f"array {name!r} is not an input of the model", where=where, todo=todo)
     for port in signature.inputs:
         if port.name not in arrays:
             raise InputError(
@@ -77,77 +86,43 @@ def contexts_of(
     return contexts if len(chosen) == n else contexts.take(chosen)
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
-    if is_dataset(path):
-        return _not_empty(read_named(path), path)
-    try:
-        if path.is_dir():
-            files = sorted(path.rglob("*.npy"))
-            named = {
-                f.relative_to(path).with_suffix("").as_posix(): np.load(f, allow_pickle=False) for f in files
-            }
-        else:
-            named = _unzipped(path)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        MemoryError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise InputError(
-            "cannot be read as NumPy arrays (damaged, or with pickled objects)",
-            where=str(path),
-            todo="Write it with numpy.savez, one plain array per model input",
-        ) from error
-    return _not_empty(named, path)
-
-
-def _not_empty(named: dict[str, NDArray[Any]], path: Path) -> dict[str, NDArray[Any]]:
-    if not named:
-        raise InputError("contains no arrays", where=str(path), todo="Add one array per model input")
-    return named
-
-
-def _unzipped(path: Path) -> dict[str, NDArray[Any]]:
-    """Read an `.npz` as `numpy.load` does, which would leave a damaged file open."""
-    named: dict[str, NDArray[Any]] = {}
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            with archive.open(name) as member:
-                named[name.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
-    return named
+def _check_name(name: str, inputs: Collection[str], where: str) -> None:
+    if name not in inputs and not name.startswith(_TRUTH) and name != _SERIES:
+        todo = close_match(name, inputs) or f"Its inputs are: {', '.join(sorted(inputs))}"
+        raise InputError(f"array {name!r} is not an input of the model", where=where, todo=todo)
 
 
 def _checked(array: NDArray[Any], port: Port, spec: RolloutSpec, where: str) -> NDArray[Any]:
+    _check_shape(array.shape, port, spec, where)
+    result = cast(array, port, where)
+    check_finite(result, f"input {port.name!r}", where)
+    return result
+
+
+def _check_shape(got: tuple[int, ...], port: Port, spec: RolloutSpec, where: str) -> None:
     forced = port.name in spec.forced
     shape = context_shape(spec, port)
     lead: tuple[Dim, ...] = ("context", "step") if forced else ("context",)
-    if shape is not None and not _fits(array.shape[len(lead) :], shape, array.ndim - len(lead)):
+    if shape is not None and not _fits(got[len(lead) :], shape, len(got) - len(lead)):
         raise InputError(
-            f"input {port.name!r} expects {shape_text((*lead, *shape))}, got {shape_text(array.shape)}",
+            f"input {port.name!r} expects {shape_text((*lead, *shape))}, got {shape_text(got)}",
             where=where,
             todo="The first axis must be the context; leave out the batch axis of the model"
             if spec.rollout.batch_axis is not None
             else "The rollout spec has no rollout.batch_axis: set it if the model has one, else give every axis",
         )
-    if array.ndim < len(lead):
+    if len(got) < len(lead):
         raise InputError(
-            f"input {port.name!r} has {array.ndim} axes, fewer than {shape_text(lead)}",
+            f"input {port.name!r} has {len(got)} axes, fewer than {shape_text(lead)}",
             where=where,
             todo="Add the missing axes",
         )
-    if forced and array.shape[1] < spec.rollout.steps:
+    if forced and got[1] < spec.rollout.steps:
         raise InputError(
-            f"forcing {port.name!r} has {array.shape[1]} steps, but the rollout has {spec.rollout.steps}",
+            f"forcing {port.name!r} has {got[1]} steps, but the rollout has {spec.rollout.steps}",
             where=where,
             todo="Give a value for every step, or use fewer steps",
         )
-    result = cast(array, port, where)
-    check_finite(result, f"input {port.name!r}", where)
-    return result
 
 
 def _fits(got: tuple[int, ...], wanted: tuple[Dim, ...], rank: int) -> bool:

@@ -50,6 +50,8 @@ class Contexts:
         SHA-256 of the table that `rows` refers to.
     notes : tuple of str
         Notes for the user about how they were read.
+    factors : dict of str to float or None
+        Maps a variable to what turns a difference in the output's unit into one in the unit of the table.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -61,6 +63,7 @@ class Contexts:
     columns: tuple[str, ...] | None = None
     table: str | None = None
     notes: tuple[str, ...] = ()
+    factors: dict[str, float] | None = None
 
     @property
     def n_contexts(self) -> int:

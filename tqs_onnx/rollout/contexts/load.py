@@ -63,13 +63,18 @@ def load_contexts(
         return cut_fields(path, spec, signature, split=split, limit=limit)
     if is_dataset(path) or path.is_dir() or path.suffix == ".npz":
         return read_arrays(path, spec, signature, limit=limit)
-    if path.name.lower().endswith(_TABLES):
+    if is_table(path):
         return cut_windows(path, spec, signature, split=split, limit=limit)
     raise InputError(
         "is not a contexts file",
         where=str(path),
         todo="Give an .npz, a folder of .npy, .nc, .zarr, or a .csv or .txt (also .gz)",
     )
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a path is a table of text, judging by its name."""
+    return path.name.lower().endswith(_TABLES)
 
 
 def check_disjoint(scoring: Contexts, evaluation: Contexts, role: str = "scoring") -> None:

@@ -7,6 +7,9 @@ Test windows lie in the split together with their horizon. For other splits only
 scoring, which compares the model with itself; their truth is attached when all of it lies in the split.
 
 Layout `series`: each column is a separate series, [batch, context]; `table`: [batch, context, column].
+
+If the input is a forcing, it gets a window for every step, each as many rows later as a call gives. After the context
+only what `known` names is read from the table, and calendars; any other feature keeps its last value.
 Never imports onnxruntime.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +26,72 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts, cast, check_finite, context_shape, std, thin
-from tqs_onnx.rollout.contexts.table import DataTable, read_table
+from tqs_onnx.rollout.contexts.features import Features, read_features, sources
+from tqs_onnx.rollout.contexts.table import DataTable
+from tqs_onnx.rollout.spec.scaling import of_column, of_target
 from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port
-from tqs_onnx.rollout.spec.spec import Fill, RolloutSpec, TableWindows, Windows
+from tqs_onnx.rollout.spec.spec import Fill, RolloutSpec
+from tqs_onnx.rollout.spec.windows_table import TableWindows, Windows
+from tqs_onnx.rollout.spec.wiring import rest_axes, time_axis, value_axis, values_per_call, wired
 from tqs_passes.errors import InputError
 
 Rows = tuple[int | float, int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What windows are cut from: the values that the input and the output hold, row by row, and the rows themselves."""
+
+    spec: RolloutSpec
+    windows: Windows
+    port: Port
+    inputs: Features
+    outputs: Features
+    path: Path
+
+    @property
+    def context(self) -> int:
+        """Rows of a context."""
+        return self.windows.context or 1
+
+    @property
+    def horizon(self) -> int:
+        """Rows of truth."""
+        return self.windows.horizon or 1
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the input gets a window for every step."""
+        return self.port.name in self.spec.forced
+
+    def ahead(self, per_call: int) -> int:
+        """Return the rows after a context that the windows of all steps read."""
+        most = (self.spec.rollout.steps - 1) * per_call if self.is_forced else 0
+        return max((most if r is None else min(r, most) for r in self.inputs.reach), default=0)
+
+    def past(self, start: int, steps: int, per_call: int) -> NDArray[np.float64]:
+        """Return the windows of all steps as [step, row, feature].
+
+        A feature that is not known after the context keeps its last known value.
+        """
+        last = start + self.context - 1
+        reach = np.array([steps * per_call if r is None else r for r in self.inputs.reach])
+        rows = start + np.arange(self.context) + per_call * np.arange(steps)[:, None]
+        known = np.minimum(rows[..., None], last + reach)
+        windows: NDArray[np.float64] = self.inputs.values[known, np.arange(len(reach))]
+        return windows
+
+    def future(self, start: int) -> NDArray[np.float64]:
+        """Return the truth of a context as [row, target]."""
+        return self.outputs.values[start + self.context : start + self.context + self.horizon]
 
 
 def cut_windows(
     path: Path, spec: RolloutSpec, signature: ModelSignature, *, split: str | None, limit: int | None = None
 ) -> Contexts:
     """Read a table and cut the contexts of one split; see `load_contexts` for parameters and errors."""
-    windows = spec.windows
-    if windows is None:
+    given = spec.windows
+    if given is None:
         raise InputError(
             "a table needs a [windows] section in rollout.toml",
             where=str(path),
@@ -44,60 +99,110 @@ def cut_windows(
         )
     if split not in {"train", "validation", "test"}:
         raise InputError(f"unknown split {split!r}", where=str(path), todo="Use train, validation or test")
+    spec = wired(spec, signature)
+    windows = spec.windows or given
     _check_sources(spec, signature, windows, path)
-    table = read_table(path, windows.columns, windows.missing)
-    if windows.standardise:
-        table = replace(table, values=_standardised(table.values))
-    special = next((t for t in windows.table if fnmatch.fnmatch(path.name, t.match)), None)
-    n = len(table.values)
-    start, stop = _bounds(split, _rows_of(split, windows, special), n, path)
-    stride = (special.stride if special else None) or windows.stride
-    needed = windows.context + (windows.horizon if split == "test" else 0)
-    starts = list(range(start, stop - needed + 1, stride))
+    is_series = windows.layout == "series"
+    table, inputs, outputs = _scaled_features(windows, path)
+    special = special_of(windows, path)
+    cut = _Cut(spec, windows, signature.input(windows.input), inputs, outputs, path)
+    per_call = _per_call(cut, signature)
+    start, stop = split_rows(split, rows_of(split, windows, special), len(table.values), path)
+    stride = (special.stride if special else None) or windows.stride or 1
+    ahead, first = cut.ahead(per_call), start + inputs.lag
+    needed = cut.context + max(cut.horizon if split == "test" else 0, ahead)
+    starts = list(range(first, stop - needed + 1, stride))
     if not starts:
         raise InputError(
-            f"the {split} rows {start}–{stop - 1} are too few: one window needs {needed}",
+            f"the {split} rows {first}–{stop - 1} are too few: one window needs {needed}",
             where=str(path),
             todo="Widen the split, or shorten context or horizon in [windows]",
         )
-    with_truth = starts[-1] + windows.context + windows.horizon <= stop
-    scales = _scales(table, windows, special, path)
-    if windows.layout == "series":
-        cells = list(itertools.product(starts, range(len(table.columns))))
-        labels = [table.columns[c] for _, c in cells]
-        cells = [cells[i] for i in thin(len(cells), limit, labels)]
-        pasts = np.stack([table.values[s : s + windows.context, c] for s, c in cells])
-        futures = np.stack([_future(table, windows, s)[:, c] for s, c in cells]) if with_truth else None
-        series = tuple(table.columns[c] for _, c in cells)
-        rows = [s for s, _ in cells]
-    else:
-        rows = [starts[i] for i in thin(len(starts), limit)]
-        pasts = np.stack([table.values[s : s + windows.context] for s in rows])
-        futures = np.stack([_future(table, windows, s) for s in rows]) if with_truth else None
-        series = None
-    length = windows.context + (windows.horizon if with_truth else 0)
-    port = signature.input(windows.input)
-    arrays = {port.name: _input_array(pasts, port, spec, path)}
-    arrays |= {f.input: _fill_array(f, len(rows), spec, signature, windows, path) for f in spec.fill}
+    with_truth = starts[-1] + cut.context + cut.horizon <= stop
+    n_labels = len(inputs.names) if is_series else 1
+    cells = list(itertools.product(starts, range(n_labels)))
+    labels = [inputs.names[c] for _, c in cells] if is_series else None
+    cells = [cells[i] for i in thin(len(cells), limit, labels)]
+    steps = spec.rollout.steps if cut.is_forced else 1
+    pasts = np.stack([cut.past(s, steps, per_call)[..., [c] if is_series else slice(None)] for s, c in cells])
+    array = _input_array(pasts if cut.is_forced else pasts[:, 0], cut)
+    arrays = {windows.input: array}
+    arrays |= {f.input: _fill_array(f, len(cells), spec, signature, windows, path) for f in spec.fill}
+    futures = np.stack([cut.future(s)[:, [c] if is_series else slice(None)] for s, c in cells])
+    length = cut.context + max(cut.horizon if with_truth else 0, ahead)
     return Contexts(
         arrays={p.name: arrays[p.name] for p in signature.inputs},
-        truth={}
-        if futures is None
-        else {o: _truth(futures, o, spec, signature) for o in spec.trajectory.outputs},
-        series=series,
-        rows=np.array([[s, s + length] for s in rows], np.int64),
+        truth={o: _truth(futures, o, cut, signature) for o in spec.trajectory.outputs} if with_truth else {},
+        series=tuple(inputs.names[c] for _, c in cells) if is_series else None,
+        rows=np.array([[s - inputs.lag, s + length] for s, _ in cells], np.int64),
         source=str(path),
-        scales=scales,
-        columns=None if windows.layout == "series" else table.columns,
+        scales=_scales(cut, special, len(table.values)),
+        columns=None if is_series else outputs.names,
         table=table.digest,
         notes=(table.note,),
+        factors=_factors(windows, outputs),
     )
 
 
-def _standardised(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return each column with mean 0 and deviation 1, and a constant column as 0 (paper, A.11)."""
-    result: NDArray[np.float64] = (values - values.mean(axis=0)) / (values.std(axis=0) + 1e-8)
-    return result
+def _scaled_features(windows: Windows, path: Path) -> tuple[DataTable, Features, Features]:
+    """Read the table; return it, and what the input and the output hold, as they are scaled."""
+    targets = windows.targets if windows.targets is not None else windows.columns
+    table, inputs, outputs = read_features(
+        path, windows.columns, targets or (), windows.known, windows.missing
+    )
+    outputs = outputs if targets is not None else inputs
+    if windows.layout == "series" and (inputs.lag or set(inputs.names) - set(table.columns)):
+        raise InputError(
+            "a series is a plain column: lags and calendar features belong to a table",
+            where="rollout.toml windows.columns",
+            todo='Set layout = "table", or leave them out',
+        )
+    if windows.standardise:
+        return table, _standardised(inputs), _standardised(outputs)
+    taken = [of_column(windows, i) for i in range(len(inputs.names))]
+    given = [of_target(windows, i) for i in range(len(outputs.names))]
+    return table, _by(inputs, taken), _by(outputs, given)
+
+
+def _by(features: Features, numbers: Sequence[tuple[float, float]]) -> Features:
+    offsets, widths = (np.array(n) for n in zip(*numbers, strict=True))
+    return replace(features, values=(features.values - offsets) / widths)
+
+
+def _standardised(features: Features) -> Features:
+    """Return each feature with mean 0 and deviation 1, and a constant one as 0 (paper, A.11)."""
+    values = features.values
+    known = values[features.lag :]
+    return replace(features, values=(values - known.mean(axis=0)) / (known.std(axis=0) + 1e-8))
+
+
+def _factors(windows: Windows, outputs: Features) -> dict[str, float] | None:
+    """Return for each variable what turns a difference of the output into one of the table."""
+    if windows.scaler is None and windows.target_scaler is None:
+        return None
+    return {name: of_target(windows, i)[1] for i, name in enumerate(outputs.names)}
+
+
+def _per_call(cut: _Cut, signature: ModelSignature) -> int:
+    """Return the rows by which the windows of a forcing move from call to call."""
+    n = values_per_call(cut.spec, signature)
+    if n is None and cut.is_forced:
+        raise InputError(
+            f"the time axis of output {cut.spec.trajectory.outputs[0]!r} has no fixed size",
+            where="rollout.toml windows",
+            todo="Give contexts as an .npz",
+        )
+    if cut.is_forced and any(
+        0 < (r or 0) < (cut.spec.rollout.steps - 1) * (n or 1)
+        and sources([name])[0] in (cut.windows.targets or ())
+        for name, r in zip(cut.inputs.names, cut.inputs.reach, strict=True)
+    ):
+        raise InputError(
+            "a lag of a target reaches values that the rollout itself forecasts",
+            where="rollout.toml windows.columns",
+            todo="Roll out fewer steps, or leave the lag out",
+        )
+    return n or 1
 
 
 def _check_sources(spec: RolloutSpec, signature: ModelSignature, windows: Windows, path: Path) -> None:
@@ -111,20 +216,26 @@ def _check_sources(spec: RolloutSpec, signature: ModelSignature, windows: Window
                 where=str(path),
                 todo="Give contexts as an .npz",
             )
-    if windows.input in spec.forced | fills:
+    if windows.input in fills:
         raise InputError(
-            f"windows.input {windows.input!r} is a forcing or a fill",
+            f"windows.input {windows.input!r} is a fill",
             where="rollout.toml",
-            todo="Name an input that is a state",
+            todo="Name an input that takes rows of the table",
         )
 
 
-def _rows_of(split: str, windows: Windows, special: TableWindows | None) -> Rows | None:
+def special_of(windows: Windows, path: Path) -> TableWindows | None:
+    """Return the splits and stride of a file's own, if a `[[windows.table]]` matches its name."""
+    return next((t for t in windows.table if fnmatch.fnmatch(path.name, t.match)), None)
+
+
+def rows_of(split: str, windows: Windows, special: TableWindows | None) -> Rows | None:
+    """Return the rows of a split as the spec gives them."""
     own: Rows | None = getattr(special, split) if special else None
     return own if own is not None else getattr(windows, split)
 
 
-def _bounds(split: str, rows: Rows | None, n: int, path: Path) -> tuple[int, int]:
+def split_rows(split: str, rows: Rows | None, n: int, path: Path) -> tuple[int, int]:
     """Return the row numbers of a split; if either bound is a float, both are fractions of the table."""
     if rows is None:
         raise InputError(
@@ -149,35 +260,37 @@ def _bounds(split: str, rows: Rows | None, n: int, path: Path) -> tuple[int, int
     return start, stop
 
 
-def _scales(
-    table: DataTable, windows: Windows, special: TableWindows | None, path: Path
-) -> dict[str, float] | None:
-    rows = _rows_of("train", windows, special)
+def _scales(cut: _Cut, special: TableWindows | None, n: int) -> dict[str, float] | None:
+    rows = rows_of("train", cut.windows, special)
     if rows is None:
         return None
-    start, stop = _bounds("train", rows, len(table.values), path)
-    return {name: std(table.values[start:stop, i]) for i, name in enumerate(table.columns)}
+    start, stop = split_rows("train", rows, n, cut.path)
+    start = max(start, cut.outputs.lag)
+    return {name: std(cut.outputs.values[start:stop, i]) for i, name in enumerate(cut.outputs.names)}
 
 
-def _future(table: DataTable, windows: Windows, start: int) -> NDArray[np.float64]:
-    return table.values[start + windows.context : start + windows.context + windows.horizon]
-
-
-def _input_array(pasts: NDArray[np.float64], port: Port, spec: RolloutSpec, path: Path) -> NDArray[Any]:
-    """Return [context, time] or [context, time, column] in the shape and dtype of the input; add axes of 1."""
-    shape = context_shape(spec, port)
-    got = pasts.shape[1:]
+def _input_array(pasts: NDArray[np.float64], cut: _Cut) -> NDArray[Any]:
+    """Return [context, (step,) row, feature] in the shape and dtype of the input; add and remove axes of 1."""
+    port, where = cut.port, str(cut.path)
+    lead = pasts.shape[: 2 if cut.is_forced else 1]
+    time, features = time_axis(cut.spec, cut.windows, port)
+    if time is not None and features is not None and features < time:
+        pasts = np.moveaxis(pasts, -1, -2)
+    shape = context_shape(cut.spec, port)
+    got: tuple[int, ...] = pasts.shape[len(lead) :]
+    if cut.windows.layout == "series":
+        got = got[:1]
     if shape is not None and not _fits(got, shape):
         if not _fits([g for g in got if g != 1], [d for d in shape if d != 1]):
             raise InputError(
                 f"windows of {list(got)} do not fit input {port}",
-                where=str(path),
+                where=where,
                 todo="Change context, columns or layout in [windows]",
             )
         sizes = iter(g for g in got if g != 1)
         got = tuple(1 if d == 1 else next(sizes) for d in shape)
-    result = cast(pasts.reshape(len(pasts), *got), port, str(path))
-    check_finite(result, f"input {port.name!r}", str(path))
+    result = cast(pasts.reshape(*lead, *got), port, where)
+    check_finite(result, f"input {port.name!r}", where)
     return result
 
 
@@ -198,7 +311,7 @@ def _fill_array(
             f"the shape of input {port} is unknown", where=str(path), todo="Give contexts as an .npz"
         )
     shape = [
-        windows.context if axis == fill.axis and isinstance(size, str) else size
+        (windows.context or 1) if axis == fill.axis and isinstance(size, str) else size
         for axis, size in enumerate(port.shape)
         if axis != batch
     ]
@@ -210,12 +323,12 @@ def _fill_array(
 
 
 def _truth(
-    futures: NDArray[np.float64], output: str, spec: RolloutSpec, signature: ModelSignature
+    futures: NDArray[np.float64], output: str, cut: _Cut, signature: ModelSignature
 ) -> NDArray[np.float64]:
-    """Add the axes of 1 to [context, time] that the trajectory of the output has after time."""
-    shape = signature.output(output).shape
-    if shape is None or spec.windows is None or spec.windows.layout == "table":
-        return futures
-    dropped = sum(c.index is not None for c in spec.trajectory.select)
-    gone = dropped + (spec.rollout.batch_axis is not None) + (spec.trajectory.time_axis is not None)
-    return futures.reshape(*futures.shape, *(1,) * (len(shape) - gone))
+    """Return [context, time, target] as the trajectory of the output: with its axes after time."""
+    port = signature.output(output)
+    if port.shape is None or (cut.windows.layout == "table" and cut.windows.targets is None):
+        return futures[..., 0] if cut.windows.layout == "series" else futures
+    rest = rest_axes(cut.spec, port)
+    values = None if cut.windows.layout == "series" else value_axis(cut.spec, port)
+    return futures.reshape(*futures.shape[:2], *(futures.shape[2] if a == values else 1 for a in rest))

@@ -14,37 +14,25 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from tqs_onnx.rollout.spec.base import (
+    Axis,
+    Finite,
+    Name,
+    Names,
+    Numbers,
+    Table,
+    as_tuple,
+    every_table,
+    one_or_many,
+)
 from tqs_onnx.rollout.spec.signature import close_match
+from tqs_onnx.rollout.spec.windows_table import Windows
 from tqs_passes.errors import InputError
 
 
-def _as_tuple(value: object) -> object:
-    """Convert a TOML array, which is a list, to the tuple that strict fields require."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _one_or_many(value: object) -> object:
-    """Accept a single table or number in place of a sequence of one."""
-    if isinstance(value, Mapping | int | float) and not isinstance(value, bool):
-        return (value,)
-    return _as_tuple(value)
-
-
-Axis = Annotated[int, Field(ge=0)]
-Bound = Annotated[int | float, Field(ge=0)]
-Rows = Annotated[tuple[Bound, Bound], BeforeValidator(_as_tuple)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Numbers = Annotated[tuple[Finite, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
-Name = Annotated[str, Field(min_length=1)]
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Cut(_Table):
+class Cut(Table):
     """A part of an array along one axis: one `index` (which removes the axis) or the range [`start`, `stop`)."""
 
     axis: Axis
@@ -67,10 +55,10 @@ class Cut(_Table):
         return self.start or 0, self.stop
 
 
-Cuts = Annotated[tuple[Cut, ...], BeforeValidator(_one_or_many)]
+Cuts = Annotated[tuple[Cut, ...], BeforeValidator(one_or_many)]
 
 
-class RolloutTable(_Table):
+class RolloutTable(Table):
     """Number of model calls, values kept along time, and the batch axis (None: the model has none).
 
     `flip_invariant` averages with the rollout of the negated states; `non_negative` bounds the forecast at zero when
@@ -89,7 +77,7 @@ class RolloutTable(_Table):
         return self.flip_invariant or self.non_negative
 
 
-class Feedback(_Table):
+class Feedback(Table):
     """How one output re-enters as one input: fed = scale · expand(select(output)) + offset.
 
     `replace` makes it the input; `shift` appends it along `axis` and drops equally many of the oldest values;
@@ -103,7 +91,7 @@ class Feedback(_Table):
     axis: Axis | None = None
     select: Cuts = ()
     into: Cut | None = None
-    expand: Annotated[tuple[Axis, ...], BeforeValidator(_one_or_many)] = ()
+    expand: Annotated[tuple[Axis, ...], BeforeValidator(one_or_many)] = ()
     scale: Numbers = (1.0,)
     offset: Numbers = (0.0,)
     along: Axis | None = None
@@ -138,21 +126,21 @@ class Feedback(_Table):
         return set(self.scale) != {1.0} or set(self.offset) != {0.0}
 
 
-class Forcing(_Table):
+class Forcing(Table):
     """An input with given values for every step; `shared`: it has no batch axis."""
 
     input: Name
     shared: bool = False
 
 
-class Static(_Table):
+class Static(Table):
     """An input with the same values at every step; `shared`: it has no batch axis."""
 
     input: Name
     shared: bool = False
 
 
-class Fill(_Table):
+class Fill(Table):
     """An input, e.g. a mask, to which `length` constant values are appended along `axis` after each step."""
 
     input: Name
@@ -162,10 +150,10 @@ class Fill(_Table):
     length: Annotated[int, Field(ge=1)]
 
 
-class TrajectoryTable(_Table):
+class TrajectoryTable(Table):
     """The outputs that form the forecast, and the time axis in `time_axis` (None: one time value per step)."""
 
-    outputs: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    outputs: Names
     time_axis: Axis | None = None
     select: Cuts = ()
 
@@ -178,7 +166,7 @@ class TrajectoryTable(_Table):
         return self
 
 
-class Variable(_Table):
+class Variable(Table):
     """A named part of a trajectory output: one `index` of `axis`, or all of it; `scale` is σ_v in `unit`."""
 
     name: Name
@@ -195,46 +183,16 @@ class Variable(_Table):
         return self
 
 
-class TableWindows(_Table):
-    """Splits and stride for tables whose file name matches `match` (a shell pattern); unset keys stay unchanged."""
-
-    match: Name
-    stride: Annotated[int, Field(ge=1)] | None = None
-    train: Rows | None = None
-    validation: Rows | None = None
-    test: Rows | None = None
+Days = Annotated[tuple[Name, Name], BeforeValidator(as_tuple)]
 
 
-class Windows(_Table):
-    """How contexts are cut from a table; see `windows`.
-
-    `standardise`: each column is (x − μ) / (σ + 1e-8), μ and σ over the whole column, test rows included (A.11).
-    """
-
-    input: Name
-    layout: Literal["series", "table"]
-    context: Annotated[int, Field(ge=1)]
-    horizon: Annotated[int, Field(ge=1)]
-    stride: Annotated[int, Field(ge=1)]
-    columns: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1)] | None = None
-    missing: Annotated[tuple[float, ...], BeforeValidator(_as_tuple)] = ()
-    standardise: bool = False
-    train: Rows | None = None
-    validation: Rows | None = None
-    test: Rows | None = None
-    table: Annotated[tuple[TableWindows, ...], BeforeValidator(_as_tuple)] = ()
-
-
-Days = Annotated[tuple[Name, Name], BeforeValidator(_as_tuple)]
-
-
-class FieldInput(_Table):
+class FieldInput(Table):
     """One input composed of fields: `variables` stacked, at `levels` (hPa) if given, in `units` (default: SI)."""
 
     input: Name
-    variables: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-    levels: Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(_as_tuple)] | None = None
-    units: Annotated[tuple[Name, ...], BeforeValidator(_as_tuple)] | None = None
+    variables: Names
+    levels: Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(as_tuple)] | None = None
+    units: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] | None = None
     history: Annotated[int, Field(ge=1)] = 1
     static: bool = False
 
@@ -245,14 +203,14 @@ class FieldInput(_Table):
         return self
 
 
-class FieldsTable(_Table):
+class FieldsTable(Table):
     """How contexts are cut from fields over time; see `fields`. Splits are [first day, day after the last]."""
 
     step_hours: Annotated[int, Field(ge=1)]
     every_hours: Annotated[int, Field(ge=1)]
     validation: Days
     test: Days
-    input: Annotated[tuple[FieldInput, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+    input: Annotated[tuple[FieldInput, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 
     @model_validator(mode="after")
     def _distinct(self) -> FieldsTable:
@@ -261,17 +219,17 @@ class FieldsTable(_Table):
         return self
 
 
-class RolloutSpec(_Table):
+class RolloutSpec(Table):
     """A whole rollout.toml."""
 
     version: Literal[1]
     rollout: RolloutTable
-    feedback: Annotated[tuple[Feedback, ...], BeforeValidator(_as_tuple)] = ()
-    forcing: Annotated[tuple[Forcing, ...], BeforeValidator(_as_tuple)] = ()
-    static: Annotated[tuple[Static, ...], BeforeValidator(_as_tuple)] = ()
-    fill: Annotated[tuple[Fill, ...], BeforeValidator(_as_tuple)] = ()
+    feedback: Annotated[tuple[Feedback, ...], BeforeValidator(as_tuple)] = ()
+    forcing: Annotated[tuple[Forcing, ...], BeforeValidator(as_tuple)] = ()
+    static: Annotated[tuple[Static, ...], BeforeValidator(as_tuple)] = ()
+    fill: Annotated[tuple[Fill, ...], BeforeValidator(as_tuple)] = ()
     trajectory: TrajectoryTable
-    variable: Annotated[tuple[Variable, ...], BeforeValidator(_as_tuple)] = ()
+    variable: Annotated[tuple[Variable, ...], BeforeValidator(as_tuple)] = ()
     windows: Windows | None = None
     fields: FieldsTable | None = None
 
@@ -391,7 +349,7 @@ def _explain(error: ValidationError, where: str) -> InputError:
     }  # members of a union that pydantic tried, not keys
     key = "".join(_key_parts(found["loc"][: -1 if union else None])).lstrip(".")
     if found["type"] == "extra_forbidden":
-        known = {k for m in _tables() for k in m.model_fields}
+        known = {k for m in every_table() for k in m.model_fields}
         todo = close_match(str(found["loc"][-1]), known) or "Remove it"
         return InputError(f"{key}: unknown key", where=where, todo=todo)
     if found["type"] == "missing":
@@ -405,7 +363,3 @@ def _explain(error: ValidationError, where: str) -> InputError:
 def _key_parts(location: tuple[int | str, ...]) -> Iterator[str]:
     for part in location:
         yield f"[{part}]" if isinstance(part, int) else f".{part}"
-
-
-def _tables() -> tuple[type[_Table], ...]:
-    return (RolloutSpec, *_Table.__subclasses__())

@@ -1,0 +1,219 @@
+"""Finds the numbers of `[windows] scaler`: those of a file, of the training rows of the table, or of the graph itself.
+
+The spec that comes back holds plain numbers, so that its digest, its feedback and its contexts agree whatever they were
+read from.
+
+    file    .json or .npz of scikit-learn's attributes: mean_, scale_ | data_min_, data_max_ | center_, scale_ |
+            min_, scale_; std, var, min and max are read as well
+    train   mean and standard deviation (ddof 0) of the training rows; a constant column gets width 1
+    graph   constants of Sub and Div, or Mul and Add, behind the input: the graph scales it, and the output is scaled
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.inputs.graph_scaling import constants_behind
+from tqs_onnx.inputs.source import Source
+from tqs_onnx.rollout.contexts.archive import read_named_arrays
+from tqs_onnx.rollout.contexts.features import Features, read_features
+from tqs_onnx.rollout.contexts.load import is_table
+from tqs_onnx.rollout.contexts.windows import rows_of, special_of, split_rows
+from tqs_onnx.rollout.spec.spec import RolloutSpec, load_spec
+from tqs_onnx.rollout.spec.windows_table import Scaler, Windows
+from tqs_passes.errors import InputError
+from tqs_passes.files.text import read_text
+
+_WHERE = "rollout.toml windows.scaler"
+_PICKLES = (".pkl", ".pickle", ".joblib", ".sav")
+Given = Literal["train", "graph"] | Scaler | None
+
+
+def with_numbers(spec: RolloutSpec, source: Source, folder: Path, table: Path | None) -> RolloutSpec:
+    """Return the spec with the numbers of its scalers.
+
+    Parameters
+    ----------
+    spec : RolloutSpec
+    source : Source
+        The model, for a scaler that is part of its graph.
+    folder : Path
+        Folder that file names in the spec are relative to.
+    table : Path or None
+        The file that contexts come from, if it is a table.
+
+    Raises
+    ------
+    InputError
+        The numbers cannot be found, or are not one for each column.
+    """
+    windows = spec.windows
+    if windows is None or (windows.scaler is None and windows.target_scaler is None):
+        return spec
+    table = table if table is not None and is_table(table) else None
+    if windows.columns is None and table is not None and (len(_lists(windows.scaler)) != 1):
+        inputs, _ = _read(windows, table)
+        windows = windows.model_copy(update={"columns": inputs.names})
+    changed: dict[str, Any] = {"columns": windows.columns}
+    changed["scaler"] = _numbers(windows.scaler, windows, source, folder, table, targets=False)
+    changed["target_scaler"] = _numbers(windows.target_scaler, windows, source, folder, table, targets=True)
+    if windows.scaler == "graph":
+        changed["scaled"] = "output"
+    return spec.model_copy(update={"windows": windows.model_copy(update=changed)})
+
+
+def scaler_files(rollout: object) -> tuple[Path, ...]:
+    """Return the files of scalers that a rollout.toml names; none if it is given as a value or cannot be read."""
+    if not isinstance(rollout, str | Path):
+        return ()
+    try:
+        windows = load_spec(Path(rollout)).windows
+    except InputError:  # whoever reads the spec says what is wrong with it
+        return ()
+    scalers = () if windows is None else (windows.scaler, windows.target_scaler)
+    names = (s.file for s in scalers if isinstance(s, Scaler))
+    return tuple(Path(rollout).parent / name for name in names if name is not None)
+
+
+def _lists(scaler: Given) -> tuple[float, ...]:
+    return scaler.affine()[0] if isinstance(scaler, Scaler) and scaler.file is None else ()
+
+
+def _numbers(
+    given: Given, windows: Windows, source: Source, folder: Path, table: Path | None, *, targets: bool
+) -> Scaler | None:
+    names = windows.targets if targets else windows.columns
+    if given is None:
+        return None
+    if given == "graph":
+        offsets, widths = constants_behind(
+            source.lifted, windows.input, None if names is None else len(names)
+        )
+        return Scaler(mean=tuple(offsets), std=tuple(widths))
+    if given == "train":
+        return _fitted(windows, table, targets=targets)
+    found = given if given.file is None else _of_file(folder / given.file, names)
+    n = len(found.affine()[0])
+    if names is not None and n not in (1, len(names)):
+        raise InputError(
+            f"has {n} numbers, but windows.{'targets' if targets else 'columns'} names {len(names)} columns",
+            where=f"rollout.toml windows.{'target_' if targets else ''}scaler",
+            todo="Give one for each column, in the same order, or one for all",
+        )
+    return found
+
+
+def _read(windows: Windows, table: Path) -> tuple[Features, Features]:
+    _, inputs, outputs = read_features(
+        table, windows.columns, windows.targets or (), windows.known, windows.missing
+    )
+    return inputs, outputs
+
+
+def _fitted(windows: Windows, table: Path | None, *, targets: bool) -> Scaler:
+    if table is None:
+        raise InputError(
+            'scaler = "train" needs a table as contexts', where=_WHERE, todo="Give mean and std instead"
+        )
+    rows = rows_of("train", windows, special_of(windows, table))
+    features = _read(windows, table)[1 if targets else 0]
+    start, stop = split_rows("train", rows, len(features.values), table)
+    values = features.values[max(start, features.lag) : stop]
+    widths = values.std(axis=0)
+    return _scaler(values.mean(axis=0), np.where(widths > 0, widths, 1.0))
+
+
+def _scaler(offsets: NDArray[np.float64], widths: NDArray[np.float64]) -> Scaler:
+    return Scaler(mean=tuple(offsets.tolist()), std=tuple(widths.tolist()))
+
+
+def _of_file(path: Path, names: Sequence[str] | None) -> Scaler:
+    """Read the numbers of a file; if it names its features, take those of the columns."""
+    held = _content(path)
+    named = held.pop("feature_names_in_", held.pop("feature_names", None))
+    numbers = {key: _vector(key, value, path) for key, value in held.items() if value is not None}
+    offsets, widths = _affine(numbers, path)
+    if named is not None and names is not None:
+        order = [str(n) for n in np.ravel(np.asarray(named))]
+        missing = [n for n in names if n not in order]
+        if missing:
+            raise InputError(
+                f"has no numbers for column {missing[0]!r}",
+                where=str(path),
+                todo=f"It names: {', '.join(order)}",
+            )
+        chosen = [order.index(n) for n in names]
+        offsets, widths = offsets[chosen], widths[chosen]
+    return _scaler(offsets, np.where(widths == 0, 1.0, widths))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if path.suffix in _PICKLES:
+        raise InputError(
+            "is a pickle, which could run any program: it is not read",
+            where=str(path),
+            todo="Write numpy.savez(file, mean_=scaler.mean_, scale_=scaler.scale_), and give that .npz",
+        )
+    if path.suffix == ".npz":
+        return dict(read_named_arrays(path))
+    try:
+        found = json.load(io.StringIO(read_text(path)))
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", where=str(path), todo="Give a .json or .npz of numbers"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError("is not JSON", where=str(path), todo="Give a .json or .npz of numbers") from error
+    if not isinstance(found, Mapping):
+        raise InputError("holds no names", where=str(path), todo='Write {"mean_": […], "scale_": […]}')
+    return dict(found)
+
+
+def _vector(key: str, value: object, path: Path) -> NDArray[np.float64]:
+    try:
+        array = np.atleast_1d(np.asarray(value, np.float64)).ravel()
+    except (TypeError, ValueError, OverflowError):
+        return np.empty(0)
+    if key.rstrip("_") in _KEYS and not np.isfinite(array).all():
+        raise InputError(f"{key} is not finite", where=str(path), todo="Give finite numbers")
+    return array
+
+
+_KEYS = frozenset({"mean", "scale", "std", "var", "center", "min", "max", "data_min", "data_max"})
+
+
+def _affine(
+    numbers: Mapping[str, NDArray[np.float64]], path: Path
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (offset, width) of scaled = (value − offset) / width from the names that scikit-learn uses."""
+    held = {key.rstrip("_"): value for key, value in numbers.items() if value.size}
+    if "min" in held and "scale" in held:  # MinMaxScaler: value · scale_ + min_
+        offsets, widths = -held["min"] / held["scale"], 1 / held["scale"]
+    elif "data_min" in held and "data_max" in held:
+        low, high = held.get("feature_range", np.array([0.0, 1.0]))
+        widths = (held["data_max"] - held["data_min"]) / (high - low)
+        offsets = held["data_min"] - low * widths
+    elif "min" in held and "max" in held:
+        offsets, widths = held["min"], held["max"] - held["min"]
+    elif ("mean" in held or "center" in held) and held.keys() & {"scale", "std", "var"}:
+        offsets = held["mean"] if "mean" in held else held["center"]
+        key = next(k for k in ("scale", "std", "var") if k in held)
+        widths = np.sqrt(held["var"]) if key == "var" else held[key]
+    else:
+        raise InputError(
+            f"holds no scaler, only: {', '.join(sorted(numbers)) or 'nothing'}",
+            where=str(path),
+            todo="It needs mean_ and scale_ (a deviation), or data_min_ and data_max_",
+        )
+    if offsets.shape != widths.shape:
+        raise InputError(
+            f"has {len(offsets)} offsets and {len(widths)} widths", where=str(path), todo="Give equally many"
+        )
+    return offsets, widths
