@@ -136,7 +136,7 @@ def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
 
 
 def _rollout(options: DataOptions, source: Source) -> tuple[RolloutSpec, Draft | None]:
-    """Return the rollout spec and its draft; no draft if the spec was given."""
+    """Return the rollout spec, complete and checked, and its draft; no draft if the spec was given."""
     given = options.rollout
     if given is None:
         found = drafted(source)
