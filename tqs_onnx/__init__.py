@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         load_data as load_data,
     )
     from tqs_onnx.api import (
+        made_contexts as made_contexts,
+    )
+    from tqs_onnx.api import (
         open_model as open_model,
     )
     from tqs_onnx.api import (
@@ -81,7 +84,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "tqs_onnx.api": (
         *("open_model", "load_data", "score", "allocate", "emit", "verify", "quantize", "sweep"),
-        *("baseline", "package"),
+        *("baseline", "made_contexts", "package"),
     ),
     "tqs_onnx.inputs.bundled": ("demo_files",),
     "tqs_onnx.inputs.data": ("DataOptions",),

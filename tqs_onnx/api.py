@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqs_onnx.allocation.servable import require_served
 from tqs_onnx.emission import emit as _emit
-from tqs_onnx.inputs.data import Arrays, Data, DataOptions, Rollout, read_data
+from tqs_onnx.inputs.data import MADE, Arrays, Data, DataOptions, Rollout, read_data, read_spec
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.baseline import BaselineJob, BaselineOutcome
@@ -28,6 +28,9 @@ from tqs_onnx.jobs.quantize import quantize as _quantize
 from tqs_onnx.jobs.results import Allocated, Emitted, Verified
 from tqs_onnx.packaging.package import PackageOptions
 from tqs_onnx.packaging.package import package as _package
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.made.make import made_contexts_of
+from tqs_onnx.rollout.made.request import DEFAULT_NUMBER, InputScale, MadeRequest
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.score import Progress
@@ -71,8 +74,8 @@ def open_model(model: Given | Source, *, roles: Sequence[str] = (), run: RunOpti
 
 def load_data(
     model: Given | Source,
-    rollout: Rollout | None,
-    contexts: Arrays,
+    rollout: Rollout | None = None,
+    contexts: Arrays = MADE,
     eval_contexts: Arrays | None = None,
     *,
     calibration: Arrays | None = None,
@@ -89,7 +92,8 @@ def load_data(
         How outputs re-enter as inputs; None: drafted.
     contexts : path, mapping of str to NDArray, or Contexts
         Scoring contexts ``[context, *input shape without the batch axis]`` for every input, in the data's units. A
-        table is split by the spec's ``[windows]``; its test rows are the evaluation contexts.
+        table is split by the spec's ``[windows]``; its test rows are the evaluation contexts. ``made`` or ``made:N``:
+        contexts made from the model, with others of another seed for evaluation.
     eval_contexts : path, mapping of str to NDArray, Contexts or None
         Contexts to verify on, with ``truth/<output>`` if known.
     calibration : path, mapping of str to NDArray, Contexts or None
@@ -116,6 +120,53 @@ def load_data(
         rollout, contexts, eval_contexts, steps, max_contexts, max_eval_contexts, calibration
     )
     return read_data(options, stages.opened_quietly(model))
+
+
+def made_contexts(
+    model: Given | Source,
+    rollout: Rollout | None = None,
+    n: int = DEFAULT_NUMBER,
+    seed: int = 0,
+    *,
+    input_scale: Mapping[str, tuple[float, float]] | None = None,
+) -> Contexts:
+    """Make contexts without data, from the model's graph and its rollout spec.
+
+    Parameters
+    ----------
+    model : path, ModelProto or Source
+    rollout : path, mapping, RolloutSpec or None
+        None: drafted.
+    n : int
+        Number of contexts.
+    seed : int
+        Another seed gives other contexts; the first n are the same for every n.
+    input_scale : mapping of str to (mean, deviation), optional
+        Units of inputs; default: those by which the graph normalises them, else 0 and 1.
+
+    Returns
+    -------
+    Contexts
+        Their `notes` say what was made for every input and in which units.
+
+    Raises
+    ------
+    InputError
+        The sizes of an input cannot be found, or the rollouts stay neither finite nor bounded.
+
+    Examples
+    --------
+    >>> import tqs_onnx as tqs
+    >>> files = tqs.demo_files()
+    >>> made = tqs.made_contexts(files.model, files.rollout, 4)
+    >>> made.arrays["state"].shape, made.is_made
+    ((4, 40), True)
+    """
+    source = stages.opened_quietly(model)
+    spec = read_spec(DataOptions(rollout), source)
+    scales = [InputScale(name, *numbers) for name, numbers in (input_scale or {}).items()]
+    request = MadeRequest(n, seed)
+    return made_contexts_of(source.path, source.lifted, source.signature, spec, request, scales)
 
 
 def score(

@@ -16,8 +16,8 @@ from tqs_passes.plan.plan import read_plan
 
 COMMANDS = cli.list_commands(click.Context(cli))
 KEYS = [
-    *("out", "bytes_in", "bytes_out", "compression", "drift_predicted", "drift_measured", "degradation"),
-    *("plan", "manifest", "n_weights", "n_dead", "unseen", "wall_s"),
+    *("out", "bytes_in", "bytes_out", "compression", "drift_predicted", "drift_measured", "on_made_contexts"),
+    *("degradation", "plan", "manifest", "n_weights", "n_dead", "unseen", "wall_s"),
 ]
 
 

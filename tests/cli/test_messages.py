@@ -91,10 +91,9 @@ def test_the_level_may_stand_after_the_command(
 @pytest.mark.parametrize(
     ("line", "lacks"),
     [
-        (["quantize", "m.onnx", "--compression", "2", "--out", "r"], "--contexts"),
-        (["score", "m.onnx", "--rollout", "r.toml", "--out", "r"], "--contexts"),
         (["baseline", "m.onnx", "--rollout", "r", "--contexts", "c", "--out", "r"], "--method"),
-        (["verify", "m.onnx", "--source", "s", "--plan", "p", "--scores", "s"], "--contexts"),
+        (["sweep", "m.onnx", "--contexts", "c", "--out", "r"], "--scores"),
+        (["verify", "m.onnx", "--plan", "p", "--scores", "s"], "--source"),
         (["package", "m.onnx", "--out", "r"], "--format"),
         (["emit", "m.onnx", "--plan", "p"], "--out"),
     ],

@@ -159,7 +159,7 @@ def test_a_gate_that_cannot_be_evaluated_is_bad_input(text: str, measured: Measu
 def test_results_name_the_gate_its_value_and_the_verdict() -> None:
     from types import SimpleNamespace
 
-    found = SimpleNamespace(drift=DRIFT, truth={}, compression=7.5, timing=None)
+    found = SimpleNamespace(drift=DRIFT, truth={}, compression=7.5, timing=None, on_made_contexts=False)
     results = judge((parse_gate("drift<=0.05"), parse_gate("compression>=7")), found)
     assert [(r.gate, r.value, r.passed) for r in results] == [
         ("drift<=0.05", 0.1, False),

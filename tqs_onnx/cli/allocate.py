@@ -21,7 +21,6 @@ from tqs_onnx.cli.options import (
 from tqs_onnx.cli.outcome import show_plan
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.jobs.single import AllocateJob, allocate_files
-from tqs_passes.errors import InputError
 
 FLAGS = (
     *(*table.BUDGET, *table.PLANNING, *table.SERVING, *table.REFINING, *table.DATA, table.CALIBRATION),
@@ -46,16 +45,16 @@ def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **
     r"""Choose a tier for every weight of MODEL within a byte budget for the whole file.
 
     With the contexts used for scoring, the plan is the same as in `tqs quantize`: repaired, rounded with data if
-    requested (codes.npz beside the plan), and with its joint drift measured. Without contexts nothing is rolled out.
+    requested (codes.npz beside the plan), and with its joint drift measured. Without a rollout spec nothing is rolled
+    out.
 
     \b
     Example:
       tqs allocate model.onnx --scores run/scores.json --rollout rollout.toml --contexts contexts.npz \
         --compression 8 --out run/plan.json
     """
-    if options["rollout"] is not None and options["contexts"] is None:
-        raise InputError("rollouts need `contexts`", todo="Give them, or leave `rollout` out")
-    data = None if options["contexts"] is None else data_files(options)
+    rolled = options["rollout"] is not None or options["contexts"] is not None
+    data = data_files(options) if rolled else None
     found = allocate_files(AllocateJob(model, scores, out, quantize_options(options, FLAGS), data, force))
     plan, menus = found.plan, found.request.menus
     if not as_json:

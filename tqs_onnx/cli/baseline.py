@@ -46,7 +46,7 @@ _N_ROUNDING = sum(flag.group is Group.ROUNDING for flag in table.BASELINE)
     everyday=(
         *(_METHOD, _BITS, table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.PROFILE, table.MAX_DRIFT),
     ),
-    required=(_METHOD, table.CONTEXTS),
+    required=(_METHOD,),
     more=(out_option(), force_option, json_option),
     kind=BaselineOptions,
 )

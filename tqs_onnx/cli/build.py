@@ -19,6 +19,7 @@ from tqs_onnx.jobs.build import BuildFile, DataSection, Declared, read_build, ru
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
 from tqs_onnx.jobs.rebuild import declared_by
 from tqs_onnx.packaging.package import PackageOptions
+from tqs_onnx.rollout.made.request import input_scale, made_request
 from tqs_onnx.rollout.spec.signature import close_match
 from tqs_onnx.scoring.score import Progress
 from tqs_onnx.verification.manifest import read_manifest, versions
@@ -83,14 +84,19 @@ def declared(build: BuildFile, folder: Path, out: Path | None, tick: Progress) -
         A table has an unknown option, or an option has an invalid value.
     """
     data = build.data
+
+    def place(text: str) -> Path | str:
+        return folder / text if made_request(text) is None else text
+
     files = DataOptions(
         folder / data.rollout if data.rollout else None,
-        folder / data.contexts,
-        folder / data.eval_contexts if data.eval_contexts else None,
+        place(data.contexts),
+        place(data.eval_contexts) if data.eval_contexts else None,
         data.steps,
         data.max_contexts,
         data.max_eval_contexts,
-        folder / data.calibration if data.calibration else None,
+        place(data.calibration) if data.calibration else None,
+        tuple(input_scale(text) for text in data.input_scale),
     )
     tables = {"score": build.score, "plan": build.plan, "gates": build.gates, "run": build.run}
     settings: dict[str, Any] = {}

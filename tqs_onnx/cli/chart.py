@@ -21,7 +21,8 @@ def error_chart(v: Verification) -> list[str]:
         title = f"mean absolute error of {name} by step   ░ FP32   █ this file"
     else:
         series = {"█": v.drift.per_step}
-        title = "drift from FP32 by step, in standard deviations"
+        where = ", on made contexts" if v.on_made_contexts else ""
+        title = f"drift from FP32 by step, in standard deviations{where}"
     n = len(next(iter(series.values())))
     if n < 2:
         return []

@@ -16,6 +16,7 @@ import click
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.tier_set import parse_rule
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions
+from tqs_onnx.rollout.made.request import input_scale
 from tqs_onnx.rounding.assign import METHODS
 from tqs_onnx.scoring.plan.probe import ProbeKind
 from tqs_passes.encode.weight import Encoding
@@ -128,8 +129,18 @@ CONTEXTS = Flag(
     "--contexts",
     "data.contexts",
     D,
-    "Scoring contexts: .npz, folder of .npy, or a table (.csv, .csv.gz).",
+    "Scoring contexts: .npz, folder of .npy, a table (.csv, .csv.gz), or made:N, made from the model itself "
+    "[default: made].",
     FILE,
+)
+INPUT_SCALE = Flag(
+    "--input-scale",
+    "data.input_scale",
+    D,
+    "Mean and deviation of an input of made contexts [default: as the graph normalises it, else 0,1]. Repeatable.",
+    read=input_scale,
+    several=True,
+    metavar="NAME=MEAN,DEVIATION",
 )
 STEPS = Flag("--steps", "data.steps", D, "Model calls per rollout [default: the spec's].", _POSITIVE)
 MAX_CONTEXTS = Flag(
@@ -139,7 +150,7 @@ EVAL_CONTEXTS = Flag(
     "--eval-contexts",
     "data.evaluation",
     D,
-    "Evaluation contexts [default: the test rows of the table].",
+    "Evaluation contexts [default: the test rows of the table, or other made contexts].",
     FILE,
 )
 MAX_EVAL_CONTEXTS = Flag(
@@ -192,7 +203,7 @@ PROVIDERS = Flag(
     click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
 )
 
-DATA = (ROLLOUT, CONTEXTS, STEPS, MAX_CONTEXTS)
+DATA = (ROLLOUT, CONTEXTS, STEPS, MAX_CONTEXTS, INPUT_SCALE)
 EVALUATION = (EVAL_CONTEXTS, MAX_EVAL_CONTEXTS)
 BUDGET = (
     COMPRESSION,

@@ -108,4 +108,5 @@ def baseline_options(given: Mapping[str, Any]) -> BaselineOptions:
 def data_files(given: Mapping[str, Any]) -> DataOptions:
     """Return the given files and limits."""
     chosen = (*table.DATA, *table.EVALUATION, table.CALIBRATION)
-    return DataOptions(**{"rollout": None, **nested(chosen, given)["data"]})
+    found = nested(chosen, given).get("data", {})
+    return DataOptions(**{**found, "input_scale": tuple(found.get("input_scale", ()))})

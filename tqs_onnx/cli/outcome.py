@@ -25,7 +25,8 @@ def show_verification(v: Verification) -> None:
         f"{v.bytes_in:,} → {v.bytes_out:,} bytes: {v.compression:.3f} times smaller "
         f"(weights alone {v.weight_compression:.3f})"
     )
-    line = f"drift {v.drift.total:.4g} over {v.n_contexts} contexts (95th percentile {v.drift.p95:.4g})"
+    made = "made " if v.on_made_contexts else ""
+    line = f"drift {v.drift.total:.4g} over {v.n_contexts} {made}contexts (95th percentile {v.drift.p95:.4g})"
     if v.predicted_drift is not None:
         line += f"; predicted {v.predicted_drift:.4g}"
     click.echo(line)
@@ -74,7 +75,7 @@ def finish(results: tuple[GateResult, ...]) -> int:
     """Report failed gates on stderr and return the exit code."""
     for result in results:
         state = "holds" if result.passed else "FAILED"
-        say(f"gate {result.gate}: {value_text(result.gate, result.value)} {state}")
+        say(f"gate {result.title}: {value_text(result.gate, result.value)} {state}")
     return 0 if all(r.passed for r in results) else GateError.exit_code
 
 

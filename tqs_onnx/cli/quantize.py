@@ -38,7 +38,6 @@ compare_option = cloup.option(
         *(table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.COMPRESSION, table.ROUNDING),
         *(table.PROFILE, table.MAX_DRIFT),
     ),
-    required=(table.CONTEXTS,),
     more=(out_option(), force_option, json_option, compare_option),
 )
 def command(model: Path, comparing: bool, out: Path, force: bool, as_json: bool, **options: Any) -> int:
@@ -71,7 +70,8 @@ def report(outcome: Outcome, *, comparing: bool, as_json: bool) -> int:
                 for r in rows
             ],
             left=2,
-            title="\nat the file bytes of uniform rounding, on the evaluation contexts",
+            title="\nat the file bytes of uniform rounding, on the evaluation contexts"
+            + (" (made)" if outcome.verification.on_made_contexts else ""),
         )
     show_outcome(outcome.verification, outcome.emitted, outcome.wall_s)
     return finish(outcome.gates)

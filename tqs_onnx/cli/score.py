@@ -45,7 +45,6 @@ FLAGS: tuple[Flag, ...] = (
 @flag_options(
     FLAGS,
     everyday=(table.ROLLOUT, table.CONTEXTS, table.STEPS, table.MAX_CONTEXTS),
-    required=(table.CONTEXTS,),
     more=(
         out_option("Run directory for scores.json and scores.csv."),
         cloup.option(

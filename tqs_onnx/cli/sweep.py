@@ -38,7 +38,6 @@ FLAGS = (
 @flag_options(
     FLAGS,
     everyday=(table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.ROUNDING, table.PROFILE),
-    required=(table.CONTEXTS,),
     more=(
         cloup.option("--scores", type=FILE, required=True, help="scores.json of this model."),
         cloup.option(
@@ -126,7 +125,7 @@ def show_pareto(pareto: Pareto) -> None:
             for p in pareto.points
         ],
         title="drift: predicted (sum of single weights), calibrated (by one joint rollout), joint (scoring contexts), "
-        "measured (the file)",
+        "measured (the file)" + (", all on made contexts" if pareto.on_made_contexts else ""),
     )
     if pareto.spearman is not None:
         click.echo(f"Spearman of predicted and measured drift {pareto.spearman:.3f}")

@@ -32,7 +32,6 @@ FLAGS = (*table.DATA, *table.EVALUATION, *table.GATES, *table.RUN)
 @flag_options(
     FLAGS,
     everyday=(table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.MAX_DRIFT),
-    required=(table.CONTEXTS,),
     more=(
         cloup.option("--source", type=FILE, required=True, help="The source model of the file."),
         cloup.option("--plan", type=FILE, required=True, help="The plan of the file."),

@@ -1,7 +1,8 @@
 """Reads the data of a job: the rollout spec, the scoring contexts, and the evaluation and calibration contexts.
 
 Each may be a file or a value: a rollout spec as a dictionary or a `RolloutSpec`, contexts as arrays by name or as
-`Contexts`. Values are identified by their digest.
+`Contexts`. Values are identified by their digest. In place of contexts, ``made`` (or ``made:64``, their number) stands
+for contexts that are made from the model itself; they are the default.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
+from tqs_onnx.rollout.made.make import made_contexts_of
+from tqs_onnx.rollout.made.request import InputScale, MadeRequest, made_request
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
 from tqs_onnx.rollout.spec.wiring import wired
@@ -28,6 +31,10 @@ from tqs_passes.errors import InputError
 Rollout = str | Path | Mapping[str, Any] | RolloutSpec
 Arrays = str | Path | Mapping[str, NDArray[Any]] | Contexts
 Split = Literal["train", "validation", "test"]
+#: What stands for contexts that are made.
+MADE = "made"
+#: Seeds of made contexts, relative to that of the scoring contexts: no two sets share a context.
+_SEEDS = {"contexts": 0, "evaluation": 1, "calibration": 2}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,24 +47,29 @@ class DataOptions:
         How outputs re-enter as inputs: a rollout.toml, its content as a dictionary, or a spec; None: drafted, see
         `drafting`.
     contexts : path, mapping of str to NDArray, or Contexts
-        Scoring contexts, first axis context; a table is cut into both splits.
+        Scoring contexts, first axis context; a table is cut into both splits. ``made``, ``made:N`` or ``made:N:SEED``:
+        contexts made from the model.
     evaluation : path, mapping of str to NDArray, Contexts or None
-        Evaluation contexts; None: the test rows of the table.
+        Evaluation contexts; None: the test rows of the table, or made contexts of another seed if those for scoring are
+        made.
     steps : int or None
         Model calls per rollout; None: as in the spec.
     max_contexts, max_eval_contexts : int or None
         Maximum numbers of scoring and of evaluation contexts.
     calibration : path, mapping of str to NDArray, Contexts or None
         Contexts for data-aware rounding; for a table, its training rows; None: the scoring contexts.
+    input_scale : tuple of InputScale
+        Units of inputs of made contexts; they take precedence over those that the graph states.
     """
 
-    rollout: Rollout | None
-    contexts: Arrays
+    rollout: Rollout | None = None
+    contexts: Arrays = MADE
     evaluation: Arrays | None = None
     steps: int | None = None
     max_contexts: int | None = None
     max_eval_contexts: int | None = None
     calibration: Arrays | None = None
+    input_scale: tuple[InputScale, ...] = ()
 
     @property
     def given(self) -> dict[str, Rollout | Arrays]:
@@ -73,7 +85,16 @@ class DataOptions:
     @property
     def files(self) -> dict[str, Path]:
         """The given files, by role."""
-        return {role: Path(v) for role, v in self.given.items() if isinstance(v, str | Path)}
+        made = self.made
+        return {
+            role: Path(v) for role, v in self.given.items() if isinstance(v, str | Path) and role not in made
+        }
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The requests for made contexts as they were written, by role."""
+        texts = {role: str(v) for role, v in self.given.items() if isinstance(v, str | Path)}
+        return {role: t for role, t in texts.items() if role != "rollout" and made_request(t) is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +111,8 @@ class Data:
         None if the scoring contexts are used for calibration.
     options : DataOptions
         The options they were read from.
-    digests : dict of str to str
-        SHA-256 of data given as values, by role.
+    digests : dict of str to dict of str to str
+        SHA-256 of data that no file holds, by role and by what they are.
     notes : tuple of str
         Notes on the data for the user.
     drafted : str
@@ -103,7 +124,7 @@ class Data:
     judging: Contexts | None
     calibration: Contexts | None
     options: DataOptions
-    digests: dict[str, str] = field(default_factory=dict[str, str])
+    digests: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     notes: tuple[str, ...] = ()
     drafted: str = ""
 
@@ -179,33 +200,61 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
     """
     spec, draft = _rollout(options, source)
     limit = options.max_contexts
-    scoring = _read(options.contexts, spec, source, "validation", limit, "contexts")
+    scoring = _read(options.contexts, spec, source, "validation", limit, "contexts", options.input_scale)
     calibration = judging = None
+    seed, scales = scoring.made_seed or 0, options.input_scale
     if options.calibration is not None:
-        calibration = _read(options.calibration, spec, source, "train", limit, "calibration")
-    drafting = () if draft is None else (assumption(draft), *questions(draft))
-    notes = (*drafting, *unjudged(spec, source.signature), *scoring.notes)
-    wanted = options.evaluation if options.evaluation is not None else options.contexts
-    if not scoring_only and (options.evaluation is not None or scoring.rows is not None):
-        judging = _read(wanted, spec, source, "test", options.max_eval_contexts, "evaluation")
+        calibration = _read(options.calibration, spec, source, "train", limit, "calibration", scales, seed)
+    notes = () if draft is None else (assumption(draft), *questions(draft))
+    notes = (*notes, *unjudged(spec, source.signature))
+    if calibration is not None:
+        notes = (*notes, *(f"calibration: {note}" for note in calibration.notes))
+    notes = (*notes, *scoring.notes)
+    wanted = options.contexts if options.evaluation is None else options.evaluation
+    if options.evaluation is None and scoring.is_made:
+        wanted = MADE
+    is_set = options.evaluation is not None or scoring.is_made or scoring.rows is not None
+    if is_set and not scoring_only:
+        most = options.max_eval_contexts
+        judging = _read(wanted, spec, source, "test", most, "evaluation", scales, seed)
         check_disjoint(scoring, judging)
         if calibration is not None:
             check_disjoint(calibration, judging, "calibration")
-        notes = tuple(dict.fromkeys((*notes, *judging.notes)))
+        if scoring.is_made and judging.is_made and notes:
+            others = f"evaluation on {judging.n_contexts} others (seed {judging.made_seed})"
+            notes = (*notes[:-1], f"{notes[-1]}; {others}")
+        else:
+            notes = tuple(dict.fromkeys((*notes, *judging.notes)))
     sets = {"contexts": scoring, "evaluation": judging, "calibration": calibration}
-    values = [role for role in options.given if role not in options.files]
-    digests = {role: contexts_hash(c) for role, c in sets.items() if c is not None and role in values}
-    if "rollout" in values or draft is not None:
-        digests["rollout"] = content_hash(spec)
+    files = options.files
+    digests = {
+        role: {"(made)" if c.is_made else "(in memory)": contexts_hash(c)}
+        for role, c in sets.items()
+        if c is not None and role not in files and (c.is_made or role in options.given)
+    }
+    if "rollout" not in files:
+        digests["rollout"] = {"(in memory)" if draft is None else "(drafted)": content_hash(spec)}
     text = "" if draft is None else draft_text(draft)
     return Data(spec, scoring, judging, calibration, options, digests, notes, text)
 
 
 def _read(
-    given: Arrays, spec: RolloutSpec, source: Source, split: Split, limit: int | None, role: str
+    given: Arrays,
+    spec: RolloutSpec,
+    source: Source,
+    split: Split,
+    limit: int | None,
+    role: str,
+    scales: tuple[InputScale, ...],
+    seed: int = 0,
 ) -> Contexts:
     if isinstance(given, str | Path):
-        return load_contexts(Path(given), spec, source.signature, split=split, limit=limit)
+        request = made_request(str(given), seed + _SEEDS[role])
+        if request is None:
+            return load_contexts(Path(given), spec, source.signature, split=split, limit=limit)
+        if limit is not None:
+            request = MadeRequest(min(request.n, limit), request.seed)
+        return made_contexts_of(source.path, source.lifted, source.signature, spec, request, scales)
     if isinstance(given, Contexts):
         return given if limit is None else given.take(range(min(limit, given.n_contexts)))
     stored = {name: np.asarray(array) for name, array in given.items()}

@@ -43,7 +43,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tqs_onnx.inputs.data import DataOptions
+from tqs_onnx.inputs.data import MADE, DataOptions
 from tqs_onnx.inputs.scaling import scaler_files
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings, settings_of
 from tqs_onnx.jobs.run_directory import created, resolved
@@ -81,12 +81,13 @@ class DataSection(_Table):
     """The `[data]` table; its keys are flags of `tqs quantize`."""
 
     rollout: str | None = None
-    contexts: str
+    contexts: str = MADE
     eval_contexts: str | None = None
     calibration: str | None = None
     steps: int | None = Field(default=None, ge=1)
     max_contexts: int | None = Field(default=None, ge=1)
     max_eval_contexts: int | None = Field(default=None, ge=1)
+    input_scale: tuple[str, ...] = ()
 
 
 class BuildFile(_Table):
@@ -237,6 +238,9 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     chosen = settings["options"]
     run = chosen["run"] | {"provider": resolve_provider(options.run.provider)}
     limits = {"run": run, "steps": data.steps, "max_contexts": data.max_contexts}
+    made = {role: text for role, text in data.made.items() if aimed or role != "evaluation"}
+    if made:
+        limits["made"] = [made, settings["data"].get("input_scale", [])]
     scored = limits | {"score": chosen["score"], "roles": chosen["roles"]}
     if aimed:
         limits["max_eval_contexts"] = data.max_eval_contexts

@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.baseline import BaselineJob
 from tqs_onnx.jobs.options import BaselineOptions, job_settings
-from tqs_onnx.jobs.release import input_digests
+from tqs_onnx.jobs.release import gate_results, input_digests
 from tqs_onnx.jobs.run_directory import refuse_overwriting, removed_on_failure, run_directory, with_data
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.shown import Shown
 from tqs_onnx.verification.evaluate import Drift, TruthError, measure_drift, measure_truth
-from tqs_onnx.verification.gates import Measured, gate_value, needs_timing, parse_gate, passes
+from tqs_onnx.verification.gates import Measured, gate_value, needs_timing, parse_gate
 from tqs_onnx.verification.manifest import GateResult, versions
 from tqs_onnx.verification.timing import Timing, measure_timing
 from tqs_onnx.verification.verdict import verdict_of
@@ -54,6 +54,8 @@ class ControlManifest(BaseModel):
     timing : Timing or None
         None if the file was not timed.
     gates : tuple of GateResult
+    on_made_contexts : bool
+        Whether nobody measured the contexts: they were made from the model itself.
     skipped : dict of str to str
         Nodes and tensors that the conversion treated differently, with the reasons.
     """
@@ -70,6 +72,7 @@ class ControlManifest(BaseModel):
     truth: dict[str, TruthError]
     timing: Timing | None = None
     gates: tuple[GateResult, ...]
+    on_made_contexts: bool = False
     skipped: dict[str, str]
 
 
@@ -93,7 +96,7 @@ class Control(Shown):
     def verdict(self) -> str:
         """The verdict on the file; see `verdict`."""
         m = self.manifest
-        return verdict_of(m.bytes_in / m.bytes_out, m.drift, m.truth)
+        return verdict_of(m.bytes_in / m.bytes_out, m.drift, m.truth, on_made_contexts=m.on_made_contexts)
 
     def facts(self) -> dict[str, str]:
         """Return the verdict, the sizes, the drift and the path of the file."""
@@ -101,7 +104,7 @@ class Control(Shown):
         return {
             "verdict": self.verdict,
             "bytes": f"{m.bytes_in:,} → {m.bytes_out:,}",
-            "drift": f"{m.drift.total:.4g} σ",
+            "drift": f"{m.drift.total:.4g} σ" + (" on made contexts" if m.on_made_contexts else ""),
             "file": str(self.emitted),
         }
 
@@ -115,6 +118,7 @@ class Control(Shown):
             "bytes_out": m.bytes_out,
             "compression": m.bytes_in / m.bytes_out,
             "drift_measured": m.drift.total,
+            "on_made_contexts": m.on_made_contexts,
             "degradation": {"worst": max(degradation.values(), default=None), **degradation},
             "manifest": str(self.manifest_file),
             "wall_s": self.wall_s,
@@ -189,6 +193,7 @@ def _measured(bed: Testbed, source: Path, emitted: Path, options: BaselineOption
         drift=drift,
         truth=truth,
         timing=timing,
-        gates=tuple(GateResult(gate=g.text, value=v, passed=passes(g, v)) for g, v in values),
+        gates=gate_results(values, on_made_contexts=bed.contexts.is_made),
+        on_made_contexts=bed.contexts.is_made,
         skipped={},
     )

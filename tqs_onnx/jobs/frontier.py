@@ -152,7 +152,8 @@ def sweep(job: SweepJob) -> Pareto:
 
 def trace(sweeper: Sweeper, axis: Axis, out: Path) -> Pareto:
     """Write and measure every point of an axis into a folder, and `pareto.json` and `pareto.csv` beside the files."""
-    pareto = pareto_of(sweeper.source_sha256, list(sweeper.points(axis, out)))
+    points = list(sweeper.points(axis, out))
+    pareto = pareto_of(sweeper.source_sha256, points, on_made_contexts=sweeper.on_made_contexts)
     write_text(out / "pareto.json", pareto.model_dump_json(indent=2) + "\n")
     write_text(out / "pareto.csv", pareto.to_csv())
     return pareto
@@ -189,6 +190,7 @@ class Sweeper:
         self._instruments = instruments_on(bed, data.calibration)
         self._judging = bed.on(data.evaluation)
         self._results = results
+        self.on_made_contexts = data.evaluation.is_made
 
     def points(self, axis: Axis, out: Path) -> Iterator[Point]:
         """Yield every point of an axis, after its plan and its file are written to the folder `out`."""

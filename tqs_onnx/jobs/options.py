@@ -7,7 +7,7 @@ and `options_from` reads it back, so a manifest can be turned back into its job.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,13 +169,15 @@ def job_settings(
         return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
 
     limits = {name: getattr(data, name) for name in ("steps", "max_contexts", "max_eval_contexts")}
+    if data.input_scale:
+        limits["input_scale"] = [asdict(scale) for scale in data.input_scale]
     return {
         "command": command,
         "model": None if model is None else beside(model),
-        "data": {role: beside(path) for role, path in data.files.items()} | limits,
+        "data": {role: beside(path) for role, path in data.files.items()} | data.made | limits,
         "in_memory": [
             *([] if model is not None else ["model"]),
-            *(role for role in data.given if role not in data.files),
+            *(role for role in data.given if role not in data.files and role not in data.made),
         ],
         "options": settings_of(options),
     }

@@ -91,6 +91,8 @@ class Pareto(BaseModel, Shown):
     worst_ratio, worst_calibrated_ratio, worst_joint_ratio : float or None
         Largest of measured/predicted and its inverse over the points, for the additive prediction, the calibrated one,
         and the joint drift.
+    on_made_contexts : bool
+        Whether the drift was measured on contexts that were made from the model itself.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,6 +104,7 @@ class Pareto(BaseModel, Shown):
     worst_ratio: float | None
     worst_calibrated_ratio: float | None
     worst_joint_ratio: float | None
+    on_made_contexts: bool = False
 
     def facts(self) -> dict[str, str]:
         """Return the compression and drift of every point."""
@@ -110,6 +113,7 @@ class Pareto(BaseModel, Shown):
             if p.n_bytes is None
             else f"{p.compression:.3g}x, {p.n_bytes:,} bytes, drift "
             + ("not finite" if p.drift_measured is None else f"{p.drift_measured:.4g}")
+            + (" on made contexts" if self.on_made_contexts else "")
             for p in self.points
         }
 
@@ -126,7 +130,7 @@ class Pareto(BaseModel, Shown):
         return stream.getvalue()
 
 
-def pareto_of(source_sha256: str, points: Sequence[Point]) -> Pareto:
+def pareto_of(source_sha256: str, points: Sequence[Point], *, on_made_contexts: bool = False) -> Pareto:
     """Return the points with their calibrated predictions, and how well they were predicted."""
     factors = {
         series: _factor([p for p in points if p.series == series]) for series in {p.series for p in points}
@@ -149,6 +153,7 @@ def pareto_of(source_sha256: str, points: Sequence[Point]) -> Pareto:
         worst_ratio=_worst((p.drift_predicted, p.drift_measured) for p in calibrated),
         worst_calibrated_ratio=_worst((p.drift_calibrated, p.drift_measured) for p in calibrated),
         worst_joint_ratio=_worst((p.drift_joint, p.drift_measured) for p in calibrated),
+        on_made_contexts=on_made_contexts,
     )
 
 

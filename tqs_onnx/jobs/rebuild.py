@@ -9,6 +9,7 @@ from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.build import Declared
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
 from tqs_onnx.jobs.release import input_digests
+from tqs_onnx.rollout.made.request import InputScale, made_request
 from tqs_onnx.scoring.score import Progress
 from tqs_onnx.verification.manifest import Manifest, read_manifest
 from tqs_passes.errors import InputError
@@ -61,8 +62,10 @@ def declared_by(file: Path, out: Path | None, progress: Progress | None = None) 
 
 
 def _data(settings: dict[str, Any], folder: Path) -> DataOptions:
-    paths = {role: folder / settings[role] for role in _ROLES if role in settings}
-    return DataOptions(**{**settings, **paths})
+    given = {role: settings[role] for role in _ROLES if role in settings}
+    paths = {role: folder / text for role, text in given.items() if made_request(text) is None}
+    scales = tuple(InputScale(**scale) for scale in settings.get("input_scale", ()))
+    return DataOptions(**{**settings, **paths, "input_scale": scales})
 
 
 def _require_unchanged(manifest: Manifest, model: Path, data: DataOptions) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ def require_evaluable(gates: tuple[Gate, ...], data: Data) -> None:
     """
     for gate in gates:
         if needs_truth(gate) and not data.evaluation.truth:
+            is_made = data.evaluation.is_made
             raise InputError(
-                f"gate {gate.text!r} cannot be evaluated: the evaluation contexts hold no truth",
+                f"gate {gate.text!r} cannot be evaluated: "
+                + ("made contexts have no truth" if is_made else "the evaluation contexts hold no truth"),
                 where=data.evaluation.source,
-                todo="Add truth/<output> to them",
+                todo="Give `eval_contexts` with truth/<output>" if is_made else "Add truth/<output> to them",
             )
 
 
@@ -44,11 +46,24 @@ def judge(gates: tuple[Gate, ...], verification: Verification) -> tuple[GateResu
     """
     measured = Measured(verification.drift, verification.truth, verification.compression, verification.timing)
     values = [(gate, gate_value(gate, measured)) for gate in gates]
-    return tuple(GateResult(gate=g.text, value=v, passed=passes(g, v)) for g, v in values)
+    return gate_results(values, on_made_contexts=verification.on_made_contexts)
+
+
+def gate_results(values: Sequence[tuple[Gate, float]], *, on_made_contexts: bool) -> tuple[GateResult, ...]:
+    """Return the results of gates with these values; those that limit drift name the contexts if they are made."""
+    return tuple(
+        GateResult(
+            gate=g.text,
+            value=v,
+            passed=passes(g, v),
+            on_made_contexts=on_made_contexts and g.metric == "drift",
+        )
+        for g, v in values
+    )
 
 
 def input_digests(
-    model: Path, files: Mapping[str, Path], digests: Mapping[str, str]
+    model: Path, files: Mapping[str, Path], digests: Mapping[str, dict[str, str]]
 ) -> dict[str, dict[str, str]]:
     """Return the SHA-256 of all inputs, by role and name.
 
@@ -58,11 +73,11 @@ def input_digests(
         The model; its external data are included.
     files : mapping of str to Path
         Files and folders, by role.
-    digests : mapping of str to str
-        Digests of inputs given as values, by role.
+    digests : mapping of str to dict of str to str
+        Digests of inputs that no file holds, by role and by what they are.
     """
     inputs = {"model": file_facts(model).sha256}
-    inputs |= {role: {"(in memory)": digest} for role, digest in digests.items()}
+    inputs |= dict(digests)
     inputs |= {role: {path.name: sha256_of_file(path)} for role, path in files.items() if path.is_file()}
     inputs |= {
         role: {p.name: sha256_of_file(p) for p in sorted(path.rglob("*")) if p.is_file()}
@@ -75,14 +90,14 @@ def input_digests(
 def manifest_of(
     subject: Subject,
     files: dict[str, Path],
-    digests: dict[str, str],
+    digests: Mapping[str, dict[str, str]],
     verification: Verification,
     gates: tuple[GateResult, ...],
     licence: str | None,
     settings: dict[str, Any],
     provider: str,
 ) -> Manifest:
-    """Return the manifest of an emitted file; `digests` are those of in-memory inputs, by role."""
+    """Return the manifest of an emitted file; `digests` are those of `Data`."""
     inputs = input_digests(subject.source, files, digests)
     return Manifest(
         inputs=inputs,
@@ -112,6 +127,7 @@ def summary_of(v: Verification, emitted: Path, plan_file: Path, manifest_file: P
         "compression": v.compression,
         "drift_predicted": v.predicted_drift,
         "drift_measured": v.drift.total,
+        "on_made_contexts": v.on_made_contexts,
         "degradation": degradation,
         "plan": str(plan_file),
         "manifest": str(manifest_file),
@@ -132,7 +148,7 @@ def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path)
     facts = {
         "verdict": verdict(v),
         "bytes": f"{v.bytes_in:,} → {v.bytes_out:,}",
-        "drift": f"{v.drift.total:.4g} σ over {v.n_contexts} contexts",
+        "drift": f"{v.drift.total:.4g} σ over {v.n_contexts} {'made ' if v.on_made_contexts else ''}contexts",
     }
     if v.predicted_drift is not None:
         facts["predicted"] = f"{v.predicted_drift:.4g} σ"
@@ -140,5 +156,5 @@ def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path)
         facts["timing"] = timing_line(v.timing)
     for gate in gates:
         state = "holds" if gate.passed else "FAILED"
-        facts[f"gate {gate.gate}"] = f"{value_text(gate.gate, gate.value)} {state}"
+        facts[f"gate {gate.title}"] = f"{value_text(gate.gate, gate.value)} {state}"
     return facts | {"file": str(emitted)}

@@ -18,13 +18,19 @@ _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ortools")
 
 
 class GateResult(BaseModel):
-    """One gate: its text, the measured value, and whether it holds."""
+    """One gate: its text, the measured value, whether it holds, and whether made contexts decided that."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
     gate: str
     value: float
     passed: bool
+    on_made_contexts: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its text, and on which contexts it was checked if nobody measured them."""
+        return f"{self.gate} on made contexts" if self.on_made_contexts else self.gate
 
 
 class Manifest(BaseModel):

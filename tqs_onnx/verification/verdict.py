@@ -20,16 +20,18 @@ def verdict(v: Verification) -> str:
     With truth, the MAE of the worst variable is compared step by step, until the first step whose MAE is more than 1 %
     larger and whose forecasts differ by more than 0.01 σ. The steps before it are "as good as FP32" if all of them meet
     the first limit, else "within 0.01 σ of FP32". Without truth, the line states the distance from the forecasts of
-    FP32 in standard deviations.
+    FP32 in standard deviations. It says so if the contexts are made.
     """
-    return verdict_of(v.compression, v.drift, v.truth)
+    return verdict_of(v.compression, v.drift, v.truth, on_made_contexts=v.on_made_contexts)
 
 
-def verdict_of(compression: float, drift: Drift, truth: Mapping[str, TruthError]) -> str:
+def verdict_of(
+    compression: float, drift: Drift, truth: Mapping[str, TruthError], *, on_made_contexts: bool = False
+) -> str:
     """Return the verdict on a file with this compression, drift and errors; see `verdict`."""
     smaller = f"{compression:.3g} times smaller"
     if not truth:
-        return f"{smaller}; {_by_drift(drift.per_step)}"
+        return f"{smaller}; {_by_drift(drift.per_step)}{' (on made contexts)' if on_made_contexts else ''}"
     name, worst = max(truth.items(), key=lambda item: item[1].degradation)
     return f"{smaller}; {_by_truth(worst, drift.per_step, f' in {name}' if len(truth) > 1 else '')}"
 

@@ -68,6 +68,8 @@ class Verification(BaseModel):
     truth : dict of str to TruthError
         Per variable; empty without truth.
     n_contexts : int
+    on_made_contexts : bool
+        Whether nobody measured the contexts: they were made from the model itself.
     notes : tuple of str
     timing : Timing or None
         Load time, memory and latency beside those of FP32; None if the file was not timed.
@@ -88,6 +90,7 @@ class Verification(BaseModel):
     outputs: dict[str, float]
     truth: dict[str, TruthError]
     n_contexts: int
+    on_made_contexts: bool = False
     notes: tuple[str, ...] = ()
     timing: Timing | None = None
 
@@ -139,6 +142,7 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
         outputs=_other_outputs(nominal, ours),
         truth=measure_truth(*compared, nominal.time_after),
         n_contexts=bed.contexts.n_contexts,
+        on_made_contexts=bed.contexts.is_made,
         notes=notes,
     )
 

@@ -52,6 +52,8 @@ class Contexts:
         Notes for the user about how they were read.
     factors : dict of str to float or None
         Maps a variable to what turns a difference in the output's unit into one in the unit of the table.
+    made_seed : int or None
+        Seed of made contexts; None if they are data.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -64,6 +66,12 @@ class Contexts:
     table: str | None = None
     notes: tuple[str, ...] = ()
     factors: dict[str, float] | None = None
+    made_seed: int | None = None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether nobody measured them; see `rollout.made`."""
+        return self.made_seed is not None
 
     @property
     def n_contexts(self) -> int:
