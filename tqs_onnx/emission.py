@@ -24,6 +24,8 @@ from tqs_passes.transforms.shrink_constants import ShrinkConstants
 
 #: Placeholder as long as a digest, so that the skeleton has the size of the file.
 _DIGEST_LENGTH = 64
+#: Where a file's metadata name its plan.
+PLAN_NOTE = "tqs_onnx.plan_sha256"
 #: Maximum number of reasons in one line.
 _MOST_REASONS = 6
 
@@ -31,7 +33,7 @@ _MOST_REASONS = 6
 def metadata_of(source_sha256: str, plan_digest: str) -> dict[str, str]:
     """Return the entries added to the model's metadata."""
     return {
-        "tqs_onnx.plan_sha256": plan_digest,
+        PLAN_NOTE: plan_digest,
         "tqs_onnx.source_sha256": source_sha256,
         "tqs_onnx.version": VERSION,
     }

@@ -212,10 +212,12 @@ def test_the_digest_depends_on_source_and_order_but_not_on_predictions() -> None
     a, b = assignment(), assignment(weight="v")
     assert plan(a, b).digest() != plan(b, a).digest()
     assert plan(source_sha256="cd").digest() != plan().digest()
-    assert (
-        plan(predicted_drift=0.5, warnings=("x",), solver=FACTS, n_bytes=1, profile="exact").digest()
-        == plan().digest()
-    )
+    assert plan(predicted_drift=0.5, warnings=("x",), solver=FACTS, n_bytes=1).digest() == plan().digest()
+
+
+def test_the_digest_depends_on_the_profile_because_the_file_is_judged_by_it() -> None:
+    digests = {plan(profile=profile).digest() for profile in ("fast", "exact", "small")}
+    assert len(digests) == 3
 
 
 def test_weight_bytes_are_summed() -> None:

@@ -502,8 +502,10 @@ def test_forms_that_the_opset_lacks_are_refused(update: dict[str, object]) -> No
 
 def test_given_codes_are_written_instead_of_our_own() -> None:
     lifted, chosen = chosen_for(linear("w"), Tier.INT4)
-    codes = quantize(draws(99, 16, 16), 4, chosen[0].assignment.axis, Grid.SIGNED)
-    plan = plan_of([Candidate(chosen[0].assignment.model_copy(update={"rounding": "gptq"}), {})])
+    a = chosen[0].assignment
+    assert a.grid is not None
+    codes = quantize(draws(99, 16, 16), 4, a.axis, a.grid, half_scales=a.half_scales)
+    plan = plan_of([Candidate(a.model_copy(update={"rounding": "gptq"}), {})])
     out = rewritten(lifted, plan, {"w": codes})
     assert_decodes_to(out, {"w": codes.decode()})
 
@@ -512,3 +514,28 @@ def test_codes_of_another_shape_are_refused() -> None:
     lifted, chosen = chosen_for(linear("w"), Tier.INT4)
     with pytest.raises(InputError, match="codes of shape"):
         rewritten(lifted, plan_of(chosen), {"w": quantize(draws(0, 16, 15), 4, None, Grid.SIGNED)})
+
+
+@pytest.mark.parametrize(
+    ("update", "said"),
+    [
+        ({"tier": Tier.INT3}, "codes of 8 bits, not 3"),
+        ({"tier": Tier.INT4, "grid": Grid.MIDRISE}, "codes of 8 bits, not 4"),
+        ({"axis": 0}, "codes of axis 1 and group 0, not 0 and 0"),
+        ({"axis": None}, "codes of axis 1 and group 0, not None and 0"),
+        ({"form": Form.CAST_MUL, "group": 16}, "codes of axis 1 and group 0, not 1 and 16"),
+        ({"half_scales": False}, "codes of float16 scales"),
+        (
+            {"tier": Tier.FP16, "form": Form.CAST, "grid": None},
+            "codes of 8 bits, although it is stored as FP16",
+        ),
+    ],
+)
+def test_codes_that_are_not_what_the_plan_says_are_refused(update: dict[str, object], said: str) -> None:
+    lifted, chosen = chosen_for(linear("w"), Tier.INT8)
+    changes = {"grid": Grid.SIGNED, "axis": 1, "half_scales": True, "group": 0, "rounding": "qep"}
+    a = chosen[0].assignment.model_copy(update=changes)
+    codes = quantize(draws(99, 16, 16), 8, 1, Grid.SIGNED, half_scales=True)
+    rewritten(lifted, plan_of([Candidate(a, {})]), {"w": codes})
+    with pytest.raises(InputError, match=said):
+        rewritten(lifted, plan_of([Candidate(a.model_copy(update=update), {})]), {"w": codes})

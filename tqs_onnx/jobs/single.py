@@ -18,12 +18,18 @@ from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.results import Allocated, Emitted, Verified
-from tqs_onnx.jobs.run_directory import output_file, refuse_overwriting, run_directory, with_data
+from tqs_onnx.jobs.run_directory import (
+    output_file,
+    refuse_overwriting,
+    removed_on_failure,
+    run_directory,
+    with_data,
+)
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.rounding.codes_file import codes_beside, codes_path, write_codes
+from tqs_onnx.rounding.codes_file import codes_beside, codes_path, require_stated, write_codes
 from tqs_onnx.scoring.estimate import Estimate, estimate
 from tqs_onnx.scoring.measure.store import RESULTS_NAME
 from tqs_onnx.scoring.plan.options import ScoreOptions
@@ -183,7 +189,10 @@ def emit_files(
         plan = read_plan(plan_file)
         stages.require_plan_of(source, plan, str(plan_file))
         require_served(plan, source, target or plan.target)
-        emit(source.lifted, plan, out, codes_beside(plan_file, plan))
+        codes = codes_beside(plan_file, plan)
+        with removed_on_failure(out):
+            emit(source.lifted, plan, out, codes)
+            require_stated(plan, codes, source.lifted, file_facts(out).n_bytes, plan_file)
     return Emitted(out, source.facts.n_bytes, file_facts(out).n_bytes, plan.n_bytes)
 
 
@@ -243,6 +252,7 @@ def _verified(job: VerifyJob, source: Source) -> Verified:
     stages.require_made_of(source, plan, scores, data)
     bed = stages.bed_of(source, data, job.run, scores)
     codes = codes_beside(job.plan, plan)
+    require_stated(plan, codes, source.lifted, file_facts(job.emitted).n_bytes, job.plan)
     subject = Subject(job.source, job.emitted, source.lifted, source.survey, plan, codes)
     verification, gates = stages.verified(subject, bed, data, job.gates, timing=job.timing)
     made = {"plan": job.plan, "scores": job.scores}

@@ -13,7 +13,11 @@ The file is deterministic: the archive holds no timestamps.
 from __future__ import annotations
 
 import hashlib
+import lzma
+import math
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,11 +25,21 @@ import numpy as np
 
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import atomic_file
+from tqs_passes.files.model import Model
+from tqs_passes.files.tensors import tensor_array
 from tqs_passes.grids.grid import Codes, Grid, broadcast_shape, grids_for, round_levels
 from tqs_passes.grids.row_tiers import codes_of_part, parts_of, widths_of, written
+from tqs_passes.plan.assigned import fed_weight
 from tqs_passes.plan.plan import Plan
 
 CODES_NAME = "codes.npz"
+#: What a stated size or error may differ from the real one; a plan's bytes are exact but for padding.
+_SLACK, _SLACK_BYTES = 0.005, 4096
+#: What NumPy and zipfile raise for a damaged archive, a plain .npy file among them.
+_DAMAGE = (
+    *(ValueError, KeyError, IndexError, EOFError, TypeError, AttributeError, OverflowError, MemoryError),
+    *(NotImplementedError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, lzma.LZMAError),
+)
 _GRIDS = (Grid.SIGNED, Grid.MIDRISE)
 
 
@@ -59,6 +73,51 @@ def codes_beside(plan_file: Path, plan: Plan) -> dict[str, Codes]:
     if codes_digest(codes) != plan.codes_sha256:
         raise InputError("the codes belong to another plan", where=str(path), todo="Run tqs allocate again")
     return codes
+
+
+def require_stated(plan: Plan, codes: Mapping[str, Codes], model: Model, n_bytes: int, where: Path) -> None:
+    """Refuse a plan whose numbers are not those of its codes and its file: nothing else would show it.
+
+    Parameters
+    ----------
+    plan : Plan
+    codes : mapping of str to Codes
+    model : Model
+        The lifted source.
+    n_bytes : int
+        Size of the emitted file.
+    where : Path
+        The plan's file, for the error.
+
+    Raises
+    ------
+    InputError
+        The plan states another size, impossible bytes for a weight, or another rounding error than its codes have.
+    """
+    todo = "Run tqs allocate again for this model"
+    if abs(plan.n_bytes - n_bytes) > max(_SLACK_BYTES, _SLACK * n_bytes):
+        raise InputError(
+            f"the plan states {plan.n_bytes} bytes, but the file has {n_bytes}", where=str(where), todo=todo
+        )
+    stored = {t.name: t for t in model.proto.graph.initializer}
+    for a in plan.assignments:
+        packed = 0 if a.same_as is not None else math.prod(a.shape) * a.least_bits // 8
+        if not packed <= a.n_bytes <= plan.n_bytes:
+            raise InputError(
+                f"the plan states {a.n_bytes} bytes for weight {a.label!r}", where=str(where), todo=todo
+            )
+        found = codes.get(a.weight)
+        if found is None or a.weight not in stored:
+            continue
+        values = tensor_array(stored[a.weight], model.folder)
+        error = fed_weight(a, values, found).astype(np.float64) - values.astype(np.float64)
+        energy = float(np.sum(error * error))
+        if not math.isclose(energy, a.error_energy, rel_tol=_SLACK, abs_tol=1e-30):
+            raise InputError(
+                f"the codes of weight {a.label!r} have the rounding error {energy:.4g}, not {a.error_energy:.4g}",
+                where=str(where),
+                todo=todo,
+            )
 
 
 def codes_path(plan_file: Path) -> Path:
@@ -117,7 +176,7 @@ def read_codes(path: Path) -> dict[str, Codes]:
                 )
                 for i, name in enumerate(names)
             }
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except (*_DAMAGE, OSError) as error:
         raise InputError(
             "is not a codes file, or is damaged", where=str(path), todo="Run tqs allocate again"
         ) from error
@@ -135,7 +194,8 @@ def _codes(
     half = scales.dtype == np.float16
     channel = None if axis < 0 else axis
     sound = 1 <= bits <= 8 and levels.dtype == np.int8 and scales.dtype.name in ("float16", "float32")
-    sound = sound and bool(np.isfinite(scales.astype(np.float32)).all())
+    wide = scales.astype(np.float32)
+    sound = sound and bool((np.isfinite(wide) & (wide > 0)).all())
     stored = scales.astype(np.float16) if half else scales.astype(np.float32)
     if rows is None:
         codes = Codes(levels, stored, bits, grid, channel, group=group)

@@ -8,9 +8,12 @@ rolled out. All others are measured (`plan.sweep_plan` → `measure.task` → `w
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from tqs_onnx.rollout.contexts.context_set import contexts_hash
 from tqs_onnx.rollout.session import runtime_version
@@ -20,7 +23,7 @@ from tqs_onnx.scoring.judge import Judged, blank, judge, mean_of, scored, settle
 from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.measure.floors import SessionFloors
 from tqs_onnx.scoring.measure.station import Frame
-from tqs_onnx.scoring.measure.store import Results, StoppedError
+from tqs_onnx.scoring.measure.store import Expected, Results, StoppedError
 from tqs_onnx.scoring.measure.task import Finding, tasks_of
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan, on_trajectory, plan_sweep
@@ -147,11 +150,15 @@ class _Counter:
 
 def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Frame, tuple[Floors, ...]]:
     """Measure what the store lacks; return the facts about the nominal rollout, and the floors of each session."""
-    kept = results.known(r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t))
+    frame = _frame(results.frame(plan.job))
+    keys = (r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t))
+    n_variables = None if frame is None else len(frame.sigma)
+    expected = Expected(plan.contexts.n_contexts, len(plan.horizons), n_variables, plan.spec.rollout.steps)
+    kept = results.known(keys, expected)
     counter.kept(kept)
     tasks = tasks_of(plan, kept, results.floors(plan.job))
-    text = results.frame(plan.job)
-    frame = None if text is None else Frame.model_validate_json(text)
+    if results.n_damaged:
+        _LOG.warning("%s: %d entries are damaged and are measured again", results.path, results.n_damaged)
 
     def keep(found: Finding) -> None:
         if isinstance(found, SessionFloors):
@@ -170,6 +177,16 @@ def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Fram
         _LOG.warning("%s", note)
     floors = results.floors(plan.job)
     return frame, tuple(floors[session] for session in range(plan.n_sessions))
+
+
+def _frame(text: str | None) -> Frame | None:
+    """Return a stored frame, or None if there is none that makes sense."""
+    try:
+        frame = None if text is None else Frame.model_validate_json(text)
+    except ValidationError:
+        return None
+    sound = frame is not None and frame.n_values > 0 and all(0 < s < math.inf for s in frame.sigma.values())
+    return frame if sound else None
 
 
 @contextmanager

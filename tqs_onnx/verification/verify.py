@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from tqs_onnx.emission import PLAN_NOTE
 from tqs_onnx.rollout.engine import Trajectory
 from tqs_onnx.rollout.plausible import out_of_range, without_skill
 from tqs_onnx.rollout.session import Provider
@@ -28,7 +29,7 @@ from tqs_onnx.verification.timing import Timing
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.checker import checker_complaint
-from tqs_passes.files.model import file_facts, load_model
+from tqs_passes.files.model import Model, file_facts, load_model
 from tqs_passes.plan.assigned import fed_weight
 from tqs_passes.plan.plan import Compute
 
@@ -114,7 +115,7 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
     """
     require_runs(subject.plan.compute, bed.provider)
     emitted = load_model(subject.emitted)
-    _require_plan_of(subject)
+    _require_plan_of(subject, emitted)
     notes = _check(subject)
     n_decoded = check_decoding(subject, emitted, bed)
     nominal = bed.roll_file(subject.source)
@@ -172,7 +173,14 @@ def _check(subject: Subject) -> tuple[str, ...]:
     return (f"the ONNX checker rejects the source and the emitted file: {complaint}",)
 
 
-def _require_plan_of(subject: Subject) -> None:
+def _require_plan_of(subject: Subject, emitted: Model) -> None:
+    noted = {entry.key: entry.value for entry in emitted.proto.metadata_props}.get(PLAN_NOTE)
+    if noted is not None and noted != subject.plan.digest():
+        raise InputError(
+            "the file was emitted from another plan, or by another version",
+            where=str(subject.emitted),
+            todo="Emit it again from this plan",
+        )
     stored = {t.name: tuple(t.dims) for t in subject.lifted.proto.graph.initializer}
     for a in subject.plan.assignments:
         if stored.get(a.weight) != a.shape:

@@ -289,7 +289,7 @@ class Plan(_Frozen):
         return self.model_dump_json(indent=2) + "\n"
 
     def digest(self) -> str:
-        """Return the SHA-256 of everything that decides the emitted bytes."""
+        """Return the SHA-256 of everything that decides the emitted bytes, and how the file is judged (its profile)."""
         decisive = [
             [
                 a.weight,
@@ -308,7 +308,15 @@ class Plan(_Frozen):
         ]
         compute = [] if self.compute is None else [[self.compute.dtype, self.compute.blocks]]
         text = json.dumps(
-            [self.source_sha256, self.constants, self.opset, self.codes_sha256, decisive, *compute],
+            [
+                self.source_sha256,
+                self.profile,
+                self.constants,
+                self.opset,
+                self.codes_sha256,
+                decisive,
+                *compute,
+            ],
             separators=(",", ":"),
         )
         return hashlib.sha256(text.encode()).hexdigest()

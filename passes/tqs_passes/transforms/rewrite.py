@@ -63,8 +63,8 @@ def _require(
     reads = {Form.NBITS: ("MatMul", "Gemm"), Form.GATHERED: ("Gather",)}.get(a.form)
     if reads is not None and (reader is None or reader.op_type not in reads):
         raise InputError(f"{what} is not read by one {' or '.join(reads)} alone ({a.form})", todo=todo)
-    if codes is not None and codes.rows != a.rows:
-        raise InputError(f"{what} has codes of other row tiers", todo=todo)
+    if codes is not None and (other := _differing(a, codes)):
+        raise InputError(f"{what} has codes of {other}", todo=todo)
     needs_dq = a.form is Form.DEQUANTIZE and a.axis is not None
     needs = 0 if a.form is Form.KEEP else CAST_OPSET if a.form is Form.CAST else MIN_OPSET
     if needs_dq or (a.tier is Tier.BF16 and a.form is Form.CAST):
@@ -73,6 +73,23 @@ def _require(
         needs = INT4_OPSET
     if opset < needs:
         raise InputError(f"{what} cannot be stored as {a.tier} ({a.form}) at opset {opset}", todo=todo)
+
+
+def _differing(a: Assignment, codes: Codes) -> str:
+    """Return in what the codes of a weight differ from what the plan says about it; empty if in nothing."""
+    if not a.tier.is_integer:
+        return f"{codes.bits} bits, although it is stored as {a.tier}"
+    if codes.rows != a.rows:
+        return "other row tiers"
+    if codes.bits != max(a.widths):
+        return f"{codes.bits} bits, not {max(a.widths)}"
+    if codes.grid is not a.grid:
+        return f"the {codes.grid} grid, not {a.grid}"
+    if (codes.axis, codes.group) != (a.axis, a.group):
+        return f"axis {codes.axis} and group {codes.group}, not {a.axis} and {a.group}"
+    if (codes.scales.dtype.itemsize == 2) != a.half_scales:
+        return f"{codes.scales.dtype} scales"
+    return ""
 
 
 def _with_readings(
@@ -131,7 +148,7 @@ class Rewrite:
         ------
         InputError
             The plan names a weight that the model lacks or that has another shape or data type, or a form that the
-            model's opset lacks; or codes of another shape are given.
+            model's opset lacks; or the codes of a weight differ from what the plan says about it.
         """
         stored = {t.name: t for t in model.proto.graph.initializer}
         changed: list[str] = []

@@ -4,15 +4,21 @@ Each measurement is one row, keyed by the digest of everything that affects it (
 committed before the next rollout starts. SQLite's write-ahead log makes this cheap, and safe if the process is killed
 at any time. Network file systems do not support that log; there a rollback journal is used, and `note` says so.
 
-Floats are stored as their eight bytes, so that they are read back bit for bit.
+Floats are stored as their eight bytes, so that they are read back bit for bit. Every row has a checksum of its values
+and its key. A row that does not match it counts as absent: it is measured again, and `n_damaged` counts it. This finds
+damage and edits by hand, not forgery.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
-from collections.abc import Generator, Iterable
+import struct
+import zlib
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -27,22 +33,61 @@ from tqs_passes.errors import InputError, TqsError
 
 #: Name of the file in a run directory.
 RESULTS_NAME = "sweep.sqlite"
-_FORMAT = 2
+_FORMAT = 3
 _TABLES = """
-CREATE TABLE IF NOT EXISTS job (id TEXT PRIMARY KEY, facts TEXT NOT NULL, frame TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS job (
+  id TEXT PRIMARY KEY, facts TEXT NOT NULL, frame TEXT, checksum INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS measurement (
   id TEXT PRIMARY KEY, job TEXT NOT NULL, contexts INTEGER NOT NULL, energy BLOB NOT NULL, variables BLOB NOT NULL,
-  delta_sq REAL NOT NULL, steps INTEGER NOT NULL, finite INTEGER NOT NULL) WITHOUT ROWID;
+  delta_sq REAL NOT NULL, steps INTEGER NOT NULL, finite INTEGER NOT NULL, checksum INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS session (
   job TEXT NOT NULL, session INTEGER NOT NULL, noise REAL NOT NULL, rounding REAL NOT NULL, at BLOB NOT NULL,
-  PRIMARY KEY (job, session)) WITHOUT ROWID;
+  checksum INTEGER NOT NULL, PRIMARY KEY (job, session)) WITHOUT ROWID;
 """
+#: Numbers of a measurement and of floors, as they enter the checksum.
+_SELECT = "SELECT id, contexts, energy, variables, delta_sq, steps, finite, checksum FROM measurement"
+#: Rows fetched at once; SQLite allows this many parameters everywhere.
+_AT_ONCE = 500
+_FLOAT_BYTES = 8
+_MEASURED, _FLOORS = struct.Struct("<qdqq"), struct.Struct("<qdd")
 
 
 class StoppedError(TqsError):
     """The user stopped scoring; the measurements so far are kept."""
 
     exit_code = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """The sizes and ranges of a job's measurements.
+
+    Parameters
+    ----------
+    contexts, horizons : int
+    variables : int or None
+        None: not known yet.
+    steps : int
+        Model calls of a whole rollout.
+    """
+
+    contexts: int
+    horizons: int
+    variables: int | None
+    steps: int
+
+    def holds(
+        self, contexts: int, energy: bytes, variables: bytes, delta_sq: float, steps: int, finite: int
+    ) -> bool:
+        """Return whether the values of a row are possible."""
+        return (
+            contexts == self.contexts
+            and len(energy) == contexts * self.horizons * _FLOAT_BYTES
+            and self.variables in (None, len(variables) // _FLOAT_BYTES)
+            and 0 <= steps <= self.steps
+            and 0.0 <= delta_sq < math.inf
+            and finite in (0, 1)
+        )
 
 
 class Results:
@@ -62,6 +107,7 @@ class Results:
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.note = ""
+        self.n_damaged = 0
         self._written = False
         self._new = path is not None and not path.exists()
         copied = path is not None and path.exists() and not os.access(path.parent, os.W_OK)
@@ -69,6 +115,7 @@ class Results:
             # autocommit: every statement is its own transaction
             place = ":memory:" if path is None or copied else path
             self._db = sqlite3.connect(place, isolation_level=None, timeout=10.0)
+            self._db.text_factory = _text
         if path is not None and copied:
             self._copy(path)
         try:
@@ -105,7 +152,7 @@ class Results:
     def _choose_journal(self, network: str | None) -> None:
         mode = "none"
         if network is None:
-            with suppress(sqlite3.OperationalError):
+            with self._explained(), suppress(sqlite3.OperationalError):
                 mode = self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode == "wal":
             self._db.execute("PRAGMA synchronous = NORMAL")
@@ -118,62 +165,89 @@ class Results:
     def frame(self, job: str) -> str | None:
         """Return the stored facts about the nominal rollout of a job, or None."""
         with self._explained():
-            row = self._db.execute("SELECT frame FROM job WHERE id = ?", (job,)).fetchone()
-        return None if row is None else row[0]
+            row = self._db.execute("SELECT frame, checksum FROM job WHERE id = ?", (job,)).fetchone()
+        if row is None or self._is_damaged(row[1], lambda: zlib.crc32(f"{job}\0{row[0]}".encode())):
+            return None
+        frame: str = row[0]
+        return frame
 
     def put_frame(self, job: str, facts: str, frame: str) -> None:
         """Store a job: its settings, for readers of the file, and the facts about its nominal rollout."""
+        row = (job, facts, frame, zlib.crc32(f"{job}\0{frame}".encode()))
         with self._explained():
-            self._db.execute("INSERT OR REPLACE INTO job VALUES (?, ?, ?)", (job, facts, frame))
+            self._db.execute("INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?)", row)
 
     def floors(self, job: str) -> dict[int, Floors]:
         """Return the stored floors of a job's sessions."""
         with self._explained():
-            rows = self._db.execute("SELECT session, noise, rounding, at FROM session WHERE job = ?", (job,))
-            return {
-                session: Floors(noise=noise, rounding=rounding, rounding_at=tuple(_floats(at).tolist()))
-                for session, noise, rounding, at in rows
-            }
+            rows = self._db.execute(
+                "SELECT session, noise, rounding, at, checksum FROM session WHERE job = ?", (job,)
+            ).fetchall()
+        return {
+            row[0]: Floors(noise=row[1], rounding=row[2], rounding_at=tuple(_floats(row[3]).tolist()))
+            for row in rows
+            if not self._is_damaged(row[4], lambda row=row: _floors_sum(job, *row[:4]))
+        }
 
     def put_floors(self, job: str, found: SessionFloors) -> None:
-        """Store the floors of a session, unless they are stored already."""
+        """Store the floors of a session, in the place of those stored already."""
         f = found.floors
-        row = (job, found.session, f.noise, f.rounding, _bytes(np.array(f.rounding_at)))
+        values = (found.session, f.noise, f.rounding, _bytes(np.array(f.rounding_at)))
+        row = (job, *values, _floors_sum(job, *values))
         with self._explained():
-            self._db.execute("INSERT OR IGNORE INTO session VALUES (?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT OR REPLACE INTO session VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def get(self, key: str) -> Measurement | None:
-        """Return a measurement, or None."""
+        """Return a measurement; None if it is not stored, or does not match its checksum."""
         with self._explained():
-            row = self._db.execute(
-                "SELECT contexts, energy, variables, delta_sq, steps, finite FROM measurement WHERE id = ?",
-                (key,),
-            ).fetchone()
-        if row is None:
+            row = self._db.execute(f"{_SELECT} WHERE id = ?", (key,)).fetchone()
+        if row is None or self._is_damaged(row[7], lambda: _checksum(key, *row[1:7])):
             return None
-        energy = _floats(row[1]).reshape(row[0], -1)
-        return Measurement(energy, _floats(row[2]), row[3], row[4], bool(row[5]))
+        energy = _floats(row[2]).reshape(row[1], -1)
+        return Measurement(energy, _floats(row[3]), row[4], row[5], bool(row[6]))
 
-    def known(self, keys: Iterable[str]) -> set[str]:
-        """Return those of `keys` that are stored."""
-        with self._explained():
-            kept = {row[0] for row in self._db.execute("SELECT id FROM measurement")}
-        return kept.intersection(keys)
+    def known(self, keys: Iterable[str], expected: Expected | None = None) -> set[str]:
+        """Return those of `keys` that are stored, undamaged, and of the expected sizes."""
+        found: set[str] = set()
+        wanted = list(keys)
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            with self._explained():
+                rows = self._db.execute(
+                    f"{_SELECT} WHERE id IN ({','.join('?' * len(some))})", some
+                ).fetchall()
+            for row in rows:
+                if self._is_damaged(row[7], lambda row=row: _checksum(*row[:7])):
+                    continue
+                if expected is None or expected.holds(*row[1:7]):
+                    found.add(row[0])
+                else:
+                    self.n_damaged += 1
+        return found
 
     def put(self, job: str, found: Iterable[tuple[str, Measurement]]) -> None:
         """Store measurements in one transaction; it is written to the file when this returns."""
-        rows = [
-            (
-                *(key, job, len(m.energy), _bytes(m.energy), _bytes(m.variables)),
-                *(m.delta_sq, m.steps, int(m.finite)),
-            )
-            for key, m in found
-        ]
+        rows: list[tuple[object, ...]] = []
+        for key, m in found:
+            energy, variables = _bytes(m.energy), _bytes(m.variables)
+            values = (len(m.energy), energy, variables, float(m.delta_sq), m.steps, int(m.finite))
+            rows.append((key, job, *values, _checksum(key, *values)))
         with self._explained():
             self._db.execute("BEGIN IMMEDIATE")
-            self._db.executemany("INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany(
+                "INSERT OR REPLACE INTO measurement VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows
+            )
             self._db.execute("COMMIT")
         self._written = True
+
+    def _is_damaged(self, stored: object, computed: Callable[[], int]) -> bool:
+        """Whether a row does not match its checksum; damage also changes the types of values."""
+        try:
+            damaged = computed() != stored
+        except (struct.error, TypeError, ValueError, OverflowError):
+            damaged = True
+        self.n_damaged += damaged
+        return damaged
 
     def __enter__(self) -> Results:
         """Return the store itself."""
@@ -201,11 +275,36 @@ class Results:
                 todo = "Free disk space and run the same command again"
             elif "readonly" in text or "unable to open" in text or "disk I/O" in text:
                 what = f"cannot be written ({text})"
-            elif isinstance(error, sqlite3.DatabaseError) and "not a database" in text:
+            elif "not a database" in text:
                 what, todo = "is not a store of measurements", "Remove it, or choose another `out`"
+            elif "malformed" in text or "corrupt" in text or "too big" in text or "no such" in text:
+                what, todo = f"is damaged ({text})", "Remove it, or choose another `out`"
             elif "locked" in text:
                 what, todo = "is in use by another run", "Wait for it, or choose another `out`"
             raise InputError(what, where=str(self.path), todo=todo) from error
+
+
+def _checksum(
+    key: str, contexts: int, energy: bytes, variables: bytes, delta_sq: float, steps: int, finite: int
+) -> int:
+    """Return the checksum of a measurement.
+
+    Raises
+    ------
+    struct.error, TypeError
+        A value has another type.
+    """
+    numbers = _MEASURED.pack(contexts, delta_sq, steps, finite)
+    return zlib.crc32(b"".join((key.encode(), numbers, energy, variables)))
+
+
+def _floors_sum(job: str, session: int, noise: float, rounding: float, at: bytes) -> int:
+    return zlib.crc32(at, zlib.crc32(_FLOORS.pack(session, noise, rounding), zlib.crc32(job.encode())))
+
+
+def _text(raw: bytes) -> str:
+    """Return stored text; damage must not raise here, but fail the checksum."""
+    return raw.decode("utf-8", "replace")
 
 
 def _bytes(array: NDArray[np.float64]) -> bytes:
