@@ -10,15 +10,21 @@ from pathlib import Path
 from typing import Literal
 
 from tqs_onnx.version import VERSION
+from tqs_passes.encode.fragment import part_name
+from tqs_passes.encode.planes import plane_name
+from tqs_passes.encode.rows import MOST_PLANES
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import Model
 from tqs_passes.files.save import save_model
 from tqs_passes.files.spill import Spill
+from tqs_passes.graph.names import names_in, opset_of
 from tqs_passes.graph_pass import Skip
 from tqs_passes.grids.grid import Codes
 from tqs_passes.pipeline import Pipeline
+from tqs_passes.plan.assigned import target_of
 from tqs_passes.plan.plan import Compute, Plan
+from tqs_passes.survey.bytes_by_kind import BytesByKind, bytes_by_kind
 from tqs_passes.transforms.convert_opset import ConvertOpset
 from tqs_passes.transforms.half_precision.half import HalfCompute
 from tqs_passes.transforms.rewrite import Rewrite
@@ -161,6 +167,27 @@ def prepared_for(model: Model, plan: Plan) -> Model:
     """Return the lifted model as the rewrite of a plan sees it."""
     labels = {a.weight: a.label for a in plan.assignments}
     return prepared(model, labels, plan.constants, plan.opset, plan.compute, slimming_for(plan)).model
+
+
+def kinds_of_file(emitted: Model, lifted: Model, plan: Plan) -> BytesByKind:
+    """Return the bytes of an emitted file by kind."""
+    ready = prepared_for(lifted, plan)
+    names = names_in(ready)
+    weights = frozenset(
+        t.name
+        for t in emitted.proto.graph.initializer
+        if t.name in ready.stored_names(a.weight for a in plan.assignments)
+    )
+    parts: dict[str, str] = {}
+    for index, a in enumerate(plan.assignments):
+        stem = target_of(a, index, opset_of(ready.proto), names).stem
+        parts |= dict.fromkeys((part_name(stem, "scale"), part_name(stem, "order")), "scales")
+        planes = (plane_name(part_name(stem, "quantized"), i) for i in range(MOST_PLANES))
+        parts |= dict.fromkeys(planes, "weights")
+    for tensor in emitted.proto.graph.initializer:
+        if tensor.name.startswith(f"{names.namespace}."):
+            parts.setdefault(tensor.name, "tables")
+    return bytes_by_kind(emitted, weights, parts)
 
 
 def slimming_for(plan: Plan) -> Slimming:

@@ -15,8 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from tqs_onnx.emission import kinds_of_file
 from tqs_onnx.rollout.engine import Trajectory
 from tqs_onnx.rollout.session import Provider
 from tqs_onnx.rollout.testbed import Testbed
@@ -67,6 +68,8 @@ class Verification(BaseModel):
     truth : dict of str to TruthError
         Per variable; empty without truth.
     n_contexts : int
+    bytes_by_kind : dict of str to int
+        Bytes of the emitted file: weights, scales, tables, constants, names and graph.
     notes : tuple of str
     timing : Timing or None
         Load time, memory and latency beside those of FP32; None if the file was not timed.
@@ -87,6 +90,7 @@ class Verification(BaseModel):
     outputs: dict[str, float]
     truth: dict[str, TruthError]
     n_contexts: int
+    bytes_by_kind: dict[str, int] = Field(default_factory=dict[str, int])
     notes: tuple[str, ...] = ()
     timing: Timing | None = None
 
@@ -136,6 +140,7 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
         outputs=_other_outputs(nominal, ours),
         truth=measure_truth(*compared, nominal.time_after),
         n_contexts=bed.contexts.n_contexts,
+        bytes_by_kind=kinds_of_file(emitted, subject.lifted, subject.plan).to_dict(),
         notes=notes,
     )
 
