@@ -142,6 +142,31 @@ def loop() -> Model:
     return model_of(nodes, [info("x", [2, 3])], [info("y", [2, 3])], stored)
 
 
+def states_of_zero() -> Model:
+    """x [b, 3, 4] → GRU whose zero state is computed from the batch size, as exporters write it → y [1, b, 5]."""
+    node = helper.make_node
+    nodes = [
+        node("Transpose", ["x"], ["time_first"], perm=[1, 0, 2]),
+        node("Constant", [], ["one"], value=tensor("junk", np.array(1))),
+        node("Constant", [], ["another_one"], value=tensor("", np.array(1))),
+        node("Constant", [], ["zero"], value_ints=[0]),
+        node("Shape", ["time_first"], ["sizes"]),
+        node("Gather", ["sizes", "one"], ["batch"], axis=0),
+        node("Unsqueeze", ["batch", "zero"], ["batch_1"]),
+        node("Constant", [], ["rest"], value_ints=[5]),
+        node("Constant", [], ["layers"], value_ints=[1]),
+        node("Concat", ["layers", "batch_1", "rest"], ["shape"], axis=0),
+        node("ConstantOfShape", ["shape"], ["h0"], value=tensor("", np.zeros(1, np.float32))),
+        node("GRU", ["time_first", "w", "r", "", "", "h0"], ["all", "last"], hidden_size=5),
+        node("Gather", ["sizes", "another_one"], ["batch_again"], axis=0),
+        node("Unsqueeze", ["batch_again", "zero"], ["batch_again_1"]),
+        node("Concat", ["layers", "batch_again_1", "rest"], ["target"], axis=0),
+        node("Reshape", ["last", "target"], ["y"]),
+    ]
+    stored = [tensor("w", draws(5, 1, 15, 4)), tensor("r", draws(6, 1, 15, 5))]
+    return model_of(nodes, [info("x", ["b", 3, 4])], [info("y", [1, "b", 5])], stored)
+
+
 def run(model: Model | onnx.ModelProto, feeds: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
     """Every output, computed by onnxruntime with one thread and stock optimisation."""
     proto = model.proto if isinstance(model, Model) else model

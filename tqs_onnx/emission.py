@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +10,27 @@ from pathlib import Path
 from typing import Literal
 
 from tqs_onnx.version import VERSION
+from tqs_passes.encode.fragment import part_name
+from tqs_passes.encode.planes import plane_name
+from tqs_passes.encode.rows import MOST_PLANES
 from tqs_passes.errors import InputError
+from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import Model
 from tqs_passes.files.save import save_model
 from tqs_passes.files.spill import Spill
+from tqs_passes.graph.names import names_in, opset_of
 from tqs_passes.graph_pass import Skip
 from tqs_passes.grids.grid import Codes
 from tqs_passes.pipeline import Pipeline
+from tqs_passes.plan.assigned import target_of
 from tqs_passes.plan.plan import Compute, Plan
+from tqs_passes.survey.bytes_by_kind import BytesByKind, bytes_by_kind
 from tqs_passes.transforms.convert_opset import ConvertOpset
 from tqs_passes.transforms.half_precision.half import HalfCompute
 from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
+from tqs_passes.transforms.slim.short_names import ShortNames
+from tqs_passes.transforms.slim.slimming import Slimming, slim_passes
 
 #: Placeholder as long as a digest, so that the skeleton has the size of the file.
 _DIGEST_LENGTH = 64
@@ -49,8 +59,12 @@ def preparation(
     constants: Literal["small", "keep"],
     opset: int | None,
     compute: Compute | None,
+    slimming: Slimming | None = None,
 ) -> Pipeline:
     """Return the passes that prepare a lifted model before its weights are stored; allocation sizes the prepared model.
+
+    Slimming comes before the constants are encoded, whose values it compares; short names come first, so that equal
+    names in two bodies never meet, and again last, for what was made in between.
 
     Parameters
     ----------
@@ -59,15 +73,25 @@ def preparation(
     constants : {"small", "keep"}
     opset : int or None
     compute : Compute or None
+    slimming : Slimming, optional
     """
+    weights, slimming = frozenset(labels), slimming or Slimming()
+    short = ShortNames(weights, slimming.pinned) if slimming.names else None
     return Pipeline.of(
         ConvertOpset(opset) if opset is not None else None,
         HalfCompute(compute.dtype, compute.blocks, labels, deferred=True) if compute is not None else None,
-        ShrinkConstants(frozenset(labels)) if constants == "small" else None,
+        short,
+        *(slim_passes(weights) if slimming.graph else ()),
+        ShrinkConstants(weights) if constants == "small" else None,
+        short,
     )
 
 
-def emission(plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill | None = None) -> Pipeline:
+def emission(
+    plan: Plan,
+    codes: Mapping[str, Codes] | None = None,
+    spill: Spill | None = None,
+) -> Pipeline:
     """Return all passes of emission, in order: the preparation, then the rewrite.
 
     Parameters
@@ -81,7 +105,7 @@ def emission(plan: Plan, codes: Mapping[str, Codes] | None = None, spill: Spill 
     labels = {a.weight: a.label for a in plan.assignments}
     metadata = metadata_of(plan.source_sha256, plan.digest())
     return Pipeline.of(
-        *preparation(labels, plan.constants, plan.opset, plan.compute).passes,
+        *preparation(labels, plan.constants, plan.opset, plan.compute, slimming_for(plan)).passes,
         Rewrite(plan, codes or {}, metadata, VERSION, spill),
     )
 
@@ -113,6 +137,7 @@ def prepared(
     constants: Literal["small", "keep"],
     opset: int | None,
     compute: Compute | None = None,
+    slimming: Slimming | None = None,
 ) -> PreparedModel:
     """Return the lifted model as the rewrite sees it; `preparation` lists the passes.
 
@@ -121,7 +146,7 @@ def prepared(
     InputError
         The model cannot be converted to this opset, or no block can compute in this type.
     """
-    result = preparation(labels, constants, opset, compute).apply(model)
+    result = preparation(labels, constants, opset, compute, slimming).apply(model)
     return PreparedModel(result.model, result.skipped_by(HalfCompute.name))
 
 
@@ -140,8 +165,42 @@ def rewritten(
     return emission(plan, codes, spill).apply(model).model
 
 
+def prepared_for(model: Model, plan: Plan) -> Model:
+    """Return the lifted model as the rewrite of a plan sees it."""
+    labels = {a.weight: a.label for a in plan.assignments}
+    return prepared(model, labels, plan.constants, plan.opset, plan.compute, slimming_for(plan)).model
+
+
+def kinds_of_file(emitted: Model, lifted: Model, plan: Plan) -> BytesByKind:
+    """Return the bytes of an emitted file by kind."""
+    ready = prepared_for(lifted, plan)
+    names = names_in(ready)
+    weights = frozenset(
+        t.name
+        for t in emitted.proto.graph.initializer
+        if t.name in ready.stored_names(a.weight for a in plan.assignments)
+    )
+    parts: dict[str, str] = {}
+    for index, a in enumerate(plan.assignments):
+        stem = target_of(a, index, opset_of(ready.proto), names).stem
+        parts |= dict.fromkeys((part_name(stem, "scale"), part_name(stem, "order")), "scales")
+        planes = (plane_name(part_name(stem, "quantized"), i) for i in range(MOST_PLANES))
+        parts |= dict.fromkeys(planes, "weights")
+    for tensor in emitted.proto.graph.initializer:
+        if tensor.name.startswith(f"{names.namespace}."):
+            parts.setdefault(tensor.name, "tables")
+    return bytes_by_kind(emitted, weights, parts)
+
+
+def slimming_for(plan: Plan) -> Slimming:
+    """Return how a plan slims the graph."""
+    return Slimming(plan.names == "short", plan.graph == "slim", plan.pinned)
+
+
 def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None = None) -> None:
     """Write the emitted file atomically; besides the model itself, only one weight at a time is in memory.
+
+    If its names are short, the map of names is written beside it (see `names_file`).
 
     Parameters
     ----------
@@ -164,4 +223,15 @@ def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None 
             "the folder does not exist", where=str(out.parent), todo="Create it, or choose another `out`"
         )
     with Spill(out.parent) as spill:
-        save_model(rewritten(model, plan, codes, spill), out)
+        written = rewritten(model, plan, codes, spill)
+        save_model(written, out)
+    if written.names:
+        text = json.dumps(dict(sorted(written.names.items())), indent=1, ensure_ascii=False)
+        write_text(names_file(out), text + "\n")
+    else:
+        names_file(out).unlink(missing_ok=True)
+
+
+def names_file(out: Path) -> Path:
+    """Return the path of the map from the short names of an emitted file to the names in its source."""
+    return out.with_name(f"{out.name}.names.json")

@@ -18,7 +18,7 @@ import pytest
 from onnx import helper
 
 import tqs_passes
-from tests.models import block, draws, info, loop, model_of, tensor, two_branches
+from tests.models import NOWHERE, block, draws, info, loop, model_of, states_of_zero, tensor, two_branches
 from tqs_onnx.emission import emission, preparation
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError, PassError
@@ -39,6 +39,8 @@ from tqs_passes.transforms.half_precision.half import HalfCompute
 from tqs_passes.transforms.half_precision.whole import HalfWhole
 from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
+from tqs_passes.transforms.slim.short_names import ShortNames
+from tqs_passes.transforms.slim.slimming import slim_passes
 
 KEBAB = re.compile(r"[a-z]+(-[a-z]+)*")
 
@@ -354,8 +356,20 @@ def applied() -> dict[str, tuple[GraphPass, Model]]:
         (HalfWhole(), lifted),
         (ShrinkConstants(frozenset()), masked),
         (Rewrite(plan, {}, {}, "1"), lifted),
+        (ShortNames(frozenset(labels)), lifted),
+        *((each, wasteful()) for each in slim_passes(frozenset())),
     ]
     return {each.name: (each, model) for each, model in passes}
+
+
+def wasteful() -> Model:
+    """A model with something to do for every pass that slims."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(states_of_zero().proto)
+    proto.graph.node[0].doc_string = "a note"
+    proto.graph.node.add(op_type="Shape", input=["x"], output=["unused"])
+    proto.graph.node.add(op_type="Shape", input=["x"], output=["repeated"])
+    return Model(proto, NOWHERE)
 
 
 @pytest.mark.parametrize("name", [each.name for each in EVERY_PASS])

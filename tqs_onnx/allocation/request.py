@@ -26,6 +26,7 @@ from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving
 from tqs_passes.tier import Tier
 from tqs_passes.transforms.skeleton import skeleton
+from tqs_passes.transforms.slim.slimming import Slimming, slimming_of
 
 
 def request_for(
@@ -44,7 +45,7 @@ def request_for(
         The scores are for another model.
     """
     require_scores_of(source, scores)
-    serving = serving or Serving()
+    serving = settled_serving(source, serving or Serving())
     ready = prepared_source(source, serving)
     return Request(
         menus_of(source, ready, profile, tiers, serving, rounding),
@@ -88,10 +89,20 @@ def require_contexts_of(scores: Scores, spec: RolloutSpec, contexts: Contexts) -
         )
 
 
+def settled_serving(source: Source, serving: Serving) -> Serving:
+    """Return what a file is made for, with the automatic choices made: whether names and graph are slimmed."""
+    found = slimming_of(source.lifted, serving.names, serving.graph)
+    return replace(serving, names="short" if found.names else "keep", graph="slim" if found.graph else "keep")
+
+
 def prepared_source(source: Source, serving: Serving) -> PreparedModel:
     """Return the prepared lifted model of a source (see `emission.prepared`)."""
     labels = {w.name: w.label for w in source.survey.weights}
-    return prepared(source.lifted, labels, serving.constants_as_stored, serving.opset, serving.compute)
+    settled = settled_serving(source, serving)
+    slimming = Slimming(settled.names == "short", settled.graph == "slim", settled.pinned)
+    return prepared(
+        source.lifted, labels, serving.constants_as_stored, serving.opset, serving.compute, slimming
+    )
 
 
 def menus_of(
@@ -119,7 +130,7 @@ def menus_of(
 
 def size_of(source: Source, ready: PreparedModel) -> FileSize:
     """Return the sizes of everything in an emitted file besides its weights; `ready` is the source's prepared model."""
-    names = frozenset(w.name for w in source.survey.weights)
+    names = ready.model.stored_names(w.name for w in source.survey.weights)
     bare = skeleton(ready.model, names, placeholder_metadata(), VERSION)
     # A tensor in an external file will be stored in this file.
     moved = sum(

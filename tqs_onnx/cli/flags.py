@@ -357,6 +357,29 @@ SERVING = (
         switch=True,
     ),
     Flag(
+        "--names",
+        "serving.names",
+        S,
+        "Names of inner values: short (one to three letters, with a map beside the file), keep, or auto: short where "
+        "names exceed 3 % of the file.",
+        click.Choice(["auto", "short", "keep"]),
+    ),
+    Flag(
+        "--keep-name",
+        "serving.pinned",
+        S,
+        "Pattern of inner names that stay, with * and ?; repeat for several.",
+        several=True,
+    ),
+    Flag(
+        "--graph",
+        "serving.graph",
+        S,
+        "The graph besides its weights: slim (equal nodes merged, shapes computed, notes dropped, same outputs bit for "
+        "bit), keep, or auto: slim where it exceeds 3 % of the file.",
+        click.Choice(["auto", "slim", "keep"]),
+    ),
+    Flag(
         "--keep-constants",
         "serving.constants",
         S,

@@ -11,12 +11,13 @@ import cloup
 
 from tqs_onnx.cli.flags import ROLE
 from tqs_onnx.cli.options import FILE, flag_options, json_option
-from tqs_onnx.cli.show import print_json, print_table
+from tqs_onnx.cli.show import kinds_line, print_json, print_table
 from tqs_onnx.inputs.drafting import Draft, draft_text, drafted, questions
 from tqs_onnx.inputs.source import Source, open_source, parse_role
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.graph.random_ops import random_operators
+from tqs_passes.survey.bytes_by_kind import BytesByKind, bytes_by_kind
 from tqs_passes.survey.roles import with_roles
 from tqs_passes.weights import Weight
 
@@ -49,6 +50,7 @@ def command(model: Path, role: tuple[str, ...], write_rollout: Path | None, as_j
     weights = source.survey.weights
     total = sum(w.n_values for w in weights)
     click.echo(f"{model}: {source.facts.n_bytes:,} bytes, {len(weights)} weights of {total:,} values")
+    click.echo(f"  bytes: {kinds_line(_kinds(source).to_dict())}")
     for kind, ports in (("input", source.signature.inputs), ("output", source.signature.outputs)):
         for port in ports:
             click.echo(f"  {kind} {port}")
@@ -83,6 +85,10 @@ def command(model: Path, role: tuple[str, ...], write_rollout: Path | None, as_j
     click.echo(draft_text(found))
 
 
+def _kinds(source: Source) -> BytesByKind:
+    return bytes_by_kind(source.lifted, frozenset(w.name for w in source.survey.weights))
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
@@ -113,6 +119,7 @@ def _document(source: Source, found: Draft) -> dict[str, Any]:
     return {
         "model": str(source.path),
         "bytes": source.facts.n_bytes,
+        "bytes_by_kind": _kinds(source).to_dict(),
         "inputs": [str(p) for p in source.signature.inputs],
         "outputs": [str(p) for p in source.signature.outputs],
         "weights": [

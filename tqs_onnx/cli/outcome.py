@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from tqs_onnx.cli.chart import error_chart
-from tqs_onnx.cli.show import print_table, say
+from tqs_onnx.cli.show import kinds_line, print_table, say
 from tqs_onnx.verification.gates import value_text
 from tqs_onnx.verification.manifest import GateResult
 from tqs_onnx.verification.verdict import verdict
@@ -25,6 +25,7 @@ def show_verification(v: Verification) -> None:
         f"{v.bytes_in:,} → {v.bytes_out:,} bytes: {v.compression:.3f} times smaller "
         f"(weights alone {v.weight_compression:.3f})"
     )
+    click.echo(f"bytes: {kinds_line(v.bytes_by_kind)}")
     made = "made " if v.on_made_contexts else ""
     line = f"drift {v.drift.total:.4g} over {v.n_contexts} {made}contexts (95th percentile {v.drift.p95:.4g})"
     if v.predicted_drift is not None:

@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -90,3 +90,9 @@ def progress(what: str) -> Generator[Tick, None, None]:
             bar.update(task, completed=done, total=total)
 
         yield advance
+
+
+def kinds_line(kinds: Mapping[str, int]) -> str:
+    """Return the bytes of a model by kind, largest first, without kinds that take none."""
+    found = sorted(kinds.items(), key=lambda item: -item[1])
+    return " · ".join(f"{kind} {n:,}" for kind, n in found if n)

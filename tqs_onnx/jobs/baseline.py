@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tqs_onnx.allocation.file_size import file_bytes
-from tqs_onnx.allocation.request import menus_of, note_of_opset, prepared_source, size_of
+from tqs_onnx.allocation.request import menus_of, note_of_opset, prepared_source, settled_serving, size_of
 from tqs_onnx.allocation.servable import require_served
 from tqs_onnx.allocation.uniform_plan import uniform_choices
 from tqs_onnx.inputs.data import Data, DataOptions
@@ -124,6 +124,7 @@ def unscored_uniform_plan(
     if note := note_of_opset(source, serving):
         raise InputError(f"cannot round to {bits} bits: {note}", where=str(source.path))
     serving = replace(serving, groups=(group,)) if group else serving
+    serving = settled_serving(source, serving)
     ready = prepared_source(source, serving)
     tiers = (Tier(f"INT{bits}"), Tier.FP16)
     chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits, group)
@@ -134,6 +135,9 @@ def unscored_uniform_plan(
         constants=serving.constants_as_stored,
         opset=serving.opset,
         compute=serving.compute,
+        names=serving.names_as_stored,
+        graph=serving.graph_as_stored,
+        pinned=serving.pinned,
         assignments=tuple(c.assignment for c in chosen),
         n_bytes=file_bytes(size_of(source, ready), chosen),
         source_bytes=source.facts.n_bytes,

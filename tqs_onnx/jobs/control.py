@@ -15,6 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tqs_onnx.allocation.request import settled_serving
+from tqs_onnx.inputs.source import Source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.baseline import BaselineJob
 from tqs_onnx.jobs.options import BaselineOptions, job_settings
@@ -31,7 +33,12 @@ from tqs_onnx.verification.verdict import verdict_of
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
 from tqs_passes.files.save import save_model
+from tqs_passes.graph_pass import PassResult
+from tqs_passes.pipeline import Pipeline
+from tqs_passes.plan.targets import Serving
 from tqs_passes.transforms.half_precision.whole import HalfWhole
+from tqs_passes.transforms.slim.short_names import ShortNames
+from tqs_passes.transforms.slim.slimming import slim_passes
 
 _LOG = logging.getLogger(__name__)
 #: Maximum number of reasons named in the log.
@@ -147,7 +154,7 @@ def half_control(job: BaselineJob) -> Control:
     emitted, manifest_file = job.out / name, job.out / "control.json"
     refuse_overwriting([*with_data(emitted), manifest_file], [*source.files, *data.files.values()])
     with run_directory(job.out, [name, "control.json"], force=job.force) as begin:
-        half = HalfWhole().apply(source.lifted)
+        half = _half(source, options.serving)
         begin()
         with removed_on_failure(emitted):
             save_model(half.model, emitted)
@@ -169,6 +176,17 @@ def half_control(job: BaselineJob) -> Control:
     for reason, n in Counter(skip.why for skip in half.skipped).most_common(_MOST_REASONS):
         _LOG.info("note: %d nodes or tensors: %s", n, reason)
     return Control(manifest, emitted, manifest_file, time.perf_counter() - start)
+
+
+def _half(source: Source, serving: Serving) -> PassResult:
+    """Return the model in float16, its graph slimmed like that of every other file."""
+    settled = settled_serving(source, serving)
+    weights = frozenset(w.name for w in source.survey.weights)
+    slim = slim_passes(weights) if settled.graph == "slim" else ()
+    half = HalfWhole().apply(Pipeline(slim).apply(source.lifted).model)
+    if settled.names != "short":
+        return half
+    return replace(half, model=ShortNames(weights, settled.pinned).apply(half.model).model)
 
 
 def _measured(bed: Testbed, source: Path, emitted: Path, options: BaselineOptions) -> ControlManifest:

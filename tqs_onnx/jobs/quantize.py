@@ -150,7 +150,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
             write_text(job.out / ROLLOUT_NAME, data.drafted)
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
-        request = Request(offer.menus, scores, offer.size, options.profile, options.serving)
+        request = Request(offer.menus, scores, offer.size, options.profile, offer.serving)
         instruments = instruments_on(bed, data.calibration)
         judging = bed.on(data.evaluation)
         with Results(job.out / RESULTS_NAME) as kept:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tqs_onnx.emission import names_file
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.temporary import claimed
@@ -184,7 +185,7 @@ def _require_writable(out: Path) -> None:
 
 @contextmanager
 def removed_on_failure(emitted: Path) -> Generator[None]:
-    """Remove an emitted file and its external data if the body raises."""
+    """Remove an emitted file, its external data and its map of names if the body raises."""
     try:
         yield
     except BaseException:
@@ -254,9 +255,9 @@ def resolved(path: Path) -> Path:
     return whole
 
 
-def with_data(model: Path) -> tuple[Path, Path]:
-    """Return a model file and the path of its external data, which need not exist."""
-    return model, model.with_name(model.name + ".data")
+def with_data(model: Path) -> tuple[Path, ...]:
+    """Return a model file and the paths of its external data and of its map of names, which need not exist."""
+    return model, model.with_name(model.name + ".data"), names_file(model)
 
 
 def emitted_name(model: Path) -> str:

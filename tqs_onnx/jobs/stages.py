@@ -23,6 +23,7 @@ from tqs_onnx.allocation.request import (
     prepared_source,
     require_contexts_of,
     require_scores_of,
+    settled_serving,
     size_of,
 )
 from tqs_onnx.allocation.servable import require_served
@@ -56,6 +57,7 @@ from tqs_passes.errors import InputError
 from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.candidates import Menu
 from tqs_passes.plan.plan import Plan
+from tqs_passes.plan.targets import Serving
 from tqs_passes.survey.roles import with_roles
 
 _LOG = logging.getLogger(__name__)
@@ -73,11 +75,14 @@ class Offer:
         The bytes of everything in the file besides its weights.
     max_bytes : int
         The budget of the whole file.
+    serving : Serving
+        The serving options with the automatic choices made.
     """
 
     menus: tuple[Menu, ...]
     size: FileSize
     max_bytes: int
+    serving: Serving
 
 
 def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) -> Source:
@@ -146,7 +151,7 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
         No budget is given, the model cannot be prepared as requested, or a rule leaves a weight without a tier.
     """
     options.budget.require()
-    serving = options.serving
+    serving = settled_serving(source, options.serving)
     ready = prepared_source(source, serving)
     menus = menus_of(source, ready, options.profile, options.tiers, serving, options.refine.rounding.free)
     if ready.skipped:
@@ -154,7 +159,7 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
     if lacking := note_of_opset(source, serving):
         _LOG.info("note: %s", lacking)
     size = size_of(source, ready)
-    return Offer(menus, size, options.budget.n_bytes(menus, size))
+    return Offer(menus, size, options.budget.n_bytes(menus, size), serving)
 
 
 def require_room(offered: Offer, source: Source, spec: RolloutSpec, options: QuantizeOptions) -> None:
@@ -310,7 +315,7 @@ def allocated(
     """
     require_scores_of(source, scores)
     offered = offer(source, options)
-    request = Request(offered.menus, scores, offered.size, options.profile, options.serving)
+    request = Request(offered.menus, scores, offered.size, options.profile, offered.serving)
     if data is None:
         plan = _planned_by_scores(request, offered.max_bytes, source, options)
         return Allocated(plan, {}, request)

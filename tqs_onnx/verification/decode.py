@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from tqs_onnx.emission import prepared_for
 from tqs_onnx.rollout.session import Session, SessionOptions, open_session
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verification.subject import Subject
@@ -27,7 +28,7 @@ from tqs_passes.errors import GateError
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.graph.decoding import decoding
-from tqs_passes.graph.readers import sole_readers
+from tqs_passes.graph.readers import readers_in
 from tqs_passes.plan.assigned import reference_weight
 from tqs_passes.plan.plan import Assignment
 
@@ -48,8 +49,11 @@ def check_decoding(subject: Subject, emitted: Model, bed: Testbed) -> int:
     GateError
         A decoded weight differs, or a weight that the plan keeps differs from the source.
     """
-    _check_kept(subject, emitted)
-    probe = _Probe(subject, emitted, bed)
+    plan = subject.plan
+    changed = (plan.names, plan.graph) != ("keep", "keep")
+    ready = prepared_for(subject.lifted, plan) if changed else subject.lifted
+    _check_kept(subject, emitted, ready)
+    probe = _Probe(subject, emitted, bed, ready)
     planned = [a for a in subject.plan.assignments if a.form is not Form.KEEP]
     chunk: list[Assignment] = []
     size = 0
@@ -66,14 +70,15 @@ def check_decoding(subject: Subject, emitted: Model, bed: Testbed) -> int:
     return len(planned)
 
 
-def _check_kept(subject: Subject, emitted: Model) -> None:
+def _check_kept(subject: Subject, emitted: Model, ready: Model) -> None:
     theirs = {t.name: t for t in emitted.proto.graph.initializer}
     ours = {t.name: t for t in subject.lifted.proto.graph.initializer}
     for a in subject.plan.assignments:
         if a.form is not Form.KEEP:
             continue
-        same = a.weight in theirs and _same_bits(
-            tensor_array(theirs[a.weight], emitted.folder),
+        stored = ready.stored_name(a.weight)
+        same = stored in theirs and _same_bits(
+            tensor_array(theirs[stored], emitted.folder),
             reference_weight(a, tensor_array(ours[a.weight], subject.lifted.folder)),
         )
         if not same:
@@ -84,25 +89,26 @@ def _check_kept(subject: Subject, emitted: Model) -> None:
 
 
 class _Probe:
-    """Decodes weights of one file."""
+    """Decodes weights of one file; `ready` is the model whose weights were stored, with the names of the file."""
 
-    def __init__(self, subject: Subject, emitted: Model, bed: Testbed) -> None:
+    def __init__(self, subject: Subject, emitted: Model, bed: Testbed, ready: Model) -> None:
         self._subject, self._emitted, self._bed = subject, emitted, bed
         self._stored = {t.name: t for t in subject.lifted.proto.graph.initializer}
         self._made = {out for node in emitted.proto.graph.node for out in node.output}
-        self._readers = sole_readers(subject.lifted.proto.graph)
+        self._readers = readers_in(ready)
+        self._ready = ready
 
     def check_named(self, chunk: list[Assignment]) -> None:
         """Compare weights that are decoded under their own names."""
         if not chunk:
             return
         for a in chunk:
-            if a.weight not in self._made:
+            if self._ready.stored_name(a.weight) not in self._made:
                 raise self._not_decoded(a)
-        session = self._session(decoding(self._emitted, [a.weight for a in chunk]))
+        session = self._session(decoding(self._emitted, [self._ready.stored_name(a.weight) for a in chunk]))
         decoded = {name: value.numpy() for name, value in session.run({}).items()}
         for a in chunk:
-            self._require_equal(a, decoded[a.weight], self._reference(a))
+            self._require_equal(a, decoded[self._ready.stored_name(a.weight)], self._reference(a))
 
     def check_reader(self, a: Assignment) -> None:
         """Compare a weight that is stored for its reader."""
@@ -112,7 +118,8 @@ class _Probe:
             self._check_gathered(a)
 
     def _check_packed(self, a: Assignment) -> None:
-        node = next((n for n in self._emitted.proto.graph.node if operands(n)[:1] == (a.weight,)), None)
+        packed_name = self._ready.stored_name(a.weight)
+        node = next((n for n in self._emitted.proto.graph.node if operands(n)[:1] == (packed_name,)), None)
         if node is None:
             raise self._not_decoded(a)
         reference = self._reference(a)

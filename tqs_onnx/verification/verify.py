@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from tqs_onnx.emission import PLAN_NOTE
+from tqs_onnx.emission import PLAN_NOTE, kinds_of_file
 from tqs_onnx.rollout.engine import Trajectory
 from tqs_onnx.rollout.plausible import out_of_range, without_skill
 from tqs_onnx.rollout.session import Provider
@@ -71,6 +71,8 @@ class Verification(BaseModel):
     n_contexts : int
     on_made_contexts : bool
         Whether nobody measured the contexts: they were made from the model itself.
+    bytes_by_kind : dict of str to int
+        Bytes of the emitted file: weights, scales, tables, constants, names and graph.
     notes : tuple of str
     timing : Timing or None
         Load time, memory and latency beside those of FP32; None if the file was not timed.
@@ -92,6 +94,7 @@ class Verification(BaseModel):
     truth: dict[str, TruthError]
     n_contexts: int
     on_made_contexts: bool = False
+    bytes_by_kind: dict[str, int] = Field(default_factory=dict[str, int])
     notes: tuple[str, ...] = ()
     timing: Timing | None = None
 
@@ -144,6 +147,7 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
         truth=measure_truth(*compared, nominal.time_after),
         n_contexts=bed.contexts.n_contexts,
         on_made_contexts=bed.contexts.is_made,
+        bytes_by_kind=kinds_of_file(emitted, subject.lifted, subject.plan).to_dict(),
         notes=notes,
     )
 

@@ -133,7 +133,7 @@ def _rows(fragment: Fragment, plane: NDArray[np.uint8], stored: str) -> str:
 
 def _field_table(fragment: Fragment, width: int, opset: int) -> str:
     if opset >= TABLE_OPS_OPSET:
-        return fields_table(fragment, width)
+        return fields_table(fragment, width, opset)
     name = f"{fragment.namespace}.f{width}"
     piece = Fragment(name)
     stored = piece.store(table_values(width, 1, 0).astype(np.uint8), f"{name}.b")

@@ -27,7 +27,8 @@ class Fragment:
     prefix : str
         Short, unique prefix of the intermediate names: each name is written twice, so its length costs bytes.
     namespace : str
-        Prefix of the names of shared pieces; no other name in the graph starts with it.
+        Prefix of the names of shared pieces; no other name in the graph starts with it and a dot. Empty in a model of
+        short names.
     tensors : list of onnx.TensorProto
     nodes : list of onnx.NodeProto
     shared : dict of str to Fragment
@@ -49,6 +50,11 @@ class Fragment:
     reading: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     domain: str = ""
     _count: int = 0
+
+    @property
+    def is_terse(self) -> bool:
+        """Whether the model has short names, so that every byte of the graph counts."""
+        return not self.namespace
 
     def store(self, array: NDArray[np.generic], name: str, data_type: int | None = None) -> str:
         """Store an array under `name` as raw data; `data_type` overrides the type of NumPy's dtype."""
@@ -91,6 +97,24 @@ class Fragment:
             sizes.append(helper.make_opsetid(self.domain, 1).ByteSize())
         gone = 0 if self.reader is None else field_size(self.reader.ByteSize())
         return sum(field_size(n) for n in sizes) - gone
+
+
+#: What the names of stored parts end in after a stem that ends in a dot.
+_TERSE = {"quantized": "Q", "scale": "S", "order": "O"}
+
+
+def part_name(stem: str, end: str) -> str:
+    """Return the name of a stored part of a weight.
+
+    >>> part_name("w", "scale"), part_name("a.", "scale")
+    ('w_scale', 'a.S')
+    """
+    return f"{stem}{_TERSE[end]}" if stem.endswith(".") else f"{stem}_{end}"
+
+
+def node_name(stem: str, end: str) -> str:
+    """Return the name of the node that decodes a weight; none after a stem that ends in a dot."""
+    return "" if stem.endswith(".") else f"{stem}_{end}"
 
 
 def _base36(n: int) -> str:

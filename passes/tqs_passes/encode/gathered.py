@@ -16,8 +16,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from tqs_passes.encode.fragment import Fragment
-from tqs_passes.encode.planes import INT8_ADD_OPSET, affine, lookup_table, pack, plane_widths, stored_shape
+from tqs_passes.encode.fragment import Fragment, part_name
+from tqs_passes.encode.planes import (
+    INT8_ADD_OPSET,
+    affine,
+    lookup_table,
+    pack,
+    plane_name,
+    plane_widths,
+    stored_shape,
+)
 from tqs_passes.grids.grid import Codes
 
 _LANES = 8
@@ -85,7 +93,7 @@ def _levels(
         top = index == len(widths) - 1
         plane = fragment.store(
             pack(unsigned, shift, width).reshape(rows, -1),
-            names[0] if index == 0 else f"{names[1]}_quantized_{index}",
+            names[0] if index == 0 else plane_name(part_name(names[1], "quantized"), index),
         )
         table = lookup_table(fragment, width, gain << shift, lowest if top else 0, opset, int8=use_int8)
         node = reader.name if index == 0 else ""
@@ -101,7 +109,7 @@ def _scale(fragment: Fragment, reading: Fragment, codes: Codes, indices: str, st
     scales: NDArray[np.generic] = codes.scales
     if codes.axis == 1:
         scales = scales.reshape(-1)  # lies along the last axis of any gathered result
-    value = fragment.store(scales, f"{stem}_scale")
+    value = fragment.store(scales, part_name(stem, "scale"))
     if codes.axis == 0:
         value = reading.op("Gather", [value, indices], axis=0)
     if scales.dtype == np.float16:

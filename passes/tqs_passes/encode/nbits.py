@@ -23,8 +23,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from tqs_passes.encode.fragment import Fragment
-from tqs_passes.encode.planes import affine, pack, plane_widths, stored_shape
+from tqs_passes.encode.fragment import Fragment, part_name
+from tqs_passes.encode.planes import affine, pack, plane_name, plane_widths, stored_shape
 from tqs_passes.grids.grid import Codes, Grid
 
 DOMAIN = "com.microsoft"
@@ -102,9 +102,7 @@ def _packed(fragment: Fragment, codes: Codes, shape: tuple[int, int, int], name:
     total, shift = "", 0
     for index, width in enumerate(widths):
         top = index == len(widths) - 1
-        plane = fragment.store(
-            pack(unsigned, shift, width), f"{stem}_quantized" if not index else f"{stem}_quantized_{index}"
-        )
+        plane = fragment.store(pack(unsigned, shift, width), plane_name(part_name(stem, "quantized"), index))
         table = _nibble_table(
             fragment, width, gain << shift, lowest + _ZERO if top else 0, int8=len(widths) == 1
         )
@@ -143,7 +141,7 @@ def _scales(
 ) -> str:
     """Append the nodes that repeat one scale per column for its blocks: float32 ``[n · blocks]``."""
     column = scales.reshape(-1, 1) if scales.size > 1 else scales.reshape(1, 1)
-    value = fragment.store(column, f"{stem}_scale")
+    value = fragment.store(column, part_name(stem, "scale"))
     if column.dtype == np.float16:
         value = fragment.op("Cast", [value], to=int(onnx.TensorProto.FLOAT))
     if column.size != n * blocks:

@@ -20,8 +20,10 @@ from dataclasses import replace
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from tqs_passes.encode.fragment import Fragment
+from tqs_passes.files.tensors import shortest
 from tqs_passes.grids.grid import Codes, Grid
 
 #: Lowest opset at which the planes encoding runs.
@@ -30,6 +32,7 @@ TABLE_OPS_OPSET = 10  # Mod
 INT8_ADD_OPSET = 14
 _BLOCK_VALUES = 1 << 18
 _SLICE_INPUT_OPSET = 10
+_RANGE_OPSET = 11
 
 
 def plane_widths(bits: int) -> tuple[int, ...]:
@@ -184,7 +187,7 @@ def stored_shape(fragment: Fragment, shape: tuple[int, ...]) -> str:
     """Share the int64 tensor that holds a shape; return its name."""
     name = f"{fragment.namespace}.s" + "x".join(str(d) for d in shape)
     piece = Fragment(name)
-    piece.store(np.array(shape, np.int64), name)
+    piece.tensors.append(_whole(fragment, np.array(shape, np.int64), name))
     fragment.share(name, piece)
     return name
 
@@ -205,7 +208,7 @@ def lookup_table(fragment: Fragment, width: int, gain: int, offset: int, opset: 
         piece.store(table_values(width, gain, offset).astype(np.int8 if int8 else np.float32), name)
         fragment.share(name, piece)
         return name
-    fields = fields_table(fragment, width)
+    fields = fields_table(fragment, width, opset)
     value = fields
     if gain != 1:
         value = piece.op("Mul", [value, stored_scalar(fragment, gain)])
@@ -217,30 +220,41 @@ def lookup_table(fragment: Fragment, width: int, gain: int, offset: int, opset: 
     return name
 
 
-def fields_table(fragment: Fragment, width: int) -> str:
+def fields_table(fragment: Fragment, width: int, opset: int) -> str:
     """Share the plain fields ``[256, 8/width]``, int32, computed from a ramp 0 … 255, and return their name.
 
     Needs opset `TABLE_OPS_OPSET`.
     """
     space = fragment.namespace
-    ramp = Fragment(f"{space}.r.")
-    ramp.store(np.arange(256, dtype=np.uint8)[:, None], f"{space}.b")
-    ramp.op("Cast", [f"{space}.b"], output=f"{space}.r", to=int(onnx.TensorProto.INT32))
+    ramp = Fragment(f"{space}.r.", space)
+    if fragment.is_terse and opset >= _RANGE_OPSET:
+        bounds = [stored_scalar(ramp, v) for v in (0, 256, 1)]
+        ramp.op("Reshape", [ramp.op("Range", bounds), stored_shape(ramp, (256, 1))], output=f"{space}.r")
+    else:
+        ramp.store(np.arange(256, dtype=np.uint8)[:, None], f"{space}.b")
+        ramp.op("Cast", [f"{space}.b"], output=f"{space}.r", to=int(onnx.TensorProto.INT32))
     fragment.share(f"{space}.r", ramp)
     name = f"{space}.f{width}"
     piece = Fragment(name + ".")
     divisors = [1 << (8 - width * (lane + 1)) for lane in range(8 // width)]
-    piece.store(np.array(divisors, np.int32), name + ".d")
+    piece.tensors.append(_whole(fragment, np.array(divisors, np.int32), name + ".d"))
     quotient = piece.op("Div", [f"{space}.r", name + ".d"])
     piece.op("Mod", [quotient, stored_scalar(fragment, 1 << width)], output=name)
     fragment.share(name, piece)
     return name
 
 
+def _whole(fragment: Fragment, values: NDArray[np.generic], name: str) -> onnx.TensorProto:
+    """Return a tensor of integers: raw data, or the shortest form where the fragment's names are short too."""
+    if fragment.is_terse:
+        return shortest(values, name)
+    return numpy_helper.from_array(values, name)
+
+
 def stored_scalar(fragment: Fragment, value: int) -> str:
     """Share the int32 scalar `value`; return its name."""
     name = f"{fragment.namespace}.i{value}"
     piece = Fragment(name)
-    piece.store(np.array(value, np.int32), name)
+    piece.tensors.append(_whole(fragment, np.array(value, np.int32), name))
     fragment.share(name, piece)
     return name

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import onnx
 
-from tqs_passes.encode.fragment import Fragment
+from tqs_passes.encode.fragment import Fragment, part_name
 from tqs_passes.encode.planes import decode_levels, plane_widths
 from tqs_passes.grids.grid import Codes
 from tqs_passes.grids.row_tiers import MOST_WIDTHS, codes_of_part, order_of, parts_of
@@ -45,11 +45,16 @@ def decode_rows(codes: Codes, fragment: Fragment, stem: str, opset: int) -> str:
     first = 0
     for part in parts:
         levels, is_int8 = decode_levels(
-            codes_of_part(codes, part), fragment, f"{stem}_quantized", opset, first=first, shape=shape
+            codes_of_part(codes, part),
+            fragment,
+            part_name(stem, "quantized"),
+            opset,
+            first=first,
+            shape=shape,
         )
         names.append(levels if is_int8 else fragment.op("Cast", [levels], to=int(onnx.TensorProto.INT8)))
         first += max(1, len(plane_widths(part.bits)))
     together = fragment.op("Concat", names, axis=axis)
-    order = fragment.store(order_of(parts), f"{stem}_order")
+    order = fragment.store(order_of(parts), part_name(stem, "order"))
     index = fragment.op("Cast", [order], to=int(onnx.TensorProto.INT32))
     return fragment.op("Gather", [together, index], axis=axis)

@@ -27,7 +27,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from tqs_passes.encode.fragment import Fragment
+from tqs_passes.encode.fragment import Fragment, node_name, part_name
 from tqs_passes.encode.gathered import encode_gathered
 from tqs_passes.encode.native import native_levels
 from tqs_passes.encode.nbits import encode_nbits
@@ -106,9 +106,13 @@ class Target:
 
 def stem_names(stem: str) -> tuple[str, ...]:
     """Return every name of a tensor or node that a fragment may derive from a stem."""
-    ends = ("scale", "order", "DequantizeLinear", "Cast")
-    planes = (plane_name(f"{stem}_quantized", i) for i in range(MOST_PLANES))
-    return (*planes, *(f"{stem}_{end}" for end in ends))
+    ends = ("DequantizeLinear", "Cast")
+    planes = (plane_name(part_name(stem, "quantized"), i) for i in range(MOST_PLANES))
+    return (
+        *planes,
+        *(part_name(stem, end) for end in ("scale", "order")),
+        *(f"{stem}_{end}" for end in ends),
+    )
 
 
 def encode_kept(target: Target, values: NDArray[np.generic]) -> Fragment:
@@ -123,14 +127,18 @@ def encode_kept(target: Target, values: NDArray[np.generic]) -> Fragment:
 def encode_cast(target: Target, values: NDArray[np.generic], tier: Tier) -> Fragment:
     """Return the fragment that stores `values` as a narrower float type and casts it back."""
     fragment = Fragment(target.prefix, target.namespace)
-    stored = f"{target.stem}_quantized"
+    stored = part_name(target.stem, "quantized")
     if tier is Tier.BF16:
         bits = np.asarray(values).astype(ml_dtypes.bfloat16).view(np.uint16)
         fragment.store(bits, stored, onnx.TensorProto.BFLOAT16)
     else:
         fragment.store(np.asarray(values).astype(_CAST_DTYPES[tier]), stored)
     fragment.op(
-        "Cast", [stored], output=target.name, name=f"{target.stem}_Cast", to=tensor_type(target.dtype)
+        "Cast",
+        [stored],
+        output=target.name,
+        name=node_name(target.stem, "Cast"),
+        to=tensor_type(target.dtype),
     )
     return fragment
 
@@ -152,14 +160,16 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     if target.reader is not None and form is Form.GATHERED:
         return encode_gathered(fragment, codes, target.reader, name, stem, target.opset)
     if encoding is Encoding.NATIVE:
-        levels, is_int8 = native_levels(codes, fragment, f"{stem}_quantized"), True
+        levels, is_int8 = native_levels(codes, fragment, part_name(stem, "quantized")), True
     elif codes.rows:
         levels, is_int8 = decode_rows(codes, fragment, stem, target.opset), True
     else:
-        levels, is_int8 = decode_levels(_in_groups(codes), fragment, f"{stem}_quantized", target.opset)
+        levels, is_int8 = decode_levels(
+            _in_groups(codes), fragment, part_name(stem, "quantized"), target.opset
+        )
     direct = target.dtype == "float32"
     last = name if direct else ""
-    node = f"{stem}_DequantizeLinear"
+    node = node_name(stem, "DequantizeLinear")
     if form is Form.DEQUANTIZE:
         if not is_int8:  # before opset 14 the sums are float32
             levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.INT8))
@@ -191,7 +201,7 @@ def _in_groups(codes: Codes) -> Codes:
 
 
 def _stored_scale(fragment: Fragment, stem: str, scales: NDArray[np.float16] | NDArray[np.float32]) -> str:
-    stored = fragment.store(scales, f"{stem}_scale")
+    stored = fragment.store(scales, part_name(stem, "scale"))
     if scales.dtype == np.float16:
         return fragment.op("Cast", [stored], to=int(onnx.TensorProto.FLOAT))
     return stored

@@ -7,7 +7,7 @@ bytes; `tensor_array` reads them through a memory map.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,12 +47,26 @@ class Model:
     deferred : mapping of str to str
         Maps a stored tensor to the type with which its readers already compute, when it has another type: the model
         is valid only after a later pass has stored these tensors in that type.
+    names : mapping of str to str
+        Maps every short name to the name that it replaced in the lifted model; empty if the names are as they were.
+    stored : mapping of str to str
+        Maps stored tensors of the lifted model to their names in this model, where these differ.
     """
 
     proto: onnx.ModelProto
     folder: Path
     spill: Spill | None = None
     deferred: Mapping[str, str] = field(default_factory=dict[str, str])
+    names: Mapping[str, str] = field(default_factory=dict[str, str])
+    stored: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def stored_name(self, name: str) -> str:
+        """Return the name under which this model stores a tensor of the lifted model."""
+        return self.stored.get(name, name)
+
+    def stored_names(self, names: Iterable[str]) -> frozenset[str]:
+        """Return the names under which this model stores tensors of the lifted model."""
+        return frozenset(map(self.stored_name, names))
 
 
 @dataclass(frozen=True, slots=True)

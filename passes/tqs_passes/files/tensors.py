@@ -65,6 +65,28 @@ def _attribute_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
         yield from attribute.tensors
 
 
+#: Fields that hold integers as lists, by element type.
+_LISTS: dict[int, str] = {
+    onnx.TensorProto.INT64: "int64_data",
+    onnx.TensorProto.INT32: "int32_data",
+    onnx.TensorProto.BOOL: "int32_data",
+}
+
+
+def shortest(values: NDArray[np.generic], name: str) -> onnx.TensorProto:
+    """Return a tensor of these values in the form of fewest bytes.
+
+    Protobuf writes an integer of a list in 1 to 10 bytes, and of raw data in the bytes of its type.
+    """
+    raw = numpy_helper.from_array(np.ascontiguousarray(values).reshape(values.shape), name)
+    field = _LISTS.get(raw.data_type)
+    if field is None:
+        return raw
+    listed = onnx.TensorProto(name=name, data_type=raw.data_type, dims=values.shape)
+    getattr(listed, field).extend(int(v) for v in values.reshape(-1))
+    return listed if listed.ByteSize() < raw.ByteSize() else raw
+
+
 def external_location(tensor: onnx.TensorProto) -> tuple[str, int, int | None]:
     """Return (location, offset in bytes, length in bytes or None) of a tensor stored externally."""
     fields = {entry.key: entry.value for entry in tensor.external_data}

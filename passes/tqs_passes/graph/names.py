@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import onnx
 
+from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import iter_graphs
 from tqs_passes.graph.scope import defined_names
 
@@ -24,11 +26,17 @@ class Names:
     taken : frozenset of str
         Every name of a tensor or node in the graph and its bodies.
     namespace : str
-        A prefix that no name starts with: `tqs`, else `tqs2`, `tqs3` and so on.
+        A prefix that no name starts with: `tqs`, else `tqs2`, `tqs3` and so on; empty in a model of short names.
+    stored : mapping of str to str
+        See `Model.stored`.
+    terse : bool
+        The model has short names, so that new ones are short as well.
     """
 
     taken: frozenset[str]
     namespace: str
+    stored: Mapping[str, str] = field(default_factory=dict[str, str])
+    terse: bool = False
 
 
 def names_of(proto: onnx.ModelProto) -> Names:
@@ -44,3 +52,12 @@ def names_of(proto: onnx.ModelProto) -> Names:
         count += 1
         space = f"tqs{count}"
     return Names(frozenset(taken), space)
+
+
+def names_in(model: Model) -> Names:
+    """Collect the names of a model that may have short names (see `tqs_passes.transforms.slim.short_names`)."""
+    found = names_of(model.proto)
+    if not model.names:
+        return found
+    free = not any(name.startswith(".") for name in found.taken)
+    return Names(found.taken, "" if free else found.namespace, model.stored, terse=True)

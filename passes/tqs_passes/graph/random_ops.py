@@ -6,7 +6,8 @@ import onnx
 
 from tqs_passes.files.tensors import iter_nodes
 
-_RANDOM = frozenset(
+#: Operators of ONNX that draw random numbers.
+RANDOM = frozenset(
     ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
 )
 
@@ -16,5 +17,5 @@ def random_operators(proto: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(
         f"{n.op_type} {n.name!r}"
         for n in iter_nodes(proto)
-        if n.op_type in _RANDOM and n.domain in ("", "ai.onnx")
+        if n.op_type in RANDOM and n.domain in ("", "ai.onnx")
     )

@@ -13,6 +13,7 @@ from enum import StrEnum
 import onnx
 
 from tqs_passes.files.debug_notes import bare
+from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import iter_graphs
 from tqs_passes.weights import Weight
 
@@ -49,6 +50,13 @@ def sole_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
             if name in stored and uses[name] == 1 and len(node.output) == 1:
                 found[name] = bare(node)
     return found
+
+
+def readers_in(model: Model) -> dict[str, onnx.NodeProto]:
+    """Return `sole_readers` of a model, by the names that the lifted model gives the stored tensors."""
+    found = sole_readers(model.proto.graph)
+    before = {now: old for old, now in model.stored.items()}
+    return {before.get(name, name): node for name, node in found.items()}
 
 
 def way_of(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> Way:

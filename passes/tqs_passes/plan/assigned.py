@@ -31,9 +31,14 @@ def target_of(
 ) -> Target:
     """Return the target of an assignment's fragment; `index` is its place in the plan, `reader` its only reader.
 
-    Its names start with the weight's name, or with ``<namespace>.<index>`` when the model already has such names.
+    Its names start with the weight's name, or with ``<namespace>.<index>`` when the model already has such names. In a
+    model of short names they start with the weight's short name and a dot, which no other name does.
     """
-    weight, prefix = assignment.weight, f"{names.namespace}.{index}"
+    weight = names.stored.get(assignment.weight, assignment.weight)
+    if names.terse:
+        own = f"{weight}."
+        return Target(weight, assignment.dtype, opset, own, names.namespace, own, reader)
+    prefix = f"{names.namespace}.{index}"
     stem = weight if names.taken.isdisjoint(stem_names(weight)) else prefix
     return Target(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem, reader)
 

@@ -32,8 +32,8 @@ from tqs_passes.files.debug_notes import kept_size
 from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.files.wire import field_size
-from tqs_passes.graph.names import Names, names_of, opset_of
-from tqs_passes.graph.readers import sole_readers
+from tqs_passes.graph.names import Names, names_in, opset_of
+from tqs_passes.graph.readers import readers_in
 from tqs_passes.grids.grid import Codes, broadcast_shape
 from tqs_passes.grids.rounding_error import Pricer
 from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding
@@ -110,8 +110,8 @@ def kitchen_of(
 ) -> Kitchen:
     """Collect what the candidates of a lifted model depend on."""
     opset, serving = opset_of(model.proto), serving or Serving()
-    setting = Setting(profile, opset, sole_readers(model.proto.graph), serving)
-    return Kitchen(model, opset, names_of(model.proto), setting, serving, rounding)
+    setting = Setting(profile, opset, readers_in(model), serving)
+    return Kitchen(model, opset, names_in(model), setting, serving, rounding)
 
 
 def menus(
@@ -134,7 +134,14 @@ def menus(
     stored = {t.name: t for t in kitchen.model.proto.graph.initializer}
     only = exceptions or {}
     return tuple(
-        _menu(kitchen, weight, stored[weight.name], index, tiers, only.get(weight.name))
+        _menu(
+            kitchen,
+            weight,
+            stored[kitchen.model.stored_name(weight.name)],
+            index,
+            tiers,
+            only.get(weight.name),
+        )
         for index, weight in enumerate(weights)
     )
 

@@ -250,6 +250,12 @@ class Plan(_Frozen):
         The model is converted to this opset; None: it keeps its opset.
     compute : Compute or None
         Blocks that compute with 16-bit floats; None: no block does.
+    names : str
+        `short`: inner values have names of one to three letters; `keep`: they keep their names.
+    graph : str
+        `slim`: the graph itself is made smaller, losslessly; `keep`: it is unchanged.
+    pinned : tuple of str
+        Patterns of names that stay.
     solver : SolverFacts or None
     warnings : tuple of str
     """
@@ -267,6 +273,9 @@ class Plan(_Frozen):
     constants: Literal["small", "keep"] = "keep"
     opset: int | None = None
     compute: Compute | None = None
+    names: Literal["short", "keep"] = "keep"
+    graph: Literal["slim", "keep"] = "keep"
+    pinned: tuple[str, ...] = ()
     solver: SolverFacts | None = None
     warnings: tuple[str, ...] = ()
 
@@ -306,7 +315,9 @@ class Plan(_Frozen):
             ]
             for a in self.assignments
         ]
-        compute = [] if self.compute is None else [[self.compute.dtype, self.compute.blocks]]
+        rest: list[object] = [] if self.compute is None else [[self.compute.dtype, self.compute.blocks]]
+        if (self.names, self.graph, self.pinned) != ("keep", "keep", ()):
+            rest.append([self.names, self.graph, self.pinned])
         text = json.dumps(
             [
                 self.source_sha256,
@@ -315,7 +326,7 @@ class Plan(_Frozen):
                 self.opset,
                 self.codes_sha256,
                 decisive,
-                *compute,
+                *rest,
             ],
             separators=(",", ":"),
         )

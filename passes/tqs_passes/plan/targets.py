@@ -65,6 +65,13 @@ class Serving:
         Blocks that compute with 16-bit floats.
     rows : bool
         Offer row tiers: channels of one weight at different widths.
+    names : {"auto", "short", "keep"}
+        Whether inner names become short (`tqs_passes.transforms.slim.short_names`); auto: where they exceed 3 % of the
+        file.
+    graph : {"auto", "slim", "keep"}
+        Whether the graph itself is made smaller (`tqs_passes.transforms.slim`); auto: where it exceeds 3 % of the file.
+    pinned : tuple of str
+        Patterns of inner names to keep.
     groups : tuple of int
         Also offer matrices with one scale for each group of so many values of a channel.
 
@@ -82,6 +89,9 @@ class Serving:
     standard_ops: bool = False
     rows: bool = True
     groups: tuple[int, ...] = ()
+    names: Literal["auto", "short", "keep"] = "auto"
+    graph: Literal["auto", "slim", "keep"] = "auto"
+    pinned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a compute precision that the target does not support."""
@@ -96,6 +106,16 @@ class Serving:
     def constants_as_stored(self) -> Literal["small", "keep"]:
         """`constants` as it takes effect: TensorRT has no uint8 tensors for look-up tables."""
         return "keep" if self.target is ServingTarget.TENSORRT else self.constants
+
+    @property
+    def names_as_stored(self) -> Literal["short", "keep"]:
+        """`names` once the automatic choice is made; names are kept as long as it is not."""
+        return "short" if self.names == "short" else "keep"
+
+    @property
+    def graph_as_stored(self) -> Literal["slim", "keep"]:
+        """`graph` once the automatic choice is made; the graph is kept as long as it is not."""
+        return "slim" if self.graph == "slim" else "keep"
 
     @property
     def stored_as(self) -> Encoding:

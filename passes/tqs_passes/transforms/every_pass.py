@@ -12,6 +12,13 @@ from tqs_passes.transforms.half_precision.half import HalfCompute
 from tqs_passes.transforms.half_precision.whole import HalfWhole
 from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
+from tqs_passes.transforms.slim.notes import DropNotes
+from tqs_passes.transforms.slim.repeats import MergeRepeats
+from tqs_passes.transforms.slim.short_names import ShortNames
+from tqs_passes.transforms.slim.static import FoldStatic
+from tqs_passes.transforms.slim.storage import StoreCompactly
+from tqs_passes.transforms.slim.unused import DropUnused
+from tqs_passes.transforms.slim.zero_states import DropZeroStates
 
 EVERY_PASS: tuple[type[GraphPass], ...] = (
     Lift,
@@ -21,6 +28,13 @@ EVERY_PASS: tuple[type[GraphPass], ...] = (
     ConvertOpset,
     HalfCompute,
     HalfWhole,
+    ShortNames,
+    StoreCompactly,
+    MergeRepeats,
+    FoldStatic,
+    DropZeroStates,
+    DropUnused,
+    DropNotes,
     ShrinkConstants,
     Rewrite,
 )

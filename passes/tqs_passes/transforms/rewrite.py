@@ -14,7 +14,7 @@ file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx
@@ -34,8 +34,8 @@ from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model
 from tqs_passes.files.spill import Spill
 from tqs_passes.files.tensors import tensor_array
-from tqs_passes.graph.names import names_of, opset_of
-from tqs_passes.graph.readers import sole_readers
+from tqs_passes.graph.names import names_in, opset_of
+from tqs_passes.graph.readers import readers_in
 from tqs_passes.graph_pass import PassResult, Skip
 from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.assigned import fragment_of, target_of
@@ -153,22 +153,23 @@ class Rewrite:
         stored = {t.name: t for t in model.proto.graph.initializer}
         changed: list[str] = []
         skipped: list[Skip] = []
-        planned = frozenset(
+        planned = model.stored_names(
             a.weight for a in self.plan.assignments if a.form is not Form.KEEP or a.weight in model.deferred
         )
-        opset, readers = opset_of(model.proto), sole_readers(model.proto.graph)
+        opset, readers = opset_of(model.proto), readers_in(model)
         for a in self.plan.assignments:
             computed, reader = model.deferred.get(a.weight), readers.get(a.weight)
-            _require(a, stored.get(a.weight), self.codes.get(a.weight), opset, computed, reader)
+            tensor = stored.get(model.stored_name(a.weight))
+            _require(a, tensor, self.codes.get(a.weight), opset, computed, reader)
         proto = skeleton(model, planned, self.metadata, self.version)
-        names = names_of(model.proto)
+        names = names_in(model)
         shared: dict[str, Fragment] = {}
         fragments: list[Fragment] = []
         for index, a in enumerate(self.plan.assignments):
             if a.form is Form.KEEP and a.weight not in model.deferred:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue
-            values = tensor_array(stored[a.weight], model.folder)
+            values = tensor_array(stored[model.stored_name(a.weight)], model.folder)
             target = target_of(a, index, opset, names, readers.get(a.weight))
             fragment = fragment_of(a, target, values, self.codes.get(a.weight))
             for key, piece in fragment.shared.items():
@@ -184,4 +185,5 @@ class Rewrite:
             proto.graph.node.extend(piece.nodes)
             piece.tensors.clear()  # the graph holds a copy; keep only one in memory
         proto.graph.node.extend(nodes)
-        return PassResult(Model(proto, model.folder, self.spill), tuple(changed), tuple(skipped))
+        out = replace(model, proto=proto, spill=self.spill, deferred={})
+        return PassResult(out, tuple(changed), tuple(skipped))

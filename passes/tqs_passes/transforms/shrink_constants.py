@@ -30,7 +30,7 @@ from tqs_passes.files.model import Model, without_initializers
 from tqs_passes.files.tensors import iter_graphs, tensor_array, tensor_n_bytes
 from tqs_passes.files.wire import field_size
 from tqs_passes.graph.content import digest
-from tqs_passes.graph.names import Names, names_of, opset_of
+from tqs_passes.graph.names import Names, names_in, opset_of
 from tqs_passes.graph_pass import PassResult, Skip
 
 #: Smaller tensors are left alone: shapes and axes, whose values runtimes read at load.
@@ -67,8 +67,8 @@ class ShrinkConstants:
         """Return the model with its constants encoded, or the model itself if nothing is saved."""
         if opset_of(model.proto) < MIN_OPSET:
             return PassResult(model, (), (Skip("constants", f"the opset is below {MIN_OPSET}"),))
-        work = _Work(model, names_of(model.proto), _foreign_reads(model.proto))
-        for position, tensor in _constants(model.proto, self.weights):
+        work = _Work(model, names_in(model), _foreign_reads(model.proto))
+        for position, tensor in _constants(model.proto, model.stored_names(self.weights)):
             work.consider(position, tensor)
         if not work.fragments:
             return PassResult(model, (), tuple(work.skipped))

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import onnx
 
-#: Operators that the runtime ignores in this match, or removes.
-_BETWEEN = frozenset({"Cast", "Identity"})
+#: Operators that the runtime ignores in this match, removes, or moves the Transpose behind.
+_BETWEEN = frozenset({"Cast", "Identity", "Slice"})
 
 
 def fused_transposes(graph: onnx.GraphProto) -> frozenset[str]:
