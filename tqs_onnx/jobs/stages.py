@@ -50,6 +50,7 @@ from tqs_onnx.verification.gates import needs_timing, parse_gate
 from tqs_onnx.verification.manifest import GateResult, Manifest, licence_of
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.timing import measure_timing
+from tqs_onnx.verification.traces import Tracer
 from tqs_onnx.verification.verify import Verification, require_runs, verify
 from tqs_passes.errors import InputError
 from tqs_passes.grids.grid import Codes
@@ -77,6 +78,22 @@ class Offer:
     menus: tuple[Menu, ...]
     size: FileSize
     max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """Forecasts that a verification keeps.
+
+    Parameters
+    ----------
+    path : Path
+        The `.npz` to write.
+    wanted : int or None
+        Number of contexts; see `Tracer`.
+    """
+
+    path: Path
+    wanted: int | None = None
 
 
 def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) -> Source:
@@ -364,7 +381,13 @@ def require_plan_of(source: Source, plan: Plan, where: str = "") -> None:
 
 
 def verified(
-    subject: Subject, bed: Testbed, data: Data, gates: Sequence[str], *, timing: bool = False
+    subject: Subject,
+    bed: Testbed,
+    data: Data,
+    gates: Sequence[str],
+    *,
+    traces: Traces | None = None,
+    timing: bool = False,
 ) -> tuple[Verification, tuple[GateResult, ...]]:
     """Roll the file out under stock server options, and check its gates.
 
@@ -375,6 +398,8 @@ def verified(
         Testbed of the source, with the σ of the scores; the evaluation contexts replace its contexts.
     data : Data
     gates : sequence of str
+    traces : Traces, optional
+        Which forecasts to keep, and where.
     timing : bool
         Time the file against its source, also if no gate needs it.
 
@@ -386,7 +411,12 @@ def verified(
         A gate cannot be evaluated, or the file does not run.
     """
     require_loadable(subject.emitted, bed.provider)
-    verification = verify(subject, bed.on(data.evaluation))
+    if traces is None:
+        verification = verify(subject, bed.on(data.evaluation))
+    else:
+        tracer = Tracer(data.spec, data.evaluation, traces.wanted)
+        verification = verify(subject, bed.on(data.evaluation), tracer)
+        tracer.write(traces.path)
     parsed = tuple(parse_gate(text) for text in gates)
     if timing or any(needs_timing(gate) for gate in parsed):
         timed = measure_timing(subject.source, subject.emitted, bed.on(data.evaluation))

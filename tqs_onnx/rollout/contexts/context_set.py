@@ -52,6 +52,8 @@ class Contexts:
         Notes for the user about how they were read.
     factors : dict of str to float or None
         Maps a variable to what turns a difference in the output's unit into one in the unit of the table.
+    latitudes : tuple of float or None
+        Latitudes of the grid, in degrees; the grid is the last two axes of the trajectory.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -64,6 +66,7 @@ class Contexts:
     table: str | None = None
     notes: tuple[str, ...] = ()
     factors: dict[str, float] | None = None
+    latitudes: tuple[float, ...] | None = None
 
     @property
     def n_contexts(self) -> int:
