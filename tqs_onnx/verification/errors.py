@@ -3,8 +3,8 @@
     against the truth    of FP32 and of the file: MAE, RMSE, bias, and on a grid the anomaly correlation
     against FP32         of the file alone: how far it left the model that it was made from (paper, A.3)
 
-RMSE is given twice: the mean over contexts and time values of the root mean square over space (paper, Eqs. 4 and 5),
-and the root of the mean square of everything, which large errors dominate. All of it comes from `moments`. NumPy only.
+RMSE is given twice: the mean over time values of the root mean square over contexts and space (paper, Eqs. 4, 5), and
+the root of the mean square of everything, which late errors dominate. All of it comes from `moments`. NumPy only.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Errors(_Frozen):
     mae, rmse, rmse_pooled, bias : float
         See the module docstring; the bias is forecast − reference.
     mae_per_step, rmse_per_step, bias_per_step : tuple of float
-        Over the time values of each step; `rmse_per_step` as in Eq. 4, mean over contexts.
+        Over the time values of each step; `rmse_per_step` as in Eq. 4.
     mae_low, mae_high : tuple of float
         Ends of the 95 % interval of `mae_per_step`; empty if there is none.
     mae_per_context : tuple of float
@@ -194,7 +194,7 @@ def _errors(
     sums: Sums, grid: Anomaly | None, time_after: tuple[int, ...], factor: float, drawn: Resamples | None
 ) -> Errors:
     absolute = sums.mae * factor
-    root = np.sqrt(sums.mse) * factor
+    root = np.sqrt(sums.mse.mean(axis=0, keepdims=True)) * factor
     bias = sums.bias * factor
     bounds = step_bounds(time_after, absolute.shape[1])
     steps = np.stack([absolute[:, a:b].mean(axis=1) for a, b in bounds], axis=1)
