@@ -8,48 +8,12 @@ from itertools import combinations
 import numpy as np
 from scipy.stats import rankdata
 
-from tqs_onnx.scoring.scores import Scores, Status, WeightScore, spearman
+from tqs_onnx.analysis.sensitivity import ROLES, by_role, gammas, percentiles, share, targets
+from tqs_onnx.scoring.scores import Scores, Status, spearman
 from tqs_passes.weights import Role
 
-ROLES = tuple(Role)
 IO = (Role.INPUT, Role.OUTPUT)
-
-
-def targets(scores: Scores) -> list[WeightScore]:
-    """Return the alive weights, or one member of each alive block."""
-    found: dict[str, WeightScore] = {}
-    for w in scores.weights:
-        if w.gamma_task is not None:
-            found.setdefault(w.block or f"\0{w.weight}", w)
-    return list(found.values())
-
-
-def gammas(scores: Scores) -> np.ndarray:
-    """Return γ_task of the alive targets, float64."""
-    return np.array([w.gamma_task for w in targets(scores)], np.float64)
-
-
-def percentiles(scores: Scores) -> dict[str, float]:
-    """Return the percentile of γ_task of each alive weight among all: 0 the least, 100 the most sensitive."""
-    alive = targets(scores)
-    rank = rankdata(gammas(scores)) - 1
-    return {w.weight: 100 * float(r) / max(len(alive) - 1, 1) for w, r in zip(alive, rank, strict=True)}
-
-
-def by_role(scores: Scores, *, matrices: bool = False) -> dict[Role, tuple[int, float, float]]:
-    """Return the number of weights and the mean and median percentile of each role.
-
-    With `matrices`, percentiles are among weights with two or more long axes: the paper's layers.
-    """
-    kept = [w for w in scores.weights if not matrices or sum(n > 1 for n in w.shape) >= 2]
-    chosen = scores.model_copy(update={"weights": tuple(kept)})
-    percentile = percentiles(chosen)
-    result: dict[Role, tuple[int, float, float]] = {}
-    for role in ROLES:
-        found = [percentile[w.weight] for w in kept if w.role is role and w.weight in percentile]
-        if found:
-            result[role] = (len(found), float(np.mean(found)), float(np.median(found)))
-    return result
+__all__ = ["ROLES", "by_role", "gammas", "percentiles", "share", "spearman", "targets"]
 
 
 def io_leads(table: dict[Role, tuple[int, float, float]]) -> bool:
@@ -62,13 +26,6 @@ def transfer(by_set: dict[str, Scores]) -> dict[tuple[str, str], float]:
     """Return the rank correlation of each pair of sets."""
     found = {(a, b): spearman(by_set[a], by_set[b]) for a, b in combinations(by_set, 2)}
     return {pair: rho for pair, rho in found.items() if rho is not None}
-
-
-def share(scores: Scores, top: float) -> float:
-    """Return the share of the summed γ − γ_min that the `top` fraction of alive targets carries (A.9)."""
-    shift = np.sort(gammas(scores) - gammas(scores).min())[::-1]
-    count = max(1, round(top * len(shift)))
-    return float(shift[:count].sum() / shift.sum())
 
 
 def mean_agreement(a: Scores, b: Scores, size: int = 8) -> tuple[float, int]:

@@ -36,6 +36,7 @@ def contexts(gulf: Gulf, model: str, split: str, steps: int, count: int) -> dict
         "state": start_states(gulf, rows, HISTORY[model]),
         "time": step_times(gulf, rows, steps),
         "truth/next": gulf.states[rows[:, None] + STRIDE * np.arange(1, steps + 1)],
+        "latitude": gulf.latitude,
     }
 
 

@@ -85,5 +85,5 @@ def test_a_truth_for_one_output_of_two_is_used() -> None:
 
 
 def test_a_truth_of_another_shape_is_refused() -> None:
-    with pytest.raises(InputError, match=r"truth/y is \[4, 6\], the trajectory is \[4, 6, 3\]"):
+    with pytest.raises(InputError, match=r"truth/y is \[4, 6\], the trajectory is \[context, time, 3\]"):
         measure_truth(FP32, OURS, spec_of(3), Contexts(X, {"y": TRUTH["y"][..., 0]}), AFTER)

@@ -563,8 +563,26 @@ GATES = (
         switch=True,
     ),
 )
+SAVE_TRACES = Flag(
+    "--save-traces",
+    "save_traces",
+    G,
+    "Evaluation contexts whose forecasts are kept in traces.npz [default: up to 3, if they take at most 4 MiB].",
+    click.IntRange(min=0),
+)
 QUANTIZE = (
-    *(*DATA, *EVALUATION, CALIBRATION, *BUDGET, *PLANNING, *SERVING, *REFINING, *SCORING, *GATES),
+    *(
+        *DATA,
+        *EVALUATION,
+        CALIBRATION,
+        *BUDGET,
+        *PLANNING,
+        *SERVING,
+        *REFINING,
+        *SCORING,
+        *GATES,
+        SAVE_TRACES,
+    ),
     *(*RUN, *ENGINE),
 )
 BASELINE = (
@@ -597,7 +615,7 @@ BASELINE = (
     ),
     PROFILE,
     OPSET,
-    *(*GATES, ROLE, *RUN),
+    *(*GATES, SAVE_TRACES, ROLE, *RUN),
 )
 
 

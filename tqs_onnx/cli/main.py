@@ -32,6 +32,7 @@ _COMMANDS = {
     "verify": "Roll out an emitted file, compare it with its source, and check gates.",
     "sweep": "Write and measure a model at many compressions.",
     "baseline": "Round a model uniformly, for comparison.",
+    "report": "Show runs as one HTML page, with a model card.",
     "package": "Wrap an emitted file for Triton, TensorRT or Olive.",
     "export": "Write the ONNX file of a known architecture.",
     "demo": "Quantize a bundled model as a demonstration.",
@@ -40,7 +41,7 @@ _COMMANDS = {
 _SECTIONS = {
     "Start here": ("demo", "inspect", "quantize", "build"),
     "One stage at a time": ("score", "allocate", "emit", "verify"),
-    "Compare": ("sweep", "baseline"),
+    "Compare": ("sweep", "baseline", "report"),
     "More": ("package", "export", "doctor"),
 }
 

@@ -10,6 +10,7 @@ import click
 
 from tqs_onnx.cli.chart import error_chart
 from tqs_onnx.cli.show import kinds_line, print_table, say
+from tqs_onnx.verification.errors import VariableErrors
 from tqs_onnx.verification.gates import value_text
 from tqs_onnx.verification.manifest import GateResult
 from tqs_onnx.verification.verdict import verdict
@@ -17,6 +18,11 @@ from tqs_onnx.verification.verify import Verification
 from tqs_passes.errors import GateError
 from tqs_passes.plan.plan import Plan
 from tqs_passes.tier import Tier
+
+_COLUMNS = (
+    *("variable", "drift", "MAE from FP32", "MAE FP32", "MAE", "RMSE FP32", "RMSE", "degradation %"),
+    "95 % interval",
+)
 
 
 def show_verification(v: Verification) -> None:
@@ -33,12 +39,17 @@ def show_verification(v: Verification) -> None:
     click.echo(line)
     rows: list[list[object]] = []
     for name, drift in v.drift.per_variable.items():
-        e = v.truth.get(name)
-        rows.append(
-            [name, drift, *((e.mae_fp32, e.mae, e.rmse_fp32, e.rmse, e.degradation) if e else (None,) * 5)]
-        )
+        e = v.errors[name]
+        row: list[object] = [
+            f"{name} [{e.unit}]" if e.unit not in ("", "1") else name,
+            drift,
+            e.against_fp32.mae,
+        ]
+        if e.fp32 is not None and e.file is not None:
+            row += [e.fp32.mae, e.file.mae, e.fp32.rmse, e.file.rmse, e.degradation, _interval(e)]
+        rows.append(row + [None] * (len(_COLUMNS) - len(row)))
     if len(rows) > 1 or v.truth:
-        print_table(["variable", "drift", "MAE FP32", "MAE", "RMSE FP32", "RMSE", "degradation %"], rows)
+        print_table(_COLUMNS, rows)
     for name, change in v.outputs.items():
         click.echo(f"output {name} outside the trajectory: relative change {change:.3g}")
     extra = f"; dead weights together {v.dead_drift:.3g}" if v.dead_drift is not None else ""
@@ -61,6 +72,12 @@ def show_timing(v: Verification) -> None:
     for batch, ratio in t.latency.items():
         rows.append([f"ms at batch {batch}", t.fp32.latency_ms[batch], t.file.latency_ms[batch], ratio])
     print_table(["timing", "FP32", "this file", "of FP32's"], rows)
+
+
+def _interval(errors: VariableErrors) -> str | None:
+    if errors.degradation_low is None or errors.degradation_high is None:
+        return None
+    return f"{errors.degradation_low:.3g} to {errors.degradation_high:.3g}"
 
 
 def show_outcome(v: Verification, emitted: Path, wall_s: float) -> None:

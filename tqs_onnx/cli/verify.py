@@ -24,7 +24,7 @@ from tqs_onnx.jobs.options import job_settings
 from tqs_onnx.jobs.single import VerifyJob, verify_files
 from tqs_onnx.verification.verdict import verdict
 
-FLAGS = (*table.DATA, *table.EVALUATION, *table.GATES, *table.RUN)
+FLAGS = (*table.DATA, *table.EVALUATION, *table.GATES, table.SAVE_TRACES, *table.RUN)
 
 
 @cloup.command("verify")
@@ -64,6 +64,7 @@ def command(
     job = VerifyJob(
         *(emitted, source, plan, scores, files, target, chosen.gates, chosen.run, settings, force),
         timing=chosen.timing,
+        save_traces=chosen.save_traces,
     )
     found = verify_files(job)
     if as_json:

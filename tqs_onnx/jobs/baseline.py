@@ -29,12 +29,14 @@ from tqs_onnx.jobs.run_directory import (
     run_directory,
     with_data,
 )
+from tqs_onnx.jobs.stages import Traces
 from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import CODES_NAME, codes_digest, write_codes
 from tqs_onnx.rounding.tune import qep_settings
 from tqs_onnx.shown import Shown
 from tqs_onnx.verification.manifest import GateResult
+from tqs_onnx.verification.traces import TRACES_NAME
 from tqs_onnx.verification.verify import Verification
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
@@ -158,7 +160,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
     data = stages.read(job.data, source, options.gates)
     name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
-    files = [name, "plan.json", CODES_NAME, "manifest.json"]
+    files = [name, "plan.json", CODES_NAME, "manifest.json", TRACES_NAME]
     outputs = [*(job.out / file for file in files), *with_data(emitted)]
     refuse_overwriting(outputs, [*source.files, *data.files.values()])
     plan = unscored_uniform_plan(source, options.bits, options.profile, options.serving, options.group)
@@ -183,7 +185,11 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
         made = {"plan": plan_file, "codes": job.out / CODES_NAME}
         with removed_on_failure(emitted):
             subject = stages.emitted(source, assigned.plan, emitted, assigned.codes)
-            verification, gates = stages.verified(subject, bed, data, options.gates, timing=options.timing)
+            verification, gates = stages.verified(
+                *(subject, bed, data, options.gates),
+                traces=Traces(job.out / TRACES_NAME, options.save_traces),
+                timing=options.timing,
+            )
             settings = job_settings(
                 "baseline", source.file, data.options, job.out, replace(options, roles=source.roles)
             )

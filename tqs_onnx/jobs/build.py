@@ -270,6 +270,7 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
         job = VerifyJob(
             *(*files, data, manifest, options.gates, options.run, settings),
             timing=options.timing,
+            save_traces=options.save_traces,
             force=True,
         )
         gates = verify_files(job).gates

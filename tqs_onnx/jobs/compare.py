@@ -17,8 +17,11 @@ from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.allocation.uniform_plan import uniform_plan
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source
+from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.verification.evaluate import drift_between
+from tqs_onnx.verification.moments import compared
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.model import file_facts
 from tqs_passes.plan.plan import Plan
@@ -65,7 +68,7 @@ def compare(source: Source, request: Request, bed: Testbed) -> tuple[Row, ...]:
     bed : Testbed
         With the evaluation contexts.
     """
-    nominal = bed.roll_file(source.path, keep_other=False)
+    nominal = Kept(bed.stream_file(source.path))
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="tqs-compare-") as folder:
         file = Path(folder) / "candidate.onnx"
@@ -75,11 +78,12 @@ def compare(source: Source, request: Request, bed: Testbed) -> tuple[Row, ...]:
             n_bytes = file_facts(file).n_bytes
             ratio = source.facts.n_bytes / n_bytes
             try:
-                ours = bed.roll_file(file, keep_other=False)
+                ours = bed.stream_file(file)()
+                found = compared(nominal(), ours, bed.spec, bed.contexts, truth=False)
             except NonFiniteError as error:
                 _LOG.info("W%d %s: %d bytes, %s at step %d", bits, method, n_bytes, error.what, error.step)
                 return Row(method, bits, n_bytes, ratio, plan.predicted_drift, None)
-            drift = bed.drift(ours, nominal)
+            drift = drift_between(found, bed.sigma).total
             _LOG.info("W%d %s: %d bytes, drift %.4g", bits, method, n_bytes, drift)
             return Row(method, bits, n_bytes, ratio, plan.predicted_drift, drift)
 

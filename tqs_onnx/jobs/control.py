@@ -25,9 +25,10 @@ from tqs_onnx.jobs.run_directory import refuse_overwriting, removed_on_failure, 
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.shown import Shown
-from tqs_onnx.verification.evaluate import Drift, TruthError, measure_drift, measure_truth
+from tqs_onnx.verification.evaluate import Drift, TruthError, drift_between, truth_errors
 from tqs_onnx.verification.gates import Measured, gate_value, needs_timing, parse_gate
 from tqs_onnx.verification.manifest import GateResult, versions
+from tqs_onnx.verification.moments import compared
 from tqs_onnx.verification.timing import Timing, measure_timing
 from tqs_onnx.verification.verdict import verdict_of
 from tqs_passes.files.atomic import write_text
@@ -191,10 +192,11 @@ def _half(source: Source, serving: Serving) -> PassResult:
 
 def _measured(bed: Testbed, source: Path, emitted: Path, options: BaselineOptions) -> ControlManifest:
     """Roll out both files and compare them."""
-    nominal, ours = bed.roll_file(source, keep_other=False), bed.roll_file(emitted, keep_other=False)
-    compared = nominal.outputs, ours.outputs, bed.spec, bed.contexts
-    drift = measure_drift(*compared, bed.sigma, nominal.time_after)
-    truth = measure_truth(*compared, nominal.time_after)
+    found = compared(bed.stream_file(source)(), bed.stream_file(emitted)(), bed.spec, bed.contexts)
+    drift, truth = (
+        drift_between(found, bed.sigma, bed.contexts.source),
+        truth_errors(found, bed.contexts.factors),
+    )
     sizes = file_facts(source).n_bytes, file_facts(emitted).n_bytes
     gates = [parse_gate(text) for text in options.gates]
     timed = options.timing or any(needs_timing(gate) for gate in gates)

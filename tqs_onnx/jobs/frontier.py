@@ -29,12 +29,14 @@ from tqs_onnx.jobs.run_directory import run_directory
 from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.refinement.refine import Refined
 from tqs_onnx.rollout.session import resolve_provider
+from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
+from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rounding.codes_file import codes_path, write_codes
 from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
 from tqs_onnx.scoring.scores import Scores, read_scores
-from tqs_onnx.verification.evaluate import measure_truth
+from tqs_onnx.verification.evaluate import drift_between, truth_errors
+from tqs_onnx.verification.moments import compared
 from tqs_onnx.verification.verify import require_runs
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.atomic import write_text
@@ -195,7 +197,7 @@ class Sweeper:
     def points(self, axis: Axis, out: Path) -> Iterator[Point]:
         """Yield every point of an axis, after its plan and its file are written to the folder `out`."""
         source = self._source
-        nominal = self._judging.roll_file(source.path, keep_other=False)
+        nominal = Kept(self._judging.stream_file(source.path))
         requests: dict[TierSet, Request] = {}
         for options, suffix in axis.series(self._options):
             tiers = options.tiers
@@ -231,7 +233,7 @@ class Sweeper:
         rounding = options.refine.rounding.free
         return request_for(self._source, self._scores, options.profile, tiers, options.serving, rounding)
 
-    def _written(self, refined: Refined, nominal: Trajectory, file: Path, blank: Point) -> Point:
+    def _written(self, refined: Refined, nominal: Kept, file: Path, blank: Point) -> Point:
         """Write the file of a plan, roll it out, and return its point."""
         plan, judging = refined.plan, self._judging
         stages.emitted(self._source, plan, file, refined.codes)
@@ -249,12 +251,12 @@ class Sweeper:
             "saturated": facts is not None and facts.saturated,
         }
         try:
-            ours = judging.roll_file(file, keep_other=False)
+            ours = judging.stream_file(file)()
+            found = compared(nominal(), ours, judging.spec, judging.contexts)
         except NonFiniteError:
             return blank.model_copy(update=update)
-        compared = (nominal.outputs, ours.outputs, judging.spec, judging.contexts)
-        truth = measure_truth(*compared, nominal.time_after)
-        update["drift_measured"] = judging.drift(ours, nominal)
+        truth = truth_errors(found, judging.contexts.factors)
+        update["drift_measured"] = drift_between(found, judging.sigma).total
         update["degradation"] = max((e.degradation for e in truth.values()), default=None)
         return blank.model_copy(update=update)
 

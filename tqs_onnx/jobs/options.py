@@ -52,6 +52,8 @@ class QuantizeOptions:
         Conditions that the file must meet, e.g. ``drift:p95<=0.2``.
     timing : bool
         Measure load time, memory and latency against FP32 when the file is verified, also if no gate needs them.
+    save_traces : int or None
+        Number of evaluation contexts whose forecasts are kept; None: up to 3, if they take at most 4 MiB.
     roles : tuple of str
         Roles set by the user, ``PATTERN=ROLE``.
     run : RunOptions
@@ -67,6 +69,7 @@ class QuantizeOptions:
     refine: RefineOptions = field(default_factory=RefineOptions)
     gates: tuple[str, ...] = ()
     timing: bool = False
+    save_traces: int | None = None
     roles: tuple[str, ...] = ()
     run: RunOptions = field(default_factory=RunOptions)
 
@@ -99,7 +102,7 @@ class BaselineOptions:
         Damping and strength of QEP's correction. If neither is given, they are chosen on held-out contexts.
     group : int
         Values of a channel that share a scale; 0: all.
-    profile, serving, gates, timing, roles, run
+    profile, serving, gates, timing, save_traces, roles, run
         See `QuantizeOptions`.
 
     Raises
@@ -121,6 +124,7 @@ class BaselineOptions:
     serving: Serving = field(default_factory=Serving)
     gates: tuple[str, ...] = ()
     timing: bool = False
+    save_traces: int | None = None
     roles: tuple[str, ...] = ()
     run: RunOptions = field(default_factory=RunOptions)
 

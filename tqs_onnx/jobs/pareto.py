@@ -10,12 +10,14 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import spearmanr
 
 from tqs_onnx.shown import Shown
+from tqs_passes.errors import InputError
 
 _FEWEST_RANKED = 3
 
@@ -128,6 +130,22 @@ class Pareto(BaseModel, Shown):
         writer.writeheader()
         writer.writerows(p.model_dump() for p in self.points)
         return stream.getvalue()
+
+
+def read_pareto(path: Path) -> Pareto:
+    """Read `pareto.json`.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is not a frontier of this version.
+    """
+    try:
+        return Pareto.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError) as error:
+        raise InputError(
+            "is not a frontier of this version", where=str(path), todo="Run tqs sweep again"
+        ) from error
 
 
 def pareto_of(source_sha256: str, points: Sequence[Point], *, on_made_contexts: bool = False) -> Pareto:

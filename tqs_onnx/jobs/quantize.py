@@ -23,6 +23,7 @@ from tqs_onnx.jobs.run_directory import (
     run_directory,
     with_data,
 )
+from tqs_onnx.jobs.stages import Traces
 from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.codes_file import CODES_NAME, write_codes
@@ -31,6 +32,7 @@ from tqs_onnx.scoring.score import Progress
 from tqs_onnx.scoring.scores import Scores, Status
 from tqs_onnx.shown import Shown
 from tqs_onnx.verification.manifest import GateResult
+from tqs_onnx.verification.traces import TRACES_NAME
 from tqs_onnx.verification.verify import Verification
 from tqs_passes.files.atomic import write_text
 from tqs_passes.plan.plan import Plan
@@ -127,7 +129,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
     data = stages.read(job.data, source, options.conditions)
     name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
-    files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME]
+    files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME, TRACES_NAME]
     if data.drafted:
         require_unedited(job.out / ROLLOUT_NAME, data.drafted)
         files.append(ROLLOUT_NAME)
@@ -162,7 +164,11 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         written = {"plan": plan_file, "scores": job.out / "scores.json", "codes": job.out / CODES_NAME}
         with removed_on_failure(emitted):
             subject = stages.emitted(source, plan, emitted, refined.codes)
-            verification, gates = stages.verified(subject, bed, data, options.gates, timing=options.timing)
+            verification, gates = stages.verified(
+                *(subject, bed, data, options.gates),
+                traces=Traces(job.out / TRACES_NAME, options.save_traces),
+                timing=options.timing,
+            )
             settings = job_settings(
                 "quantize", source.file, data.options, job.out, replace(options, roles=source.roles)
             )

@@ -37,6 +37,7 @@ from tqs_onnx.scoring.plan.sweep_plan import plan_sweep
 from tqs_onnx.scoring.score import Progress
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_onnx.verification.subject import Subject
+from tqs_onnx.verification.traces import TRACES_NAME
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
 from tqs_passes.plan.plan import ServingTarget, read_plan
@@ -214,6 +215,8 @@ class VerifyJob:
     force : bool
     timing : bool
         Time the file against its source, also if no gate needs it.
+    save_traces : int or None
+        See `QuantizeOptions`.
     """
 
     emitted: Path
@@ -227,6 +230,7 @@ class VerifyJob:
     settings: dict[str, Any]
     force: bool = False
     timing: bool = False
+    save_traces: int | None = None
 
 
 def verify_files(job: VerifyJob) -> Verified:
@@ -239,7 +243,7 @@ def verify_files(job: VerifyJob) -> Verified:
     """
     source = open_source(job.source)
     read = [*source.files, *with_data(job.emitted), job.plan, job.scores, *job.data.files.values()]
-    refuse_overwriting([job.manifest], read)
+    refuse_overwriting([job.manifest, job.manifest.with_name(TRACES_NAME)], read)
     with output_file(job.manifest, force=job.force, option="manifest"):
         return _verified(job, source)
 
@@ -254,7 +258,8 @@ def _verified(job: VerifyJob, source: Source) -> Verified:
     codes = codes_beside(job.plan, plan)
     require_stated(plan, codes, source.lifted, file_facts(job.emitted).n_bytes, job.plan)
     subject = Subject(job.source, job.emitted, source.lifted, source.survey, plan, codes)
-    verification, gates = stages.verified(subject, bed, data, job.gates, timing=job.timing)
+    traces = stages.Traces(job.manifest.with_name(TRACES_NAME), job.save_traces)
+    verification, gates = stages.verified(subject, bed, data, job.gates, traces=traces, timing=job.timing)
     made = {"plan": job.plan, "scores": job.scores}
     if plan.codes_sha256 is not None:
         made["codes"] = codes_path(job.plan)

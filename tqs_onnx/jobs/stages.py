@@ -41,6 +41,7 @@ from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.scoring.measure.store import Results
@@ -51,6 +52,7 @@ from tqs_onnx.verification.gates import needs_timing, parse_gate
 from tqs_onnx.verification.manifest import GateResult, Manifest, licence_of
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.timing import measure_timing
+from tqs_onnx.verification.traces import Tracer
 from tqs_onnx.verification.truth_shape import require_truth_fits
 from tqs_onnx.verification.verify import Verification, require_runs, verify
 from tqs_passes.errors import InputError
@@ -83,6 +85,22 @@ class Offer:
     size: FileSize
     max_bytes: int
     serving: Serving
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """Forecasts that a verification keeps.
+
+    Parameters
+    ----------
+    path : Path
+        The `.npz` to write.
+    wanted : int or None
+        Number of contexts; see `Tracer`.
+    """
+
+    path: Path
+    wanted: int | None = None
 
 
 def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) -> Source:
@@ -279,7 +297,7 @@ def decided(
     if judging is None:
         raise InputError("a target needs evaluation contexts", todo="Give `contexts`, and `eval_contexts`")
     gate = parse_gate(target)
-    nominal = judging.roll_file(source.path, keep_other=False)
+    nominal = Kept(judging.stream_file(source.path))
 
     def attempt(max_bytes: int) -> Trial[Refined]:
         found = made(max_bytes)
@@ -382,7 +400,13 @@ def require_plan_of(source: Source, plan: Plan, where: str = "") -> None:
 
 
 def verified(
-    subject: Subject, bed: Testbed, data: Data, gates: Sequence[str], *, timing: bool = False
+    subject: Subject,
+    bed: Testbed,
+    data: Data,
+    gates: Sequence[str],
+    *,
+    traces: Traces | None = None,
+    timing: bool = False,
 ) -> tuple[Verification, tuple[GateResult, ...]]:
     """Roll the file out under stock server options, and check its gates.
 
@@ -393,6 +417,8 @@ def verified(
         Testbed of the source, with the σ of the scores; the evaluation contexts replace its contexts.
     data : Data
     gates : sequence of str
+    traces : Traces, optional
+        Which forecasts to keep, and where.
     timing : bool
         Time the file against its source, also if no gate needs it.
 
@@ -404,7 +430,12 @@ def verified(
         A gate cannot be evaluated, or the file does not run.
     """
     require_loadable(subject.emitted, bed.provider)
-    verification = verify(subject, bed.on(data.evaluation))
+    if traces is None:
+        verification = verify(subject, bed.on(data.evaluation))
+    else:
+        tracer = Tracer(data.spec, data.evaluation, traces.wanted)
+        verification = verify(subject, bed.on(data.evaluation), tracer)
+        tracer.write(traces.path)
     parsed = tuple(parse_gate(text) for text in gates)
     if timing or any(needs_timing(gate) for gate in parsed):
         timed = measure_timing(subject.source, subject.emitted, bed.on(data.evaluation))

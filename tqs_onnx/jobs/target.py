@@ -18,10 +18,12 @@ from typing import Generic, TypeVar
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.refinement.refine import Refined
+from tqs_onnx.rollout.stream import Stream
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
-from tqs_onnx.verification.evaluate import measure_drift, measure_truth
+from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.verification.evaluate import drift_between, truth_errors
 from tqs_onnx.verification.gates import Gate, Measured, gate_value
+from tqs_onnx.verification.moments import compared
 from tqs_passes.errors import InfeasibleError
 
 _LOG = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ def smallest_passing(gate: Gate, smallest: int, largest: int, attempt: Callable[
     return best
 
 
-def value_of(gate: Gate, found: Refined, source: Source, judging: Testbed, nominal: Trajectory) -> float:
+def value_of(gate: Gate, found: Refined, source: Source, judging: Testbed, nominal: Stream) -> float:
     """Return the value of a gate for the file of a plan, rolled out on the contexts of `judging`.
 
     Parameters
@@ -108,7 +110,7 @@ def value_of(gate: Gate, found: Refined, source: Source, judging: Testbed, nomin
     found : Refined
     source : Source
     judging : Testbed
-    nominal : Trajectory
+    nominal : Stream
         Rollout of the source's file on these contexts.
 
     Raises
@@ -120,12 +122,11 @@ def value_of(gate: Gate, found: Refined, source: Source, judging: Testbed, nomin
         file = Path(folder) / "tried.onnx"
         emit(source.lifted, found.plan, file, found.codes)
         try:
-            ours = judging.roll_file(file, keep_other=False)
+            sums = compared(nominal(), judging.stream_file(file)(), judging.spec, judging.contexts)
         except NonFiniteError:
             return math.inf
-    compared = (nominal.outputs, ours.outputs, judging.spec, judging.contexts)
-    drift = measure_drift(*compared, judging.sigma, nominal.time_after)
-    truth = measure_truth(*compared, nominal.time_after)
+    drift = drift_between(sums, judging.sigma, judging.contexts.source)
+    truth = truth_errors(sums, judging.contexts.factors)
     return gate_value(gate, Measured(drift, truth, source.facts.n_bytes / found.plan.n_bytes))
 
 

@@ -11,7 +11,7 @@ values of one context's trajectory: every variable counts the same, whatever its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,15 +116,26 @@ def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapp
         name: index.reshape(len(index), math.prod(index.shape[1:]))[:, 0].astype(np.int64)
         for name, index in by_variable(ids, spec, contexts).items()
     }
-    unknown = [name for name in rows if name not in sigma]
+    require_scored(rows, sigma, contexts.source)
+    n_values = sum(int(np.prod(a.shape[1:], dtype=np.int64)) for a in arrays.values())
+    return Ruler(spec, contexts, {name: float(sigma[name]) for name in rows}, rows, n_values)
+
+
+def require_scored(variables: Iterable[str], sigma: Mapping[str, float], source: str) -> None:
+    """Refuse variables without σ.
+
+    Raises
+    ------
+    InputError
+        The contexts of the file `source` contain other variables than those that were scored.
+    """
+    unknown = [name for name in variables if name not in sigma]
     if unknown:
         raise InputError(
             f"variable {unknown[0]!r} was not scored, so its σ is unknown",
-            where=contexts.source,
+            where=source,
             todo=f"Use contexts with the scored variables: {', '.join(sigma)}",
         )
-    n_values = sum(int(np.prod(a.shape[1:], dtype=np.int64)) for a in arrays.values())
-    return Ruler(spec, contexts, {name: float(sigma[name]) for name in rows}, rows, n_values)
 
 
 def drift_of(squares: Mapping[str, NDArray[np.float64]], spaces: Mapping[str, int]) -> float:

@@ -27,7 +27,16 @@ from tqs_onnx.rollout.session import Session, Value, host_value
 from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
-from tqs_onnx.rollout.trajectory import ChunkOutputs, NonFiniteError, Trajectory, in_time, join
+from tqs_onnx.rollout.stream import Piece, pieces_of
+from tqs_onnx.rollout.trajectory import (
+    ChunkOutputs,
+    NonFiniteError,
+    Trajectory,
+    in_time,
+    join,
+    require_equal_times,
+    require_length,
+)
 from tqs_onnx.rollout.variables import variable_at
 from tqs_passes.errors import InputError
 
@@ -168,6 +177,36 @@ class Engine:
                 f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
             )
         return self._finished(self._joined(chosen, overrides, keep_other, None), overrides)
+
+    def pieces(
+        self, overrides: Mapping[str, Value] | None = None, *, keep_other: bool = False
+    ) -> Generator[Piece]:
+        """Roll out all contexts and yield every step of every chunk; only the yielded step is in memory.
+
+        A rollout that the spec averages or bounds at the end is made whole first. See `run` for parameters and errors.
+        """
+        if self.spec.rollout.is_made_whole:
+            yield from pieces_of(self.run(overrides, keep_other=keep_other))
+            return
+        overrides, spec = self._complete(overrides), self.spec
+        names = [p.name for p in self.session.signature.outputs]
+        extra = [n for n in names if n not in spec.trajectory.outputs] if keep_other else []
+        asked = {*spec.trajectory.outputs, *extra}
+        for start in range(0, self.contexts.n_contexts, self._batch):
+            chunk = self._chunk(start, min(start + self._batch, self.contexts.n_contexts))
+            after = [0]
+            for step, _, values in self._calls(chunk, overrides, asked, spec.rollout.steps):
+                outputs = {n: self._on_host(values[n], n, step, chunk) for n in spec.trajectory.outputs}
+                counts = [array.shape[1] for array in outputs.values()]
+                require_equal_times(counts)
+                time = slice(after[-1], after[-1] + counts[0])
+                after.append(time.stop)
+                if spec.rollout.length is not None:
+                    time = slice(*(min(t, spec.rollout.length) for t in (time.start, time.stop)))
+                    outputs = {n: array[:, : time.stop - time.start] for n, array in outputs.items()}
+                other = {n: self._plain(values[n], chunk) for n in extra}
+                yield Piece(slice(chunk.contexts.start, chunk.contexts.stop), step, time, outputs, other)
+            require_length(after, spec)
 
     def hold(self, overrides: Mapping[str, Value] | None = None) -> tuple[Trajectory, Held]:
         """Roll out all contexts, and keep what comparisons with this rollout need; see `run` for the errors."""

@@ -19,7 +19,7 @@ the cheapest way.
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +33,7 @@ from tqs_onnx.rollout.options import RunOptions, SessionOptions
 from tqs_onnx.rollout.session import Session, Value, host_value, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
+from tqs_onnx.rollout.stream import Piece
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.graph.split_model import Halves, split, value_types
 from tqs_passes.transforms.expose import Expose, weight_values
@@ -210,6 +211,10 @@ class GroupSession:
     def run(self, replaced: Mapping[str, NDArray[Any]], *, keep_other: bool = False) -> Trajectory:
         """Roll out with the named weights replaced, all others nominal."""
         return self.engine.run(self.prepare(replaced).values, keep_other=keep_other)
+
+    def pieces(self, replaced: Mapping[str, NDArray[Any]]) -> Iterator[Piece]:
+        """Roll out with the named weights replaced, one step at a time; see `Engine.pieces`."""
+        return self.engine.pieces(self.prepare(replaced).values)
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
         """Roll out from other contexts with all weights nominal, and compare with `held`."""

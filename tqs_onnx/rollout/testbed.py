@@ -14,7 +14,7 @@ Memory: the sessions share the weights with the model; each testbed that needs a
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tqs_onnx.rollout.options import RunOptions, SessionOptions
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
 from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.stream import Piece, Stream
 from tqs_onnx.rollout.trajectory import Trajectory
 from tqs_onnx.rollout.variables import sigma
 from tqs_passes.files.model import Model, serialize
@@ -258,6 +259,29 @@ class Testbed:
         names = self.spec.trajectory.outputs
         _, outputs = next(engine.walk(extra=names))
         return {name: outputs[name].numpy() for name in names}
+
+    def stream_file(self, path: Path, *, keep_other: bool = False) -> Stream:
+        """Return the rollout of a file one step at a time, in a session with stock options that each run opens.
+
+        Parameters
+        ----------
+        path : Path
+            A model with the same inputs and outputs.
+        keep_other : bool
+            Yield the graph outputs outside the trajectory as well.
+
+        Returns
+        -------
+        Stream
+            Calling it raises what `open_session` and `Engine.pieces` raise, as the pieces are taken.
+        """
+
+        def run() -> Iterator[Piece]:
+            options = SessionOptions(threads=self.run.threads)
+            session = open_session(path, provider=self.provider, options=options)
+            yield from self._engine_of(session).pieces(keep_other=keep_other)
+
+        return run
 
     def _engine_of(self, session: Session) -> Engine:
         """Return an engine of a session over these contexts; all engines share the feedback session."""

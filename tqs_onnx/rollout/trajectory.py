@@ -8,6 +8,7 @@ NumPy only; never imports onnxruntime.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,20 +141,9 @@ def join(parts: list[ChunkOutputs], contexts: range, spec: RolloutSpec) -> Traje
     """
     length = spec.rollout.length
     counts = [tuple(a.shape[1] for a in arrays) for arrays in parts[0].kept.values()]
-    if len(set(counts)) > 1:
-        raise InputError(
-            "the trajectory outputs differ in their number of time values",
-            where="rollout.toml",
-            todo="Select an equal number, or remove an output from trajectory.outputs",
-        )
+    require_equal_times(counts)
     after = [0, *np.cumsum(counts[0]).tolist()]
-    stopped = len(counts[0]) < spec.rollout.steps
-    if length is not None and after[-1] < length and not stopped:
-        raise InputError(
-            f"{len(counts[0])} steps give {after[-1]} time values, fewer than length {length}",
-            where="rollout.toml rollout.length",
-            todo="Set more steps or a smaller length",
-        )
+    require_length(after, spec)
     other: dict[str, NDArray[Any]] = {}
     last_only: set[str] = set()
     skipped: list[Skip] = []
@@ -176,6 +166,39 @@ def join(parts: list[ChunkOutputs], contexts: range, spec: RolloutSpec) -> Traje
         last_only=frozenset(last_only & other.keys()),
         skipped=tuple(skipped),
     )
+
+
+def require_equal_times(counts: Sequence[object]) -> None:
+    """Refuse trajectory outputs that differ in their number of time values, given per output.
+
+    Raises
+    ------
+    InputError
+        They differ.
+    """
+    if len(set(counts)) > 1:
+        raise InputError(
+            "the trajectory outputs differ in their number of time values",
+            where="rollout.toml",
+            todo="Select an equal number, or remove an output from trajectory.outputs",
+        )
+
+
+def require_length(after: Sequence[int], spec: RolloutSpec) -> None:
+    """Refuse a finished rollout with fewer time values than `length`, given those after 0, 1, … steps.
+
+    Raises
+    ------
+    InputError
+        There are too few.
+    """
+    length, n_steps = spec.rollout.length, len(after) - 1
+    if length is not None and after[-1] < length and n_steps == spec.rollout.steps:
+        raise InputError(
+            f"{n_steps} steps give {after[-1]} time values, fewer than length {length}",
+            where="rollout.toml rollout.length",
+            todo="Set more steps or a smaller length",
+        )
 
 
 def _whole(parts: list[ChunkOutputs], name: str, length: int | None) -> NDArray[Any]:

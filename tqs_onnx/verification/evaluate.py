@@ -1,23 +1,22 @@
 """Computes errors of trajectories: drift between two models, and MAE, RMSE and degradation against the truth.
 
-All values are per variable, in the data's units, except drift, which is in units of σ_v. NumPy only.
+All values are per variable, in the data's units, except drift, which is in units of σ_v. They are computed from sums
+that the rollouts leave behind (`moments`), not from trajectories. NumPy only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.distance import Arrays, drift_of, n_space, ruler_for
+from tqs_onnx.rollout.distance import Arrays, drift_of, require_scored
 from tqs_onnx.rollout.spec.spec import RolloutSpec
-from tqs_onnx.rollout.variables import by_variable
-from tqs_passes.errors import InputError
+from tqs_onnx.rollout.stream import array_pieces
+from tqs_onnx.verification.moments import Comparison, Sums, compared
 
 
 class _Frozen(BaseModel):
@@ -66,6 +65,71 @@ class TruthError(_Frozen):
     mae_per_step: tuple[float, ...]
 
 
+def drift_between(comparison: Comparison, sigma: Mapping[str, float], source: str = "") -> Drift:
+    """Return the drift between the two rollouts of a comparison.
+
+    Parameters
+    ----------
+    comparison : Comparison
+    sigma : mapping of str to float
+        σ_v of every variable.
+    source : str
+        File of the contexts, for the error.
+
+    Raises
+    ------
+    InputError
+        A variable has no σ: the contexts contain other variables than those that were scored.
+    """
+    variables = comparison.variables
+    require_scored(variables, sigma, source)
+    squares = {name: v.between.squared / sigma[name] ** 2 for name, v in variables.items()}
+    spaces = {name: v.between.n_space for name, v in variables.items()}
+    n_time = next(iter(squares.values())).shape[1]
+    energy = np.zeros(comparison.n_contexts)
+    for name, square in squares.items():
+        n_v = spaces[name] * n_time
+        share = comparison.n_contexts * comparison.n_values / (len(squares) * len(square) * n_v)
+        energy[variables[name].rows] += square.sum(axis=1) * share
+    return Drift(
+        total=drift_of(squares, spaces),
+        p95=float(np.sqrt(np.percentile(energy, 95) / comparison.n_values)),
+        per_variable={n: float(np.sqrt(np.mean(s) / spaces[n])) for n, s in squares.items()},
+        per_step=tuple(
+            drift_of({n: s[:, a:b] for n, s in squares.items()}, spaces)
+            for a, b in step_bounds(comparison.time_after, n_time)
+        ),
+    )
+
+
+def truth_errors(comparison: Comparison, factors: Mapping[str, float] | None = None) -> dict[str, TruthError]:
+    """Return the errors of both rollouts against the truth, for every variable that has one; see `Contexts.factors`."""
+    return {
+        name: _truth_error(v.nominal, v.other, (factors or {}).get(name, 1.0), comparison.time_after)
+        for name, v in comparison.variables.items()
+        if v.nominal is not None and v.other is not None
+    }
+
+
+def _truth_error(nominal: Sums, other: Sums, factor: float, time_after: tuple[int, ...]) -> TruthError:
+    mae_fp32, mae = nominal.mae * factor, other.mae * factor
+    bounds = step_bounds(time_after, mae.shape[1])
+    per_step_fp32 = tuple(float(mae_fp32[:, a:b].mean()) for a, b in bounds)
+    per_step = tuple(float(mae[:, a:b].mean()) for a, b in bounds)
+    return TruthError(
+        mae_fp32=float(mae_fp32.mean()),
+        mae=float(mae.mean()),
+        rmse_fp32=float(factor * np.sqrt(nominal.mse.mean())),
+        rmse=float(factor * np.sqrt(other.mse.mean())),
+        degradation=degradation_of(float(mae_fp32.mean()), float(mae.mean())),
+        degradation_per_step=tuple(
+            degradation_of(a, b) for a, b in zip(per_step_fp32, per_step, strict=True)
+        ),
+        mae_fp32_per_step=per_step_fp32,
+        mae_per_step=per_step,
+    )
+
+
 def measure_drift(
     fp32: Arrays,
     other: Arrays,
@@ -81,26 +145,8 @@ def measure_drift(
     time_after : tuple of int
         Number of time values after 0, 1, … steps.
     """
-    ruler = ruler_for(fp32, spec, contexts, sigma)
-    squares = ruler.squares(other, fp32)
-    spaces = n_space(fp32, spec, contexts)
-    n_time = next(iter(squares.values())).shape[1]
-    energy = ruler.energy(squares, spaces)
-    steps: list[float] = []
-    for start, stop in step_bounds(time_after, n_time):
-        steps.append(drift_of({n: s[:, start:stop] for n, s in squares.items()}, spaces))
-    return Drift(
-        total=drift_of(squares, spaces),
-        p95=float(np.sqrt(np.percentile(energy.sum(axis=1), 95) / ruler.n_values)),
-        per_variable={n: float(np.sqrt(np.mean(s) / spaces[n])) for n, s in squares.items()},
-        per_step=tuple(steps),
-    )
-
-
-def step_bounds(time_after: tuple[int, ...], n_time: int) -> list[tuple[int, int]]:
-    """Return (start, stop) along time for the values of every step."""
-    ends = [min(t, n_time) for t in time_after]
-    return [(a, b) for a, b in pairwise(ends) if b > a]
+    pieces = array_pieces(fp32, time_after), array_pieces(other, time_after)
+    return drift_between(compared(*pieces, spec, contexts, truth=False), sigma, contexts.source)
 
 
 def measure_truth(
@@ -113,47 +159,18 @@ def measure_truth(
     InputError
         The truth of an output does not have the shape of its trajectory.
     """
-    if not contexts.truth:
-        return {}
-    known: dict[str, NDArray[Any]] = {}
-    for name, trajectory in fp32.items():
-        known[name] = contexts.truth.get(name, np.full_like(trajectory, np.nan))
-        if known[name].shape[2:] != trajectory.shape[2:]:
-            raise InputError(
-                f"truth/{name} is {list(known[name].shape)}, the trajectory is {list(trajectory.shape)}",
-                where=contexts.source,
-                todo="Store the truth as [context, time, ...], like the trajectory",
-            )
-    truth = by_variable(known, spec, contexts)
-    ours = by_variable(other, spec, contexts)
-    result: dict[str, TruthError] = {}
-    for name, nominal in by_variable(fp32, spec, contexts).items():
-        if np.isnan(truth[name]).all():
-            continue
-        n_time = min(nominal.shape[1], truth[name].shape[1])
-        factor = (contexts.factors or {}).get(name, 1.0)
-        e0 = factor * _error(nominal, truth[name], n_time)
-        e1 = factor * _error(ours[name], truth[name], n_time)
-        bounds = step_bounds(time_after, n_time)
-        result[name] = TruthError(
-            mae_fp32=float(np.mean(np.abs(e0))),
-            mae=float(np.mean(np.abs(e1))),
-            rmse_fp32=float(np.sqrt(np.mean(e0 * e0))),
-            rmse=float(np.sqrt(np.mean(e1 * e1))),
-            degradation=_degradation(e0, e1),
-            degradation_per_step=tuple(_degradation(e0[:, a:b], e1[:, a:b]) for a, b in bounds),
-            mae_fp32_per_step=tuple(float(np.mean(np.abs(e0[:, a:b]))) for a, b in bounds),
-            mae_per_step=tuple(float(np.mean(np.abs(e1[:, a:b]))) for a, b in bounds),
-        )
-    return result
+    pieces = array_pieces(fp32, time_after), array_pieces(other, time_after)
+    return truth_errors(compared(*pieces, spec, contexts), contexts.factors)
 
 
-def _error(forecast: NDArray[Any], truth: NDArray[Any], n_time: int) -> NDArray[np.float64]:
-    return forecast[:, :n_time].astype(np.float64) - truth[:, :n_time].astype(np.float64)
+def step_bounds(time_after: tuple[int, ...], n_time: int) -> list[tuple[int, int]]:
+    """Return (start, stop) along time for the values of every step."""
+    ends = [min(t, n_time) for t in time_after]
+    return [(a, b) for a, b in pairwise(ends) if b > a]
 
 
-def _degradation(e0: NDArray[np.float64], e1: NDArray[np.float64]) -> float:
-    fp32, ours = float(np.mean(np.abs(e0))), float(np.mean(np.abs(e1)))
+def degradation_of(fp32: float, ours: float) -> float:
+    """Return the change of a mean absolute error in percent (see `TruthError`)."""
     if fp32 == 0.0:
         return 0.0 if ours == 0.0 else float("inf")
     return 100.0 * (ours - fp32) / fp32

@@ -61,7 +61,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     inputs: dict[str, dict[str, str]]
     output: dict[str, str]
     versions: dict[str, str]

@@ -12,26 +12,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tqs_onnx.emission import PLAN_NOTE, kinds_of_file
-from tqs_onnx.rollout.engine import Trajectory
-from tqs_onnx.rollout.plausible import out_of_range, without_skill
+from tqs_onnx.rollout.plausible import FirstSteps, out_of_range, without_skill
 from tqs_onnx.rollout.session import Provider
+from tqs_onnx.rollout.stream import Piece
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verification.decode import check_decoding
-from tqs_onnx.verification.evaluate import Drift, TruthError, measure_drift, measure_truth
+from tqs_onnx.verification.errors import VariableErrors, errors_of
+from tqs_onnx.verification.evaluate import Drift, TruthError, drift_between, truth_errors
+from tqs_onnx.verification.moments import Comparison, Meter, compared, together
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.timing import Timing
+from tqs_onnx.verification.traces import Tracer
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.checker import checker_complaint
 from tqs_passes.files.model import Model, file_facts, load_model
 from tqs_passes.plan.assigned import fed_weight
-from tqs_passes.plan.plan import Compute
+from tqs_passes.plan.plan import Assignment, Compute
 
 #: Drift between the file and its simulation that a correct runtime may add, per profile: absolute, and as a share of
 #: the file's own drift. `fast` and `small` compute with 8-bit activations, 5e-3 per MatMul, and the rollout amplifies
@@ -67,7 +73,9 @@ class Verification(BaseModel):
     outputs : dict of str to float
         ‖Δ‖ / ‖FP32‖ of every graph output outside the trajectory.
     truth : dict of str to TruthError
-        Per variable; empty without truth.
+        Per variable, in the trajectory's units; empty without truth.
+    errors : dict of str to VariableErrors
+        Per variable, in native units: by step and by context, with intervals.
     n_contexts : int
     on_made_contexts : bool
         Whether nobody measured the contexts: they were made from the model itself.
@@ -92,6 +100,7 @@ class Verification(BaseModel):
     dead_drift: float | None
     outputs: dict[str, float]
     truth: dict[str, TruthError]
+    errors: dict[str, VariableErrors]
     n_contexts: int
     on_made_contexts: bool = False
     bytes_by_kind: dict[str, int] = Field(default_factory=dict[str, int])
@@ -99,7 +108,7 @@ class Verification(BaseModel):
     timing: Timing | None = None
 
 
-def verify(subject: Subject, bed: Testbed) -> Verification:
+def verify(subject: Subject, bed: Testbed, tracer: Tracer | None = None) -> Verification:
     """Verify an emitted file (see the module docstring).
 
     Parameters
@@ -107,6 +116,8 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
     subject : Subject
     bed : Testbed
         Testbed of the lifted source, with the evaluation contexts and the σ of the scores.
+    tracer : Tracer, optional
+        Keeps the forecasts of some contexts.
 
     Raises
     ------
@@ -121,13 +132,12 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
     _require_plan_of(subject, emitted)
     notes = _check(subject)
     n_decoded = check_decoding(subject, emitted, bed)
-    nominal = bed.roll_file(subject.source)
-    ours = bed.roll_file(subject.emitted)
-    compared = nominal.outputs, ours.outputs, bed.spec, bed.contexts
-    notes += out_of_range(bed.spec, bed.contexts, nominal.outputs, nominal.time_after)
-    notes += without_skill(bed.spec, bed.contexts, nominal.outputs)
-    drift = measure_drift(*compared, bed.sigma, nominal.time_after)
-    gap, dead = _simulate(subject, bed, ours)
+    first = FirstSteps()
+    found, gap, dead = _roll_out(subject, bed, tracer, first)
+    notes += out_of_range(bed.spec, bed.contexts, first)
+    known = {name: v.nominal for name, v in found.variables.items() if v.nominal is not None}
+    notes += without_skill(bed.spec, bed.contexts, {name: float(s.mae.mean()) for name, s in known.items()})
+    drift = drift_between(found, bed.sigma, bed.contexts.source)
     _judge(subject, drift, gap, dead)
     sizes = file_facts(subject.source).n_bytes, file_facts(subject.emitted).n_bytes
     itemsize = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -143,8 +153,9 @@ def verify(subject: Subject, bed: Testbed) -> Verification:
         predicted_drift=subject.plan.predicted_drift,
         runtime_gap=gap,
         dead_drift=dead.drift,
-        outputs=_other_outputs(nominal, ours),
-        truth=measure_truth(*compared, nominal.time_after),
+        outputs=found.outputs,
+        truth=truth_errors(found, bed.contexts.factors),
+        errors=errors_of(found, bed.spec, bed.contexts),
         n_contexts=bed.contexts.n_contexts,
         on_made_contexts=bed.contexts.is_made,
         bytes_by_kind=kinds_of_file(emitted, subject.lifted, subject.plan).to_dict(),
@@ -203,8 +214,25 @@ class _Dead:
     movers: tuple[str, ...] = ()
 
 
-def _simulate(subject: Subject, bed: Testbed, ours: Trajectory) -> tuple[float, _Dead]:
-    """Return the runtime gap and the drift of the dead weights: steps 5 and 6 of the module docstring."""
+def _roll_out(
+    subject: Subject, bed: Testbed, tracer: Tracer | None, first: FirstSteps
+) -> tuple[Comparison, float, _Dead]:
+    """Return the comparison of the two files, the runtime gap, and the drift of the dead weights.
+
+    These are steps 4 to 6 of the module docstring. The rollouts run side by side, one step at a time.
+    """
+    files = (
+        bed.stream_file(subject.source, keep_other=True),
+        bed.stream_file(subject.emitted, keep_other=True),
+    )
+    between = Meter(bed.spec, bed.contexts)
+
+    def take(nominal: Piece, ours: Piece) -> None:
+        between.add(nominal, ours)
+        first.add(nominal)
+        if tracer is not None:
+            tracer.add(nominal, ours)
+
     stored = subject.survey.by_name()
     planned = {
         a.weight: a
@@ -213,23 +241,38 @@ def _simulate(subject: Subject, bed: Testbed, ours: Trajectory) -> tuple[float, 
     }
     weights = tuple(w for w in subject.survey.weights if w.name in planned and w.outputs)
     if not weights:
-        return 0.0, _Dead()
+        for nominal, ours in together(*(run() for run in files)):
+            take(nominal, ours)
+        return between.result(), 0.0, _Dead()
     fed = bed.exposed
     replaced = {
         w.name: np.asarray(fed_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
         for w in weights
     }
-    simulated = fed.run(replaced)
-    gap = bed.drift(simulated, ours)
+    simulation = Meter(bed.spec, bed.contexts, truth=False)
+    for nominal, ours, simulated in together(*(run() for run in files), fed.pieces(replaced)):
+        take(nominal, ours)
+        simulation.add(replace(simulated, other={}), ours)
+    gap = drift_between(simulation.result(), bed.sigma).total
     dead = {name: value for name, value in replaced.items() if planned[name].dead}
+    return between.result(), gap, _dead(dead, planned, bed)
+
+
+def _dead(dead: dict[str, NDArray[Any]], planned: Mapping[str, Assignment], bed: Testbed) -> _Dead:
+    """Return the joint drift of the dead weights at their tiers, and, if it is too large, which of them move it."""
     if not dead:
-        return gap, _Dead()
-    drift = bed.drift(fed.run(dead))
-    if drift <= DEAD_DRIFT_LIMIT:
-        return gap, _Dead(drift)
+        return _Dead()
+
+    def drift(replaced: dict[str, NDArray[Any]]) -> float:
+        both = bed.exposed.pieces({}), bed.exposed.pieces(replaced)
+        return drift_between(compared(*both, bed.spec, bed.contexts, truth=False), bed.sigma).total
+
+    joint = drift(dead)
+    if joint <= DEAD_DRIFT_LIMIT:
+        return _Dead(joint)
     looked_at = list(dead)[:_MOST_LOOKED_AT]
-    moved = [n for n in looked_at if bed.drift(fed.run({n: dead[n]})) > DEAD_DRIFT_LIMIT]
-    return gap, _Dead(drift, tuple(planned[n].label for n in moved))
+    moved = [n for n in looked_at if drift({n: dead[n]}) > DEAD_DRIFT_LIMIT]
+    return _Dead(joint, tuple(planned[n].label for n in moved))
 
 
 def _judge(subject: Subject, drift: Drift, gap: float, dead: _Dead) -> None:
@@ -254,16 +297,3 @@ def _judge(subject: Subject, drift: Drift, gap: float, dead: _Dead) -> None:
             where=str(subject.emitted),
             todo="Score on more varied contexts, and with the served `batch` if contexts of a batch interact",
         )
-
-
-def _other_outputs(nominal: Trajectory, ours: Trajectory) -> dict[str, float]:
-    result: dict[str, float] = {}
-    for name, expected in nominal.other.items():
-        if expected.dtype.kind != "f":
-            result[name] = float(np.mean(expected != ours.other[name]))
-            continue
-        wide = expected.astype(np.float64)
-        norm = float(np.linalg.norm(wide))
-        difference = float(np.linalg.norm(ours.other[name].astype(np.float64) - wide))
-        result[name] = difference / norm if norm > 0 else difference
-    return result

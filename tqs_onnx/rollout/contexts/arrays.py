@@ -1,7 +1,8 @@
 """Read contexts from arrays: an `.npz`, or a folder of `.npy` files (`truth/<output>.npy` below it).
 
-There is one array per model input, and optionally `truth/<output>` and `series`. Names and shapes are checked before
-any values are read. Never imports onnxruntime.
+There is one array per model input, and optionally `truth/<output>`, `series`, and `latitude`: degrees, for a grid that
+is the last two axes of the trajectory. Names and shapes are checked before any values are read. Never imports
+onnxruntime.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.archive import open_archive
@@ -21,6 +23,7 @@ from tqs_passes.errors import InputError
 
 _TRUTH = "truth/"
 _SERIES = "series"
+_LATITUDE = "latitude"
 
 
 def read_arrays(
@@ -51,7 +54,7 @@ def contexts_of(
     *,
     limit: int | None = None,
 ) -> Contexts:
-    """Return contexts from named arrays: one per model input, `truth/<output>`, and `series`.
+    """Return contexts from named arrays: one per model input, `truth/<output>`, `series` and `latitude`.
 
     Parameters
     ----------
@@ -82,14 +85,27 @@ def contexts_of(
         _check_truth(output, array, spec, where)
     series = None if labels is None else tuple(str(s) for s in labels)
     chosen = thin(n, limit, series)
-    contexts = Contexts(arrays, truth, series, source=where)
+    contexts = Contexts(arrays, truth, series, source=where, latitudes=_latitudes(stored, inputs, where))
     return contexts if len(chosen) == n else contexts.take(chosen)
 
 
 def _check_name(name: str, inputs: Collection[str], where: str) -> None:
-    if name not in inputs and not name.startswith(_TRUTH) and name != _SERIES:
+    if name not in inputs and not name.startswith(_TRUTH) and name not in (_SERIES, _LATITUDE):
         todo = close_match(name, inputs) or f"Its inputs are: {', '.join(sorted(inputs))}"
         raise InputError(f"array {name!r} is not an input of the model", where=where, todo=todo)
+
+
+def _latitudes(stored: Mapping[str, NDArray[Any]], inputs: set[str], where: str) -> tuple[float, ...] | None:
+    if _LATITUDE in inputs or _LATITUDE not in stored:
+        return None
+    values = stored[_LATITUDE]
+    if values.ndim != 1 or values.dtype.kind not in "iuf" or not (np.abs(values) <= 90).all():
+        raise InputError(
+            "`latitude` is not one row of degrees",
+            where=where,
+            todo="Store one latitude for each row of the grid",
+        )
+    return tuple(float(v) for v in values)
 
 
 def _checked(array: NDArray[Any], port: Port, spec: RolloutSpec, where: str) -> NDArray[Any]:

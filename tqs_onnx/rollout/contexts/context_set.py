@@ -54,6 +54,8 @@ class Contexts:
         Maps a variable to what turns a difference in the output's unit into one in the unit of the table.
     made_seed : int or None
         Seed of made contexts; None if they are data.
+    latitudes : tuple of float or None
+        Latitudes of the grid, in degrees; the grid is the last two axes of the trajectory.
     """
 
     arrays: dict[str, NDArray[Any]]
@@ -67,6 +69,7 @@ class Contexts:
     notes: tuple[str, ...] = ()
     factors: dict[str, float] | None = None
     made_seed: int | None = None
+    latitudes: tuple[float, ...] | None = None
 
     @property
     def is_made(self) -> bool:

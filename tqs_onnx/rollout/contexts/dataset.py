@@ -133,6 +133,15 @@ class Fields:
         south_first = array[row].size > 1 and float(array[row][0]) < float(array[row][-1])
         return np.ascontiguousarray(values[..., ::-1, :]) if south_first else values
 
+    @property
+    def latitudes(self) -> tuple[float, ...] | None:
+        """Latitudes in degrees, from north to south; None without such an axis."""
+        name = next((n for n in _ROWS if n in self._dataset.coords), None)
+        if name is None:
+            return None
+        values = np.asarray(self._dataset[name].values, np.float64).reshape(-1)
+        return tuple(sorted((float(v) for v in values), reverse=True))
+
     def digest(self) -> str:
         """Return a digest of times, names and coordinates, which identifies what the rows refer to."""
         sha = hashlib.sha256(self.seconds.tobytes())

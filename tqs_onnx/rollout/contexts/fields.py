@@ -66,6 +66,7 @@ def cut_fields(
             source=str(path),
             table=fields.digest(),
             notes=_cut_short(fields, table, split),
+            latitudes=fields.latitudes,
         )
 
 

@@ -103,7 +103,7 @@ def cut_windows(
     windows = spec.windows or given
     _check_sources(spec, signature, windows, path)
     is_series = windows.layout == "series"
-    table, inputs, outputs = _scaled_features(windows, path)
+    table, inputs, outputs, factors = _scaled_features(windows, path)
     special = special_of(windows, path)
     cut = _Cut(spec, windows, signature.input(windows.input), inputs, outputs, path)
     per_call = _per_call(cut, signature)
@@ -140,12 +140,14 @@ def cut_windows(
         columns=None if is_series else outputs.names,
         table=table.digest,
         notes=(table.note,),
-        factors=_factors(windows, outputs),
+        factors=factors,
     )
 
 
-def _scaled_features(windows: Windows, path: Path) -> tuple[DataTable, Features, Features]:
-    """Read the table; return it, and what the input and the output hold, as they are scaled."""
+def _scaled_features(
+    windows: Windows, path: Path
+) -> tuple[DataTable, Features, Features, dict[str, float] | None]:
+    """Read the table; return it, what the input and the output hold as they are scaled, and `Contexts.factors`."""
     targets = windows.targets if windows.targets is not None else windows.columns
     table, inputs, outputs = read_features(
         path, windows.columns, targets or (), windows.known, windows.missing
@@ -158,10 +160,10 @@ def _scaled_features(windows: Windows, path: Path) -> tuple[DataTable, Features,
             todo='Set layout = "table", or leave them out',
         )
     if windows.standardise:
-        return table, _standardised(inputs), _standardised(outputs)
+        return table, _standardised(inputs), _standardised(outputs), _factors(windows, outputs)
     taken = [of_column(windows, i) for i in range(len(inputs.names))]
     given = [of_target(windows, i) for i in range(len(outputs.names))]
-    return table, _by(inputs, taken), _by(outputs, given)
+    return table, _by(inputs, taken), _by(outputs, given), _factors(windows, outputs)
 
 
 def _by(features: Features, numbers: Sequence[tuple[float, float]]) -> Features:
@@ -171,13 +173,20 @@ def _by(features: Features, numbers: Sequence[tuple[float, float]]) -> Features:
 
 def _standardised(features: Features) -> Features:
     """Return each feature with mean 0 and deviation 1, and a constant one as 0 (paper, A.11)."""
-    values = features.values
-    known = values[features.lag :]
-    return replace(features, values=(values - known.mean(axis=0)) / (known.std(axis=0) + 1e-8))
+    known = features.values[features.lag :]
+    return replace(features, values=(features.values - known.mean(axis=0)) / _deviations(features))
+
+
+def _deviations(features: Features) -> NDArray[np.float64]:
+    """Return what standardising divides by: the native units in one standardised unit."""
+    result: NDArray[np.float64] = features.values[features.lag :].std(axis=0) + 1e-8
+    return result
 
 
 def _factors(windows: Windows, outputs: Features) -> dict[str, float] | None:
-    """Return for each variable what turns a difference of the output into one of the table."""
+    """Return for each variable what turns a difference of the scaled output into one of the table."""
+    if windows.standardise:
+        return dict(zip(outputs.names, _deviations(outputs).tolist(), strict=True))
     if windows.scaler is None and windows.target_scaler is None:
         return None
     return {name: of_target(windows, i)[1] for i, name in enumerate(outputs.names)}

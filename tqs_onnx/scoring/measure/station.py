@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from tqs_onnx.rollout.distance import n_space, ruler_for
 from tqs_onnx.rollout.injection import Exposable, GroupSession, Injection, Ready, Rebuilt, exposable
-from tqs_onnx.rollout.plausible import out_of_range
+from tqs_onnx.rollout.plausible import FirstSteps, out_of_range
+from tqs_onnx.rollout.stream import pieces_of
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.scoring.measure.early_stop import watcher
@@ -85,7 +86,10 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
     scale = dict.fromkeys(found, 1.0) if raw else found
     ruler = replace(ruler_for(nominal.outputs, plan.spec, plan.contexts, scale), balanced=not raw)
     spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
-    notes = out_of_range(plan.spec, plan.contexts, nominal.outputs, nominal.time_after)
+    first = FirstSteps()
+    for piece in pieces_of(nominal):
+        first.add(piece)
+    notes = out_of_range(plan.spec, plan.contexts, first)
     return Station(injection, Meter(ruler, spaces, held, plan.horizons), dict(found), notes)
 
 

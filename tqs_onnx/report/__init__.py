@@ -1,0 +1,1 @@
+"""Shows runs: one self-contained HTML page, a model card, and their tables as CSV."""

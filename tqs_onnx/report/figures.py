@@ -1,0 +1,374 @@
+"""The charts of the report as Plotly figures: plain dictionaries of traces and layout.
+
+Colours are names such as ``var:file``, which the page replaces by those of the theme, so that one figure serves light
+and dark. Names of weights, variables and runs are escaped: Plotly would read ``<b>`` in them as markup.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.analysis.allocation import block_shares
+from tqs_onnx.analysis.sensitivity import ROLES, cumulative, percentiles, targets
+from tqs_onnx.jobs.pareto import Pareto
+from tqs_onnx.report.words import picks_of, size_text
+from tqs_onnx.scoring.scores import Scores
+from tqs_onnx.verification.errors import Errors, VariableErrors
+from tqs_passes.plan.plan import Plan
+from tqs_passes.tier import Tier
+
+#: Points of a curve; of more, an evenly spread subset that includes the last one.
+_MOST_POINTS = 160
+_MOST_BLOCKS = 40
+_SERIES = ("file", "one", "two", "three", "four")
+_MARKS = ("circle", "square", "diamond", "triangle-up", "x")
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A figure, or several to choose from.
+
+    Parameters
+    ----------
+    key : str
+        Its id in the page.
+    title : str
+    says : str
+        How to read it, in one or two sentences.
+    figures : dict of str to dict
+        Plotly figures by the name to choose them by.
+    choose : str
+        What is chosen; empty for a single figure.
+    """
+
+    key: str
+    title: str
+    says: str
+    figures: dict[str, Json]
+    choose: str = ""
+
+
+def text(name: object) -> str:
+    r"""Return a name as Plotly shows it unchanged.
+
+    >>> text("<b>a\nb</b>")
+    '&lt;b&gt;a b&lt;/b&gt;'
+    """
+    return html.escape(" ".join(str(name).split()), quote=False)
+
+
+def rounded(values: Sequence[float | None] | NDArray[Any]) -> list[float | None]:
+    """Return numbers with five significant digits; None for those that are not finite."""
+    return [None if v is None or not np.isfinite(v) else float(f"{v:.5g}") for v in values]
+
+
+def _layout(x: str, y: str, **more: Any) -> Json:  # noqa: ANN401  (a layout is made of anything)
+    axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "rangemode": "tozero"}}
+    for key, value in more.items():
+        axes[key] = {**axes.get(key, {}), **value} if isinstance(value, dict) else value
+    return axes
+
+
+def _thinned(n: int) -> list[int]:
+    return sorted(
+        {round((n - 1) * i / max(min(n, _MOST_POINTS) - 1, 1)) for i in range(min(n, _MOST_POINTS))}
+    )
+
+
+def growth_chart(variables: Mapping[str, VariableErrors], key: str = "growth") -> Chart:
+    """Return the error of FP32 and of the file by step, for every variable, with bands."""
+    figures: dict[str, Json] = {}
+    for name, e in variables.items():
+        data: list[Json] = []
+        if e.fp32 is not None and e.file is not None:
+            data += _curve(e.fp32, "FP32", "fp32", "dash") + _curve(e.file, "this file", "file", "solid")
+        data += _curve(e.against_fp32, "this file from FP32", "one", "dot", band=e.file is None)
+        unit = f" [{e.unit}]" if e.unit not in ("", "1") else ""
+        figures[name] = {"data": data, "layout": _layout("step", text(f"mean absolute error{unit}"))}
+    return Chart(
+        key,
+        "Error by step",
+        "How the mean absolute error grows over the forecast. Bands are 95 % intervals over contexts. The dotted "
+        "line is how far this file is from FP32, whatever the truth.",
+        figures,
+        "Variable",
+    )
+
+
+def _curve(errors: Errors, name: str, colour: str, dash: str, *, band: bool = True) -> list[Json]:
+    kept = _thinned(len(errors.mae_per_step))
+    steps = [i + 1 for i in kept]
+    found: list[Json] = []
+    if band and errors.mae_low:
+        low, high = ([side[i] for i in kept] for side in (errors.mae_low, errors.mae_high))
+        found.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": steps + steps[::-1],
+                "y": rounded(high) + rounded(low[::-1]),
+                "fill": "toself",
+                "fillcolor": f"var:{colour}:0.16",
+                "line": {"width": 0},
+                "hoverinfo": "skip",
+                "showlegend": False,
+            }
+        )
+    found.append(
+        {
+            "type": "scatter",
+            "mode": "lines+markers" if len(steps) <= 12 else "lines",
+            "name": name,
+            "x": steps,
+            "y": rounded([errors.mae_per_step[i] for i in kept]),
+            "line": {"color": f"var:{colour}", "dash": dash, "width": 2},
+            "marker": {"color": f"var:{colour}", "size": 6},
+            "hovertemplate": "step %{x}: %{y:.4g}",
+        }
+    )
+    return found
+
+
+def tier_colours(tiers: Sequence[Tier]) -> dict[Tier, str]:
+    """Return a colour for every tier, dark to light with its width; readable with any colour vision."""
+    return {tier: f"var:tier{list(Tier).index(tier)}" for tier in tiers}
+
+
+def weights_chart(plan: Plan, scores: Scores | None, whys: Mapping[str, str]) -> Chart:
+    """Return the weights in graph order by sensitivity, coloured by tier."""
+    gamma = {w.weight: w.gamma_task for w in scores.weights} if scores else {}
+    present = [t for t in Tier if any(a.tier is t for a in plan.assignments)]
+    colours = tier_colours(present)
+    data: list[Json] = []
+    for tier in present:
+        chosen = [(i, a) for i, a in enumerate(plan.assignments, 1) if a.tier is tier]
+        height = [gamma.get(a.weight) if scores else float(np.prod(a.shape)) for _, a in chosen]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": tier.value,
+                "x": [i for i, _ in chosen],
+                "y": rounded(height),
+                "customdata": [
+                    [text(a.label), size_text(a.n_bytes), text(whys[a.weight])] for _, a in chosen
+                ],
+                "marker": {
+                    "color": colours[tier],
+                    "size": 10,
+                    "symbol": _MARKS[present.index(tier) % len(_MARKS)],
+                    "line": {"width": 1, "color": "var:surface"},
+                },
+                "hovertemplate": "<b>%{customdata[0]}</b><br>"
+                + f"{tier.value}, "
+                + "%{customdata[1]}<br>γ %{y:.3g}<br>%{customdata[2]}<extra></extra>",
+            }
+        )
+    layout = _layout("place in the graph", "γ_task" if scores else "values", yaxis={"rangemode": "normal"})
+    says = (
+        "Each mark is a weight: the higher, the more its rounding error grows over the forecast. Dead weights have "
+        "no γ and stand in the table only."
+    )
+    return Chart("weights", "Weights by sensitivity and tier", says, {"": {"data": data, "layout": layout}})
+
+
+def role_chart(scores: Scores) -> Chart:
+    """Return the percentiles of γ by role, every weight a dot (Figure 2)."""
+    found = percentiles(scores)
+    alive = targets(scores)
+    data: list[Json] = []
+    for role in ROLES:
+        chosen = [w for w in alive if w.role is role]
+        if chosen:
+            data.append(
+                {
+                    "type": "box",
+                    "name": role.value,
+                    "y": rounded([found[w.weight] for w in chosen]),
+                    "text": [text(w.label) for w in chosen],
+                    "boxpoints": "all",
+                    "jitter": 0.5,
+                    "pointpos": 0,
+                    "fillcolor": "var:file:0.14",
+                    "line": {"color": "var:file", "width": 1.5},
+                    "marker": {"color": "var:one", "size": 5},
+                    "hovertemplate": "%{text}: %{y:.0f}<extra></extra>",
+                    "showlegend": False,
+                }
+            )
+    layout = _layout("role", "percentile of γ", yaxis={"range": [-4, 104]})
+    says = "Where the sensitive weights are: 100 is the most sensitive of the model (the paper's Figure 2)."
+    return Chart("roles", "Sensitivity by role", says, {"": {"data": data, "layout": layout}})
+
+
+def cumulative_chart(runs: Mapping[str, Scores]) -> Chart:
+    """Return the cumulative share of the γ-shift by run (Figure 3)."""
+    data: list[Json] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "even",
+            "x": [0, 100],
+            "y": [0, 100],
+            "line": {"color": "var:fp32", "dash": "dot", "width": 1.5},
+            "hoverinfo": "skip",
+        }
+    ]
+    for i, (name, scores) in enumerate(runs.items()):
+        x, y = cumulative(scores)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": text(name),
+                "x": rounded(100 * x),
+                "y": rounded(100 * y),
+                "line": {"color": f"var:{_SERIES[i % len(_SERIES)]}", "width": 2},
+                "hovertemplate": "top %{x:.0f} % of the weights: %{y:.0f} %",
+            }
+        )
+    layout = _layout(
+        "weights, most sensitive first (%)", "share of the γ-shift (%)", yaxis={"range": [0, 102]}
+    )
+    says = "How concentrated sensitivity is: the further above the dotted line, the fewer weights carry it (Figure 3)."
+    return Chart(
+        "concentration", "Concentration of sensitivity", says, {"": {"data": data, "layout": layout}}
+    )
+
+
+def tier_chart(plans: Mapping[str, Plan]) -> Chart:
+    """Return the share of every tier in the values of every block of the graph, for every run."""
+    figures: dict[str, Json] = {}
+    for run, plan in plans.items():
+        shares = block_shares(plan)
+        largest = sorted(shares, key=lambda b: -sum(shares[b].values()))[:_MOST_BLOCKS]
+        blocks = [b for b in shares if b in largest][::-1]
+        present = [t for t in Tier if any(shares[b][t] for b in blocks)]
+        colours = tier_colours(present)
+        data = [
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": tier.value,
+                "y": [text(b) for b in blocks],
+                "x": rounded([100 * shares[b][tier] / sum(shares[b].values()) for b in blocks]),
+                "marker": {"color": colours[tier], "line": {"width": 1, "color": "var:surface"}},
+                "hovertemplate": "%{y}: %{x:.1f} % " + tier.value + "<extra></extra>",
+            }
+            for tier in present
+        ]
+        layout = _layout(
+            "share of the values (%)",
+            "",
+            barmode="stack",
+            xaxis={"range": [0, 100]},
+            yaxis={"automargin": True, "tickfont": {"size": 11}},
+            height=max(260, 120 + 22 * len(blocks)),
+        )
+        figures[run] = {"data": data, "layout": layout}
+    says = (
+        "How wide each part of the model is stored. Blocks stand in graph order, the largest forty of them."
+    )
+    return Chart("tiers", "Tiers by block", says, figures, "Run" if len(figures) > 1 else "")
+
+
+def frontier_chart(pareto: Pareto) -> Chart:
+    """Return the points of a frontier: measured drift and degradation against compression."""
+    figures: dict[str, Json] = {}
+    for name, title, value in (
+        ("drift", "measured drift (σ)", lambda p: p.drift_measured),
+        ("degradation", "degradation of the worst variable (%)", lambda p: p.degradation),
+    ):
+        data: list[Json] = []
+        for i, series in enumerate(dict.fromkeys(p.series for p in pareto.points)):
+            points = [p for p in pareto.points if p.series == series and p.n_bytes and value(p) is not None]
+            if not points:
+                continue
+            points.sort(key=lambda p: p.n_bytes or 0)
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": text(f"{points[0].objective}, {points[0].solver}"),
+                    "x": rounded([p.compression for p in points]),
+                    "y": rounded([value(p) for p in points]),
+                    "text": [text(p.name) for p in points],
+                    "line": {"color": f"var:{_SERIES[i % len(_SERIES)]}", "width": 2},
+                    "marker": {"symbol": _MARKS[i % len(_MARKS)], "size": 8},
+                    "hovertemplate": "%{text}<br>%{x:.3g}× smaller: %{y:.3g}<extra></extra>",
+                }
+            )
+        if not data:
+            continue
+        picks = [
+            {
+                "x": float(pick.point.compression or 1.0),
+                "y": float(value(pick.point) or 0.0),
+                "text": pick.name,
+                "showarrow": True,
+                "arrowcolor": "var:muted",
+                "ax": 0,
+                "ay": -28,
+            }
+            for pick in picks_of(pareto)
+            if value(pick.point) is not None
+        ]
+        figures[name] = {"data": data, "layout": _layout("times smaller", title, annotations=picks)}
+    says = "What each size costs. The lower, the closer to FP32."
+    return Chart("frontier", "Frontier", says, figures, "Measure" if len(figures) > 1 else "")
+
+
+def prediction_chart(pareto: Pareto) -> Chart | None:
+    """Return predicted against measured drift of the points of a frontier; None without any."""
+    data: list[Json] = []
+    every: list[float] = []
+    for i, (name, field) in enumerate(
+        (("sum of single weights", "drift_predicted"), ("all weights together", "drift_joint"))
+    ):
+        points = [p for p in pareto.points if p.drift_measured and getattr(p, field)]
+        if points:
+            x = [float(getattr(p, field)) for p in points]
+            y = [float(p.drift_measured or 0.0) for p in points]
+            every += [v for v in (*x, *y) if np.isfinite(v)]
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": name,
+                    "x": rounded(x),
+                    "y": rounded(y),
+                    "text": [text(p.name) for p in points],
+                    "marker": {"color": f"var:{_SERIES[i]}", "symbol": _MARKS[i], "size": 9},
+                    "hovertemplate": "%{text}<br>predicted %{x:.3g}, measured %{y:.3g}<extra></extra>",
+                }
+            )
+    if not every:
+        return None
+    ends = [min(every), max(every)]
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "equal",
+            "x": ends,
+            "y": ends,
+            "line": {"color": "var:fp32", "dash": "dot"},
+            "hoverinfo": "skip",
+        }
+    )
+    layout = _layout(
+        "predicted drift (σ)",
+        "measured drift (σ)",
+        xaxis={"type": "log"},
+        yaxis={"type": "log", "rangemode": "normal"},
+    )
+    says = "How well the drift of a file was known before it was written. Above the dotted line, it drifts further."
+    return Chart("prediction", "Predicted against measured", says, {"": {"data": data, "layout": layout}})
