@@ -7,8 +7,9 @@ and dark. Names of weights, variables and runs are escaped: Plotly would read ``
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.analysis.allocation import block_shares
 from tqs_onnx.analysis.sensitivity import ROLES, cumulative, percentiles, targets
-from tqs_onnx.jobs.pareto import Pareto
+from tqs_onnx.jobs.pareto import Pareto, Point
 from tqs_onnx.report.words import picks_of, size_text
 from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.errors import Errors, VariableErrors
@@ -71,7 +72,7 @@ def rounded(values: Sequence[float | None] | NDArray[Any]) -> list[float | None]
 
 
 def _layout(x: str, y: str, **more: Any) -> Json:  # noqa: ANN401  (a layout is made of anything)
-    axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "rangemode": "tozero"}}
+    axes: Json = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "rangemode": "tozero"}}
     for key, value in more.items():
         axes[key] = {**axes.get(key, {}), **value} if isinstance(value, dict) else value
     return axes
@@ -283,10 +284,11 @@ def tier_chart(plans: Mapping[str, Plan]) -> Chart:
 def frontier_chart(pareto: Pareto) -> Chart:
     """Return the points of a frontier: measured drift and degradation against compression."""
     figures: dict[str, Json] = {}
-    for name, title, value in (
-        ("drift", "measured drift (σ)", lambda p: p.drift_measured),
-        ("degradation", "degradation of the worst variable (%)", lambda p: p.degradation),
-    ):
+    measures: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
+        ("drift", "measured drift (σ)", attrgetter("drift_measured")),
+        ("degradation", "degradation of the worst variable (%)", attrgetter("degradation")),
+    )
+    for name, title, value in measures:
         data: list[Json] = []
         for i, series in enumerate(dict.fromkeys(p.series for p in pareto.points)):
             points = [p for p in pareto.points if p.series == series and p.n_bytes and value(p) is not None]

@@ -112,9 +112,6 @@ _BY_STATUS = {
 
 
 def _why(a: Assignment, plan: Plan, score: WeightScore | None, ranks: dict[str, tuple[int, int]]) -> str:
-    if a.same_as is not None:
-        labels = {other.weight: other.label for other in plan.assignments}
-        return f"equal to {labels.get(a.same_as, a.same_as)} and stored once with it"
     parts: list[str] = []
     if score is not None and score.status is not Status.ALIVE:
         parts.append(_BY_STATUS[score.status])

@@ -101,7 +101,7 @@ def require_stated(plan: Plan, codes: Mapping[str, Codes], model: Model, n_bytes
         )
     stored = {t.name: t for t in model.proto.graph.initializer}
     for a in plan.assignments:
-        packed = 0 if a.same_as is not None else math.prod(a.shape) * a.least_bits // 8
+        packed = math.prod(a.shape) * a.least_bits // 8
         if not packed <= a.n_bytes <= plan.n_bytes:
             raise InputError(
                 f"the plan states {a.n_bytes} bytes for weight {a.label!r}", where=str(where), todo=todo

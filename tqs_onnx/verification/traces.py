@@ -117,7 +117,7 @@ class Tracer:
             path.unlink(missing_ok=True)
             return
         with atomic_file(path) as tmp, tmp.open("wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def read_traces(path: Path) -> tuple[dict[str, Trace], tuple[int, ...]]:

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -186,7 +187,7 @@ class Results:
         return {
             row[0]: Floors(noise=row[1], rounding=row[2], rounding_at=tuple(_floats(row[3]).tolist()))
             for row in rows
-            if not self._is_damaged(row[4], lambda row=row: _floors_sum(job, *row[:4]))
+            if not self._is_damaged(row[4], partial(_floors_sum, job, *row[:4]))
         }
 
     def put_floors(self, job: str, found: SessionFloors) -> None:
@@ -201,7 +202,7 @@ class Results:
         """Return a measurement; None if it is not stored, or does not match its checksum."""
         with self._explained():
             row = self._db.execute(f"{_SELECT} WHERE id = ?", (key,)).fetchone()
-        if row is None or self._is_damaged(row[7], lambda: _checksum(key, *row[1:7])):
+        if row is None or self._is_damaged(row[7], partial(_checksum, key, *row[1:7])):
             return None
         energy = _floats(row[2]).reshape(row[1], -1)
         return Measurement(energy, _floats(row[3]), row[4], row[5], bool(row[6]))
@@ -217,7 +218,7 @@ class Results:
                     f"{_SELECT} WHERE id IN ({','.join('?' * len(some))})", some
                 ).fetchall()
             for row in rows:
-                if self._is_damaged(row[7], lambda row=row: _checksum(*row[:7])):
+                if self._is_damaged(row[7], partial(_checksum, *row[:7])):
                     continue
                 if expected is None or expected.holds(*row[1:7]):
                     found.add(row[0])
