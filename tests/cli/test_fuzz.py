@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.models import two_branches
 from tests.rollouts import forecaster, values
 from tqs_onnx.allocation.file_size import file_bytes
-from tqs_onnx.allocation.request import menus_of, prepared_source, size_of
+from tqs_onnx.allocation.request import menus_of, prepared_source, settled_serving, size_of
 from tqs_onnx.cli.inspect import command as inspect
 from tqs_onnx.cli.main import main
 from tqs_onnx.emission import emit
@@ -65,6 +65,7 @@ def base() -> onnx.ModelProto:
 
 def options_of(source: Source, serving: Serving = STOCK) -> tuple[Plan, int]:
     """Return a plan that stores every weight as small as it can, and the bytes it predicts."""
+    serving = settled_serving(source, serving)
     ready = prepared_source(source, serving)
     listed = menus_of(source, ready, "fast", TIERS, serving)
     chosen = [min(m.candidates, key=lambda c: c.assignment.n_bytes) for m in listed]
@@ -79,6 +80,9 @@ def options_of(source: Source, serving: Serving = STOCK) -> tuple[Plan, int]:
         constants=serving.constants_as_stored,
         opset=serving.opset,
         compute=serving.compute,
+        names=serving.names,
+        graph=serving.graph,
+        pinned=serving.pinned,
     )
     return plan, n_bytes
 

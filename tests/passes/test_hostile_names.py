@@ -85,7 +85,7 @@ def test_weights_and_nodes_of_any_name_go_all_the_way(
     names = dict(zip(PLAIN, GROUPS[group], strict=True))
     shared = project(tmp_path, renamed(forecaster(16, 1200), names))  # names of 10 kB still leave room
     run = tmp_path / "run"
-    arguments = ["quantize", str(tmp_path / "m.onnx"), *shared, "--compression", "1.3", "--repair", "0"]
+    arguments = ["quantize", str(tmp_path / "m.onnx"), *shared, "--compression", "1.3", "--names", "keep"]
     assert main([*arguments, "--out", str(run)]) == 0
     shown = capsys.readouterr()
     require_harmless(shown.out)
@@ -97,7 +97,7 @@ def test_weights_and_nodes_of_any_name_go_all_the_way(
     assert all(None not in row and None not in row.values() for row in rows)
     assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["verification"]["n_decoded"] > 0
     assert {p.name for p in run.iterdir()} == {
-        "m.tqs.onnx", "plan.json", "scores.json", "scores.csv", "manifest.json", "sweep.sqlite"
+        "m.tqs.onnx", "plan.json", "scores.json", "scores.csv", "manifest.json", "sweep.sqlite", "traces.npz"
     }  # fmt: skip
     assert {p.name for p in tmp_path.iterdir()} == {
         "m.onnx", "rollout.toml", "contexts", "contexts.npz", "eval", "eval.npz", "run"

@@ -17,10 +17,11 @@ from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.quantize import Job, quantize
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.plausible import out_of_range, without_skill
+from tqs_onnx.rollout.plausible import FirstSteps, out_of_range, without_skill
 from tqs_onnx.rollout.spec.check import check_spec
 from tqs_onnx.rollout.spec.signature import signature_of
 from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
+from tqs_onnx.rollout.stream import array_pieces
 from tqs_onnx.verification.manifest import read_manifest
 from tqs_passes.errors import InputError
 
@@ -97,8 +98,12 @@ def contexts() -> tuple[Contexts, np.ndarray]:
 def test_a_forgotten_scale_is_noted_from_range_and_from_truth(units: bool) -> None:
     held, w = contexts()
     made = {"y": rolled(held.arrays["x"], w, units).astype(np.float32)}
-    ranges = out_of_range(spec(units), held, made, (0, 1, 2, 3, 4))
-    skill = without_skill(spec(units), held, made)
+    first = FirstSteps()
+    for piece in array_pieces(made, (0, 1, 2, 3, 4)):
+        first.add(piece)
+    error = float(np.mean(np.abs(made["y"] - held.truth["y"])))
+    ranges = out_of_range(spec(units), held, first)
+    skill = without_skill(spec(units), held, {"y": error})
     assert (len(ranges), len(skill)) == ((0, 0) if units else (1, 1))
     if not units:
         low, high = held.arrays["x"].min(), held.arrays["x"].max()

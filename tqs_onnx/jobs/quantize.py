@@ -162,7 +162,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
             write_codes(job.out / CODES_NAME, refined.codes)
         write_text(plan_file, plan.to_json())
         written = {"plan": plan_file, "scores": job.out / "scores.json", "codes": job.out / CODES_NAME}
-        with removed_on_failure(emitted):
+        with removed_on_failure(emitted, job.out / TRACES_NAME):
             subject = stages.emitted(source, plan, emitted, refined.codes)
             verification, gates = stages.verified(
                 *(subject, bed, data, options.gates),

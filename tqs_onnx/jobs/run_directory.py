@@ -184,12 +184,12 @@ def _require_writable(out: Path) -> None:
 
 
 @contextmanager
-def removed_on_failure(emitted: Path) -> Generator[None]:
-    """Remove an emitted file, its external data and its map of names if the body raises."""
+def removed_on_failure(emitted: Path, *others: Path) -> Generator[None]:
+    """Remove an emitted file, its external data, its map of names and other files if the body raises."""
     try:
         yield
     except BaseException:
-        for file in with_data(emitted):
+        for file in (*with_data(emitted), *others):
             file.unlink(missing_ok=True)
         raise
 
