@@ -37,11 +37,11 @@ from tqs_passes.tier import Tier
 DEFAULT, SLOW = 110, 500
 TIERS = (Tier.FP32, Tier.FP16, Tier.INT4, Tier.INT1)
 COMPUTED = [{"dtype": "float16", "blocks": b} for b in (None, "(", "W1")] + [{"dtype": "bfloat16"}]
-STOCK = Serving()
+STOCK = Serving(names="keep", graph="keep")
 #: What mutated models are emitted for.
 SERVINGS = (
     STOCK,
-    STOCK,
+    Serving(names="short", graph="slim"),
     Serving(compute=Compute(dtype="float16")),
     Serving(compute=Compute(dtype="float16", blocks="W1|^a$")),
     Serving(target=ServingTarget.ORT_CUDA, compute=Compute(dtype="bfloat16")),
@@ -87,11 +87,12 @@ def options_of(source: Source, serving: Serving = STOCK) -> tuple[Plan, int]:
     return plan, n_bytes
 
 
+_MADE = ("m.onnx", "m.onnx.data", "plan.json", "o.onnx", "o.onnx.names.json")
+
+
 def left_over(folder: Path) -> list[str]:
     """Return what lies in a folder besides the model, the plan and the emitted file."""
-    return [
-        p.name for p in folder.iterdir() if p.name not in ("m.onnx", "m.onnx.data", "plan.json", "o.onnx")
-    ]
+    return [p.name for p in folder.iterdir() if p.name not in _MADE]
 
 
 def require_clear(error: TqsError, out: Path) -> None:
