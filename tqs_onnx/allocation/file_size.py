@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tqs_onnx.allocation.choice import Bundle, flat
+from tqs_onnx.allocation.choice import Bundle
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.wire import field_size
 from tqs_passes.grids.grid import Grid
@@ -100,10 +100,18 @@ def smallest_file(size: FileSize, offers: Sequence[Sequence[Bundle]]) -> tuple[i
     The smallest choice of every weight does not give the smallest file when tables need more bytes than they save.
     Kinds are therefore dropped and added one at a time while this helps.
     """
-    every = frozenset(kind for offer in offers for b in offer for kind in kinds_of(b))
+    shortlists = [_shortlist(offer) for offer in offers]
+    every = frozenset(kind for shortlist in shortlists for kinds, _ in shortlist for kind in kinds)
+    free = [_Piece(b.n_bytes, b.shared) for b in (least_of(offer) for offer in offers)]
 
+    @functools.cache
     def n_bytes(kinds: frozenset[str]) -> int:
-        return file_bytes(size, flat(least_of(of_kinds(offer, kinds)) for offer in offers))
+        added, shared = 0, dict[str, int]()
+        for shortlist, least in zip(shortlists, free, strict=True):
+            piece = next((piece for needed, piece in shortlist if needed <= kinds), least)
+            added += piece.n_bytes
+            shared |= piece.shared
+        return size.of(added + sum(shared.values()))
 
     best = min(kind_starts(every), key=n_bytes)
     while True:
@@ -113,14 +121,31 @@ def smallest_file(size: FileSize, offers: Sequence[Sequence[Bundle]]) -> tuple[i
         best = nearest
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Piece:
+    """What a choice adds to the file: bytes of its own, and shared tables."""
+
+    n_bytes: int
+    shared: dict[str, int]
+
+
+def _shortlist(offer: Sequence[Bundle]) -> list[tuple[frozenset[str], _Piece]]:
+    """Return the smallest choice for each set of kinds that an offer needs, smallest first.
+
+    The first whose kinds are allowed is the smallest allowed choice; of equal sizes the one that is offered first.
+    """
+    found: dict[frozenset[str], tuple[int, int, Bundle]] = {}
+    for index, bundle in enumerate(offer):
+        kinds, entry = kinds_of(bundle), (bundle.n_bytes, index, bundle)
+        if kinds not in found or entry[:2] < found[kinds][:2]:
+            found[kinds] = entry
+    ordered = sorted(found.items(), key=lambda item: item[1][:2])
+    return [(kinds, _Piece(n_bytes, bundle.shared)) for kinds, (n_bytes, _, bundle) in ordered]
+
+
 def kind_starts(every: frozenset[str]) -> list[frozenset[str]]:
     """Return the starting points of a search over kinds of codes: all, none, and each one alone."""
     return [every, frozenset[str](), *(frozenset({kind}) for kind in sorted(every))]
-
-
-def of_kinds(offer: Sequence[Bundle], kinds: frozenset[str]) -> list[Bundle]:
-    """Return the choices that share no table or only tables of these kinds; all of `offer` if there are none."""
-    return [b for b in offer if kinds.issuperset(kinds_of(b))] or list(offer)
 
 
 def least_of(offer: Sequence[Bundle]) -> Bundle:

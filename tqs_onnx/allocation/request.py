@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from onnx.external_data_helper import uses_external_data
@@ -16,13 +18,15 @@ from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash
 from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.version import VERSION
 from tqs_passes.encode.planes import MIN_OPSET
-from tqs_passes.errors import InputError
+from tqs_passes.encode.weight import INT4_OPSET
+from tqs_passes.errors import InfeasibleError, InputError
 from tqs_passes.files.debug_notes import kept_size
 from tqs_passes.files.wire import field_size
 from tqs_passes.graph.names import opset_of
 from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding
 from tqs_passes.plan.candidates import Menu, kitchen_of, menus
 from tqs_passes.plan.forms import Profile
+from tqs_passes.plan.plan import ServingTarget
 from tqs_passes.plan.targets import Serving
 from tqs_passes.tier import Tier
 from tqs_passes.transforms.skeleton import skeleton
@@ -141,6 +145,32 @@ def size_of(source: Source, ready: PreparedModel) -> FileSize:
     graph = bare.graph.ByteSize()
     whole = bare.ByteSize() - field_size(graph) + field_size(graph + moved)
     return FileSize(source.facts.n_bytes, whole, graph + moved)
+
+
+@contextmanager
+def hinting(source: Source, serving: Serving, tiers: TierSet) -> Generator[None]:
+    """Add to an infeasible budget what the target could do at another opset.
+
+    Raises
+    ------
+    InfeasibleError
+        As it was raised, with the hint.
+    """
+    try:
+        yield
+    except InfeasibleError as error:
+        opset = serving.opset or opset_of(source.lifted.proto)
+        if (
+            serving.target is not ServingTarget.TENSORRT
+            or opset >= INT4_OPSET
+            or Tier.INT4 not in tiers.tiers
+        ):
+            raise
+        more = f"set `opset` to {INT4_OPSET}, from which TensorRT reads INT4: the model has {opset}"
+        todo = f"{error.todo}, or {more}"
+        raise InfeasibleError(
+            error.what, smallest_bytes=error.smallest_bytes, where=error.where, todo=todo
+        ) from error
 
 
 def note_of_opset(source: Source, serving: Serving) -> str | None:

@@ -16,7 +16,6 @@ from tqs_onnx.allocation.file_size import (
     kind_starts,
     kinds_of,
     least_of,
-    of_kinds,
     shared_bytes,
     smallest_file,
 )
@@ -49,7 +48,8 @@ def searched(request: Request, entries: list[Entry], options: PlanOptions, max_b
     models. Their knapsacks are quick, so kinds are dropped and added one at a time while this helps. A file without row
     tiers is always tried as well, so offering them never makes the result worse.
     """
-    every = frozenset(kind for e in entries for b in e.bundles for kind in kinds_of(b))
+    needed = [[kinds_of(b) for b in e.bundles] for e in entries]
+    every = frozenset(kind for row in needed for kinds in row for kind in kinds)
     _, least = smallest_file(request.size, [e.bundles for e in entries])
     search = options.solver == "mckp" and max_bytes <= _TABLES_MATTER_BYTES
     whole = [every, every - {ROWS}]
@@ -61,7 +61,12 @@ def searched(request: Request, entries: list[Entry], options: PlanOptions, max_b
         if kinds in tried or (found is not None and not search and kinds not in whole):
             continue
         tried.add(kinds)
-        again = _spent(request, [limited(e, of_kinds(e.bundles, kinds)) for e in entries], options, max_bytes)
+        allowed = [
+            [b for b, needs in zip(e.bundles, row, strict=True) if needs <= kinds] or list(e.bundles)
+            for e, row in zip(entries, needed, strict=True)
+        ]
+        offers = [limited(e, bundles) for e, bundles in zip(entries, allowed, strict=True)]
+        again = _spent(request, offers, options, max_bytes)
         if again is not None and (found is None or again.allocation.cost < found.allocation.cost):
             found = again
             used = frozenset(kind for b in found.chosen for kind in kinds_of(b))

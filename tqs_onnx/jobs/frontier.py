@@ -25,7 +25,7 @@ from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto, Point, pareto_of
-from tqs_onnx.jobs.run_directory import run_directory
+from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
 from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.refinement.refine import Refined
 from tqs_onnx.rollout.session import resolve_provider
@@ -138,6 +138,8 @@ def sweep(job: SweepJob) -> Pareto:
     require_runs(options.serving.compute, resolve_provider(options.run.provider))
     require_contexts_of(known, data.spec, data.scoring)
     store = None if isinstance(job.scores, Scores) else job.scores.with_name(RESULTS_NAME)
+    scores = [] if isinstance(job.scores, Scores) else [job.scores]
+    refuse_overwriting(_outputs(job, source), [*source.files, *data.files.values(), *scores])
     with (
         run_directory(job.out, ["pareto.json", "pareto.csv"], force=job.force) as begin,
         Results(store if store is not None and store.exists() else job.out / RESULTS_NAME) as results,
@@ -150,6 +152,20 @@ def sweep(job: SweepJob) -> Pareto:
         pareto = trace(sweeper, job.axis, job.out)
         bed.close()
     return pareto
+
+
+def _outputs(job: SweepJob, source: Source) -> Iterator[Path]:
+    """Yield every file that a sweep may write."""
+    yield from (job.out / "pareto.json", job.out / "pareto.csv")
+    for _, suffix in job.axis.series(job.options):
+        for compression in job.axis.compressions:
+            name = _name(source, compression, suffix)
+            plan_file = job.out / f"{name}.plan.json"
+            yield from (*with_data(job.out / f"{name}.onnx"), plan_file, codes_path(plan_file))
+
+
+def _name(source: Source, compression: float, suffix: str) -> str:
+    return f"{source.path.stem}.C{compression:g}{suffix}"
 
 
 def trace(sweeper: Sweeper, axis: Axis, out: Path) -> Pareto:
@@ -203,7 +219,7 @@ class Sweeper:
             tiers = options.tiers
             request = requests.get(tiers) or self._request(tiers)
             for compression in axis.compressions:
-                name = f"{source.path.stem}.C{compression:g}{suffix}"
+                name = _name(source, compression, suffix)
                 blank = _blank(name, compression, options)
                 start = time.perf_counter()
                 max_bytes = Budget(compression).n_bytes(request.menus, request.size)

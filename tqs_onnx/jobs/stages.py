@@ -18,6 +18,7 @@ from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.offers import offers_before_scoring
 from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.allocation.request import (
+    hinting,
     menus_of,
     note_of_opset,
     prepared_source,
@@ -194,7 +195,8 @@ def require_room(offered: Offer, source: Source, spec: RolloutSpec, options: Qua
     weights = source.survey.weights
     off = frozenset(w.name for w in weights if w.outputs and not on_trajectory(w, spec))
     offers = offers_before_scoring(offered.menus, off, options.planning)
-    require_feasible(offered.size, offers, offered.max_bytes)
+    with hinting(source, options.serving, options.tiers):
+        require_feasible(offered.size, offers, offered.max_bytes)
 
 
 def require_judged(source: Source, bed: Testbed, data: Data) -> None:
@@ -240,7 +242,8 @@ def planned(
         The target cannot serve the plan.
     """
     rounding = options.refine.rounding
-    plan, request = planned_by(request, max_bytes, options.planning, instruments, rounding, results)
+    with hinting(source, options.serving, options.tiers):
+        plan, request = planned_by(request, max_bytes, options.planning, instruments, rounding, results)
     require_served(plan, source, plan.target)
     for warning in plan.warnings:
         _LOG.warning("%s", warning)
@@ -358,7 +361,8 @@ def _planned_by_scores(request: Request, max_bytes: int, source: Source, options
         )
     if options.refine.repair_rounds:
         _LOG.info("note: joint repair is skipped: it needs the rollout spec and the contexts")
-    plan = plan_within(request, max_bytes, planning)
+    with hinting(source, options.serving, options.tiers):
+        plan = plan_within(request, max_bytes, planning)
     require_served(plan, source, plan.target)
     for warning in plan.warnings:
         _LOG.warning("%s", warning)
