@@ -187,19 +187,24 @@ Days = Annotated[tuple[Name, Name], BeforeValidator(as_tuple)]
 
 
 class FieldInput(Table):
-    """One input composed of fields: `variables` stacked, at `levels` (hPa) if given, in `units` (default: SI)."""
+    """One input composed of fields: `variables` stacked, at `levels` (hPa) if given, in `units` (default: SI).
+
+    `file_units` replaces what the file says about its own units.
+    """
 
     input: Name
     variables: Names
     levels: Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(as_tuple)] | None = None
     units: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] | None = None
+    file_units: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] | None = None
     history: Annotated[int, Field(ge=1)] = 1
     static: bool = False
 
     @model_validator(mode="after")
     def _one_unit_each(self) -> FieldInput:
-        if self.units is not None and len(self.units) != len(self.variables):
-            raise ValueError("units and variables must have the same length")
+        for key, units in (("units", self.units), ("file_units", self.file_units)):
+            if units is not None and len(units) != len(self.variables):
+                raise ValueError(f"{key} and variables must have the same length")
         return self
 
 
