@@ -18,7 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.calendars import date_seconds, text_of
-from tqs_onnx.rollout.contexts.context_set import Contexts, cast, check_finite, context_shape, thin
+from tqs_onnx.rollout.contexts.context_set import (
+    Contexts,
+    allows_nan,
+    cast,
+    check_finite,
+    context_shape,
+    thin,
+)
 from tqs_onnx.rollout.contexts.dataset import Fields, open_fields
 from tqs_onnx.rollout.contexts.era5 import converted, find_name, si_unit
 from tqs_onnx.rollout.spec.signature import ModelSignature
@@ -200,7 +207,7 @@ def _input(
             todo="Change variables, levels or history in [[fields.input]], or the grid of the file",
         )
     made = cast(values, port, str(path))
-    check_finite(made, f"input {port.name!r}", str(path))
+    check_finite(made, f"input {port.name!r}", str(path), allow_nan=allows_nan(spec, port))
     return made
 
 

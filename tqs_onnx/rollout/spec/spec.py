@@ -140,6 +140,13 @@ class Static(Table):
     shared: bool = False
 
 
+class InputTable(Table):
+    """What is true of an input however it is fed; `allow_nan`: the model handles NaN, so contexts may hold it."""
+
+    input: Name
+    allow_nan: bool = False
+
+
 class Fill(Table):
     """An input, e.g. a mask, to which `length` constant values are appended along `axis` after each step."""
 
@@ -233,6 +240,7 @@ class RolloutSpec(Table):
     forcing: Annotated[tuple[Forcing, ...], BeforeValidator(as_tuple)] = ()
     static: Annotated[tuple[Static, ...], BeforeValidator(as_tuple)] = ()
     fill: Annotated[tuple[Fill, ...], BeforeValidator(as_tuple)] = ()
+    input: Annotated[tuple[InputTable, ...], BeforeValidator(as_tuple)] = ()
     trajectory: TrajectoryTable
     variable: Annotated[tuple[Variable, ...], BeforeValidator(as_tuple)] = ()
     windows: Windows | None = None
