@@ -30,6 +30,7 @@ from tqs_onnx.rollout.spec.base import (
 from tqs_onnx.rollout.spec.signature import close_match
 from tqs_onnx.rollout.spec.windows_table import Windows
 from tqs_passes.errors import InputError
+from tqs_passes.files.text import read_text
 
 
 class Cut(Table):
@@ -315,7 +316,7 @@ def load_spec(path: Path) -> RolloutSpec:
         The file is missing or not TOML, or a key is unknown, missing or of the wrong type; the message names the key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror})", where=str(path), todo="Give the path of a rollout.toml"
@@ -329,7 +330,7 @@ def parse_spec(text: str, *, where: str = "rollout.toml") -> RolloutSpec:
     """Return the spec in a TOML text; raises the errors of `load_spec`, with `where` as the file."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, tables in tables
         raise InputError(f"is not valid TOML: {error}", where=where, todo="Correct the file") from error
     return spec_of(data, where=where)
 
