@@ -66,6 +66,7 @@ from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts, sha256_of_file
 from tqs_passes.files.temporary import claimed
+from tqs_passes.files.text import read_text
 
 #: Value of an option: a switch, a number, a text, or a list of these.
 OptionValue = bool | int | float | str | list[str] | list[int] | list[float]
@@ -198,14 +199,14 @@ def read_build(path: Path) -> BuildFile:
         The file is missing, is not TOML, or has unknown, missing or ill-typed keys.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_text(path))
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror})",
             where=str(path),
             todo="Give a build file, like the example in docs/build.md",
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, tables in tables
         raise InputError(f"is not TOML: {error}", where=str(path)) from error
     try:
         return BuildFile.model_validate(document)
@@ -427,6 +428,6 @@ def _digests(paths: Sequence[Path], out: Path) -> dict[str, str]:
 def _read_state(path: Path) -> State:
     """Return the state, or an empty one if it is missing or unreadable; every step then runs."""
     try:
-        return State.model_validate_json(path.read_text(encoding="utf-8"))
+        return State.model_validate_json(read_text(path))
     except (OSError, UnicodeDecodeError, ValidationError):
         return State()

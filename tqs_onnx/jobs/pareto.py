@@ -18,6 +18,7 @@ from scipy.stats import spearmanr
 
 from tqs_onnx.shown import Shown
 from tqs_passes.errors import InputError
+from tqs_passes.files.text import LARGE, read_text
 
 _FEWEST_RANKED = 3
 
@@ -141,7 +142,7 @@ def read_pareto(path: Path) -> Pareto:
         The file cannot be read, or is not a frontier of this version.
     """
     try:
-        return Pareto.model_validate_json(path.read_text(encoding="utf-8"))
+        return Pareto.model_validate_json(read_text(path, LARGE))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise InputError(
             "is not a frontier of this version", where=str(path), todo="Run tqs sweep again"

@@ -16,6 +16,7 @@ from tqs_onnx.emission import names_file
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.temporary import claimed
+from tqs_passes.files.text import read_text
 
 #: The rollout spec that a job drafted.
 ROLLOUT_NAME = "rollout.toml"
@@ -219,7 +220,7 @@ def require_unedited(rollout: Path, drafted: str) -> None:
         The file exists and differs from the draft.
     """
     try:
-        same = rollout.read_text(encoding="utf-8") == drafted
+        same = read_text(rollout) == drafted
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError):

@@ -383,7 +383,7 @@ class Engine:
         axis = self.spec.rollout.batch_axis
         if axis is not None and name not in self.spec.shared:
             return self.session.value(np.moveaxis(array, 0, axis))
-        if any(not np.array_equal(array[0], a) for a in array[1:]):
+        if any(not np.array_equal(array[0], a, equal_nan=array.dtype.kind == "f") for a in array[1:]):
             raise InputError(
                 f"input {name!r} is shared by a batch, but differs between the contexts from {start} on",
                 where=self.contexts.source,

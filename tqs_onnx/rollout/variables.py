@@ -161,11 +161,19 @@ def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[A
         known = given.get(name, scales.get(name))
         deviation = known
         if deviation is None:  # a history that does not vary gives no scale
-            deviation = std(histories.get(name, trajectory)) or std(trajectory)
+            deviation = std(_known(histories.get(name, trajectory))) or std(trajectory)
         if deviation == 0.0:
             constant.add(name)
         values[name] = deviation or 1.0
     return Sigma(values, frozenset(constant))
+
+
+def _known(past: NDArray[Any]) -> NDArray[Any]:
+    """Return the values of a past without NaN, which a model may be allowed to take."""
+    if past.dtype.kind != "f" or not np.isnan(past).any():
+        return past
+    known: NDArray[Any] = past[~np.isnan(past)]
+    return known
 
 
 def _histories(

@@ -16,6 +16,7 @@ from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.plan.probe import ProbeKind
 from tqs_onnx.shown import Shown
 from tqs_passes.errors import InputError
+from tqs_passes.files.text import LARGE, read_text
 from tqs_passes.weights import Role
 
 #: Number of weights that a summary names.
@@ -275,7 +276,7 @@ def read_scores(path: Path) -> Scores:
         The file is missing, is not JSON, has another version, or has unknown or ill-typed keys.
     """
     try:
-        return Scores.model_validate_json(path.read_text(encoding="utf-8"))
+        return Scores.model_validate_json(read_text(path, LARGE))
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from error
     except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqs_onnx.verification.verify import Verification
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import InputError
+from tqs_passes.files.text import LARGE, read_text
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ortools")
 
@@ -88,7 +89,7 @@ def read_manifest(path: Path) -> Manifest:
         The file cannot be read, or is not a manifest of this version.
     """
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        return Manifest.model_validate_json(read_text(path, LARGE))
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise InputError(
             "is not a manifest of this version", where=str(path), todo="Run tqs verify again"

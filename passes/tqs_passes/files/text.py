@@ -12,6 +12,7 @@ from pathlib import Path
 SMALL = 16 << 20
 #: Bytes of a file that a job writes: scores, plans, manifests.
 LARGE = 512 << 20
+_BLOCK = 1 << 20
 
 
 def read_text(path: Path, most: int = SMALL) -> str:
@@ -22,10 +23,14 @@ def read_text(path: Path, most: int = SMALL) -> str:
     OSError
         The file cannot be read, or holds more.
     UnicodeDecodeError
-        It is not UTF-8.
+        It is not UTF-8, or holds a byte of zero, which no text does.
     """
+    blocks: list[bytes] = []
     with path.open("rb") as stream:
-        raw = stream.read(most + 1)
-    if len(raw) > most:
-        raise OSError(errno.EFBIG, f"more than {most} bytes, which no such file has", str(path))
-    return raw.decode("utf-8")
+        while block := stream.read(_BLOCK):
+            blocks.append(block)
+            if (zero := block.find(b"\0")) >= 0:
+                raise UnicodeDecodeError("utf-8", block, zero, zero + 1, "no text holds it")
+            if len(blocks) * _BLOCK > most:
+                raise OSError(errno.EFBIG, f"it holds more than {most} bytes", str(path))
+    return b"".join(blocks).decode("utf-8")

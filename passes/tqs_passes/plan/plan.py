@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tqs_passes.encode.nbits import fits
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
+from tqs_passes.files.text import LARGE, read_text
 from tqs_passes.grids.grid import Grid, grids_for
 from tqs_passes.grids.row_tiers import MOST_WIDTHS, distinct_widths, nearest_tier
 from tqs_passes.tier import KEEP_TIER, Tier
@@ -342,7 +343,7 @@ def read_plan(path: Path) -> Plan:
         The file is missing, not JSON, of another version, or has unknown or ill-typed keys.
     """
     try:
-        return Plan.model_validate_json(path.read_text(encoding="utf-8"))
+        return Plan.model_validate_json(read_text(path, LARGE))
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror})",

@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.archive import open_archive
-from tqs_onnx.rollout.contexts.context_set import Contexts, cast, check_finite, context_shape, thin
+from tqs_onnx.rollout.contexts.context_set import (
+    Contexts,
+    allows_nan,
+    cast,
+    check_finite,
+    context_shape,
+    thin,
+)
 from tqs_onnx.rollout.contexts.dataset import is_dataset, read_named
 from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port, close_match, shape_text
 from tqs_onnx.rollout.spec.spec import RolloutSpec
@@ -111,7 +118,7 @@ def _latitudes(stored: Mapping[str, NDArray[Any]], inputs: set[str], where: str)
 def _checked(array: NDArray[Any], port: Port, spec: RolloutSpec, where: str) -> NDArray[Any]:
     _check_shape(array.shape, port, spec, where)
     result = cast(array, port, where)
-    check_finite(result, f"input {port.name!r}", where)
+    check_finite(result, f"input {port.name!r}", where, allow_nan=allows_nan(spec, port))
     return result
 
 

@@ -157,11 +157,15 @@ def cast(array: NDArray[Any], port: Port, where: str) -> NDArray[Any]:
     return result
 
 
-def check_finite(array: NDArray[Any], what: str, where: str) -> None:
-    """Raise InputError when an array [context, ...] contains NaN or an infinity, naming the first position."""
+def check_finite(array: NDArray[Any], what: str, where: str, *, allow_nan: bool = False) -> None:
+    """Raise InputError when an array [context, ...] contains NaN or an infinity, naming the first position.
+
+    `allow_nan`: the model handles NaN itself, so that only an infinity is refused.
+    """
     if array.dtype.kind in "biuS":
         return
-    bad = np.argwhere(~np.isfinite(array.astype(np.float32) if array.dtype.name == "bfloat16" else array))
+    wide = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    bad = np.argwhere(np.isinf(wide) if allow_nan else ~np.isfinite(wide))
     if len(bad):
         first = tuple(int(i) for i in bad[0])
         value = "NaN" if np.isnan(float(array[first])) else "an infinity"
@@ -171,6 +175,11 @@ def check_finite(array: NDArray[Any], what: str, where: str) -> None:
             where=where,
             todo="Fill the gaps, or leave out such contexts",
         )
+
+
+def allows_nan(spec: RolloutSpec, port: Port) -> bool:
+    """Return whether contexts of an input may hold NaN: the spec says so, or the graph asks for it with IsNaN."""
+    return port.takes_nan or any(t.input == port.name and t.allow_nan for t in spec.input)
 
 
 def std(array: NDArray[Any]) -> float:

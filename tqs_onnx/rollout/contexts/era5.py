@@ -17,6 +17,7 @@ Source: the paper, A.3 and Tables 24 and 25; ECMWF's parameter database. NumPy o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -47,18 +48,40 @@ FIELDS: dict[str, Field] = {
     "z": Field(("z", "geopotential"), "m²/s²", "m²/s²"),
 }
 _GRAVITY = 9.80665
-#: Maps the spelling of a unit to (quantity, factor, offset): SI value = factor · value + offset.
+#: Maps a unit, as `_plain` writes it, to (quantity, factor, offset): SI value = factor · value + offset.
 _UNITS: dict[str, tuple[str, float, float]] = {
-    **dict.fromkeys(("K", "kelvin"), ("temperature", 1.0, 0.0)),
-    **dict.fromkeys(("°C", "degC", "C", "celsius"), ("temperature", 1.0, 273.15)),
-    **dict.fromkeys(("m/s", "m s**-1", "m s-1", "m s^-1"), ("speed", 1.0, 0.0)),
-    "Pa": ("pressure", 1.0, 0.0),
-    **dict.fromkeys(("hPa", "mbar", "mb", "millibars"), ("pressure", 100.0, 0.0)),
-    **dict.fromkeys(("kg/kg", "kg kg**-1", "kg kg-1", "kg kg^-1"), ("humidity", 1.0, 0.0)),
-    **dict.fromkeys(("g/kg", "g kg**-1", "g kg-1", "g kg^-1"), ("humidity", 1e-3, 0.0)),
-    **dict.fromkeys(("m²/s²", "m**2 s**-2", "m2 s-2", "m2/s2", "m^2 s^-2"), ("geopotential", 1.0, 0.0)),
-    **dict.fromkeys(("m", "gpm"), ("geopotential", _GRAVITY, 0.0)),
+    **dict.fromkeys(("k", "kelvin", "degk", "degreesk"), ("temperature", 1.0, 0.0)),
+    **dict.fromkeys(
+        ("c", "celsius", "degc", "degreec", "degreesc", "degcelsius", "degreecelsius", "degreescelsius"),
+        ("temperature", 1.0, 273.15),
+    ),
+    **dict.fromkeys(("m/s", "m s-1"), ("speed", 1.0, 0.0)),
+    **dict.fromkeys(("pa", "pascal", "pascals", "n m-2", "n/m2"), ("pressure", 1.0, 0.0)),
+    **dict.fromkeys(
+        ("hpa", "hectopascal", "hectopascals", "mbar", "mb", "millibar", "millibars"),
+        ("pressure", 100.0, 0.0),
+    ),
+    **dict.fromkeys(("kg/kg", "kg kg-1", "1"), ("humidity", 1.0, 0.0)),
+    **dict.fromkeys(("g/kg", "g kg-1"), ("humidity", 1e-3, 0.0)),
+    **dict.fromkeys(("m2/s2", "m2 s-2", "j/kg", "j kg-1"), ("geopotential", 1.0, 0.0)),
+    **dict.fromkeys(
+        ("m", "gpm", "metre", "metres", "meter", "meters", "geopotential metre", "geopotential meter"),
+        ("geopotential", _GRAVITY, 0.0),
+    ),
 }
+
+
+def _plain(unit: str) -> str:
+    """Return a unit in one spelling: powers as digits, factors apart, without signs of degrees, in lower case.
+
+    >>> _plain("m**2.s**-2"), _plain("m²/s²"), _plain("degrees_Celsius"), _plain("m s^{-1}")
+    ('m2 s-2', 'm2/s2', 'degreescelsius', 'm s-1')
+    """
+    text = unit.strip().replace("²", "2").replace("⁻", "-").replace("¹", "1").replace("−", "-")
+    text = re.sub(r"\*\*|\^|[{}()]", "", text)
+    text = re.sub(r"[·*.]", " ", text).replace("°", "")
+    lowered = " ".join(text.lower().split())
+    return re.sub(r"^(deg(?:ree)?s?)[ _]?", r"\1", lowered)
 
 
 def find_name(variable: str, known: Collection[str]) -> str | None:
@@ -90,12 +113,16 @@ def converted(
     >>> converted(np.array([0.0]), "°C", "K").tolist()
     [273.15]
     """
-    if given == wanted:
+    if _plain(given) == _plain(wanted):
         return values
     for unit in (given, wanted):
-        if unit not in _UNITS:
-            raise InputError(f"unknown unit {unit!r}", where=where, todo=f"Use one of: {', '.join(_UNITS)}")
-    (what, factor, offset), (other, divisor, taken) = _UNITS[given], _UNITS[wanted]
+        if _plain(unit) not in _UNITS:
+            raise InputError(
+                f"unknown unit {unit!r}",
+                where=where,
+                todo="Name the unit of the file in file_units: K, °C, m/s, Pa, hPa, kg/kg, g/kg, m²/s² or gpm",
+            )
+    (what, factor, offset), (other, divisor, taken) = _UNITS[_plain(given)], _UNITS[_plain(wanted)]
     if what != other:
         raise InputError(
             f"{given!r} measures {what}, but {wanted!r} measures {other}", where=where, todo="Correct units"

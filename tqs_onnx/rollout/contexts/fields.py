@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.contexts.context_set import Contexts, cast, check_finite, context_shape, thin
+from tqs_onnx.rollout.contexts.calendars import date_seconds, text_of
+from tqs_onnx.rollout.contexts.context_set import (
+    Contexts,
+    allows_nan,
+    cast,
+    check_finite,
+    context_shape,
+    thin,
+)
 from tqs_onnx.rollout.contexts.dataset import Fields, open_fields
 from tqs_onnx.rollout.contexts.era5 import converted, find_name, si_unit
 from tqs_onnx.rollout.spec.signature import ModelSignature
@@ -65,28 +73,28 @@ def cut_fields(
             rows=np.stack([rows - back, rows + ahead + 1], axis=1).astype(np.int64),
             source=str(path),
             table=fields.digest(),
-            notes=_cut_short(fields, table, split),
+            notes=(*fields.notes, *_unstated(fields, table), *_cut_short(fields, table, split)),
             latitudes=fields.latitudes,
         )
 
 
 def _cut_short(fields: Fields, table: FieldsTable, split: str) -> tuple[str, ...]:
     """Return a note if a split reaches beyond the file."""
-    first, stop = _bounds(table, split)
+    first, stop = _bounds(fields, table, split)
     begins, ends = int(fields.seconds[0]), 2 * int(fields.seconds[-1]) - int(fields.seconds[-2])
     if begins <= first and stop <= ends:
         return ()
-    held = [np.datetime64(int(t), "s").astype("datetime64[h]") for t in fields.seconds[[0, -1]]]
+    held = [text_of(int(t), fields.calendar) for t in fields.seconds[[0, -1]]]
     days = table.validation if split == "validation" else table.test
     return (
         f"{fields.path} covers {held[0]} to {held[1]}: fields.{split} {days[0]} to {days[1]} is cut short",
     )
 
 
-def _bounds(table: FieldsTable, split: str) -> tuple[int, int]:
+def _bounds(fields: Fields, table: FieldsTable, split: str) -> tuple[int, int]:
     days = table.validation if split == "validation" else table.test
     try:
-        first, stop = (int(np.datetime64(day, "s").astype(np.int64)) for day in days)
+        first, stop = (_moment(day, fields.calendar) for day in days)
     except ValueError as error:
         raise InputError(
             f"fields.{split} {list(days)} are not dates", where="rollout.toml", todo="Write e.g. 2020-01-31"
@@ -94,8 +102,28 @@ def _bounds(table: FieldsTable, split: str) -> tuple[int, int]:
     return first, stop
 
 
+def _moment(text: str, calendar: str) -> int:
+    """Return the seconds since 1970 of a date with or without a time of day, in a calendar."""
+    day, _, clock = text.replace("T", " ").partition(" ")
+    year, month, number = (int(part) for part in day.split("-"))
+    within = int(np.datetime64(f"1970-01-01T{clock}" if clock else "1970-01-01", "s").astype(np.int64))
+    return date_seconds(year, month, number, calendar) + within
+
+
 def _inside(fields: Fields, row: int, table: FieldsTable, split: str) -> bool:
-    return int(fields.seconds[row]) < _bounds(table, split)[1]
+    return int(fields.seconds[row]) < _bounds(fields, table, split)[1]
+
+
+def _unstated(fields: Fields, table: FieldsTable) -> tuple[str, ...]:
+    """Return a note for every variable whose unit neither the file nor the spec gives."""
+    notes: list[str] = []
+    for wanted in table.input:
+        for index, variable in enumerate(wanted.variables):
+            name, target = find_name(variable, fields.names), si_unit(variable)
+            given = wanted.file_units[index] if wanted.file_units is not None else None
+            if name is not None and target is not None and (given or fields.unit(name)) is None:
+                notes.append(f"{fields.path}: {name} has no units and is taken to be in {target}")
+    return tuple(notes)
 
 
 def _starts(
@@ -116,7 +144,7 @@ def _starts(
             todo="Change step_hours and every_hours in [fields]",
         )
     stride, every = table.step_hours * _HOUR // gap, table.every_hours * _HOUR // gap
-    first, stop = np.searchsorted(fields.seconds, _bounds(table, split))
+    first, stop = np.searchsorted(fields.seconds, _bounds(fields, table, split))
     first += stride * (max(f.history for f in table.input) - 1)
     last = stop - (stride * spec.rollout.steps if split == "test" else 0)
     rows = np.arange(first, last, every)
@@ -133,7 +161,8 @@ def _states(fields: Fields, wanted: FieldInput, rows: NDArray[np.int64] | None) 
     """Return [row, variable, (level,) latitude, longitude], without the first axis when `rows` is None."""
     parts: list[NDArray[np.float64]] = []
     units = wanted.units or (None,) * len(wanted.variables)
-    for variable, unit in zip(wanted.variables, units, strict=True):
+    stored = wanted.file_units or (None,) * len(wanted.variables)
+    for variable, unit, in_file in zip(wanted.variables, units, stored, strict=True):
         name = find_name(variable, fields.names)
         if name is None:
             raise InputError(
@@ -142,7 +171,8 @@ def _states(fields: Fields, wanted: FieldInput, rows: NDArray[np.int64] | None) 
                 todo=f"Its variables are: {', '.join(fields.names)}",
             )
         values = fields.read(name, None if rows is None else rows.tolist(), wanted.levels)
-        given, target = fields.unit(name), unit or si_unit(variable)
+        target = unit or si_unit(variable)
+        given = in_file or fields.unit(name) or si_unit(variable)
         if given is not None and target is not None:
             values = converted(values, given, target, where=f"{fields.path}: {name}")
         parts.append(values)
@@ -177,7 +207,7 @@ def _input(
             todo="Change variables, levels or history in [[fields.input]], or the grid of the file",
         )
     made = cast(values, port, str(path))
-    check_finite(made, f"input {port.name!r}", str(path))
+    check_finite(made, f"input {port.name!r}", str(path), allow_nan=allows_nan(spec, port))
     return made
 
 

@@ -72,6 +72,7 @@ def _check_names(spec: RolloutSpec, signature: ModelSignature) -> None:
     named += [("input", t.input, f"forcing[{i}].input") for i, t in enumerate(spec.forcing)]
     named += [("input", t.input, f"static[{i}].input") for i, t in enumerate(spec.static)]
     named += [("input", t.input, f"fill[{i}].input") for i, t in enumerate(spec.fill)]
+    named += [("input", t.input, f"input[{i}].input") for i, t in enumerate(spec.input)]
     named += [("output", name, "trajectory.outputs") for name in spec.trajectory.outputs]
     named += [("output", t.output, f"variable[{i}].output") for i, t in enumerate(spec.variable)]
     if spec.windows is not None:
@@ -93,7 +94,12 @@ def _check_coverage(spec: RolloutSpec, signature: ModelSignature) -> None:
                 where="rollout.toml",
                 todo=f'Add [[feedback]], [[forcing]], [[static]] or [[fill]] with input = "{port.name}"',
             )
-    for kind, tables in (("forcing", spec.forcing), ("static", spec.static), ("fill", spec.fill)):
+    for kind, tables in (
+        ("forcing", spec.forcing),
+        ("static", spec.static),
+        ("fill", spec.fill),
+        ("input", spec.input),
+    ):
         for name, count in Counter(t.input for t in tables).items():
             if count > 1:
                 raise InputError(

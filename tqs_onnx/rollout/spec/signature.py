@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ import onnx
 
 from tqs_passes.errors import InputError, one_line
 
+#: Operators whose output holds values of their first input.
+_SAME_VALUES = frozenset(
+    {"Identity", "Cast", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Flatten"}
+)
 #: A dimension: its size, or its symbolic name (`?` when it has none).
 Dim = int | str
 
@@ -30,11 +34,14 @@ class Port:
         bfloat16 uses the dtype of `ml_dtypes`.
     shape : tuple of int or str, or None
         Sizes, or names of symbolic dimensions; None when the rank is not declared.
+    takes_nan : bool
+        Whether the graph looks for NaN among the values of this input (operator IsNaN).
     """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[Dim, ...] | None
+    takes_nan: bool = False
 
     def __str__(self) -> str:
         """Return e.g. ``'context' float32 [batch, 512]``."""
@@ -145,8 +152,20 @@ def signature_of(proto: onnx.ModelProto) -> ModelSignature:
     stored = {t.name for t in proto.graph.initializer} | {
         s.values.name for s in proto.graph.sparse_initializer
     }
-    inputs = tuple(_port_of(v) for v in proto.graph.input if v.name not in stored)
+    checked = _checked_for_nan(proto.graph)
+    inputs = tuple(
+        replace(_port_of(v), takes_nan=v.name in checked) for v in proto.graph.input if v.name not in stored
+    )
     return ModelSignature(inputs, tuple(_port_of(v) for v in proto.graph.output))
+
+
+def _checked_for_nan(graph: onnx.GraphProto) -> set[str]:
+    """Return the values that IsNaN reads, and those that reach it with their values unchanged."""
+    found = {name for node in graph.node if node.op_type == "IsNaN" for name in node.input}
+    for node in reversed(graph.node) if found else ():
+        if node.op_type in _SAME_VALUES and found.intersection(node.output):
+            found.add(node.input[0])
+    return found
 
 
 def _port_of(info: onnx.ValueInfoProto) -> Port:

@@ -30,6 +30,7 @@ from tqs_onnx.rollout.spec.base import (
 from tqs_onnx.rollout.spec.signature import close_match
 from tqs_onnx.rollout.spec.windows_table import Windows
 from tqs_passes.errors import InputError
+from tqs_passes.files.text import read_text
 
 
 class Cut(Table):
@@ -140,6 +141,13 @@ class Static(Table):
     shared: bool = False
 
 
+class InputTable(Table):
+    """What is true of an input however it is fed; `allow_nan`: the model handles NaN, so contexts may hold it."""
+
+    input: Name
+    allow_nan: bool = False
+
+
 class Fill(Table):
     """An input, e.g. a mask, to which `length` constant values are appended along `axis` after each step."""
 
@@ -187,19 +195,24 @@ Days = Annotated[tuple[Name, Name], BeforeValidator(as_tuple)]
 
 
 class FieldInput(Table):
-    """One input composed of fields: `variables` stacked, at `levels` (hPa) if given, in `units` (default: SI)."""
+    """One input composed of fields: `variables` stacked, at `levels` (hPa) if given, in `units` (default: SI).
+
+    `file_units` replaces what the file says about its own units.
+    """
 
     input: Name
     variables: Names
     levels: Annotated[tuple[Annotated[int, Field(gt=0)], ...], BeforeValidator(as_tuple)] | None = None
     units: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] | None = None
+    file_units: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] | None = None
     history: Annotated[int, Field(ge=1)] = 1
     static: bool = False
 
     @model_validator(mode="after")
     def _one_unit_each(self) -> FieldInput:
-        if self.units is not None and len(self.units) != len(self.variables):
-            raise ValueError("units and variables must have the same length")
+        for key, units in (("units", self.units), ("file_units", self.file_units)):
+            if units is not None and len(units) != len(self.variables):
+                raise ValueError(f"{key} and variables must have the same length")
         return self
 
 
@@ -228,6 +241,7 @@ class RolloutSpec(Table):
     forcing: Annotated[tuple[Forcing, ...], BeforeValidator(as_tuple)] = ()
     static: Annotated[tuple[Static, ...], BeforeValidator(as_tuple)] = ()
     fill: Annotated[tuple[Fill, ...], BeforeValidator(as_tuple)] = ()
+    input: Annotated[tuple[InputTable, ...], BeforeValidator(as_tuple)] = ()
     trajectory: TrajectoryTable
     variable: Annotated[tuple[Variable, ...], BeforeValidator(as_tuple)] = ()
     windows: Windows | None = None
@@ -302,7 +316,7 @@ def load_spec(path: Path) -> RolloutSpec:
         The file is missing or not TOML, or a key is unknown, missing or of the wrong type; the message names the key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise InputError(
             f"cannot be read ({error.strerror})", where=str(path), todo="Give the path of a rollout.toml"
@@ -316,7 +330,7 @@ def parse_spec(text: str, *, where: str = "rollout.toml") -> RolloutSpec:
     """Return the spec in a TOML text; raises the errors of `load_spec`, with `where` as the file."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, tables in tables
         raise InputError(f"is not valid TOML: {error}", where=where, todo="Correct the file") from error
     return spec_of(data, where=where)
 
