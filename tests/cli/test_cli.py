@@ -16,8 +16,9 @@ from tqs_passes.plan.plan import read_plan
 
 COMMANDS = cli.list_commands(click.Context(cli))
 KEYS = [
-    *("out", "bytes_in", "bytes_out", "compression", "drift_predicted", "drift_measured", "on_made_contexts"),
-    *("degradation", "plan", "manifest", "n_weights", "n_dead", "unseen", "wall_s"),
+    *("out", "bytes_in", "bytes_out", "compression", "drift_predicted", "drift_predicted_interval"),
+    *("drift_measured", "on_made_contexts", "degradation", "plan", "manifest", "drift_joint", "drift_added"),
+    *("n_weights", "n_dead", "unseen", "wall_s"),
 ]
 
 
@@ -102,7 +103,7 @@ def test_quantize_shows_tiers_and_drift_on_stdout(shell: Shell, tmp_path: Path, 
     assert main(shell.quantize(tmp_path / "run", "--compression", "2")) == 0
     shown = capsys.readouterr()
     assert "mean absolute error of y by step" in shown.out
-    assert "uncorrelated" in shown.out
+    assert "from 3 contexts only), all weights together on the scoring contexts" in shown.out
     assert "score: 5 weights in" in shown.err
 
 

@@ -122,7 +122,7 @@ def test_data_aware_points_measure_their_responses_and_keep_their_codes(lorenz, 
     assert plan.solver.objective == "measured"
 
 
-def point(predicted, joint, measured, **changes):
+def point(added, predicted, measured, **changes):
     given = {
         "name": "p",
         "compression_asked": 2.0,
@@ -132,7 +132,7 @@ def point(predicted, joint, measured, **changes):
         "solver": "mckp",
     }
     given |= {"objective": "energy", "allocate_s": 0.0, **changes}
-    return Point(drift_predicted=predicted, drift_joint=joint, drift_measured=measured, **given)
+    return Point(drift_added=added, drift_predicted=predicted, drift_measured=measured, **given)
 
 
 def test_one_joint_drift_calibrates_the_points_of_its_series():
@@ -146,5 +146,5 @@ def test_one_joint_drift_calibrates_the_points_of_its_series():
     # the point in the middle says: joint is twice what was added
     assert [p.drift_calibrated for p in found.points] == [2.0, 4.0, 8.0, 3.0]
     assert found.worst_calibrated_ratio == 1.0
-    assert found.worst_ratio == 3.0
-    assert found.worst_joint_ratio == 8.0
+    assert found.worst_added_ratio == 3.0
+    assert found.worst_predicted_ratio == 8.0

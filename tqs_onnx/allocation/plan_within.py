@@ -54,6 +54,7 @@ def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) 
         n_bytes=found.file_bytes,
         source_bytes=request.size.source_bytes,
         predicted_drift=added_drift(assignments, request.scores),
+        added_drift=added_drift(assignments, request.scores),
         solver=SolverFacts(
             solver=solution.solver,
             objective=options.aim.value,

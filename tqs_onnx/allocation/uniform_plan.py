@@ -56,4 +56,5 @@ def uniform_plan(request: Request, bits: int) -> Plan:
         n_bytes=n_bytes,
         source_bytes=request.size.source_bytes,
         predicted_drift=added_drift(assignments, request.scores),
+        added_drift=added_drift(assignments, request.scores),
     )

@@ -67,7 +67,9 @@ def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **
             "compression": plan.source_bytes / plan.n_bytes,
             "weight_compression": source_weight_bytes(menus) / max(plan.weight_bytes, 1),
             "predicted_drift": plan.predicted_drift,
+            "predicted_interval": [plan.prediction.low, plan.prediction.high] if plan.prediction else None,
             "joint_drift": plan.joint_drift,
+            "added_drift": plan.added_drift,
             "unspent_bytes": plan.solver.budget_bytes - plan.n_bytes if plan.solver else None,
             "solver": plan.solver.model_dump() if plan.solver else None,
         }

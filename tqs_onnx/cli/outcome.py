@@ -16,7 +16,7 @@ from tqs_onnx.verification.manifest import GateResult
 from tqs_onnx.verification.verdict import verdict
 from tqs_onnx.verification.verify import Verification
 from tqs_passes.errors import GateError
-from tqs_passes.plan.plan import Plan
+from tqs_passes.plan.plan import Basis, Plan
 from tqs_passes.tier import Tier
 
 _COLUMNS = (
@@ -35,7 +35,7 @@ def show_verification(v: Verification) -> None:
     made = "made " if v.on_made_contexts else ""
     line = f"drift {v.drift.total:.4g} over {v.n_contexts} {made}contexts (95th percentile {v.drift.p95:.4g})"
     if v.predicted_drift is not None:
-        line += f"; predicted {v.predicted_drift:.4g}"
+        line += f"; predicted {v.prediction or format(v.predicted_drift, '.4g')}"
     click.echo(line)
     rows: list[list[object]] = []
     for name, drift in v.drift.per_variable.items():
@@ -97,6 +97,11 @@ def finish(results: tuple[GateResult, ...]) -> int:
     return 0 if all(r.passed for r in results) else GateError.exit_code
 
 
+_BASIS: dict[Basis, str] = {
+    "scoring": "all weights together on the scoring contexts",
+    "held-out": "all weights together on contexts held out of the rounding",
+    "cross-fit": "all weights together, rounded on each half of the contexts and judged on the other",
+}
 _ADDED = "sum of the errors of single weights as if uncorrelated, which underestimates their joint effect"
 
 
@@ -117,11 +122,10 @@ def show_plan(plan: Plan) -> None:
             f"{len(groups)} blocks of {sum(bool(a.block) for a in plan.assignments)} weights share their tiers"
         )
     line = f"file {plan.n_bytes:,} bytes, {plan.source_bytes / plan.n_bytes:.3f} times smaller"
-    if plan.predicted_drift is not None:
-        how = "all weights together on the scoring contexts" if plan.codes_sha256 else _ADDED
-        line += f"; predicted drift {plan.predicted_drift:.4g} ({how})"
-    if plan.joint_drift is not None and not plan.codes_sha256:
-        line += f"; all weights together on the scoring contexts {plan.joint_drift:.4g}"
+    if plan.prediction is not None:
+        line += f"; predicted drift {plan.prediction}, {_BASIS[plan.prediction.basis]}"
+    elif plan.predicted_drift is not None:
+        line += f"; predicted drift {plan.predicted_drift:.4g}, {_ADDED}"
     click.echo(line)
     if plan.solver is not None:
         proven = "proven optimal" if plan.solver.optimal else f"within {plan.solver.gap:.2%} of the bound"

@@ -116,23 +116,24 @@ def show_pareto(pareto: Pareto) -> None:
                 p.compression,
                 p.n_bytes,
                 "saturated" if p.saturated else p.unspent_bytes,
-                p.drift_predicted,
+                p.drift_added,
                 p.drift_calibrated,
-                p.drift_joint,
+                p.drift_predicted,
                 p.drift_measured,
                 p.degradation,
             ]
             for p in pareto.points
         ],
-        title="drift: predicted (sum of single weights), calibrated (by one joint rollout), joint (scoring contexts), "
-        "measured (the file)" + (", all on made contexts" if pareto.on_made_contexts else ""),
+        title="drift: added (sum of single weights), calibrated (by one joint rollout), "
+        "predicted (all weights together), measured (the file)"
+        + (", all on made contexts" if pareto.on_made_contexts else ""),
     )
     if pareto.spearman is not None:
-        click.echo(f"Spearman of predicted and measured drift {pareto.spearman:.3f}")
+        click.echo(f"Spearman of added and measured drift {pareto.spearman:.3f}")
     for what, ratio in (
-        ("predicted", pareto.worst_ratio),
+        ("added", pareto.worst_added_ratio),
         ("calibrated", pareto.worst_calibrated_ratio),
-        ("joint", pareto.worst_joint_ratio),
+        ("predicted", pareto.worst_predicted_ratio),
     ):
         if ratio is not None:
             click.echo(f"worst ratio of {what} and measured drift {ratio:.2f}")
@@ -143,7 +144,7 @@ def _code(pareto: Pareto) -> int:
     return 0 if any(p.n_bytes is not None for p in pareto.points) else InfeasibleError.exit_code
 
 
-_DRIFTS = ("predicted", "calibrated", "joint", "measured")
+_DRIFTS = ("added", "calibrated", "predicted", "measured")
 
 
 def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:

@@ -1,8 +1,9 @@
 """The frontier: many targets from one set of scores; another target costs one allocation, not another scoring run.
 
-Every point is emitted and its file rolled out. Besides the additive prediction, each point has the joint drift on the
-scoring contexts (all weights of the plan at once, measured before a file exists). Combinations of tier sets, FP32
-fractions, thresholds, solvers and objectives give the paper's ablations (Table 3, A.15): each is a series of points.
+Every point is emitted and its file rolled out. Besides the added drift of single weights, each point has the predicted
+drift: all weights of the plan at once, on contexts that chose no integers, before a file exists. Combinations of tier
+sets, FP32 fractions, thresholds, solvers and objectives give the paper's ablations (Table 3, A.15): each is a series of
+points.
 """
 
 from __future__ import annotations
@@ -234,9 +235,12 @@ class Sweeper:
                 spent_s = time.perf_counter() - start
                 refined = stages.refined(found, request, self._instruments, options)
                 point = self._written(refined, nominal, out / f"{name}.onnx", blank)
+                prediction = refined.plan.prediction
                 update = {
-                    "drift_predicted": found.predicted_drift,
-                    "drift_joint": refined.plan.joint_drift,
+                    "drift_added": refined.plan.added_drift,
+                    "drift_predicted": refined.plan.predicted_drift,
+                    "predicted_low": None if prediction is None else prediction.low,
+                    "predicted_high": None if prediction is None else prediction.high,
                     "allocate_s": spent_s,
                 }
                 drift = _text(point.drift_measured)

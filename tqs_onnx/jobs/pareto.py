@@ -43,9 +43,11 @@ class Point(BaseModel):
     objective, solver : str
     found_by : str or None
         The solver's own report, including failures.
-    drift_predicted, drift_calibrated, drift_joint, drift_measured : float or None
+    drift_added, drift_calibrated, drift_predicted, drift_measured : float or None
         In order: the sum of the errors of single weights; that sum calibrated by one joint rollout of the series; all
-        weights together on the scoring contexts; the file on the evaluation contexts.
+        weights together on contexts that chose no integers (see `Prediction`); the file on the evaluation contexts.
+    predicted_low, predicted_high : float or None
+        Bounds of a 90 % bootstrap interval of the predicted drift over contexts.
     degradation : float or None
         Of the worst variable, percent; None without truth.
     allocate_s : float
@@ -67,9 +69,11 @@ class Point(BaseModel):
     objective: str
     solver: str
     found_by: str | None = None
-    drift_predicted: float | None = None
+    drift_added: float | None = None
     drift_calibrated: float | None = None
-    drift_joint: float | None = None
+    drift_predicted: float | None = None
+    predicted_low: float | None = None
+    predicted_high: float | None = None
     drift_measured: float | None = None
     degradation: float | None = None
     allocate_s: float
@@ -90,10 +94,10 @@ class Pareto(BaseModel, Shown):
     source_sha256 : str
     points : tuple of Point
     spearman : float or None
-        Rank correlation of the additive prediction and the measured drift; None with fewer than three points.
-    worst_ratio, worst_calibrated_ratio, worst_joint_ratio : float or None
-        Largest of measured/predicted and its inverse over the points, for the additive prediction, the calibrated one,
-        and the joint drift.
+        Rank correlation of the added and the measured drift; None with fewer than three points.
+    worst_added_ratio, worst_calibrated_ratio, worst_predicted_ratio : float or None
+        Largest of measured/predicted and its inverse over the points, for the added, the calibrated and the predicted
+        drift.
     on_made_contexts : bool
         Whether the drift was measured on contexts that were made from the model itself.
     """
@@ -104,9 +108,9 @@ class Pareto(BaseModel, Shown):
     source_sha256: str
     points: tuple[Point, ...]
     spearman: float | None
-    worst_ratio: float | None
+    worst_added_ratio: float | None
     worst_calibrated_ratio: float | None
-    worst_joint_ratio: float | None
+    worst_predicted_ratio: float | None
     on_made_contexts: bool = False
 
     def facts(self) -> dict[str, str]:
@@ -155,13 +159,11 @@ def pareto_of(source_sha256: str, points: Sequence[Point], *, on_made_contexts: 
         series: _factor([p for p in points if p.series == series]) for series in {p.series for p in points}
     }
     calibrated = tuple(
-        p if p.drift_predicted is None
-        else p.model_copy(update={"drift_calibrated": p.drift_predicted * factors[p.series]})
+        p if p.drift_added is None
+        else p.model_copy(update={"drift_calibrated": p.drift_added * factors[p.series]})
         for p in points
     )  # fmt: skip
-    added = [
-        (p.drift_predicted, p.drift_measured) for p in calibrated if p.drift_predicted and p.drift_measured
-    ]
+    added = [(p.drift_added, p.drift_measured) for p in calibrated if p.drift_added and p.drift_measured]
     rank = None
     if len(added) >= _FEWEST_RANKED:
         rank = float(spearmanr([a for a, _ in added], [b for _, b in added]).statistic)
@@ -169,9 +171,9 @@ def pareto_of(source_sha256: str, points: Sequence[Point], *, on_made_contexts: 
         source_sha256=source_sha256,
         points=calibrated,
         spearman=rank,
-        worst_ratio=_worst((p.drift_predicted, p.drift_measured) for p in calibrated),
+        worst_added_ratio=_worst((p.drift_added, p.drift_measured) for p in calibrated),
         worst_calibrated_ratio=_worst((p.drift_calibrated, p.drift_measured) for p in calibrated),
-        worst_joint_ratio=_worst((p.drift_joint, p.drift_measured) for p in calibrated),
+        worst_predicted_ratio=_worst((p.drift_predicted, p.drift_measured) for p in calibrated),
         on_made_contexts=on_made_contexts,
     )
 
@@ -179,9 +181,9 @@ def pareto_of(source_sha256: str, points: Sequence[Point], *, on_made_contexts: 
 def _factor(series: Sequence[Point]) -> float:
     """Return joint / added drift at the point of median added drift; 1 if no point has both."""
     ratios = sorted(
-        (p.drift_predicted, p.drift_joint / p.drift_predicted)
+        (p.drift_added, p.drift_predicted / p.drift_added)
         for p in series
-        if p.drift_predicted and p.drift_joint and p.drift_joint < float("inf")
+        if p.drift_added and p.drift_predicted and p.drift_predicted < float("inf")
     )
     return ratios[len(ratios) // 2][1] if ratios else 1.0
 

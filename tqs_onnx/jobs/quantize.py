@@ -102,6 +102,8 @@ class Outcome(Shown):
         """Return the JSON object that `tqs quantize` prints."""
         return {
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
+            "drift_joint": self.plan.joint_drift,
+            "drift_added": self.plan.added_drift,
             "n_weights": len(self.plan.assignments),
             "n_dead": sum(s.status is Status.DEAD for s in self.scores.weights),
             "unseen": {s.label: s.unseen for s in self.scores.weights if s.unseen},

@@ -126,6 +126,7 @@ def summary_of(v: Verification, emitted: Path, plan_file: Path, manifest_file: P
         "bytes_out": v.bytes_out,
         "compression": v.compression,
         "drift_predicted": v.predicted_drift,
+        "drift_predicted_interval": None if v.prediction is None else [v.prediction.low, v.prediction.high],
         "drift_measured": v.drift.total,
         "on_made_contexts": v.on_made_contexts,
         "degradation": degradation,
@@ -151,7 +152,7 @@ def outcome_facts(v: Verification, gates: tuple[GateResult, ...], emitted: Path)
         "drift": f"{v.drift.total:.4g} σ over {v.n_contexts} {'made ' if v.on_made_contexts else ''}contexts",
     }
     if v.predicted_drift is not None:
-        facts["predicted"] = f"{v.predicted_drift:.4g} σ"
+        facts["predicted"] = f"{v.prediction or format(v.predicted_drift, '.4g')} σ"
     if v.timing is not None:
         facts["timing"] = timing_line(v.timing)
     for gate in gates:

@@ -40,7 +40,7 @@ class Allocated(Shown):
             "bytes": f"{plan.source_bytes:,} → {plan.n_bytes:,}",
         }
         if plan.predicted_drift is not None:
-            facts["predicted drift"] = f"{plan.predicted_drift:.4g} σ"
+            facts["predicted drift"] = f"{plan.prediction or format(plan.predicted_drift, '.4g')} σ"
         return facts
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
 from tqs_passes.encode.weight import Form
 from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.assigned import fed_weight
@@ -43,17 +43,30 @@ class JointDrift:
 
     def drift(self, assignments: tuple[Assignment, ...], codes: Mapping[str, Codes] | None = None) -> float:
         """Return the joint drift of a plan's weights; infinite if the rollout is not finite."""
+        ours = self._rolled(assignments, codes or {})
+        return float("inf") if ours is None else self._bed.drift(ours)
+
+    def energies(
+        self, assignments: tuple[Assignment, ...], codes: Mapping[str, Codes] | None = None
+    ) -> NDArray[np.float64]:
+        """Return the squared joint drift of every context; infinite if the rollout is not finite."""
+        ours = self._rolled(assignments, codes or {})
+        if ours is None:
+            return np.full(self._bed.contexts.n_contexts, np.inf)
+        return self._bed.energies(ours)
+
+    def _rolled(self, assignments: tuple[Assignment, ...], codes: Mapping[str, Codes]) -> Trajectory | None:
+        """Return the rollout with all weights of a plan replaced; None if it is not finite."""
         replaced = {
-            a.weight: self._reference(a, codes or {})
+            a.weight: self._reference(a, codes)
             for a in assignments
             if a.weight in self._weights
             and (a.form is not Form.KEEP or a.dtype != self._weights[a.weight].dtype)
         }
-        nominal = self._bed.nominal
         try:
-            return self._bed.drift(self._bed.exposed.run(replaced), nominal)
+            return self._bed.exposed.run(replaced)
         except NonFiniteError:
-            return float("inf")
+            return None
 
     def _reference(self, a: Assignment, codes: Mapping[str, Codes]) -> NDArray[Any]:
         key = (a.weight, a.dtype, a.tier, a.grid, a.axis, a.half_scales, a.rows, a.group, a.form, a.rounding)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.refinement.instruments import Instruments
+from tqs_onnx.refinement.prediction import predict
 from tqs_onnx.refinement.repair import repair
 from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import codes_digest
@@ -78,8 +79,8 @@ def refine(
         contexts = instruments.bed.contexts
         plan = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
     codes: dict[str, Codes] = {}
-    if options.rounding.method in DATA_AWARE:
-        rounding = options.rounding
+    allocated, rounding = plan, options.rounding
+    if rounding.method in DATA_AWARE:
         if rounding.method == "qep" and options.tune:
             rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
         assigned = round_plan(plan, instruments.calibration, rounding)
@@ -88,9 +89,12 @@ def refine(
         plan, codes = assigned.plan, dict(assigned.codes)
         if codes:
             plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
-    drift = joint.drift(plan.assignments, codes)
-    update = {"joint_drift": drift}
-    # Error energies do not describe the output of data-aware rounding, so the joint drift is the prediction.
-    if codes:
-        update["predicted_drift"] = drift
+    prediction = predict(allocated, plan, codes, instruments, rounding)
+    if prediction is None:
+        _LOG.info("note: no drift is predicted: the only context chose the integers")
+    update = {
+        "joint_drift": joint.drift(plan.assignments, codes),
+        "predicted_drift": None if prediction is None else prediction.drift,
+        "prediction": prediction,
+    }
     return Refined(plan.model_copy(update=update), codes)

@@ -145,6 +145,7 @@ def repair(
             "assignments": assignments,
             "n_bytes": file_bytes(request.size, chosen),
             "predicted_drift": predicted,
+            "added_drift": predicted,
         }
     )
     _LOG.info("repair: drift %.4g → %.4g on the acceptance contexts, %d trials kept", before, after, accepted)

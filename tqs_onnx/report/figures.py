@@ -333,7 +333,7 @@ def prediction_chart(pareto: Pareto) -> Chart | None:
     data: list[Json] = []
     every: list[float] = []
     for i, (name, field) in enumerate(
-        (("sum of single weights", "drift_predicted"), ("all weights together", "drift_joint"))
+        (("sum of single weights", "drift_added"), ("all weights together", "drift_predicted"))
     ):
         points = [p for p in pareto.points if p.drift_measured and getattr(p, field)]
         if points:

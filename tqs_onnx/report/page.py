@@ -203,7 +203,7 @@ def _frontier(runs: Sequence[Run]) -> Section:
     pareto = found.pareto
     charts = [frontier_chart(pareto), prediction_chart(pareto)]
     columns = (
-        *("file", "objective", "solver", "tiers", "times smaller", "bytes", "drift predicted", "drift joint"),
+        *("file", "objective", "solver", "tiers", "times smaller", "bytes", "drift added", "drift predicted"),
         *("drift measured", "degradation %", "seconds to allocate"),
     )
     rows = tuple(
@@ -215,8 +215,8 @@ def _frontier(runs: Sequence[Run]) -> Section:
                 p.tiers,
                 p.compression,
                 p.n_bytes,
+                p.drift_added,
                 p.drift_predicted,
-                p.drift_joint,
             ),
             *(p.drift_measured, p.degradation, p.allocate_s),
         )

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
@@ -207,6 +208,14 @@ class Testbed:
         ruler = self.ruler if other is None else ruler_for(base.outputs, self.spec, self.contexts, self.sigma)
         squares = ruler.squares(trajectory.outputs, base.outputs)
         return drift_of(squares, n_space(base.outputs, self.spec, self.contexts))
+
+    def energies(self, trajectory: Trajectory, other: Trajectory | None = None) -> NDArray[np.float64]:
+        """Return the squared drift of every context; the root of their mean is the drift."""
+        base = self.nominal if other is None else other
+        ruler = ruler_for(base.outputs, self.spec, self.contexts, self.sigma)
+        squares = ruler.squares(trajectory.outputs, base.outputs)
+        spaces = n_space(base.outputs, self.spec, self.contexts)
+        return np.asarray(ruler.energy(squares, spaces).sum(axis=1) / ruler.n_values)
 
     def capturing(self, tensors: tuple[str, ...]) -> Capturing:
         """Return the session over these contexts that outputs these tensors.

@@ -37,7 +37,7 @@ from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.checker import checker_complaint
 from tqs_passes.files.model import Model, file_facts, load_model
 from tqs_passes.plan.assigned import fed_weight
-from tqs_passes.plan.plan import Assignment, Compute
+from tqs_passes.plan.plan import Assignment, Compute, Prediction
 
 #: Drift between the file and its simulation that a correct runtime may add, per profile: absolute, and as a share of
 #: the file's own drift. `fast` and `small` compute with 8-bit activations, 5e-3 per MatMul, and the rollout amplifies
@@ -66,6 +66,8 @@ class Verification(BaseModel):
         Number of weights whose decoding equals the reference bit for bit.
     drift : Drift
     predicted_drift : float or None
+    prediction : Prediction or None
+        The predicted drift with its interval, if it was rolled out.
     runtime_gap : float
         Drift between the file and the FP32 graph with the reference weights.
     dead_drift : float or None
@@ -96,6 +98,7 @@ class Verification(BaseModel):
     n_decoded: int
     drift: Drift
     predicted_drift: float | None
+    prediction: Prediction | None = None
     runtime_gap: float
     dead_drift: float | None
     outputs: dict[str, float]
@@ -151,6 +154,7 @@ def verify(subject: Subject, bed: Testbed, tracer: Tracer | None = None) -> Veri
         n_decoded=n_decoded,
         drift=drift,
         predicted_drift=subject.plan.predicted_drift,
+        prediction=subject.plan.prediction,
         runtime_gap=gap,
         dead_drift=dead.drift,
         outputs=found.outputs,

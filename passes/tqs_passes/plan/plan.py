@@ -219,6 +219,56 @@ class SolverFacts(_Frozen):
     saturated: bool = False
 
 
+#: A prediction from fewer starts, or in which one context has a larger share of the squares, says so.
+FEW_STARTS = 8
+HEAVY_SHARE = 0.5
+#: What a predicted drift was found on; see `Prediction`.
+Basis = Literal["scoring", "held-out", "cross-fit"]
+
+
+class Prediction(_Frozen):
+    """The drift that a plan's file is expected to have on contexts that chose none of its integers.
+
+    Attributes
+    ----------
+    drift : float
+        All weights together, rolled out before a file is written; infinite if a rollout is not finite.
+    low, high : float
+        Bounds of a 90 % bootstrap interval over contexts.
+    n_contexts, n_starts : int
+        Contexts, and rows of a table that they start at: as many if they are not of a table.
+    largest_share : float
+        Share of the context that drifts most in the sum of squares.
+    basis : str
+        `scoring`: the weights alone decide the integers, judged on the scoring contexts; `held-out`: other contexts
+        chose them; `cross-fit`: each half of the scoring contexts chose integers that the other half judged.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    drift: float
+    low: float
+    high: float
+    n_contexts: int
+    n_starts: int
+    largest_share: float
+    basis: Basis
+
+    def __str__(self) -> str:
+        """Return the drift, its interval, and what limits their worth."""
+        starts = (
+            ""
+            if self.n_starts == self.n_contexts
+            else f" of {self.n_starts} start{'s' * (self.n_starts > 1)}"
+        )
+        few = f"from {self.n_contexts} contexts{starts} only"
+        caveats = [few] if self.n_starts < FEW_STARTS else []
+        if self.n_contexts > 2 and self.largest_share > HEAVY_SHARE:
+            caveats.append(f"one context makes up {100 * self.largest_share:.0f} % of it")
+        line = f"{self.drift:.4g} ({self.low:.4g} to {self.high:.4g}"
+        return "; ".join([line, *caveats]) + ")"
+
+
 class Plan(_Frozen):
     """A mixed-precision plan for one model.
 
@@ -237,10 +287,15 @@ class Plan(_Frozen):
     source_bytes : int
         Size in bytes of the input file, external data included.
     predicted_drift : float or None
-        sqrt(Σ cost / N), N values of one context's trajectory; after data-aware rounding the joint drift, because
-        rounding errors then no longer predict the output error; None when nothing was scored.
+        That of `prediction`; before anything was rolled out, the added drift. None when nothing was scored, or when no
+        context is left to predict on.
+    added_drift : float or None
+        sqrt(Σ cost / N), N values of one context's trajectory: the errors of single weights as if uncorrelated.
     joint_drift : float or None
-        Drift of all weights together on the scoring contexts; None when it was not measured.
+        Drift of all weights together on the scoring contexts, also where these chose the integers; None when it was not
+        measured.
+    prediction : Prediction or None
+        The predicted drift with its interval; None when nothing was rolled out.
     codes_sha256 : str or None
         Digest of the codes that the weights were rounded to (`codes.npz`); None when the weights alone decide them.
     target : ServingTarget
@@ -268,7 +323,9 @@ class Plan(_Frozen):
     n_bytes: int
     source_bytes: int
     predicted_drift: float | None = None
+    added_drift: float | None = None
     joint_drift: float | None = None
+    prediction: Prediction | None = None
     codes_sha256: str | None = None
     target: ServingTarget = ServingTarget.ORT_CPU
     constants: Literal["small", "keep"] = "keep"

@@ -208,16 +208,22 @@ def held_out(contexts: Contexts, share: float) -> tuple[Contexts, Contexts]:
     share : float
         Share of the starts to hold out, between 0 and 1; at least one is held out.
     """
+    found = held_out_indices(contexts, share)
+    return (contexts, contexts) if found is None else (contexts.take(found[0]), contexts.take(found[1]))
+
+
+def held_out_indices(contexts: Contexts, share: float) -> tuple[list[int], list[int]] | None:
+    """Return the indices of `held_out`; None when there is only one start."""
     rows = contexts.rows
     starts = np.arange(contexts.n_contexts) if rows is None else rows[:, 0]
     distinct = np.unique(starts)
     if len(distinct) < 2:
-        return contexts, contexts
+        return None
     first = distinct[-min(len(distinct) - 1, math.ceil(share * len(distinct)))]
     held = starts >= first
     before = ~held if rows is None else rows[:, 1] <= first
     kept = before if before.any() else ~held
-    return contexts.take(np.flatnonzero(kept).tolist()), contexts.take(np.flatnonzero(held).tolist())
+    return np.flatnonzero(kept).tolist(), np.flatnonzero(held).tolist()
 
 
 def contexts_hash(contexts: Contexts) -> str:
