@@ -53,3 +53,39 @@ def function_loop(n: int = 1) -> onnx.ModelProto:
     """Return a model with n functions that call each other in a circle."""
     functions = [_calls(f"f{i}", [f"f{(i + 1) % n}"]) for i in range(n)]
     return _model([helper.make_node("f0", ["x"], ["p"], domain="local")], functions)
+
+
+def concat_bomb(n: int = 24) -> onnx.ModelProto:
+    """Return a model whose constants the runtime folds: n times doubled, 4 · 4 · 2ⁿ bytes."""
+    nodes = [helper.make_node("Concat", [f"c{i}"] * 2, [f"c{i + 1}"], axis=0) for i in range(n)]
+    nodes.append(helper.make_node("ReduceMean", [f"c{n}"], ["m"], axes=[0], keepdims=1))
+    nodes.append(helper.make_node("Add", ["x", "m"], ["p"]))
+    proto = _model(nodes, [])
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones((1, 4), np.float32), "c0"))
+    return proto
+
+
+def endless_loop(*, grows: bool, trips: int | None = None) -> onnx.ModelProto:
+    """Return a model with a Loop that never ends, or after so many trips; its value grows if wanted."""
+    info = helper.make_tensor_value_info
+    node = helper.make_node("Neg", ["a"], ["out"])
+    if grows:
+        node = helper.make_node("Concat", ["a", "a"], ["out"], axis=0)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), node],
+        "body",
+        [
+            info("i", TensorProto.INT64, []),
+            info("go", TensorProto.BOOL, []),
+            info("a", TensorProto.FLOAT, None),
+        ],
+        [info("on", TensorProto.BOOL, []), info("out", TensorProto.FLOAT, None)],
+    )
+    times = "" if trips is None else "trips"
+    nodes = [helper.make_node("Loop", [times, "yes", "x"], ["q"], body=body)]
+    nodes.append(helper.make_node("Identity", ["q"], ["p"]))
+    proto = _model(nodes, [])
+    proto.graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
+    if trips is not None:
+        proto.graph.initializer.append(helper.make_tensor("trips", TensorProto.INT64, [], [trips]))
+    return proto

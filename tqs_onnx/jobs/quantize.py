@@ -127,7 +127,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
     """
     start = time.perf_counter()
     options = job.options
-    source = stages.opened(job.model, options.run, options.roles)
+    source = stages.opened(job.model, options.run, options.roles, options.score.max_memory)
     data = stages.read(job.data, source, options.conditions)
     name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"

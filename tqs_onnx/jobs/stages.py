@@ -104,7 +104,9 @@ class Traces:
     wanted: int | None = None
 
 
-def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) -> Source:
+def opened(
+    model: Given | Source, run: RunOptions, roles: Sequence[str] = (), max_memory: int | None = None
+) -> Source:
     """Open a model for scoring.
 
     Parameters
@@ -114,18 +116,21 @@ def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) ->
     run : RunOptions
     roles : sequence of str
         ``PATTERN=ROLE``.
+    max_memory : int or None
+        Bytes that scoring may hold; loading may take no more than that, and a multiple of the file.
 
     Raises
     ------
     InputError
-        The model cannot be read or scored, or crashes the runtime; or a role matches no weight.
+        The model cannot be read or scored, crashes the runtime, or takes memory out of proportion; or a role matches no
+        weight.
     """
     source = model if isinstance(model, Source) else open_source(model)
     if roles:
         survey = with_roles(source.survey, [parse_role(text) for text in roles])
         source = replace(source, survey=survey, roles=(*source.roles, *roles))
     require_scorable(source)
-    require_loadable(source.path, resolve_provider(run.provider))
+    require_loadable(source.path, resolve_provider(run.provider), max_memory)
     return source
 
 

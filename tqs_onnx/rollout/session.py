@@ -28,6 +28,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout.guard import guard, handle_signals
 from tqs_onnx.rollout.options import PROVIDERS, AnyProvider, Optimize, Provider, SessionOptions
 from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port, port
 from tqs_passes.errors import InputError
@@ -198,7 +199,7 @@ class Session:
                     big = big or value.n_bytes > _BIG_BYTES
             for name in names:
                 binding.bind_output(name, "cpu" if self._dtypes.get(name) == _BFLOAT16 else self._device)
-            self._raw.run_with_iobinding(binding)
+            self._run(binding)
             raw = binding.get_outputs()
             binding.clear_binding_outputs()  # otherwise the next run would write into these results
         except _ERRORS as error:
@@ -208,6 +209,25 @@ class Session:
         else:
             self._bindings.append((binding, bound))
         return {n: Value(v, self._dtypes[n]) for n, v in zip(names, raw, strict=True)}
+
+    def _run(self, binding: ort.IOBinding) -> None:
+        """Run what is bound; Ctrl-C and a lack of memory end it."""
+        options = ort.RunOptions()
+        while True:
+            before = guard.enter(options)
+            try:
+                self._raw.run_with_iobinding(binding, options)
+            except _ERRORS:
+                if not options.terminate:
+                    raise
+                if guard.is_full():
+                    raise MemoryError(f"it takes more than {guard.limit_bytes >> 20} MiB of memory") from None
+            else:
+                return
+            finally:
+                guard.leave(options, before)
+            handle_signals()  # raises KeyboardInterrupt, unless the program handles Ctrl-C in another way
+            options.terminate = False
 
     def _binding(self, inputs: Mapping[str, Value]) -> tuple[ort.IOBinding, dict[str, Value]]:
         """Return a binding whose inputs are at most these, and the values it has bound."""

@@ -199,16 +199,26 @@ def _check_external(tensor: onnx.TensorProto, folder: Path, path: Path) -> None:
 def file_facts(path: Path, model: Model | None = None) -> FileFacts:
     """Return size and digests of a model file and its external-data files; pass `model` when it is already loaded."""
     model = model or load_model(path)
-    files = {path.resolve()}
-    for tensor in iter_tensors(model.proto):
-        if uses_external_data(tensor):
-            files.add(external_file(tensor, model.folder))
-    ordered = sorted(files)
+    ordered = files_of(path, model)
     return FileFacts(
         path,
         sum(f.stat().st_size for f in ordered),
         {f.relative_to(model.folder).as_posix(): sha256_of_file(f) for f in ordered},
     )
+
+
+def files_of(path: Path, model: Model | None = None) -> list[Path]:
+    """Return a model file and its external-data files, sorted; a file that is no model has none."""
+    if model is None:
+        try:
+            model = load_model(path)
+        except InputError:
+            return [path.resolve()]
+    files = {path.resolve()}
+    for tensor in iter_tensors(model.proto):
+        if uses_external_data(tensor):
+            files.add(external_file(tensor, model.folder))
+    return sorted(files)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
 from tqs_onnx.scoring.measure.desk import Desk
@@ -79,11 +82,14 @@ class Workers:
         """
         parts = parts_of(self.plan, tasks, self.workers)
         threads = self.plan.run.threads or max(1, (os.cpu_count() or 1) // self.workers)
+        context = multiprocessing.get_context("spawn")
+        _start_tracker()
+        ended, end = context.Pipe(duplex=False)
         pool = ProcessPoolExecutor(
             min(self.workers, len(parts)),
-            multiprocessing.get_context("spawn"),
+            context,
             initializer=_start_worker,
-            initargs=(replace(self.plan, run=replace(self.plan.run, threads=threads)), frame),
+            initargs=(replace(self.plan, run=replace(self.plan.run, threads=threads)), frame, ended),
         )
         try:
             running: list[Future[list[Finding]]] = [pool.submit(_work, part) for part in parts]
@@ -95,24 +101,38 @@ class Workers:
                 "a worker process died; the measurements so far are kept",
                 todo="Run the same command again, with fewer `workers` if memory ran out",
             ) from error
+        except BaseException:
+            end.close()  # whatever they compute is of no use, and may never end
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+            end.close()
+            ended.close()
 
 
 _desk: list[tuple[Desk, Frame]] = []
 
 
-def _start_worker(plan: SweepPlan, frame: Frame) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def _start_tracker() -> None:
+    """Start Python's process that cleans up after spawned ones; it would otherwise warn when this run is killed."""
+    sys.warnoptions.append("ignore:resource_tracker:UserWarning")
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove("ignore:resource_tracker:UserWarning")
+
+
+def _start_worker(plan: SweepPlan, frame: Frame, ended: Connection) -> None:
+    threading.Thread(target=_end_with_parent, args=(ended,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops the pool
     _desk.append((Desk(plan, exposable_of(plan)), frame))
 
 
-def _end_with_parent() -> None:
-    """Exit when the parent process ends: nothing would store further measurements."""
+def _end_with_parent(ended: Connection) -> None:
+    """Exit when the parent process ends or gives up: nothing would store further measurements."""
     parent = multiprocessing.parent_process()
     if parent is not None:
-        parent.join()
+        wait([parent.sentinel, ended])
         os._exit(1)
 
 
