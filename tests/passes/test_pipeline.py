@@ -37,6 +37,7 @@ from tqs_passes.transforms.every_pass import EVERY_PASS
 from tqs_passes.transforms.expose import Expose
 from tqs_passes.transforms.half_precision.half import HalfCompute
 from tqs_passes.transforms.half_precision.whole import HalfWhole
+from tqs_passes.transforms.reveal import Reveal, revealed_states
 from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
 from tqs_passes.transforms.slim.short_names import ShortNames
@@ -351,6 +352,7 @@ def applied() -> dict[str, tuple[GraphPass, Model]]:
         (MergeEqual(frozenset({"w1", "w2"})), twins),
         (Expose(("up",)), lifted),
         (Capture(("h",)), lifted),
+        (Reveal((revealed_states(11),)), states_of_zero()),
         (ConvertOpset(18), lifted),
         (HalfCompute("float16", None, labels), lifted),
         (HalfWhole(), lifted),

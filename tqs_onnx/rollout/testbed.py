@@ -38,6 +38,7 @@ from tqs_onnx.rollout.variables import sigma
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.transforms.capture import Capture, captured_names
 from tqs_passes.transforms.expose import Expose, weight_values
+from tqs_passes.transforms.reveal import Reveal
 from tqs_passes.weights import Survey
 
 
@@ -232,7 +233,8 @@ class Testbed:
         return replace(found, engine=found.engine.over(self.contexts))
 
     def _opened_capturing(self, tensors: tuple[str, ...]) -> Capturing:
-        exposed = Expose(tuple(w.name for w in self.weights)).apply(self.model)
+        shown = Reveal(tensors).apply(self.model).model
+        exposed = Expose(tuple(w.name for w in self.weights)).apply(shown)
         outputs = captured_names(exposed.model, tensors)
         visible = Capture(tensors).apply(exposed.model)
         options = SessionOptions(threads=self.run.threads)

@@ -231,7 +231,7 @@ class _Work:
         """Return the sums for a weight; consecutive weights that read the same inputs share them."""
         uses = self.calibration.uses[weight].uses
         shape = self.calibration.shapes[weight]
-        key = (tuple((use.activation, use.view) for use in uses), shape if len(shape) > 2 else ())
+        key = (tuple((use.activation, use.view, use.also) for use in uses), shape if len(shape) > 2 else ())
         if self._last is None or self._last[0] != key:
             paired = self.options.method != "gptq"
             self._last = (key, self.calibration.statistics(weight, self.replaced, paired=paired))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tqs_onnx.rollout.session import Value
 from tqs_onnx.rollout.testbed import Capturing, Testbed
 from tqs_onnx.rounding.compensate import Matrix
-from tqs_onnx.rounding.view import Uses, uses_of
+from tqs_onnx.rounding.uses import Use, Uses, uses_of
 
 #: Maximum bytes of FP32 activations and states kept between weights.
 KEPT_BYTES = 512 << 20
@@ -67,10 +67,15 @@ class Calibration:
         self.shapes = {w.name: w.shape for w in bed.weights}
         n_readers = {w.name: len(w.readers) for w in bed.weights}
         self.uses: dict[str, Uses] = uses_of(bed.model.proto.graph, self.shapes, n_readers)
-        self._tensors = tuple(dict.fromkeys(use.activation for u in self.uses.values() for use in u.uses))
+        every = (use for u in self.uses.values() for use in u.uses)
+        self._tensors = tuple(dict.fromkeys(name for use in every for name in self._captured(use)))
         self._bed = bed
         self._kept: tuple[_Call, ...] | None = None
         self._too_big = False
+
+    def _captured(self, use: Use) -> tuple[str, ...]:
+        """Return the tensors of a use that a session has to show; weights are known."""
+        return (use.activation, *(name for name in use.also if name and name not in self.shapes))
 
     @cached_property
     def _seeing(self) -> Capturing:
@@ -99,7 +104,7 @@ class Calibration:
         uses, shape = self.uses[weight].uses, self.shapes[weight]
         seeing = self._seeing
         outputs = seeing.outputs
-        wanted = [outputs[name] for name in dict.fromkeys(use.activation for use in uses)]
+        wanted = list(dict.fromkeys(outputs[name] for use in uses for name in self._captured(use)))
         changed = {n: seeing.session.value(a) for n, a in replaced.items() if n in seeing.nominal}
         weights = {**seeing.nominal, **changed}
         sums: tuple[Matrix, Matrix] | None = None
@@ -110,18 +115,34 @@ class Calibration:
                 made = seeing.session.run({**call.inputs, **weights}, wanted, where="calibration")
                 ours = {name: value.numpy() for name, value in made.items()}
             for use in uses:
-                output = outputs[use.activation]
-                x = use.view.rows(ours[output], shape)
+                x = self._rows(use, shape, ours, replaced)
                 with np.errstate(over="ignore", invalid="ignore"):  # a non-finite H is reported later
                     h = np.swapaxes(x, 1, 2) @ x
                     d = np.zeros_like(h)
                     if paired and changed:
-                        gap = use.view.rows(call.seen[output], shape) - x
+                        gap = self._rows(use, shape, call.seen, {}) - x
                         d = np.swapaxes(gap, 1, 2) @ x
                 sums = (h, d) if sums is None else (sums[0] + h, sums[1] + d)
                 n_rows += x.shape[1]
         assert sums is not None
         return Statistics(*sums, n_rows)
+
+    def _rows(
+        self,
+        use: Use,
+        shape: tuple[int, ...],
+        seen: Mapping[str, NDArray[Any]],
+        replaced: Mapping[str, NDArray[Any]],
+    ) -> Matrix:
+        """Return the rows of a use, from the tensors that a session showed and the weights as they are."""
+        outputs = self._seeing.outputs
+
+        def read(name: str) -> NDArray[Any] | None:
+            if not name:
+                return None
+            return replaced.get(name, self.arrays[name]) if name in self.shapes else seen[outputs[name]]
+
+        return use.view.rows(seen[outputs[use.activation]], shape, *map(read, use.also))
 
     def _calls(self, wanted: list[str]) -> Iterable[_Call]:
         """Return the calls of the FP32 model, with at least the requested outputs."""

@@ -10,6 +10,7 @@ from tqs_passes.transforms.convert_opset import ConvertOpset
 from tqs_passes.transforms.expose import Expose
 from tqs_passes.transforms.half_precision.half import HalfCompute
 from tqs_passes.transforms.half_precision.whole import HalfWhole
+from tqs_passes.transforms.reveal import Reveal
 from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
 from tqs_passes.transforms.slim.notes import DropNotes
@@ -25,6 +26,7 @@ EVERY_PASS: tuple[type[GraphPass], ...] = (
     MergeEqual,
     Expose,
     Capture,
+    Reveal,
     ConvertOpset,
     HalfCompute,
     HalfWhole,
