@@ -15,6 +15,9 @@ from tqs_onnx.verification.traces import TRACES_NAME, Trace, read_traces
 from tqs_passes.errors import InputError
 from tqs_passes.plan.plan import Plan, read_plan
 
+#: Written by `tqs score` for both probes.
+GAUSS_NAME = "scores.gauss.json"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
@@ -26,6 +29,8 @@ class Run:
         Tells it from the other runs of a report.
     folder : Path
     scores : Scores or None
+    gauss : Scores or None
+        Scores of the gauss probe, beside those of the quant probe.
     plan : Plan or None
     manifest : Manifest or None
     pareto : Pareto or None
@@ -38,6 +43,7 @@ class Run:
     name: str
     folder: Path
     scores: Scores | None
+    gauss: Scores | None
     plan: Plan | None
     manifest: Manifest | None
     pareto: Pareto | None
@@ -71,6 +77,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         name or folder.resolve().name,
         folder,
         read_scores(here["scores.json"]) if "scores.json" in here else None,
+        read_scores(folder / GAUSS_NAME) if (folder / GAUSS_NAME).is_file() else None,
         read_plan(here["plan.json"]) if "plan.json" in here else None,
         read_manifest(here["manifest.json"]) if "manifest.json" in here else None,
         read_pareto(here["pareto.json"]) if "pareto.json" in here else None,
@@ -101,7 +108,19 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
 def tables_of(runs: Sequence[Run]) -> tuple[Table, ...]:
     """Return every table of the paper that the files of these runs allow; those without rows are left out."""
     return every_table(
-        {r.name: r.scores for r in runs if r.scores is not None},
+        all_scores(runs),
         {r.name: r.plan for r in runs if r.plan is not None},
         {r.name: r.manifest.verification for r in runs if r.manifest is not None},
+        {r.name: r.pareto for r in runs if r.pareto is not None},
     )
+
+
+def all_scores(runs: Sequence[Run]) -> dict[str, Scores]:
+    """Return the scores of every run by its name, those of the gauss probe under ``NAME (gauss)``."""
+    found: dict[str, Scores] = {}
+    for run in runs:
+        if run.scores is not None:
+            found[run.name] = run.scores
+        if run.gauss is not None:
+            found[f"{run.name} (gauss)"] = run.gauss
+    return found
