@@ -11,5 +11,13 @@ def test_a_small_model_becomes_smaller_and_is_verified(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main(["quantize", str(case.model), *case.arguments("--out", str(run), "--compression", "3")]) == 0
     assert 3 * (run / "m.tqs.onnx").stat().st_size <= case.model.stat().st_size
-    names = {"m.tqs.onnx", "plan.json", "scores.json", "scores.csv", "manifest.json", "sweep.sqlite"}
+    names = {
+        "m.tqs.onnx",
+        "plan.json",
+        "scores.json",
+        "scores.csv",
+        "manifest.json",
+        "sweep.sqlite",
+        "traces.npz",
+    }
     assert {p.name for p in run.iterdir()} == names

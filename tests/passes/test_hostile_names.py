@@ -97,7 +97,7 @@ def test_weights_and_nodes_of_any_name_go_all_the_way(
     assert all(None not in row and None not in row.values() for row in rows)
     assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["verification"]["n_decoded"] > 0
     assert {p.name for p in run.iterdir()} == {
-        "m.tqs.onnx", "plan.json", "scores.json", "scores.csv", "manifest.json", "sweep.sqlite"
+        "m.tqs.onnx", "plan.json", "scores.json", "scores.csv", "manifest.json", "sweep.sqlite", "traces.npz"
     }  # fmt: skip
     assert {p.name for p in tmp_path.iterdir()} == {
         "m.onnx", "rollout.toml", "contexts", "contexts.npz", "eval", "eval.npz", "run"

@@ -61,6 +61,7 @@ from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.rounding.codes_file import CODES_NAME
 from tqs_onnx.scoring.score import Progress
+from tqs_onnx.verification.traces import TRACES_NAME
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts, sha256_of_file
@@ -283,7 +284,7 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
         Step(
             *("verify", verify, judged),
             (trip.model, trip.emitted, plan, *codes, scores, *seen),
-            (manifest,),
+            (manifest, out / TRACES_NAME),
         ),
     ]
     for index, wanted in enumerate(trip.packages):
