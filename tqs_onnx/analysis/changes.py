@@ -76,9 +76,10 @@ def changes_of(source: Path, other: Path) -> Changes:
         else:
             rows.append((name, before, "gone under this name", _bytes(tensor, a), 0))
     columns = ("tensor", "in the source", "in the file", "bytes", "bytes now")
-    nodes = _node_table(a, b, used)
     title = f"Stored tensors that differ; {n_same} are the same"
-    return Changes(_lines(source, other, a, b), Table("weights", title, columns, tuple(rows)), nodes)
+    return Changes(
+        _lines(source, other, a, b), Table("weights", title, columns, tuple(rows)), _node_table(a, b, used)
+    )
 
 
 def _stored(model: Model) -> dict[str, TensorProto]:

@@ -66,7 +66,7 @@ def sensitivity_chart(scores: Scores) -> list[str]:
 
 
 def figures(v: Verification) -> list[str]:
-    """Return the four figures of a file as the report shows them: size, drift, worst degradation, latency and memory."""
+    """Return the four figures of a file as the report shows them: size, drift, degradation, latency and memory."""
     tiles = tiles_of(v)
     width = max(len(tile.label) for tile in tiles)
     return [f"{tile.label:<{width}}  {tile.value}  ({one_line(tile.note, 100)})" for tile in tiles]
