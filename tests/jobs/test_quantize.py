@@ -69,7 +69,7 @@ def test_the_tiers_allowed_are_the_tiers_used(case: Case) -> None:
 
 
 def test_a_file_that_fails_its_verification_is_removed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise GateError("no")
 
     monkeypatch.setattr(stages, "verified", refused)
@@ -89,7 +89,7 @@ def test_a_failed_rerun_leaves_no_manifest_of_the_earlier_one(
 ) -> None:
     quantize(job(case))
 
-    def refused(*_: object) -> None:
+    def refused(*_: object, **__: object) -> None:
         raise GateError("no")
 
     monkeypatch.setattr(stages, "verified", refused)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tqs_onnx.analysis.accuracy import error_table, grid_table, win_table
 from tqs_onnx.analysis.allocation import protected_table, size_table, tier_table
-from tqs_onnx.analysis.frontiers import gap_table, points_table
+from tqs_onnx.analysis.frontiers import gap_table, matched_table, points_table
 from tqs_onnx.analysis.growth import growth_table
 from tqs_onnx.analysis.sensitivity import (
     agreement_table,
@@ -48,6 +48,7 @@ def every_table(
         size_table(plans, verified),
         error_table(verified),
         points_table(frontiers or {}),
+        matched_table(frontiers or {}),
         *((grid_table(verified), win_table(verified)) if len(verified) > 1 else ()),
         role_table(scores),
         tier_table(plans, scores),

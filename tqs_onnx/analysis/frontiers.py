@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from tqs_onnx.analysis.table import Cell, Table
+from tqs_onnx.jobs.matched import UNIFORM
 from tqs_onnx.jobs.pareto import Pareto, Point
 
 
@@ -24,7 +25,8 @@ def points_table(runs: Mapping[str, Pareto]) -> Table:
                 p.n_bytes,
                 p.drift_predicted,
             ),
-            *(p.drift_joint, p.drift_measured, p.degradation, p.allocate_s),
+            *(p.drift_joint, p.drift_measured, p.degradation),
+            *(p.allocate_s, p.calibrate_s, p.emit_s, p.evaluate_s),
         )
         for run, pareto in runs.items()
         for p in pareto.points
@@ -41,7 +43,15 @@ def points_table(runs: Mapping[str, Pareto]) -> Table:
             "bytes",
             "drift predicted",
         ),
-        *("drift joint", "drift measured", "degradation %", "seconds to allocate"),
+        *(
+            "drift joint",
+            "drift measured",
+            "degradation %",
+            "seconds: allocate",
+            "calibrate",
+            "emit",
+            "evaluate",
+        ),
     )
     return Table(
         "points", "Every point of the frontier", columns, tuple(rows), "Figure 1, Tables 1, 3 and 11"
@@ -74,6 +84,53 @@ def gap_table(runs: Mapping[str, Pareto]) -> Table:
     return Table(
         "gap", "How far two frontiers of one model are apart", columns, tuple(rows), "Table 6, Max MAE gap"
     )
+
+
+def matched_table(runs: Mapping[str, Pareto]) -> Table:
+    """Return how many variables every series wins over the best uniform baseline whose bytes it stays within."""
+    rows: list[tuple[Cell, ...]] = []
+    for run, pareto in runs.items():
+        uniform = [p for p in pareto.points if p.objective == UNIFORM]
+        for bits in dict.fromkeys(p.tiers for p in uniform):
+            base = [p for p in uniform if p.tiers == bits and p.n_bytes]
+            least = min((p.n_bytes or 0 for p in base), default=0)
+            target = max((p.compression or 0.0 for p in base), default=0.0)
+            for p in pareto.points:
+                if p.objective == UNIFORM or p.compression_asked != target or not p.variables:
+                    continue
+                rows.append((run, bits, p.name, least, p.n_bytes, *_wins(p, base), _ratio(p, base)))
+    columns = (
+        *(
+            "run",
+            "baselines",
+            "file",
+            "their bytes",
+            "its bytes",
+            "wins by drift",
+            "wins by MAE",
+            "of variables",
+        ),
+        "drift over the best baseline",
+    )
+    return Table("matched", "Variables won over the best uniform baseline at its bytes", columns, tuple(rows),
+                 "Figure 1, Table 13")  # fmt: skip
+
+
+def _wins(p: Point, base: Sequence[Point]) -> tuple[int, int | None, int]:
+    by_drift = by_mae = 0
+    has_truth = False
+    for name, mine in p.variables.items():
+        theirs = [q.variables[name] for q in base if name in q.variables]
+        by_drift += all(mine.drift < e.drift for e in theirs)
+        if mine.mae is not None:
+            has_truth = True
+            by_mae += all(e.mae is None or mine.mae < e.mae for e in theirs)
+    return by_drift, by_mae if has_truth else None, len(p.variables)
+
+
+def _ratio(p: Point, base: Sequence[Point]) -> float | None:
+    best = min((q.drift_measured for q in base if q.drift_measured), default=None)
+    return p.drift_measured / best if best and p.drift_measured else None
 
 
 def _key(p: Point) -> tuple[object, ...]:

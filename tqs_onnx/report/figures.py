@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from tqs_onnx.analysis.allocation import block_shares
 from tqs_onnx.analysis.sensitivity import ROLES, cumulative, percentiles, targets
-from tqs_onnx.jobs.pareto import Pareto
+from tqs_onnx.jobs.matched import UNIFORM
+from tqs_onnx.jobs.pareto import Pareto, Point
 from tqs_onnx.report.words import picks_of, size_text
 from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.errors import Errors, VariableErrors
@@ -310,6 +311,11 @@ def tier_chart(plans: Mapping[str, Plan]) -> Chart:
     return Chart("tiers", "Tiers by block", says, figures, "Run" if len(figures) > 1 else "")
 
 
+def _series(p: Point) -> tuple[object, ...]:
+    """Return what the points of one curve share: for a baseline its method, whatever its width."""
+    return (UNIFORM, p.solver) if p.objective == UNIFORM else p.series
+
+
 def frontier_chart(pareto: Pareto) -> Chart:
     """Return the points of a frontier: measured drift and degradation against compression."""
     figures: dict[str, Json] = {}
@@ -318,9 +324,11 @@ def frontier_chart(pareto: Pareto) -> Chart:
         ("degradation", "degradation of the worst variable (%)", "degradation"),
     ):
         data: list[Json] = []
-        for i, series in enumerate(dict.fromkeys(p.series for p in pareto.points)):
+        for i, series in enumerate(dict.fromkeys(_series(p) for p in pareto.points)):
             points = [
-                p for p in pareto.points if p.series == series and p.n_bytes and getattr(p, field) is not None
+                p
+                for p in pareto.points
+                if _series(p) == series and p.n_bytes and getattr(p, field) is not None
             ]
             if not points:
                 continue

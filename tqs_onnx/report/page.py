@@ -146,7 +146,7 @@ def _sections(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> lis
     errors = main.manifest.verification.errors if main.manifest else {}
     return [
         _comparison(runs, of("grid", "wins")) if len(runs) > 1 else Section("comparison", ""),
-        _frontier(runs, of("points", "gap")),
+        _frontier(runs, of("matched", "points", "gap")),
         Section("errors", "Error", (growth_chart(errors),) if errors else (), of("errors", "growth")),
         Section("forecasts", "Forecasts", tuple(c for c in forecasts if c is not None)),
         _weights(main),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tqs_onnx.analysis.sensitivity import percentiles
+from tqs_onnx.jobs.matched import UNIFORM
 from tqs_onnx.jobs.pareto import Pareto, Point
 from tqs_onnx.scoring.scores import Scores, Status, WeightScore
 from tqs_onnx.verification.errors import VariableErrors
@@ -158,7 +159,7 @@ def picks_of(pareto: Pareto) -> tuple[Pick, ...]:
 
     The balanced point lies furthest below the line from the closest to the smallest, in log bytes and log drift.
     """
-    known = [p for p in pareto.points if p.n_bytes and p.drift_measured]
+    known = [p for p in pareto.points if p.n_bytes and p.drift_measured and p.objective != UNIFORM]
     if not known:
         return ()
     closest = min(known, key=lambda p: p.drift_measured or 0.0)
