@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tqs_onnx.analysis.accuracy import error_table, grid_table, win_table
 from tqs_onnx.analysis.allocation import protected_table, size_table, tier_table
+from tqs_onnx.analysis.curvature import curvature_table, weight_curvature_table
 from tqs_onnx.analysis.frontiers import gap_table, matched_table, points_table
 from tqs_onnx.analysis.growth import growth_table
 from tqs_onnx.analysis.sensitivity import (
@@ -18,6 +19,7 @@ from tqs_onnx.analysis.sensitivity import (
     structure_table,
 )
 from tqs_onnx.analysis.table import Table
+from tqs_onnx.jobs.curvature import Curvature
 from tqs_onnx.jobs.pareto import Pareto
 from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.verify import Verification
@@ -29,12 +31,13 @@ def every_table(
     plans: Mapping[str, Plan],
     verified: Mapping[str, Verification],
     frontiers: Mapping[str, Pareto] | None = None,
+    curvatures: Mapping[str, Curvature] | None = None,
 ) -> tuple[Table, ...]:
     """Return the tables of some runs; those without rows are left out.
 
     Parameters
     ----------
-    scores, plans, verified, frontiers : mapping of str
+    scores, plans, verified, frontiers, curvatures : mapping of str
         By run; a run may be in any of them.
     """
     tables = [
@@ -43,6 +46,8 @@ def every_table(
         concentration_table(scores),
         agreement_table(scores),
         gap_table(frontiers or {}),
+        curvature_table(scores, curvatures or {}),
+        weight_curvature_table(scores, curvatures or {}),
         protected_table(plans, scores),
         growth_table(verified),
         size_table(plans, verified),

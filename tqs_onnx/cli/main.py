@@ -34,6 +34,7 @@ _COMMANDS = {
     "baseline": "Round a model uniformly, for comparison.",
     "compare": "Roll out other files of a model beside it, in one table.",
     "diff": "Say what changed between a model and a file emitted from it.",
+    "curvature": "Measure the Hessian and Fisher of every weight, to hold against its sensitivity.",
     "analyse": "Print the tables of the paper for the files of some runs.",
     "report": "Show runs as one HTML page, with a model card.",
     "package": "Wrap an emitted file for Triton, TensorRT or Olive.",
@@ -44,7 +45,7 @@ _COMMANDS = {
 _SECTIONS = {
     "Start here": ("demo", "inspect", "quantize", "build"),
     "One stage at a time": ("score", "allocate", "emit", "verify"),
-    "Compare": ("sweep", "baseline", "compare", "diff", "analyse", "report"),
+    "Compare": ("sweep", "baseline", "compare", "diff", "curvature", "analyse", "report"),
     "More": ("package", "export", "doctor"),
 }
 

@@ -154,7 +154,7 @@ def _sections(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> lis
             "sensitivity",
             "Sensitivity",
             _sensitivity(main, scores),
-            of("roles", "agreement", "structure"),
+            of("roles", "agreement", "structure", "curvature"),
         ),
         Section(
             "spending", "Where the bytes go", (tier_chart(plans),) if plans else (), of("sizes", "tiers")

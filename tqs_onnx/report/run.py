@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tqs_onnx.analysis.every_table import every_table
 from tqs_onnx.analysis.table import Table
+from tqs_onnx.jobs.curvature import CURVATURE_NAME, Curvature, read_curvature
 from tqs_onnx.jobs.pareto import Pareto, read_pareto
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_onnx.verification.manifest import Manifest, read_manifest
@@ -34,6 +35,7 @@ class Run:
     plan : Plan or None
     manifest : Manifest or None
     pareto : Pareto or None
+    curvature : Curvature or None
     traces : dict of str to Trace
         Empty if none were kept.
     time_after : tuple of int
@@ -47,6 +49,7 @@ class Run:
     plan: Plan | None
     manifest: Manifest | None
     pareto: Pareto | None
+    curvature: Curvature | None
     traces: dict[str, Trace]
     time_after: tuple[int, ...]
 
@@ -81,6 +84,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         read_plan(here["plan.json"]) if "plan.json" in here else None,
         read_manifest(here["manifest.json"]) if "manifest.json" in here else None,
         read_pareto(here["pareto.json"]) if "pareto.json" in here else None,
+        read_curvature(folder / CURVATURE_NAME) if (folder / CURVATURE_NAME).is_file() else None,
         traces,
         after,
     )
@@ -112,6 +116,7 @@ def tables_of(runs: Sequence[Run]) -> tuple[Table, ...]:
         {r.name: r.plan for r in runs if r.plan is not None},
         {r.name: r.manifest.verification for r in runs if r.manifest is not None},
         {r.name: r.pareto for r in runs if r.pareto is not None},
+        {r.name: r.curvature for r in runs if r.curvature is not None},
     )
 
 
