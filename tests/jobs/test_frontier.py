@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import pytest
 
+from tests.rollouts import forecaster, write_case
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.tier_set import TierSet
+from tqs_onnx.analysis.frontiers import matched_table
+from tqs_onnx.cli.main import main
 from tqs_onnx.emission import emit
 from tqs_onnx.jobs.frontier import Axis, Sweeper, trace
 from tqs_onnx.jobs.options import QuantizeOptions
-from tqs_onnx.jobs.pareto import Point, pareto_of
+from tqs_onnx.jobs.pareto import Point, pareto_of, read_pareto
 from tqs_onnx.refinement.refine import RefineOptions
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import codes_beside
@@ -148,3 +152,27 @@ def test_one_joint_drift_calibrates_the_points_of_its_series():
     assert found.worst_calibrated_ratio == 1.0
     assert found.worst_added_ratio == 3.0
     assert found.worst_predicted_ratio == 8.0
+
+
+def test_baselines_set_the_budget_of_the_points_beside_them(tmp_path: Path) -> None:
+    case = write_case(tmp_path, forecaster(24, 96), n=4)
+    shared = case.arguments("--out", str(tmp_path / "run"), "--compression", "3")
+    assert main(["quantize", str(case.model), *shared]) == 0
+    wanted = ["--compressions", "3", "--baselines", "rtn,gptq", "--baseline-bits", "3", "--scores"]
+    shared = case.arguments("--out", str(tmp_path / "frontier"), *wanted, str(tmp_path / "run/scores.json"))
+    assert main(["sweep", str(case.model), *shared]) == 0
+    pareto = read_pareto(tmp_path / "frontier/pareto.json")
+    uniform = {p.solver: p for p in pareto.points if p.objective == "uniform"}
+    assert list(uniform) == ["rtn", "gptq"]
+    least = min(p.n_bytes for p in uniform.values())
+    for p in pareto.points:
+        assert p.n_bytes == (tmp_path / "frontier" / f"{p.name}.onnx").stat().st_size
+        assert p.emit_s > 0 < p.evaluate_s
+    ours = next(p for p in pareto.points if p.name == "m.W3")
+    assert ours.n_bytes <= least
+    (row,) = matched_table({"run": pareto}).rows
+    assert row[:5] == ("run", "INT3,FP16", "m.W3", least, ours.n_bytes)
+    best = min(p.drift_measured for p in uniform.values())
+    assert row[8] == ours.drift_measured / best
+    won = all(ours.variables["y"].drift < p.variables["y"].drift for p in uniform.values())
+    assert row[5] == won

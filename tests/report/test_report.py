@@ -49,7 +49,7 @@ def test_the_sentence_and_the_four_figures_come_first(page: str, run: Path) -> N
         "Size",
         "Drift from FP32",
         "Worst degradation",
-        "Latency and memory",
+        "Latency and peak memory",
     ]
     assert (
         body(page).index('class="sentence"') < body(page).index('class="tile"') < body(page).index("<section")
@@ -186,3 +186,42 @@ def test_a_report_never_replaces_a_file_it_read(run: Path) -> None:
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no scores.json, plan.json, manifest.json or pareto.json"):
         write_report([tmp_path])
+
+
+def test_analyse_prints_one_table_of_several_runs(
+    run: Path, frontier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyse", str(run), str(frontier), "--table", "points", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["points"]
+    assert len(found["points"]["rows"]) == len(read_run(frontier).pareto.points)
+
+
+def test_a_table_that_these_runs_do_not_allow_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyse", str(run), "--table", "gap"]) == 2
+    assert "there is no table 'gap' for these runs" in capsys.readouterr().err
+
+
+def test_scores_of_both_probes_stand_side_by_side(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = run.parent
+    files = [
+        "--rollout",
+        str(case / "rollout.toml"),
+        "--contexts",
+        str(case / "contexts.npz"),
+        "--threads",
+        "1",
+    ]
+    assert (
+        main(["score", str(case / "m.onnx"), *files, "--probe", "both", "--out", str(tmp_path / "both")]) == 0
+    )
+    capsys.readouterr()
+    assert main(["analyse", str(tmp_path / "both"), "--table", "agreement", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["agreement"]["rows"]
+    assert [(r["run"], r["other run"], r["they differ in"]) for r in rows] == [
+        ("both", "both (gauss)", "probes")
+    ]

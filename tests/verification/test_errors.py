@@ -50,6 +50,11 @@ def test_every_context_has_its_mae() -> None:
     assert ERRORS.file.mae_per_context == pytest.approx(np.abs(DELTA).mean(axis=(1, 2)), rel=EXACT)
 
 
+def test_the_typical_error_is_the_geometric_mean_over_contexts() -> None:
+    second = np.abs(DELTA[:, 2:]).mean(axis=(1, 2))
+    assert ERRORS.file.typical_per_step[1] == pytest.approx(np.prod(second) ** (1 / 6), rel=EXACT)
+
+
 def test_the_interval_holds_the_degradation_and_the_bands_the_mae() -> None:
     assert ERRORS.degradation_low < ERRORS.degradation < ERRORS.degradation_high
     for low, value, high in zip(

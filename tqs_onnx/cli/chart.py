@@ -1,13 +1,20 @@
-"""Draws the forecast error step by step, FP32 beside the emitted file, as bars in the terminal."""
+"""Draws bars in the terminal: the forecast error step by step, and the most sensitive weights."""
 
 from __future__ import annotations
 
+from tqs_onnx.analysis.sensitivity import targets
+from tqs_onnx.report.words import tiles_of
+from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.verify import Verification
+from tqs_passes.errors import one_line
 
 #: Maximum number of steps shown; of more, an evenly spread subset that includes the last one.
 _MOST_ROWS = 12
 _WIDTH = 48
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
+_MOST_WEIGHTS = 10
+#: Longest name of a weight beside its bar.
+_NAME = 36
 
 
 def error_chart(v: Verification) -> list[str]:
@@ -38,15 +45,42 @@ def error_chart(v: Verification) -> list[str]:
     return lines
 
 
+def sensitivity_chart(scores: Scores) -> list[str]:
+    """Return the lines of a chart: the weights of highest γ_task, as far as they lie above the least sensitive."""
+    alive = sorted(targets(scores), key=lambda w: (-(w.gamma_task or 0.0), w.weight))
+    if len(alive) < 2:
+        return []
+    least = alive[-1].gamma_task or 0.0
+    span = (alive[0].gamma_task or 0.0) - least
+    if not span > 0:
+        return []
+    shown = alive[:_MOST_WEIGHTS]
+    names = [one_line(w.label, _NAME) for w in shown]
+    width = max(map(len, names))
+    lines = [f"most sensitive of {len(alive)} weights, γ_task above the least ({least:.3g})"]
+    for name, w in zip(names, shown, strict=True):
+        gamma = w.gamma_task or 0.0
+        bar = _bar((gamma - least) / span, "█", _WIDTH - 12)
+        lines.append(f"{name:<{width}} {bar:<{_WIDTH - 12}} {gamma:.3g}")
+    return lines
+
+
+def figures(v: Verification) -> list[str]:
+    """Return the four figures of a file as the report shows them: size, drift, degradation, latency and memory."""
+    tiles = tiles_of(v)
+    width = max(len(tile.label) for tile in tiles)
+    return [f"{tile.label:<{width}}  {tile.value}  ({one_line(tile.note, 100)})" for tile in tiles]
+
+
 def _shown(n: int) -> list[int]:
     """Return the steps to show, from 0."""
     rows = min(n, _MOST_ROWS)
     return sorted({round((n - 1) * i / max(rows - 1, 1)) for i in range(rows)})
 
 
-def _bar(share: float, mark: str) -> str:
+def _bar(share: float, mark: str, width: int = _WIDTH) -> str:
     """Return a bar; a bar that is not empty has at least the smallest visible width."""
-    eighths = max(round(8 * _WIDTH * share), 1 if share > 0 else 0)
+    eighths = max(round(8 * width * share), 1 if share > 0 else 0)
     full, rest = divmod(eighths, 8)
     if mark != "█":
         return mark * (full + (rest >= 4 or full == 0))

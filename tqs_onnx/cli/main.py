@@ -32,6 +32,10 @@ _COMMANDS = {
     "verify": "Roll out an emitted file, compare it with its source, and check gates.",
     "sweep": "Write and measure a model at many compressions.",
     "baseline": "Round a model uniformly, for comparison.",
+    "compare": "Roll out other files of a model beside it, in one table.",
+    "diff": "Say what changed between a model and a file emitted from it.",
+    "curvature": "Measure the Hessian and Fisher of every weight, to hold against its sensitivity.",
+    "analyse": "Print the tables of the paper for the files of some runs.",
     "report": "Show runs as one HTML page, with a model card.",
     "package": "Wrap an emitted file for Triton, TensorRT or Olive.",
     "export": "Write the ONNX file of a known architecture.",
@@ -41,7 +45,7 @@ _COMMANDS = {
 _SECTIONS = {
     "Start here": ("demo", "inspect", "quantize", "build"),
     "One stage at a time": ("score", "allocate", "emit", "verify"),
-    "Compare": ("sweep", "baseline", "report"),
+    "Compare": ("sweep", "baseline", "compare", "diff", "curvature", "analyse", "report"),
     "More": ("package", "export", "doctor"),
 }
 

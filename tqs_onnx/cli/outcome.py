@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
 from pathlib import Path
 
 import click
 
-from tqs_onnx.cli.chart import error_chart
+from tqs_onnx.cli.chart import error_chart, figures, sensitivity_chart
 from tqs_onnx.cli.show import kinds_line, print_table, say
+from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.errors import VariableErrors
 from tqs_onnx.verification.gates import value_text
 from tqs_onnx.verification.manifest import GateResult
@@ -80,12 +82,15 @@ def _interval(errors: VariableErrors) -> str | None:
     return f"{errors.degradation_low:.3g} to {errors.degradation_high:.3g}"
 
 
-def show_outcome(v: Verification, emitted: Path, wall_s: float) -> None:
-    """Print the end of a job: the chart, the path of the file, and the verdict."""
-    for line in error_chart(v):
+def show_outcome(v: Verification, emitted: Path, wall_s: float, scores: Scores | None = None) -> None:
+    """Print the end of a job: the charts, four figures, the path of the file, what to do next, and the verdict."""
+    for line in (*(sensitivity_chart(scores) if scores is not None else ()), *error_chart(v)):
         click.echo(line)
     show_timing(v)
+    for line in figures(v):
+        click.echo(line)
     click.echo(f"written: {emitted} ({wall_s:.1f} s)")
+    click.echo(f"look at it: tqs report {shlex.quote(str(emitted.parent))}")
     click.echo(verdict(v))
 
 

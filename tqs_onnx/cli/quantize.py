@@ -73,7 +73,7 @@ def report(outcome: Outcome, *, comparing: bool, as_json: bool) -> int:
             title="\nat the file bytes of uniform rounding, on the evaluation contexts"
             + (" (made)" if outcome.verification.on_made_contexts else ""),
         )
-    show_outcome(outcome.verification, outcome.emitted, outcome.wall_s)
+    show_outcome(outcome.verification, outcome.emitted, outcome.wall_s, outcome.scores)
     return finish(outcome.gates)
 
 

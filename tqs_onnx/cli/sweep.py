@@ -24,6 +24,7 @@ from tqs_onnx.cli.options import (
 from tqs_onnx.cli.show import print_json, print_table
 from tqs_onnx.jobs.frontier import Axis, SweepJob, sweep
 from tqs_onnx.jobs.pareto import Pareto
+from tqs_onnx.rounding.assign import Method
 from tqs_passes.errors import InfeasibleError, InputError
 
 T = TypeVar("T", bound=str)
@@ -62,6 +63,11 @@ FLAGS = (
     cloup.option("--solvers", help="Several allocators, e.g. mckp,greedy,greedy-top (Table 3)."),
     cloup.option("--objectives", help="Several objectives, e.g. energy,paper,local."),
 )
+@cloup.option_group(
+    "Baselines: uniform files, and every series within their bytes",
+    cloup.option("--baselines", help="Methods, e.g. rtn,gptq,gptaq,qep (Figure 1)."),
+    cloup.option("--baseline-bits", default="2,3,4", show_default=True, help="Widths of the baselines."),
+)
 def command(
     model: Path,
     scores: Path,
@@ -71,6 +77,8 @@ def command(
     gamma_min_values: str | None,
     solvers: str | None,
     objectives: str | None,
+    baselines: str | None,
+    baseline_bits: str,
     out: Path,
     force: bool,
     as_json: bool,
@@ -95,6 +103,8 @@ def command(
         gamma_min=_thresholds(gamma_min_values) if gamma_min_values else (),
         solvers=_named(solvers, get_args(Solver), "--solvers") if solvers else (),
         objectives=_named(objectives, tuple(Objective), "--objectives") if objectives else (),
+        baselines=_named(baselines, get_args(Method), "--baselines") if baselines else (),
+        baseline_bits=_widths(baseline_bits),
     )
     job = SweepJob(model, scores, data_files(options), out, axis, quantize_options(options, FLAGS), force)
     pareto = sweep(job)
@@ -157,6 +167,13 @@ def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:
             f"{option} {text!r} contains a number that is not above {above:g}", todo="Correct it"
         )
     return values
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    values = _numbers(text, "--baseline-bits", 0.0)
+    if any(v != int(v) or v > 8 for v in values):
+        raise InputError(f"--baseline-bits {text!r} contains a width that is not 1 to 8", todo="Correct it")
+    return tuple(int(v) for v in values)
 
 
 def _thresholds(text: str) -> tuple[float | None, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,24 +24,28 @@ from tqs_onnx.allocation.tier_set import TierSet
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.matched import UNIFORM, Uniform, uniform_files
 from tqs_onnx.jobs.options import QuantizeOptions
-from tqs_onnx.jobs.pareto import Pareto, Point, pareto_of
+from tqs_onnx.jobs.pareto import Pareto, Point, PointErrors, pareto_of
 from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
 from tqs_onnx.refinement.instruments import instruments_on
-from tqs_onnx.refinement.refine import Refined
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError
+from tqs_onnx.rounding.assign import Method
 from tqs_onnx.rounding.codes_file import codes_path, write_codes
 from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
 from tqs_onnx.scoring.scores import Scores, read_scores
-from tqs_onnx.verification.evaluate import drift_between, truth_errors
+from tqs_onnx.verification.errors import VariableErrors, errors_of
+from tqs_onnx.verification.evaluate import drift_between
 from tqs_onnx.verification.moments import compared
 from tqs_onnx.verification.verify import require_runs
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import file_facts
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.plan import Plan
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,6 +64,10 @@ class Axis:
     gamma_min : tuple of float or None
     solvers : tuple of {"mckp", "greedy", "greedy-top"}
     objectives : tuple of Objective
+    baselines : tuple of {"rtn", "mse", "unbiased", "gptq", "gptaq", "qep"}
+        Uniform baselines to write beside the series; every series then also gets a point within the bytes of theirs.
+    baseline_bits : tuple of int
+        Their widths.
     """
 
     compressions: tuple[float, ...]
@@ -68,6 +76,8 @@ class Axis:
     gamma_min: tuple[float | None, ...] = ()
     solvers: tuple[Solver, ...] = ()
     objectives: tuple[Objective, ...] = ()
+    baselines: tuple[Method, ...] = ()
+    baseline_bits: tuple[int, ...] = (2, 3, 4)
 
     def series(self, options: QuantizeOptions) -> Iterator[tuple[QuantizeOptions, str]]:
         """Yield the options of every series, and the suffix of its file names."""
@@ -158,15 +168,14 @@ def sweep(job: SweepJob) -> Pareto:
 def _outputs(job: SweepJob, source: Source) -> Iterator[Path]:
     """Yield every file that a sweep may write."""
     yield from (job.out / "pareto.json", job.out / "pareto.csv")
-    for _, suffix in job.axis.series(job.options):
-        for compression in job.axis.compressions:
-            name = _name(source, compression, suffix)
-            plan_file = job.out / f"{name}.plan.json"
-            yield from (*with_data(job.out / f"{name}.onnx"), plan_file, codes_path(plan_file))
-
-
-def _name(source: Source, compression: float, suffix: str) -> str:
-    return f"{source.path.stem}.C{compression:g}{suffix}"
+    bits = job.axis.baseline_bits if job.axis.baselines else ()
+    labels = [*(f"C{c:g}" for c in job.axis.compressions), *(f"W{b}" for b in bits)]
+    names = [f"{label}{suffix}" for _, suffix in job.axis.series(job.options) for label in labels]
+    names += [f"W{b}.{method}" for b in bits for method in job.axis.baselines]
+    for name in names:
+        plan_file = job.out / f"{source.path.stem}.{name}.plan.json"
+        file = job.out / f"{source.path.stem}.{name}.onnx"
+        yield from (*with_data(file), plan_file, codes_path(plan_file))
 
 
 def trace(sweeper: Sweeper, axis: Axis, out: Path) -> Pareto:
@@ -215,52 +224,90 @@ class Sweeper:
         """Yield every point of an axis, after its plan and its file are written to the folder `out`."""
         source = self._source
         nominal = Kept(self._judging.stream_file(source.path))
+        budgets: list[tuple[str, float, int | None]] = [(f"C{c:g}", c, None) for c in axis.compressions]
+        for bits in axis.baseline_bits if axis.baselines else ():
+            sizes: list[int] = []
+            for made in uniform_files(source, self._instruments, self._options, axis.baselines, bits):
+                point = self._baseline(made, nominal, out)
+                sizes += [] if point.n_bytes is None else [point.n_bytes]
+                yield point
+            budgets.append((f"W{bits}", source.facts.n_bytes / min(sizes), min(sizes)))
         requests: dict[TierSet, Request] = {}
         for options, suffix in axis.series(self._options):
             tiers = options.tiers
             request = requests.get(tiers) or self._request(tiers)
-            for compression in axis.compressions:
-                name = _name(source, compression, suffix)
-                blank = _blank(name, compression, options)
-                start = time.perf_counter()
-                max_bytes = Budget(compression).n_bytes(request.menus, request.size)
-                try:
-                    found, request = stages.planned(
-                        *(request, max_bytes, source, self._instruments, options, self._results)
-                    )
-                except InfeasibleError as error:
-                    _LOG.warning("%s: %s", name, error)
-                    yield blank.model_copy(update={"allocate_s": time.perf_counter() - start})
-                    continue
-                spent_s = time.perf_counter() - start
-                refined = stages.refined(found, request, self._instruments, options)
-                point = self._written(refined, nominal, out / f"{name}.onnx", blank)
-                prediction = refined.plan.prediction
-                update = {
-                    "drift_added": refined.plan.added_drift,
-                    "drift_predicted": refined.plan.predicted_drift,
-                    "predicted_low": None if prediction is None else prediction.low,
-                    "predicted_high": None if prediction is None else prediction.high,
-                    "allocate_s": spent_s,
-                }
-                drift = _text(point.drift_measured)
-                _LOG.info("%s: %s bytes, drift %s, allocated in %.2f s", name, point.n_bytes, drift, spent_s)
-                yield point.model_copy(update=update)
+            for label, compression, n_bytes in budgets:
+                blank = _blank(f"{source.path.stem}.{label}{suffix}", compression, options)
+                max_bytes = n_bytes or Budget(compression).n_bytes(request.menus, request.size)
+                point, request = self._point(blank, request, max_bytes, options, nominal, out)
+                yield point
             requests[tiers] = request
+
+    def _point(
+        self,
+        blank: Point,
+        request: Request,
+        max_bytes: int,
+        options: QuantizeOptions,
+        nominal: Kept,
+        out: Path,
+    ) -> tuple[Point, Request]:
+        """Plan, write and measure one target; return its point, and the request with the responses measured for it."""
+        start = time.perf_counter()
+        try:
+            found, request = stages.planned(
+                *(request, max_bytes, self._source, self._instruments, options, self._results)
+            )
+        except InfeasibleError as error:
+            _LOG.warning("%s: %s", blank.name, error)
+            return blank.model_copy(update={"allocate_s": time.perf_counter() - start}), request
+        planned_s = time.perf_counter()
+        refined = stages.refined(found, request, self._instruments, options)
+        prediction = refined.plan.prediction
+        blank = blank.model_copy(
+            update={
+                "drift_added": refined.plan.added_drift,
+                "drift_predicted": refined.plan.predicted_drift,
+                "predicted_low": None if prediction is None else prediction.low,
+                "predicted_high": None if prediction is None else prediction.high,
+                "allocate_s": planned_s - start,
+                "calibrate_s": time.perf_counter() - planned_s,
+            }
+        )
+        return self._written(refined.plan, refined.codes, nominal, out / f"{blank.name}.onnx", blank), request
+
+    def _baseline(self, made: Uniform, nominal: Kept, out: Path) -> Point:
+        """Write and measure a uniform baseline."""
+        plan = made.assigned.plan
+        blank = Point(
+            name=f"{self._source.path.stem}.W{made.bits}.{made.method}",
+            compression_asked=plan.source_bytes / plan.n_bytes,
+            tiers=f"INT{made.bits},FP16",
+            p_fp32=0.0,
+            gamma_min=None,
+            objective=UNIFORM,
+            solver=made.method,
+            allocate_s=0.0,
+            calibrate_s=made.calibrate_s,
+        )
+        return self._written(plan, made.assigned.codes, nominal, out / f"{blank.name}.onnx", blank)
 
     def _request(self, tiers: TierSet) -> Request:
         options = self._options
         rounding = options.refine.rounding.free
         return request_for(self._source, self._scores, options.profile, tiers, options.serving, rounding)
 
-    def _written(self, refined: Refined, nominal: Kept, file: Path, blank: Point) -> Point:
+    def _written(
+        self, plan: Plan, codes: Mapping[str, Codes], nominal: Kept, file: Path, blank: Point
+    ) -> Point:
         """Write the file of a plan, roll it out, and return its point."""
-        plan, judging = refined.plan, self._judging
-        stages.emitted(self._source, plan, file, refined.codes)
+        judging, start = self._judging, time.perf_counter()
+        stages.emitted(self._source, plan, file, codes)
         plan_file = file.with_name(f"{blank.name}.plan.json")
         write_text(plan_file, plan.to_json())
-        if refined.codes:
-            write_codes(codes_path(plan_file), refined.codes)
+        if codes:
+            write_codes(codes_path(plan_file), codes)
+        written_s = time.perf_counter()
         n_bytes = file_facts(file).n_bytes
         facts = plan.solver
         update: dict[str, object] = {
@@ -269,16 +316,43 @@ class Sweeper:
             "unspent_bytes": None if facts is None else facts.budget_bytes - n_bytes,
             "found_by": None if facts is None else facts.solver,
             "saturated": facts is not None and facts.saturated,
+            "emit_s": written_s - start,
         }
         try:
             ours = judging.stream_file(file)()
             found = compared(nominal(), ours, judging.spec, judging.contexts)
         except NonFiniteError:
-            return blank.model_copy(update=update)
-        truth = truth_errors(found, judging.contexts.factors)
-        update["drift_measured"] = drift_between(found, judging.sigma).total
-        update["degradation"] = max((e.degradation for e in truth.values()), default=None)
+            _LOG.info("%s: %d bytes, drift not finite", blank.name, n_bytes)
+            return blank.model_copy(update=update | {"evaluate_s": time.perf_counter() - written_s})
+        drift = drift_between(found, judging.sigma)
+        errors = errors_of(found, judging.spec, judging.contexts)
+        update["drift_measured"] = drift.total
+        update["degradation"] = max(
+            (e.degradation for e in errors.values() if e.degradation is not None), default=None
+        )
+        update["variables"] = {name: _errors(e, drift.per_variable[name]) for name, e in errors.items()}
+        update["evaluate_s"] = time.perf_counter() - written_s
+        _LOG.info(
+            "%s: %d bytes, drift %.4g, allocated in %.2f s",
+            blank.name,
+            n_bytes,
+            drift.total,
+            blank.allocate_s,
+        )
         return blank.model_copy(update=update)
+
+
+def _errors(e: VariableErrors, drift: float) -> PointErrors:
+    return PointErrors(
+        unit=e.unit,
+        drift=drift,
+        mae_from_fp32=e.against_fp32.mae,
+        mae_fp32=None if e.fp32 is None else e.fp32.mae,
+        mae=None if e.file is None else e.file.mae,
+        rmse_fp32=None if e.fp32 is None else e.fp32.rmse,
+        rmse=None if e.file is None else e.file.rmse,
+        degradation=e.degradation,
+    )
 
 
 def _blank(name: str, compression: float, options: QuantizeOptions) -> Point:
@@ -294,7 +368,3 @@ def _blank(name: str, compression: float, options: QuantizeOptions) -> Point:
         solver=plan.solver,
         allocate_s=0.0,
     )
-
-
-def _text(drift: float | None) -> str:
-    return "not finite" if drift is None else f"{drift:.4g}"

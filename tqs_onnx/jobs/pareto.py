@@ -23,6 +23,31 @@ from tqs_passes.files.text import LARGE, read_text
 _FEWEST_RANKED = 3
 
 
+class PointErrors(BaseModel):
+    """The errors of one variable at one point, in its native unit.
+
+    Attributes
+    ----------
+    unit : str
+    drift : float
+        In σ.
+    mae_from_fp32 : float
+    mae_fp32, mae, rmse_fp32, rmse, degradation : float or None
+        Against the truth; None without.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    unit: str
+    drift: float
+    mae_from_fp32: float
+    mae_fp32: float | None
+    mae: float | None
+    rmse_fp32: float | None
+    rmse: float | None
+    degradation: float | None
+
+
 class Point(BaseModel):
     """One target of the frontier.
 
@@ -52,6 +77,10 @@ class Point(BaseModel):
         Of the worst variable, percent; None without truth.
     allocate_s : float
         Seconds the allocation took, including its measurements.
+    calibrate_s, emit_s, evaluate_s : float
+        Seconds that joint repair and rounding, writing the file, and its rollout took.
+    variables : dict of str to PointErrors
+        By variable; empty if the rollout is not finite or there is no file.
     saturated : bool
         More bytes would not help: every weight already has the tier of least cost.
     """
@@ -77,6 +106,10 @@ class Point(BaseModel):
     drift_measured: float | None = None
     degradation: float | None = None
     allocate_s: float
+    calibrate_s: float = 0.0
+    emit_s: float = 0.0
+    evaluate_s: float = 0.0
+    variables: dict[str, PointErrors] = {}
     saturated: bool = False
 
     @property
@@ -104,7 +137,7 @@ class Pareto(BaseModel, Shown):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     source_sha256: str
     points: tuple[Point, ...]
     spearman: float | None
@@ -131,9 +164,10 @@ class Pareto(BaseModel, Shown):
     def to_csv(self) -> str:
         """Return one row per point."""
         stream = io.StringIO()
-        writer = csv.DictWriter(stream, list(Point.model_fields), lineterminator="\n")
+        columns = [name for name in Point.model_fields if name != "variables"]
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(p.model_dump() for p in self.points)
+        writer.writerows(p.model_dump(exclude={"variables"}) for p in self.points)
         return stream.getvalue()
 
 

@@ -439,17 +439,16 @@ def verified(
         A gate cannot be evaluated, or the file does not run.
     """
     require_loadable(subject.emitted, bed.provider)
-    if traces is None:
-        verification = verify(subject, bed.on(data.evaluation))
-    else:
-        tracer = Tracer(data.spec, data.evaluation, traces.wanted)
-        verification = verify(subject, bed.on(data.evaluation), tracer)
-        tracer.write(traces.path)
+    tracer = None if traces is None else Tracer(data.spec, data.evaluation, traces.wanted)
+    verification = verify(subject, bed.on(data.evaluation), tracer)
     parsed = tuple(parse_gate(text) for text in gates)
     if timing or any(needs_timing(gate) for gate in parsed):
         timed = measure_timing(subject.source, subject.emitted, bed.on(data.evaluation))
         verification = verification.model_copy(update={"timing": timed})
-    return verification, judge(parsed, verification)
+    judged = judge(parsed, verification)
+    if tracer is not None and traces is not None:
+        tracer.write(traces.path)
+    return verification, judged
 
 
 def recorded(

@@ -7,9 +7,8 @@ and dark. Names of weights, variables and runs are escaped: Plotly would read ``
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.analysis.allocation import block_shares
 from tqs_onnx.analysis.sensitivity import ROLES, cumulative, percentiles, targets
+from tqs_onnx.jobs.matched import UNIFORM
 from tqs_onnx.jobs.pareto import Pareto, Point
 from tqs_onnx.report.words import picks_of, size_text
 from tqs_onnx.scoring.scores import Scores
@@ -72,10 +72,15 @@ def rounded(values: Sequence[float | None] | NDArray[Any]) -> list[float | None]
 
 
 def _layout(x: str, y: str, **more: Any) -> Json:  # noqa: ANN401  (a layout is made of anything)
-    axes: Json = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "rangemode": "tozero"}}
-    for key, value in more.items():
-        axes[key] = {**axes.get(key, {}), **value} if isinstance(value, dict) else value
-    return axes
+    axes: dict[str, Json] = {
+        "xaxis": {"title": {"text": x}},
+        "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
+    }
+    merged = {
+        key: {**axes.get(key, {}), **value} if isinstance(value, dict) else value
+        for key, value in more.items()
+    }
+    return {**axes, **merged}
 
 
 def _thinned(n: int) -> list[int]:
@@ -210,6 +215,31 @@ def role_chart(scores: Scores) -> Chart:
     return Chart("roles", "Sensitivity by role", says, {"": {"data": data, "layout": layout}})
 
 
+def probe_chart(quant: Scores, gauss: Scores) -> Chart:
+    """Return the percentiles of γ under both probes against each other (Table 6)."""
+    one, other = percentiles(quant), percentiles(gauss)
+    common = [w for w in targets(quant) if w.weight in other]
+    data: list[Json] = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "weights",
+            "x": rounded([one[w.weight] for w in common]),
+            "y": rounded([other[w.weight] for w in common]),
+            "text": [text(w.label) for w in common],
+            "marker": {"color": "var:file", "size": 8},
+            "hovertemplate": "%{text}<br>quant %{x:.0f}, gauss %{y:.0f}<extra></extra>",
+            "showlegend": False,
+        }
+    ]
+    axes = {"xaxis": {"range": [-4, 104]}, "yaxis": {"range": [-4, 104]}}
+    layout = _layout("percentile of γ, quant probe", "percentile of γ, gauss probe", **axes)
+    says = (
+        "Whether rounding errors and noise of the same size rank the weights alike: on the diagonal they do."
+    )
+    return Chart("probes", "Quant against gauss", says, {"": {"data": data, "layout": layout}})
+
+
 def cumulative_chart(runs: Mapping[str, Scores]) -> Chart:
     """Return the cumulative share of the γ-shift by run (Figure 3)."""
     data: list[Json] = [
@@ -281,17 +311,25 @@ def tier_chart(plans: Mapping[str, Plan]) -> Chart:
     return Chart("tiers", "Tiers by block", says, figures, "Run" if len(figures) > 1 else "")
 
 
+def _series(p: Point) -> tuple[object, ...]:
+    """Return what the points of one curve share: for a baseline its method, whatever its width."""
+    return (UNIFORM, p.solver) if p.objective == UNIFORM else p.series
+
+
 def frontier_chart(pareto: Pareto) -> Chart:
     """Return the points of a frontier: measured drift and degradation against compression."""
     figures: dict[str, Json] = {}
-    measures: tuple[tuple[str, str, Callable[[Point], float | None]], ...] = (
-        ("drift", "measured drift (σ)", attrgetter("drift_measured")),
-        ("degradation", "degradation of the worst variable (%)", attrgetter("degradation")),
-    )
-    for name, title, value in measures:
+    for name, title, field in (
+        ("drift", "measured drift (σ)", "drift_measured"),
+        ("degradation", "degradation of the worst variable (%)", "degradation"),
+    ):
         data: list[Json] = []
-        for i, series in enumerate(dict.fromkeys(p.series for p in pareto.points)):
-            points = [p for p in pareto.points if p.series == series and p.n_bytes and value(p) is not None]
+        for i, series in enumerate(dict.fromkeys(_series(p) for p in pareto.points)):
+            points = [
+                p
+                for p in pareto.points
+                if _series(p) == series and p.n_bytes and getattr(p, field) is not None
+            ]
             if not points:
                 continue
             points.sort(key=lambda p: p.n_bytes or 0)
@@ -301,7 +339,7 @@ def frontier_chart(pareto: Pareto) -> Chart:
                     "mode": "lines+markers",
                     "name": text(f"{points[0].objective}, {points[0].solver}"),
                     "x": rounded([p.compression for p in points]),
-                    "y": rounded([value(p) for p in points]),
+                    "y": rounded([getattr(p, field) for p in points]),
                     "text": [text(p.name) for p in points],
                     "line": {"color": f"var:{_SERIES[i % len(_SERIES)]}", "width": 2},
                     "marker": {"symbol": _MARKS[i % len(_MARKS)], "size": 8},
@@ -313,7 +351,7 @@ def frontier_chart(pareto: Pareto) -> Chart:
         picks = [
             {
                 "x": float(pick.point.compression or 1.0),
-                "y": float(value(pick.point) or 0.0),
+                "y": float(getattr(pick.point, field) or 0.0),
                 "text": pick.name,
                 "showarrow": True,
                 "arrowcolor": "var:muted",
@@ -321,7 +359,7 @@ def frontier_chart(pareto: Pareto) -> Chart:
                 "ay": -28,
             }
             for pick in picks_of(pareto)
-            if value(pick.point) is not None
+            if getattr(pick.point, field) is not None
         ]
         figures[name] = {"data": data, "layout": _layout("times smaller", title, annotations=picks)}
     says = "What each size costs. The lower, the closer to FP32."

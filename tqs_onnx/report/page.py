@@ -23,12 +23,13 @@ from tqs_onnx.report.figures import (
     frontier_chart,
     growth_chart,
     prediction_chart,
+    probe_chart,
     role_chart,
     tier_chart,
     weights_chart,
 )
 from tqs_onnx.report.forecasts import difference_chart, forecast_chart
-from tqs_onnx.report.run import Run, tables_of
+from tqs_onnx.report.run import Run, all_scores, tables_of
 from tqs_onnx.report.words import (
     picks_of,
     sentence_of,
@@ -135,7 +136,7 @@ def _numeric(table: Table, column: int) -> bool:
 def _sections(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> list[Section]:
     main = runs[0]
     tables = {t.key: t if len(runs) > 1 else _without_run(t) for t in tables_of(runs)}
-    scores = {r.name: r.scores for r in runs if r.scores is not None}
+    scores = all_scores(runs)
     plans = {r.name: r.plan for r in runs if r.plan is not None}
 
     def of(*keys: str) -> tuple[Table, ...]:
@@ -145,15 +146,15 @@ def _sections(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> lis
     errors = main.manifest.verification.errors if main.manifest else {}
     return [
         _comparison(runs, of("grid", "wins")) if len(runs) > 1 else Section("comparison", ""),
-        _frontier(runs),
+        _frontier(runs, of("matched", "points", "gap")),
         Section("errors", "Error", (growth_chart(errors),) if errors else (), of("errors", "growth")),
         Section("forecasts", "Forecasts", tuple(c for c in forecasts if c is not None)),
         _weights(main),
         Section(
             "sensitivity",
             "Sensitivity",
-            ((role_chart(main.scores), cumulative_chart(scores)) if main.scores else ()),
-            of("roles", "agreement", "structure"),
+            _sensitivity(main, scores),
+            of("roles", "agreement", "structure", "curvature"),
         ),
         Section(
             "spending", "Where the bytes go", (tier_chart(plans),) if plans else (), of("sizes", "tiers")
@@ -162,6 +163,15 @@ def _sections(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> lis
         Section("paper", "More tables of the paper", tables=tuple(tables.values())),
         _provenance(runs, commands),
     ]
+
+
+def _sensitivity(main: Run, scores: Mapping[str, Scores]) -> tuple[Chart, ...]:
+    if main.scores is None:
+        return ()
+    charts = [role_chart(main.scores), cumulative_chart(scores)]
+    if main.gauss is not None:
+        charts.append(probe_chart(main.scores, main.gauss))
+    return tuple(charts)
 
 
 def _without_run(table: Table) -> Table:
@@ -196,36 +206,15 @@ def _comparison(runs: Sequence[Run], tables: tuple[Table, ...]) -> Section:
     return Section("comparison", "Comparison", (), (*((whole,) if rows else ()), *tables), intro=intro)
 
 
-def _frontier(runs: Sequence[Run]) -> Section:
+def _frontier(runs: Sequence[Run], tables: tuple[Table, ...]) -> Section:
     found = next((r for r in runs if r.pareto is not None), None)
     if found is None or found.pareto is None:
         return Section("frontier", "Frontier")
     pareto = found.pareto
     charts = [frontier_chart(pareto), prediction_chart(pareto)]
-    columns = (
-        *("file", "objective", "solver", "tiers", "times smaller", "bytes", "drift added", "drift predicted"),
-        *("drift measured", "degradation %", "seconds to allocate"),
-    )
-    rows = tuple(
-        (
-            *(
-                p.name,
-                p.objective,
-                p.solver,
-                p.tiers,
-                p.compression,
-                p.n_bytes,
-                p.drift_added,
-                p.drift_predicted,
-            ),
-            *(p.drift_measured, p.degradation, p.allocate_s),
-        )
-        for p in pareto.points
-    )
-    table = Table("points", "Every point", columns, rows, "Figure 1, Tables 1, 3 and 11")
     lines = tuple(f"{pick.name}: {pick.point.name}, {pick.cost}" for pick in picks_of(pareto))
     shown = tuple(c for c in charts if c is not None and c.figures)
-    return Section("frontier", "Frontier", shown, (table,), lines)
+    return Section("frontier", "Frontier", shown, tables, lines)
 
 
 def _weights(run: Run) -> Section:

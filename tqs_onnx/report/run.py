@@ -8,12 +8,16 @@ from pathlib import Path
 
 from tqs_onnx.analysis.every_table import every_table
 from tqs_onnx.analysis.table import Table
+from tqs_onnx.jobs.curvature import CURVATURE_NAME, Curvature, read_curvature
 from tqs_onnx.jobs.pareto import Pareto, read_pareto
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_onnx.verification.manifest import Manifest, read_manifest
 from tqs_onnx.verification.traces import TRACES_NAME, Trace, read_traces
 from tqs_passes.errors import InputError
 from tqs_passes.plan.plan import Plan, read_plan
+
+#: Written by `tqs score` for both probes.
+GAUSS_NAME = "scores.gauss.json"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,9 +30,12 @@ class Run:
         Tells it from the other runs of a report.
     folder : Path
     scores : Scores or None
+    gauss : Scores or None
+        Scores of the gauss probe, beside those of the quant probe.
     plan : Plan or None
     manifest : Manifest or None
     pareto : Pareto or None
+    curvature : Curvature or None
     traces : dict of str to Trace
         Empty if none were kept.
     time_after : tuple of int
@@ -38,9 +45,11 @@ class Run:
     name: str
     folder: Path
     scores: Scores | None
+    gauss: Scores | None
     plan: Plan | None
     manifest: Manifest | None
     pareto: Pareto | None
+    curvature: Curvature | None
     traces: dict[str, Trace]
     time_after: tuple[int, ...]
 
@@ -71,9 +80,11 @@ def read_run(folder: Path, name: str | None = None) -> Run:
         name or folder.resolve().name,
         folder,
         read_scores(here["scores.json"]) if "scores.json" in here else None,
+        read_scores(folder / GAUSS_NAME) if (folder / GAUSS_NAME).is_file() else None,
         read_plan(here["plan.json"]) if "plan.json" in here else None,
         read_manifest(here["manifest.json"]) if "manifest.json" in here else None,
         read_pareto(here["pareto.json"]) if "pareto.json" in here else None,
+        read_curvature(folder / CURVATURE_NAME) if (folder / CURVATURE_NAME).is_file() else None,
         traces,
         after,
     )
@@ -101,7 +112,20 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
 def tables_of(runs: Sequence[Run]) -> tuple[Table, ...]:
     """Return every table of the paper that the files of these runs allow; those without rows are left out."""
     return every_table(
-        {r.name: r.scores for r in runs if r.scores is not None},
+        all_scores(runs),
         {r.name: r.plan for r in runs if r.plan is not None},
         {r.name: r.manifest.verification for r in runs if r.manifest is not None},
+        {r.name: r.pareto for r in runs if r.pareto is not None},
+        {r.name: r.curvature for r in runs if r.curvature is not None},
     )
+
+
+def all_scores(runs: Sequence[Run]) -> dict[str, Scores]:
+    """Return the scores of every run by its name, those of the gauss probe under ``NAME (gauss)``."""
+    found: dict[str, Scores] = {}
+    for run in runs:
+        if run.scores is not None:
+            found[run.name] = run.scores
+        if run.gauss is not None:
+            found[f"{run.name} (gauss)"] = run.gauss
+    return found

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tqs_onnx.analysis.sensitivity import percentiles
+from tqs_onnx.jobs.matched import UNIFORM
 from tqs_onnx.jobs.pareto import Pareto, Point
 from tqs_onnx.scoring.scores import Scores, Status, WeightScore
 from tqs_onnx.verification.errors import VariableErrors
+from tqs_onnx.verification.timing import Timing
 from tqs_onnx.verification.verdict import change, verdict
 from tqs_onnx.verification.verify import Verification
 from tqs_passes.plan.plan import Assignment, Plan
@@ -56,7 +58,17 @@ def tiles_of(v: Verification) -> tuple[Tile, ...]:
     drift = Tile(
         "Drift from FP32", f"{v.drift.total:.3g} σ", f"95th percentile {v.drift.p95:.3g} σ, {contexts}"
     )
-    return size, drift, _degradation_tile(v), Tile("Latency and memory", "not measured", "by this run")
+    return size, drift, _degradation_tile(v), _timing_tile(v.timing)
+
+
+def _timing_tile(timing: Timing | None) -> Tile:
+    label = "Latency and peak memory"
+    if timing is None:
+        return Tile(label, "not measured", "tqs verify can time the file against FP32")
+    batch = min(timing.latency)
+    peak = "unknown" if timing.peak is None else f"{timing.peak:.2f}"
+    times = f"{timing.fp32.latency_ms[batch]:.3g} → {timing.file.latency_ms[batch]:.3g} ms at batch {batch}"
+    return Tile(label, f"{timing.latency[batch]:.2f} and {peak} of FP32's", times)
 
 
 def _degradation_tile(v: Verification) -> Tile:
@@ -147,7 +159,7 @@ def picks_of(pareto: Pareto) -> tuple[Pick, ...]:
 
     The balanced point lies furthest below the line from the closest to the smallest, in log bytes and log drift.
     """
-    known = [p for p in pareto.points if p.n_bytes and p.drift_measured]
+    known = [p for p in pareto.points if p.n_bytes and p.drift_measured and p.objective != UNIFORM]
     if not known:
         return ()
     closest = min(known, key=lambda p: p.drift_measured or 0.0)

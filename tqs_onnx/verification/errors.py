@@ -56,6 +56,8 @@ class Errors(_Frozen):
         See the module docstring; the bias is forecast − reference.
     mae_per_step, rmse_per_step, bias_per_step : tuple of float
         Over the time values of each step; `rmse_per_step` as in Eq. 4.
+    typical_per_step : tuple of float
+        Geometric mean over contexts of the MAE of each step: what a typical context has; 0 if one has no error.
     mae_low, mae_high : tuple of float
         Ends of the 95 % interval of `mae_per_step`; empty if there is none.
     mae_per_context : tuple of float
@@ -70,6 +72,7 @@ class Errors(_Frozen):
     mae_per_step: tuple[float, ...]
     rmse_per_step: tuple[float, ...]
     bias_per_step: tuple[float, ...]
+    typical_per_step: tuple[float, ...]
     mae_low: tuple[float, ...]
     mae_high: tuple[float, ...]
     mae_per_context: tuple[float, ...]
@@ -207,11 +210,17 @@ def _errors(
         mae_per_step=_by_step(absolute, bounds),
         rmse_per_step=_by_step(root, bounds),
         bias_per_step=_by_step(bias, bounds),
+        typical_per_step=_typical(steps),
         mae_low=low,
         mae_high=high,
         mae_per_context=tuple(absolute.mean(axis=1).tolist()),
         grid=None if grid is None else _grid_errors(grid, bounds, factor),
     )
+
+
+def _typical(steps: Floats) -> tuple[float, ...]:
+    with np.errstate(divide="ignore"):
+        return tuple(np.exp(np.log(steps).mean(axis=0)).tolist())
 
 
 def _by_step(values: Floats, bounds: Sequence[tuple[int, int]]) -> tuple[float, ...]:

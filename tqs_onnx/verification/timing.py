@@ -92,10 +92,15 @@ def measure_timing(source: Path, emitted: Path, bed: Testbed, rounds: int = ROUN
     InputError
         A file does not load or run.
     """
-    feeds = {b: first_inputs(bed.spec, bed.contexts, b) for b in _batches(bed)}
+    feeds = feeds_of(bed)
     files = {"fp32": source, "file": emitted}
     found = race(files, feeds, provider=bed.provider, threads=bed.run.threads, rounds=rounds)
     return compared(found["fp32"], found["file"], bed.run.threads)
+
+
+def feeds_of(bed: Testbed) -> dict[int, dict[str, NDArray[Any]]]:
+    """Return the inputs of the calls that are timed, by batch size."""
+    return {b: first_inputs(bed.spec, bed.contexts, b) for b in _batches(bed)}
 
 
 def compared(fp32: Laps, file: Laps, threads: int) -> Timing:

@@ -95,12 +95,12 @@ class Tracer:
             return []
         return thin(self._contexts.n_contexts, wanted, self._contexts.series)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, Any]:
         """Return the arrays of the file; empty if no context was kept."""
         names = list(dict.fromkeys(name for name, _ in self._parts))
         if not names:
             return {}
-        found: dict[str, NDArray[Any]] = {"variables": np.array(names), "time_after": np.array(self._after)}
+        found: dict[str, Any] = {"variables": np.array(names), "time_after": np.array(self._after)}
         for i, name in enumerate(names):
             found[f"contexts/{i}"] = np.array(sorted(self._parts[name, "fp32"]), np.int64)
             for kind in ("fp32", "file", "truth"):

@@ -1,0 +1,55 @@
+"""Curvature against γ: do Hessian and Fisher rank the weights as trajectories do? (paper, Figures 4 and 5, A.13)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from tqs_onnx.analysis.sensitivity import targets
+from tqs_onnx.analysis.table import Cell, Table
+from tqs_onnx.jobs.curvature import Curvature, by_weight
+from tqs_onnx.scoring.scores import Scores
+
+_FEWEST_RANKED = 3
+_MEASURES = {
+    "tr H (Hessian)": "hessian",
+    "H_Δ / H (error of the inputs)": "inputs",
+    "tr F (Fisher)": "fisher",
+}
+
+
+def curvature_table(scores: Mapping[str, Scores], found: Mapping[str, Curvature]) -> Table:
+    """Return the rank correlation of γ with every measure of curvature, by run."""
+    rows: list[tuple[Cell, ...]] = []
+    for run, curvature in found.items():
+        if run not in scores or scores[run].source_sha256 != curvature.source_sha256:
+            continue
+        known = by_weight(curvature)
+        for measure, field in _MEASURES.items():
+            pairs = [
+                (w.gamma_task or 0.0, value)
+                for w in targets(scores[run])
+                if w.weight in known and (value := getattr(known[w.weight], field)) is not None
+            ]
+            x, y = (np.array(side) for side in zip(*pairs, strict=True)) if pairs else (np.empty(0),) * 2
+            if len(x) >= _FEWEST_RANKED and np.ptp(x) > 0 and np.ptp(y) > 0:
+                rank = spearmanr(x, y)
+                rows.append((run, measure, len(x), float(rank.statistic), float(rank.pvalue)))
+    columns = ("run", "γ against", "n", "Spearman's ρ", "p")
+    return Table(
+        "curvature", "Rank correlation of γ with curvature", columns, tuple(rows), "Figures 4 and 5, A.13"
+    )
+
+
+def weight_curvature_table(scores: Mapping[str, Scores], found: Mapping[str, Curvature]) -> Table:
+    """Return γ and the measures of curvature of every weight: the points of Figures 4 and 5."""
+    rows: list[tuple[Cell, ...]] = []
+    for run, curvature in found.items():
+        gamma = {w.weight: w.gamma_task for w in scores[run].weights} if run in scores else {}
+        rows += [
+            (run, w.label, gamma.get(w.weight), w.hessian, w.inputs, w.fisher) for w in curvature.weights
+        ]
+    columns = ("run", "weight", "γ_task", "tr H", "H_Δ / H", "tr F")
+    return Table("curvatures", "γ and curvature of every weight", columns, tuple(rows), "Figures 4 and 5")
