@@ -154,7 +154,9 @@ class _Probe:
             made = self._session(decoding(self._emitted, computed)).run({}, computed)
             found = {name: value.numpy() for name, value in made.items()}
         found |= {
-            n: tensor_array(t, self._emitted.folder) for n, t in stored.items() if n in (levels_name, scale_name)
+            n: tensor_array(t, self._emitted.folder)
+            for n, t in stored.items()
+            if n in (levels_name, scale_name)
         }
         levels, scale = found[levels_name], found[scale_name]
         reference = self._reference(a)
