@@ -78,7 +78,9 @@ def take(path: Path, compression: float | None, out: Path) -> Taken:
         seconds = time.perf_counter() - start
         return Taken(name, source.facts.n_bytes, found, outcome, compression, seconds, remark)
     except TqsError as error:
-        return Taken(name, path.stat().st_size, found, None, compression, time.perf_counter() - start, str(error))
+        return Taken(
+            name, path.stat().st_size, found, None, compression, time.perf_counter() - start, str(error)
+        )
 
 
 def line(taken: Taken) -> str:

@@ -61,6 +61,11 @@ class Budget:
         }
         return {name: value for name, value in named.items() if value is not None}
 
+    @property
+    def is_given(self) -> bool:
+        """Whether any of the three is given."""
+        return bool(self._given())
+
     def require(self) -> None:
         """Refuse an empty budget.
 

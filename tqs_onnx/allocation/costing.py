@@ -1,7 +1,8 @@
 """Predict what each candidate would cost the forecast.
 
 Predicted cost of a candidate: ‖ΔY‖² ≈ A · ‖Q(θ) − θ‖², where A is the amplification measured by probes of about that
-size (quant probes at 6, 4 and 2 bits by default). The predicted drift adds the costs of all weights,
+size (quant probes at 6, 4 and 2 bits by default). A candidate whose reader rounds its input to 8 bits adds the measured
+response to that rounding. The predicted drift adds the costs of all weights,
 sqrt(Σ cost / N), as if their errors were uncorrelated.
 """
 
@@ -16,7 +17,10 @@ import numpy as np
 from tqs_onnx.allocation.file_size import FileSize
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.solver.algorithm2 import Solver
+from tqs_onnx.allocation.times import TimeTable
 from tqs_onnx.scoring.scores import Scores, Status, WeightScore
+from tqs_passes.encode.weight import Form
+from tqs_passes.errors import InputError
 from tqs_passes.plan.candidates import Candidate, Menu
 from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.plan import Assignment
@@ -48,6 +52,13 @@ class PlanOptions:
         Patterns; all weights whose name or label matches one of them get the same tier.
     untie : bool
         Weights that were scored as a block may get different tiers.
+    speedup : float or None
+        The file must be at least so many times faster than FP32, as predicted from measured times; None: any.
+
+    Raises
+    ------
+    InputError
+        The speedup is not positive, or the objective or the solver cannot spend time.
     """
 
     objective: Objective | None = None
@@ -58,6 +69,19 @@ class PlanOptions:
     max_fp32: int | None = None
     ties: tuple[str, ...] = ()
     untie: bool = False
+    speedup: float | None = None
+
+    def __post_init__(self) -> None:
+        """Validate the speedup (see Raises)."""
+        if self.speedup is None:
+            return
+        if not 0 < self.speedup < math.inf:
+            raise InputError(f"`speedup` must be positive, not {self.speedup}", todo="Give e.g. 2")
+        if self.aim not in (Objective.ENERGY, Objective.MEASURED) or self.solver != "mckp" or self.p_fp32:
+            raise InputError(
+                "a `speedup` needs costs that hold the effect of rounded activations, and free choice of all weights",
+                todo="Use the objective energy or measured, the solver mckp, and no `p_fp32`",
+            )
 
     @property
     def aim(self) -> Objective:
@@ -90,6 +114,8 @@ class Request:
     serving : Serving
     responses : mapping of str to float
         Measured ‖ΔY‖² of one context, by `Bundle.key`; infinite when the rollout was not finite.
+    times : TimeTable or None
+        Measured times of the forms; required by a budget of time.
     """
 
     menus: tuple[Menu, ...]
@@ -98,6 +124,7 @@ class Request:
     profile: Profile
     serving: Serving = field(default_factory=Serving)
     responses: Mapping[str, float] = field(default_factory=dict[str, float])
+    times: TimeTable | None = None
 
 
 def amplification(score: WeightScore, error_energy: float, scores: Scores) -> float:
@@ -125,14 +152,27 @@ def gamma_of(score: WeightScore, scores: Scores) -> float:
     return -math.inf if score.gamma_task is None else score.gamma_task
 
 
-def scored(candidate: Candidate, score: WeightScore, a: float, *, block: str = "") -> Assignment:
+def activation_cost(a: Assignment, scores: Scores) -> float:
+    """Return the measured ‖ΔY‖² of rounding the input of a weight's reader, if the assignment has it rounded.
+
+    Infinite if it was not measured, or made the rollout NaN or infinite.
+    """
+    if a.form is not Form.DYNAMIC:
+        return 0.0
+    found = next((s for s in scores.activations if s.weight == a.weight), None)
+    return found.energy if found is not None and found.finite else math.inf
+
+
+def scored(
+    candidate: Candidate, score: WeightScore, a: float, scores: Scores, *, block: str = ""
+) -> Assignment:
     """Return a candidate's assignment with its score, its amplification `a`, its predicted cost and its tie group."""
     return candidate.assignment.model_copy(
         update={
             "block": block,
             "gamma": score.gamma_task,
             "amplification": a,
-            "cost": a * candidate.assignment.error_energy,
+            "cost": a * candidate.assignment.error_energy + activation_cost(candidate.assignment, scores),
             "dead": score.status is Status.DEAD,
             "unseen": score.unseen,
         }

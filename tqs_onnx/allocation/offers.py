@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.allocation.choice import Bundle, singles, tied
-from tqs_onnx.allocation.costing import IDLE, PlanOptions, Request, amplification, gamma_of
+from tqs_onnx.allocation.costing import IDLE, PlanOptions, Request, activation_cost, amplification, gamma_of
 from tqs_onnx.allocation.objective import Objective, costs
 from tqs_onnx.allocation.responses import expected, offered_finite
 from tqs_onnx.allocation.solver.algorithm2 import Item
@@ -76,19 +76,30 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     units: list[_Unit] = []
     for block, members in tie_groups(request.menus, blocks, options.ties):
         scores = tuple(by_name[m.weight.name] for m in members)
-        offers = [offered(m, s.status, options, s.unseen) for m, s in zip(members, scores, strict=True)]
-        bundles = tied([_of_one_width(offer) for offer in offers]) if block else singles(offers[0])
+        offers = [
+            _measured(offered(m, s.status, options, s.unseen), request)
+            for m, s in zip(members, scores, strict=True)
+        ]
+        bundles = _tied(offers) if block else singles(offers[0])
         if options.aim is Objective.MEASURED:
             bundles = offered_finite(bundles, request.responses)
         units.append(_Unit(members, scores, block, bundles))
     amps = [[_amplifications(unit, b, request.scores) for b in unit.bundles] for unit in units]
     if options.aim is Objective.MEASURED:
         guesses = [
-            [_total(a, b) for a, b in zip(row, u.bundles, strict=True)]
+            [
+                _total(a, b) + extra
+                for a, b, extra in zip(row, u.bundles, _activations(u, request), strict=True)
+            ]
             for row, u in zip(amps, units, strict=True)
         ]
         amps = [
-            [_raised(a, b, was, now) for a, b, was, now in zip(row, u.bundles, guess, energy, strict=True)]
+            [
+                _raised(a, b, was - extra, max(now - extra, 0.0))
+                for a, b, was, now, extra in zip(
+                    row, u.bundles, guess, energy, _activations(u, request), strict=True
+                )
+            ]
             for row, u, guess, energy in zip(
                 amps,
                 units,
@@ -115,9 +126,34 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
         bits=[np.array([float(b.tier.bits) for b in u.bundles]) for u in units],
     )
     return [
-        Entry(u.menus, u.block, u.bundles, tuple(a), _item(u, row, gamma, options))
+        Entry(u.menus, u.block, u.bundles, tuple(a), _item(u, row + _activations(u, request), gamma, options))
         for u, a, row, gamma in zip(units, amps, table, gammas, strict=True)
     ]
+
+
+def _measured(offer: tuple[Candidate, ...], request: Request) -> tuple[Candidate, ...]:
+    """Return an offer without the candidates that round inputs whose response is not known to be finite."""
+    return tuple(c for c in offer if math.isfinite(activation_cost(c.assignment, request.scores)))
+
+
+def _tied(offers: Sequence[tuple[Candidate, ...]]) -> tuple[Bundle, ...]:
+    """Return the choices of a tie group: all members read as floats, and all that can be with rounded inputs."""
+    wide = [_of_one_width(offer) for offer in offers]
+    rounded = [tuple(c for c in offer if c.assignment.form is Form.DYNAMIC) for offer in wide]
+    plain = [tuple(c for c in offer if c.assignment.form is not Form.DYNAMIC) for offer in wide]
+    if not any(rounded):
+        return tied(plain)
+    return (*tied(plain), *tied([r or p for r, p in zip(rounded, plain, strict=True)]))
+
+
+def _activations(unit: _Unit, request: Request) -> NDArray[np.float64]:
+    """Return the cost of the inputs that each choice rounds."""
+    return np.array(
+        [
+            sum(activation_cost(c.assignment, request.scores) for c in bundle.candidates)
+            for bundle in unit.bundles
+        ]
+    )
 
 
 def limited(entry: Entry, kept: Sequence[Bundle]) -> Entry:
@@ -165,6 +201,8 @@ def offered(menu: Menu, status: Status, options: PlanOptions, unseen: str = "") 
         return candidates[:1]
     if unseen or (status is Status.OFF_TRAJECTORY and not options.drop_outputs):
         candidates = unmeasured(candidates)
+    if options.aim not in (Objective.ENERGY, Objective.MEASURED):
+        candidates = tuple(c for c in candidates if c.assignment.form is not Form.DYNAMIC)
     if options.aim in (Objective.PAPER, Objective.PAPER_LITERAL):
         # These objectives see only a tier's bits: offer only the best grid of each tier, or the worst would be chosen;
         # and no row tiers, whose bits match no tier.
@@ -179,7 +217,11 @@ def offered(menu: Menu, status: Status, options: PlanOptions, unseen: str = "") 
 
 def unmeasured(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     """Return the candidates of a weight of which nothing was measured; all if it is pinned to a lower tier."""
-    fine = tuple(c for c in candidates if c.assignment.least_bits >= UNMEASURED_BITS)
+    fine = tuple(
+        c
+        for c in candidates
+        if c.assignment.least_bits >= UNMEASURED_BITS and c.assignment.form is not Form.DYNAMIC
+    )
     return fine or candidates
 
 

@@ -7,8 +7,9 @@ from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, score
 from tqs_onnx.allocation.file_size import require_feasible
 from tqs_onnx.allocation.offers import UNMEASURED_BITS, Entry, entries_of
 from tqs_onnx.allocation.solver.algorithm2 import Allocation
-from tqs_onnx.allocation.spend import Spent, searched
-from tqs_passes.plan.plan import Assignment, Plan, SolverFacts
+from tqs_onnx.allocation.spend import Spent
+from tqs_onnx.allocation.two_budgets import predicted_time, within_budgets
+from tqs_passes.plan.plan import Assignment, Plan, SolverFacts, TimeFacts
 
 
 def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
@@ -24,17 +25,17 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
     require_feasible(request.size, [e.bundles for e in entries], max_bytes, unseen)
     if options.max_fp32 is not None:
         blocks = {s.weight: s.block for s in request.scores.weights if s.block}
-        free = searched(request, entries, options, max_bytes)
+        free = within_budgets(request, entries, options, max_bytes)
         entries = capped(entries, free.chosen, options.max_fp32, blocks)
         require_feasible(request.size, [e.bundles for e in entries], max_bytes, unseen)
-    return _plan(request, searched(request, entries, options, max_bytes), options, max_bytes)
+    return _plan(request, within_budgets(request, entries, options, max_bytes), options, max_bytes)
 
 
 def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) -> Plan:
     by_name = {s.weight: s for s in request.scores.weights}
     allocation = found.allocation
     made = {
-        m.weight.name: scored(c, by_name[m.weight.name], a, block=e.block)
+        m.weight.name: scored(c, by_name[m.weight.name], a, request.scores, block=e.block)
         for e, k in zip(found.entries, found.choices, strict=True)
         for m, c, a in zip(e.menus, e.bundles[k].candidates, e.amplifications[k], strict=True)
     }
@@ -67,6 +68,21 @@ def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) 
             saturated=allocation.saturated,
         ),
         warnings=(*allocation.warnings, *_unseen(assignments)),
+        time=_time(request, assignments, options),
+    )
+
+
+def _time(request: Request, assignments: tuple[Assignment, ...], options: PlanOptions) -> TimeFacts | None:
+    times = request.times
+    if times is None:
+        return None
+    limit = None if options.speedup is None else 1 / options.speedup
+    return TimeFacts(
+        predicted=predicted_time(assignments, times),
+        limit=limit,
+        batch=times.batch,
+        threads=times.threads,
+        processor=times.processor,
     )
 
 

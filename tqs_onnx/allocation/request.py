@@ -40,8 +40,10 @@ def request_for(
     tiers: TierSet | tuple[Tier, ...],
     serving: Serving | None = None,
     rounding: FreeRounding = DEFAULT_ROUNDING,
+    *,
+    dynamic: bool = False,
 ) -> Request:
-    """Return the input of allocation: candidates with exact bytes and errors, scores and sizes.
+    """Return the input of allocation: candidates with exact bytes and errors, scores and sizes; see `menus_of`.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def request_for(
     serving = settled_serving(source, serving or Serving())
     ready = prepared_source(source, serving)
     return Request(
-        menus_of(source, ready, profile, tiers, serving, rounding),
+        menus_of(source, ready, profile, tiers, serving, rounding, dynamic=dynamic),
         scores,
         size_of(source, ready),
         profile,
@@ -116,8 +118,12 @@ def menus_of(
     tiers: TierSet | tuple[Tier, ...],
     serving: Serving,
     rounding: FreeRounding = DEFAULT_ROUNDING,
+    *,
+    dynamic: bool = False,
 ) -> tuple[Menu, ...]:
     """Return every way to store each weight of a source, with the errors of this rounding; `ready`: its prepared model.
+
+    With `dynamic`, matrices are also offered with readers that round their inputs to 8 bits (form `dynamic`).
 
     Raises
     ------
@@ -127,7 +133,8 @@ def menus_of(
     tier_set = tiers if isinstance(tiers, TierSet) else TierSet(tiers)
     weights = tuple(replace(w, dtype=ready.computed.get(w.name, w.dtype)) for w in source.survey.weights)
     exceptions = tier_set.exceptions(weights)
-    found = menus(kitchen_of(ready.model, profile, serving, rounding), weights, tier_set.tiers, exceptions)
+    kitchen = kitchen_of(ready.model, profile, serving, rounding, dynamic=dynamic)
+    found = menus(kitchen, weights, tier_set.tiers, exceptions)
     refuse([m.weight for m in found if not m.candidates], "the rules leave no tier that can be stored")
     return found
 

@@ -39,7 +39,7 @@ def uniform_plan(request: Request, bits: int) -> Plan:
     by_name = {s.weight: s for s in request.scores.weights}
     known = [by_name[c.assignment.weight] for c in chosen]
     assignments = tuple(
-        scored(c, score, amplification(score, c.assignment.error_energy, request.scores))
+        scored(c, score, amplification(score, c.assignment.error_energy, request.scores), request.scores)
         for c, score in zip(chosen, known, strict=True)
     )
     return Plan(

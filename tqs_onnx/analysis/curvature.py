@@ -1,4 +1,4 @@
-"""Curvature against γ: do Hessian and Fisher rank the weights as trajectories do? (paper, Figures 4 and 5, A.13)"""
+"""Curvature against γ: do Hessian and Fisher rank the weights as trajectories do? (paper, Figures 4 and 5, A.13)."""
 
 from __future__ import annotations
 

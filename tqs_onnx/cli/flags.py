@@ -215,6 +215,13 @@ BUDGET = (
         click.FLOAT,
     ),
     Flag("--max-bytes", "budget.max_bytes", P, "Maximum size of the output file in bytes.", click.INT),
+    Flag(
+        "--speedup",
+        "plan.speedup",
+        P,
+        "Be at least so many times faster than FP32 on this machine, at --batch and --threads; alone or with bytes.",
+        click.FLOAT,
+    ),
     TARGET_DRIFT,
     Flag(
         "--target-degradation",
@@ -501,6 +508,13 @@ RUN = (
     Flag("--threads", "run.threads", M, "Threads per call; 0: the runtime's choice.", click.IntRange(min=0)),
 )
 ENGINE = (
+    Flag(
+        "--activations",
+        "score.activations",
+        C,
+        "Also score the inputs of matrices, rounded to 8 bits at every call; `speedup` needs them.",
+        switch=True,
+    ),
     Flag(
         "--max-memory",
         "score.max_memory",

@@ -243,7 +243,7 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     made = {role: text for role, text in data.made.items() if aimed or role != "evaluation"}
     if made:
         limits["made"] = [made, settings["data"].get("input_scale", [])]
-    scored = limits | {"score": chosen["score"], "roles": chosen["roles"]}
+    scored = limits | {"score": settings_of(options.scoring), "roles": chosen["roles"]}
     if aimed:
         limits["max_eval_contexts"] = data.max_eval_contexts
     planned = limits | {
@@ -253,7 +253,7 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
 
     def score() -> int:
         score_files(
-            ScoreJob(trip.model, data, out, (options.score,), options.run, options.roles, force=True),
+            ScoreJob(trip.model, data, out, (options.scoring,), options.run, options.roles, force=True),
             trip.progress,
             budgeted=options,
         )

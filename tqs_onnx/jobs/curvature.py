@@ -158,8 +158,8 @@ def _fisher(bed: Testbed, weight: Weight, scores: Scores) -> float | None:
     step = STEP * norm / np.sqrt(theta.size)
     dtype = bed.exposed.values(weight).dtype
     sides = [(theta + sign * step * signs).astype(dtype) for sign in (1.0, -1.0)]
-    streams = (bed.exposed.pieces({weight.name: side}) for side in sides)
-    found = compared(*streams, bed.spec, bed.contexts)
+    above, below = (bed.exposed.pieces({weight.name: side}) for side in sides)
+    found = compared(above, below, bed.spec, bed.contexts)
     difference = np.zeros(bed.contexts.n_contexts)
     for name, sums in found.variables.items():
         if sums.nominal is not None and sums.other is not None:

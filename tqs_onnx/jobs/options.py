@@ -7,7 +7,7 @@ and `options_from` reads it back, so a manifest can be turned back into its job.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +78,11 @@ class QuantizeOptions:
         """The gates and the target of the budget: what the evaluation contexts must be able to tell."""
         target = self.budget.target
         return self.gates if target is None else (*self.gates, target)
+
+    @property
+    def scoring(self) -> ScoreOptions:
+        """Return `score`, with the activations scored if a `speedup` needs them."""
+        return self.score if self.plan.speedup is None else replace(self.score, activations=True)
 
     @property
     def planning(self) -> PlanOptions:

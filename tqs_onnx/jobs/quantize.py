@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tqs_onnx.allocation.costing import Request
+from tqs_onnx.allocation.times import TIMES_NAME
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
@@ -147,15 +148,17 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         stages.require_room(offer, source, data.spec, options)
         bed = stages.bed_of(source, data, options.run)
         stages.require_judged(source, bed, data)
-        scores = stages.scored(source, bed, options.score, job.out / RESULTS_NAME, progress)
+        scores = stages.scored(source, bed, options.scoring, job.out / RESULTS_NAME, progress)
         bed = bed.scaled(scores.sigma)
         begin()
         if data.drafted:
             write_text(job.out / ROLLOUT_NAME, data.drafted)
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
-        request = Request(offer.menus, scores, offer.size, options.profile, offer.serving)
-        instruments = instruments_on(bed, data.calibration)
+        stages.require_activations_of(scores, options)
+        times = stages.timed(source, offer, options, bed, job.out / TIMES_NAME)
+        request = Request(offer.menus, scores, offer.size, options.profile, offer.serving, times=times)
+        instruments = instruments_on(stages.rounding_inputs(bed, offer.menus), data.calibration)
         judging = bed.on(data.evaluation)
         with Results(job.out / RESULTS_NAME) as kept:
             refined, request = stages.decided(request, offer, source, instruments, judging, options, kept)
@@ -164,6 +167,8 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
             write_codes(job.out / CODES_NAME, refined.codes)
         write_text(plan_file, plan.to_json())
         written = {"plan": plan_file, "scores": job.out / "scores.json", "codes": job.out / CODES_NAME}
+        if times is not None:
+            written["times"] = job.out / TIMES_NAME
         with removed_on_failure(emitted, job.out / TRACES_NAME):
             subject = stages.emitted(source, plan, emitted, refined.codes)
             verification, gates = stages.verified(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tqs_onnx.allocation.servable import require_served
+from tqs_onnx.allocation.times import TIMES_NAME
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.data import Data, DataOptions, read_data
 from tqs_onnx.inputs.source import Source, open_source
@@ -159,7 +160,8 @@ def allocate_files(job: AllocateJob) -> Allocated:
         aimless = options.budget.target is None
         data = None if job.data is None else read_data(job.data, source, scoring_only=aimless)
         store = job.scores.with_name(RESULTS_NAME)
-        found = stages.allocated(source, scores, data, options, store if store.exists() else None)
+        times = job.scores.with_name(TIMES_NAME)
+        found = stages.allocated(source, scores, data, options, store if store.exists() else None, times)
         if found.codes:
             write_codes(codes_path(out), found.codes)
         write_text(out, found.plan.to_json())

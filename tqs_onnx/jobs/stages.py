@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tqs_onnx.allocation.costing import Request
 from tqs_onnx.allocation.file_size import FileSize, require_feasible, smallest_file
+from tqs_onnx.allocation.measure_times import measure_times
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.offers import offers_before_scoring
 from tqs_onnx.allocation.plan_within import plan_within
@@ -28,6 +29,7 @@ from tqs_onnx.allocation.request import (
     size_of,
 )
 from tqs_onnx.allocation.servable import require_served
+from tqs_onnx.allocation.times import TimeTable, read_times
 from tqs_onnx.emission import emit, stayed
 from tqs_onnx.inputs.data import Data, DataOptions, read_data
 from tqs_onnx.inputs.source import Given, Source, open_source, parse_role, require_scorable
@@ -56,7 +58,9 @@ from tqs_onnx.verification.timing import measure_timing
 from tqs_onnx.verification.traces import Tracer
 from tqs_onnx.verification.truth_shape import require_truth_fits
 from tqs_onnx.verification.verify import Verification, require_runs, verify
+from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
+from tqs_passes.files.atomic import write_text
 from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.candidates import Menu
 from tqs_passes.plan.plan import Plan
@@ -174,16 +178,68 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
     InputError
         No budget is given, the model cannot be prepared as requested, or a rule leaves a weight without a tier.
     """
-    options.budget.require()
+    faster = options.plan.speedup is not None
+    if not faster:
+        options.budget.require()
     serving = settled_serving(source, options.serving)
     ready = prepared_source(source, serving)
-    menus = menus_of(source, ready, options.profile, options.tiers, serving, options.refine.rounding.free)
+    rounding = options.refine.rounding.free
+    menus = menus_of(source, ready, options.profile, options.tiers, serving, rounding, dynamic=faster)
     if ready.skipped:
         _LOG.info(stayed(ready.skipped))
     if lacking := note_of_opset(source, serving):
         _LOG.info("note: %s", lacking)
     size = size_of(source, ready)
-    return Offer(menus, size, options.budget.n_bytes(menus, size), serving)
+    given = options.budget.is_given
+    return Offer(menus, size, options.budget.n_bytes(menus, size) if given else size.source_bytes, serving)
+
+
+def rounding_inputs(bed: Testbed, menus: Sequence[Menu]) -> Testbed:
+    """Return a testbed that can round the inputs of those weights whose menus offer it."""
+    offers = (m.weight.name for m in menus if any(c.assignment.form is Form.DYNAMIC for c in m.candidates))
+    return bed.switched(tuple(offers))
+
+
+def timed(
+    source: Source, offered: Offer, options: QuantizeOptions, bed: Testbed, path: Path | None
+) -> TimeTable | None:
+    """Return the times of the forms on this machine; None unless a `speedup` needs them.
+
+    Parameters
+    ----------
+    source : Source
+    offered : Offer
+    options : QuantizeOptions
+    bed : Testbed
+    path : Path or None
+        The table is read from this file if it exists, so that a repeated job gives the same plan; else it is measured,
+        and written there.
+
+    Raises
+    ------
+    InputError
+        The file is not a table, or one of another model or batch.
+    """
+    if options.plan.speedup is None:
+        return None
+    if path is not None and path.exists():
+        times = read_times(path)
+        if times.source_sha256 != source.sha256 or times.threads != options.run.threads:
+            raise InputError(
+                "was measured for another model or with other threads",
+                where=str(path),
+                todo="Remove it, to measure again",
+            )
+        _LOG.info("times: read from %s", path)
+        return times
+    times = measure_times(source, offered.menus, offered.size, options.profile, offered.serving, bed)
+    _LOG.info(
+        "times: FP32 takes %.3g ms at batch %d, the fastest forms together %.2f of it",
+        *(times.fp32_ms, times.batch, times.checked),
+    )
+    if path is not None:
+        write_text(path, times.to_json())
+    return times
 
 
 def require_room(offered: Offer, source: Source, spec: RolloutSpec, options: QuantizeOptions) -> None:
@@ -317,7 +373,12 @@ def decided(
 
 
 def allocated(
-    source: Source, scores: Scores, data: Data | None, options: QuantizeOptions, store: Path | None
+    source: Source,
+    scores: Scores,
+    data: Data | None,
+    options: QuantizeOptions,
+    store: Path | None,
+    times: Path | None = None,
 ) -> Allocated:
     """Allocate a byte budget from known scores: `planned`, then `refined`.
 
@@ -331,6 +392,8 @@ def allocated(
     options : QuantizeOptions
     store : Path or None
         Path of the store of measured responses.
+    times : Path or None
+        Path of the table of times; see `timed`.
 
     Raises
     ------
@@ -340,19 +403,37 @@ def allocated(
         No file that small can be written.
     """
     require_scores_of(source, scores)
+    require_activations_of(scores, options)
     offered = offer(source, options)
     request = Request(offered.menus, scores, offered.size, options.profile, offered.serving)
     if data is None:
         plan = _planned_by_scores(request, offered.max_bytes, source, options)
         return Allocated(plan, {}, request)
     require_contexts_of(scores, data.spec, data.scoring)
-    instruments = instruments_on(bed_of(source, data, options.run, scores), data.calibration)
+    bed = bed_of(source, data, options.run, scores)
+    request = replace(request, times=timed(source, offered, options, bed, times))
+    instruments = instruments_on(rounding_inputs(bed, offered.menus), data.calibration)
     judging = instruments.bed.on(data.evaluation) if options.budget.target is not None else None
     with Results(store) as results:
         if results.note:
             _LOG.info(results.note)
         done, request = decided(request, offered, source, instruments, judging, options, results)
     return Allocated(done.plan, done.codes, request)
+
+
+def require_activations_of(scores: Scores, options: QuantizeOptions) -> None:
+    """Refuse scores without activations for a job that trades them for time.
+
+    Raises
+    ------
+    InputError
+        A `speedup` is asked for, and the scores hold no activations although the model has matrices.
+    """
+    if options.plan.speedup is not None and not scores.activations:
+        raise InputError(
+            "the scores hold no activations, which a `speedup` needs",
+            todo="Run tqs score with `activations`, on a model with matrices",
+        )
 
 
 def _planned_by_scores(request: Request, max_bytes: int, source: Source, options: QuantizeOptions) -> Plan:
@@ -442,7 +523,7 @@ def verified(
     tracer = None if traces is None else Tracer(data.spec, data.evaluation, traces.wanted)
     verification = verify(subject, bed.on(data.evaluation), tracer)
     parsed = tuple(parse_gate(text) for text in gates)
-    if timing or any(needs_timing(gate) for gate in parsed):
+    if timing or subject.plan.time is not None or any(needs_timing(gate) for gate in parsed):
         timed = measure_timing(subject.source, subject.emitted, bed.on(data.evaluation))
         verification = verification.model_copy(update={"timing": timed})
     judged = judge(parsed, verification)

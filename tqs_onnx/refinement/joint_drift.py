@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.injection import ON
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError, Trajectory
 from tqs_passes.encode.weight import Form
@@ -62,6 +63,10 @@ class JointDrift:
             for a in assignments
             if a.weight in self._weights
             and (a.form is not Form.KEEP or a.dtype != self._weights[a.weight].dtype)
+        }
+        switches = self._bed.exposed.switches
+        replaced |= {
+            switches[a.weight]: ON for a in assignments if a.form is Form.DYNAMIC and a.weight in switches
         }
         try:
             return self._bed.exposed.run(replaced)

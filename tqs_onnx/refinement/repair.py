@@ -10,11 +10,20 @@ judged by (measured: search error falls while test error rises).
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
-from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, amplification, gamma_of
+from tqs_onnx.allocation.costing import (
+    PlanOptions,
+    Request,
+    activation_cost,
+    added_drift,
+    amplification,
+    gamma_of,
+)
 from tqs_onnx.allocation.file_size import file_bytes
 from tqs_onnx.allocation.offers import unmeasured
+from tqs_onnx.allocation.times import TimeTable
 from tqs_onnx.refinement.joint_drift import JointDrift
 from tqs_onnx.rollout.contexts.context_set import Contexts, held_out
 from tqs_onnx.scoring.scores import Status
@@ -56,12 +65,13 @@ class _Ladders:
     """The candidates of every movable weight, finest first, as assignments of the plan.
 
     Weights below γ_min stay at the bottom tier and those that p_FP32 protects at the top tier; under a cap on FP32, no
-    weight is promoted to FP32.
+    weight is promoted to FP32. Under a budget of time no weight takes a form slower than the one it has.
     """
 
     def __init__(self, plan: Plan, request: Request, options: PlanOptions) -> None:
         self.request = request
         known = {s.weight: s for s in request.scores.weights}
+        held = {a.weight: a for a in plan.assignments}
         kept = {a.weight for a in plan.assignments if a.form is Form.KEEP}
         self.of: dict[str, list[Candidate]] = {}
         for menu in request.menus:
@@ -76,14 +86,26 @@ class _Ladders:
             for c in unmeasured(menu.candidates) if score.unseen else menu.candidates:
                 if options.max_fp32 is not None and c.assignment.form is Form.KEEP:
                     continue
+                if _slower(c.assignment, held[menu.weight.name], request.times):
+                    continue
+                rounded = activation_cost(c.assignment, request.scores)
+                if not math.isfinite(rounded):
+                    continue
                 a = amplification(score, c.assignment.error_energy, request.scores)
                 update = {
                     "gamma": score.gamma_task,
                     "amplification": a,
-                    "cost": a * c.assignment.error_energy,
+                    "cost": a * c.assignment.error_energy + rounded,
                 }
                 rungs.append(Candidate(c.assignment.model_copy(update=update), c.shared))
             self.of[menu.weight.name] = rungs
+
+
+def _slower(a: Assignment, held: Assignment, times: TimeTable | None) -> bool:
+    """Return whether an assignment takes longer than the held one, or computes with rounded inputs unasked."""
+    if times is None:
+        return a.form is Form.DYNAMIC
+    return times.ratio_of(a.weight, a.form) > times.ratio_of(held.weight, held.form)
 
 
 def repair(

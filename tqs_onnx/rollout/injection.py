@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -37,8 +38,11 @@ from tqs_onnx.rollout.stream import Piece
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.graph.split_model import Halves, split, value_types
 from tqs_passes.transforms.expose import Expose, weight_values
+from tqs_passes.transforms.switch import Switch, switch_names
 from tqs_passes.weights import Weight
 
+#: Values of a switch.
+OFF, ON = np.array(False), np.array(True)
 #: A placeholder: the values are passed to the session, and the file is never opened.
 _NOWHERE = (("location", "unused"), ("offset", "0"))
 
@@ -95,10 +99,13 @@ class Exposable:
         The model with every weight as a graph input; small, whatever the size of the weights.
     arrays : dict of str to array
         Values of the weights: views of the model's memory, or of its memory-mapped file.
+    switches : dict of str to str
+        Graph input that switches the rounding of a reader's input, by the reader's weight (`transforms.switch`).
     """
 
     proto: onnx.ModelProto
     arrays: dict[str, NDArray[Any]]
+    switches: dict[str, str] = field(default_factory=dict[str, str])
 
     def opened_for(self, group: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
         """Return the serialized model with `group` exposed, and the names of the weights to pass to the session."""
@@ -124,6 +131,16 @@ class Exposable:
         for info in constant:
             proto.graph.input.remove(info)
         return proto, names
+
+
+def switchable(model: Model, weights: Iterable[Weight], switched: tuple[str, ...]) -> Exposable:
+    """Prepare a lifted model in which also the inputs of the readers of the `switched` weights can be rounded."""
+    plain = exposable(model, weights)
+    if not switched:
+        return plain
+    made = Switch(switched).apply(replace(model, proto=plain.proto))
+    names = switch_names(switched)
+    return replace(plain, proto=made.model.proto, switches={name: names[name] for name in made.changed})
 
 
 def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
@@ -182,7 +199,9 @@ class GroupSession:
                 head, tail, halves.cut, tuple(o.name for o in source.proto.graph.output)
             )
         self.engine = Engine(self.session, spec, contexts, batch=run.batch, feedback=feedback)
+        self.switches = source.switches
         self._nominal = {name: self.session.value(source.arrays[name]) for name in names}
+        self._nominal |= {name: self.session.value(OFF) for name in self.switches.values()}
 
     def _opened(self, serialized: bytes, present: Collection[str]) -> Session:
         stored = {name: value for name, value in self._constants.items() if name in present}

@@ -27,7 +27,7 @@ from tqs_onnx.rollout.distance import Ruler, drift_of, n_space, ruler_for
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.gauge import Held
-from tqs_onnx.rollout.injection import GroupSession, exposable
+from tqs_onnx.rollout.injection import GroupSession, switchable
 from tqs_onnx.rollout.options import RunOptions, SessionOptions
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
 from tqs_onnx.rollout.spec.check import fixed_batch
@@ -113,6 +113,7 @@ class Testbed:
         self.provider: Provider = resolve_provider(run.provider)
         self.run = replace(run, provider=self.provider)
         self._sigma = None if sigma is None else dict(sigma)
+        self._switched: tuple[str, ...] = ()
         self._sessions = _Sessions()
         self._nominal: Trajectory | None = None
         self._held: tuple[Trajectory, Held] | None = None
@@ -137,6 +138,19 @@ class Testbed:
         other._sigma = dict(sigma)
         return other
 
+    def switched(self, weights: tuple[str, ...]) -> Testbed:
+        """Return a testbed with sessions of its own, in which the inputs of these weights' readers can be rounded.
+
+        The rounding is that of the form `dynamic`. `exposed.switches` names the inputs that switch it on; weights that
+        no MatMul or Gemm reads have none.
+        """
+        if weights == self._switched:
+            return self
+        other = copy.copy(self)
+        other._switched, other._sessions = weights, _Sessions(feedback=self._sessions.feedback)
+        other._nominal = other._held = other._fed = None
+        return other
+
     def close(self) -> None:
         """Close all sessions, also for the testbeds that share them; a session reopens when it is needed again."""
         sessions = self._sessions
@@ -156,7 +170,7 @@ class Testbed:
         """
         sessions = self._sessions
         if sessions.exposed is None:
-            source = exposable(self.model, self.weights)
+            source = switchable(self.model, self.weights, self._switched)
             sessions.exposed = GroupSession(
                 source, self.weights, self.spec, self.contexts, self.run, feedback=sessions.feedback
             )

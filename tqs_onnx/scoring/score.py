@@ -19,6 +19,7 @@ from tqs_onnx.rollout.contexts.context_set import contexts_hash
 from tqs_onnx.rollout.session import runtime_version
 from tqs_onnx.rollout.spec.spec import content_hash
 from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.scoring.activations import score_activations
 from tqs_onnx.scoring.judge import Judged, blank, judge, mean_of, scored, settle_minimum
 from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.measure.floors import SessionFloors
@@ -105,6 +106,7 @@ def score(
         sessions=plan.n_sessions,
         rollouts_saved=saved,
         weights=with_unseen(bed, _rows(plan, survey, frame, judged)),
+        activations=score_activations(bed, frame.sigma, plan.horizons) if options.activations else (),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from scipy.stats import spearmanr
 
 from tqs_onnx.scoring.measure.facts import Floors
@@ -131,6 +131,34 @@ class WeightScore(_Frozen):
         return None if ratio is None else 1 / LINEAR_WITHIN <= ratio <= LINEAR_WITHIN
 
 
+class ActivationScore(_Frozen):
+    """The response to rounding one reader's input to 8 bits at every call (`tqs_onnx.scoring.activations`).
+
+    Attributes
+    ----------
+    weight, label : str
+        The weight that the reader multiplies with.
+    energy : float
+        ‖ΔY‖² of one context over the whole rollout, mean over contexts.
+    delta_norm : float
+        Norm of the rounding error over all steps of one context.
+    gamma, gamma_task, amplification, growth : see `WeightScore`
+        None if nothing moved.
+    finite : bool
+        False if the rollout became NaN or infinite.
+    """
+
+    weight: str
+    label: str
+    energy: float = 0.0
+    delta_norm: float
+    gamma: tuple[float | None, ...] | None = None
+    gamma_task: float | None = None
+    amplification: float | None = None
+    growth: float | None = None
+    finite: bool = True
+
+
 class ProbeFacts(_Frozen):
     """Settings of the probe (see `tqs_onnx.scoring.plan.probe.Probe`), and the widths of the response probes."""
 
@@ -173,6 +201,8 @@ class Scores(_Frozen, Shown):
         counted.
     weights : tuple of WeightScore
         In graph order.
+    activations : tuple of ActivationScore
+        In graph order; empty, and left out of the file, unless they were asked for.
     """
 
     version: Literal[1] = 1
@@ -193,6 +223,12 @@ class Scores(_Frozen, Shown):
     sessions: int = 1
     rollouts_saved: float = 0.0
     weights: tuple[WeightScore, ...]
+    activations: tuple[ActivationScore, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = write(self)
+        return found if self.activations else {k: v for k, v in found.items() if k != "activations"}
 
     def facts(self) -> dict[str, str]:
         """Return the number of weights of each status, the most sensitive weights, and the floors."""

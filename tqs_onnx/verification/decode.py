@@ -5,6 +5,7 @@ its reader has no such name; it is checked in two ways:
 
 - MatMulNBits: the packed operand and the scales, as the runtime folds them, are unpacked in full; in addition the
   operator is fed unit vectors, for every row or for `_MOST_ROWS` rows spread over them, and must return these rows.
+- integers multiplied with a rounded input: the int8 levels and the scale, as the runtime folds them, are multiplied.
 - codes gathered first: the nodes from the indices to the reader's output are run with every index.
 
 A fault that depends on the activations is not visible here; the rollout shows it (`verify`).
@@ -22,6 +23,7 @@ from tqs_onnx.emission import prepared_for
 from tqs_onnx.rollout.session import Session, SessionOptions, open_session
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verification.subject import Subject
+from tqs_passes.encode.dynamic import scale_of
 from tqs_passes.encode.nbits import operands, unpacked
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import GateError
@@ -38,7 +40,7 @@ _DECODE_CHUNK_BYTES = 256 << 20
 _MOST_ROWS = 1024
 _PROBE_VALUES = 1 << 22
 
-_STORED_FOR_READER = (Form.NBITS, Form.GATHERED)
+_STORED_FOR_READER = (Form.NBITS, Form.GATHERED, Form.DYNAMIC)
 
 
 def check_decoding(subject: Subject, emitted: Model, bed: Testbed) -> int:
@@ -114,6 +116,8 @@ class _Probe:
         """Compare a weight that is stored for its reader."""
         if a.form is Form.NBITS:
             self._check_packed(a)
+        elif a.form is Form.DYNAMIC:
+            self._check_levels(a)
         else:
             self._check_gathered(a)
 
@@ -136,6 +140,28 @@ class _Probe:
             units[np.arange(some.size), some] = 1
             got = session.run({node.input[0]: session.value(units)})[node.output[0]].numpy()
             self._require_equal(a, got, np.ascontiguousarray(across[:, some].T))
+
+    def _check_levels(self, a: Assignment) -> None:
+        nodes = list(self._emitted.proto.graph.node)
+        levels_name = self._ready.stored_name(a.weight)
+        scale_name = scale_of({out: n for n in nodes for out in n.output}, nodes, levels_name)
+        if scale_name is None:
+            raise self._not_decoded(a)
+        stored = {t.name: t for t in self._emitted.proto.graph.initializer}
+        computed = [name for name in (levels_name, scale_name) if name not in stored]
+        found: dict[str, NDArray[Any]] = {}
+        if computed:
+            made = self._session(decoding(self._emitted, computed)).run({}, computed)
+            found = {name: value.numpy() for name, value in made.items()}
+        found |= {
+            n: tensor_array(t, self._emitted.folder)
+            for n, t in stored.items()
+            if n in (levels_name, scale_name)
+        }
+        levels, scale = found[levels_name], found[scale_name]
+        reference = self._reference(a)
+        across = reference.T if _columns(self._readers[a.weight]) == 0 else reference  # [K, N]
+        self._require_equal(a, levels.astype(np.float32) * scale, np.ascontiguousarray(across))
 
     def _check_gathered(self, a: Assignment) -> None:
         reader = self._readers.get(a.weight)

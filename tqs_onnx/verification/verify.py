@@ -5,8 +5,9 @@
 3. Every rewritten weight, decoded by the runtime, equals the plan's reference bit for bit; every weight that the plan
    keeps is stored as in the source.
 4. The FP32 file and the emitted file are rolled out over the same contexts: drift, and every graph output compared.
-5. The FP32 graph with the reference weights is rolled out too: its distance from the file is the runtime's own error
-   (8-bit activations in fused kernels, or a faulty kernel, which decoding alone does not show).
+5. The FP32 graph with the reference weights, and with the inputs rounded that the plan has rounded, is rolled out too:
+   its distance from the file is the runtime's own error (8-bit activations in fused kernels, or a faulty kernel, which
+   decoding alone does not show).
 6. All dead weights together, each at its tier, are confirmed to move nothing.
 """
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tqs_onnx.emission import PLAN_NOTE, kinds_of_file
+from tqs_onnx.rollout.injection import ON
 from tqs_onnx.rollout.plausible import FirstSteps, out_of_range, without_skill
 from tqs_onnx.rollout.session import Provider
 from tqs_onnx.rollout.stream import Piece
@@ -248,13 +250,16 @@ def _roll_out(
         for nominal, ours in together(*(run() for run in files)):
             take(nominal, ours)
         return between.result(), 0.0, _Dead()
+    dynamic = tuple(w.name for w in weights if planned[w.name].form is Form.DYNAMIC)
+    bed = bed.switched(dynamic)
     fed = bed.exposed
     replaced = {
         w.name: np.asarray(fed_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
         for w in weights
     }
+    on = {fed.switches[n]: ON for n in dynamic if n in fed.switches}
     simulation = Meter(bed.spec, bed.contexts, truth=False)
-    for nominal, ours, simulated in together(*(run() for run in files), fed.pieces(replaced)):
+    for nominal, ours, simulated in together(*(run() for run in files), fed.pieces(replaced | on)):
         take(nominal, ours)
         simulation.add(replace(simulated, other={}), ours)
     gap = drift_between(simulation.result(), bed.sigma).total

@@ -9,6 +9,8 @@ Readers keep reading the same name; only its producer changes ::
     INTb, dq     planes → levels → DequantizeLinear(scale, axis)         fused into MatMul by onnxruntime
     INTb, nbits  MatMulNBits replaces the reader                         see `tqs_passes.encode.nbits`
     INTb, gathered   the reader gathers codes, then decodes them         see `tqs_passes.encode.gathered`
+    INTb, dynamic    planes → levels (int8); the reader rounds its input to 8 bits and multiplies integers,
+                     see `tqs_passes.encode.dynamic`
 
 Row tiers concatenate the levels of their parts (`tqs_passes.encode.rows`).
 
@@ -27,6 +29,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
+from tqs_passes.encode.dynamic import read_dynamically
 from tqs_passes.encode.fragment import Fragment, node_name, part_name
 from tqs_passes.encode.gathered import encode_gathered
 from tqs_passes.encode.native import native_levels
@@ -61,6 +64,7 @@ class Form(StrEnum):
     DEQUANTIZE = "dq"
     NBITS = "nbits"
     GATHERED = "gathered"
+    DYNAMIC = "dynamic"
 
 
 class Encoding(StrEnum):
@@ -153,10 +157,7 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     fragment = Fragment(target.prefix, target.namespace)
     name, stem = target.name, target.stem
     if target.reader is not None and form is Form.NBITS:
-        turned = target.reader.op_type == "Gemm" and any(
-            a.name == "transB" and a.i for a in target.reader.attribute
-        )
-        return encode_nbits(fragment, codes, target.reader, name, stem, turned=turned)
+        return encode_nbits(fragment, codes, target.reader, name, stem, turned=_is_turned(target.reader))
     if target.reader is not None and form is Form.GATHERED:
         return encode_gathered(fragment, codes, target.reader, name, stem, target.opset)
     if encoding is Encoding.NATIVE:
@@ -170,12 +171,15 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     direct = target.dtype == "float32"
     last = name if direct else ""
     node = node_name(stem, "DequantizeLinear")
-    if form is Form.DEQUANTIZE:
+    if form in (Form.DEQUANTIZE, Form.DYNAMIC):
         if not is_int8:  # before opset 14 the sums are float32
             levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.INT8))
         scale = _stored_scale(
             fragment, stem, codes.scales.reshape(-1) if codes.axis is not None else codes.scales
         )
+        if form is Form.DYNAMIC and target.reader is not None:
+            turned = _is_turned(target.reader)
+            return read_dynamically(fragment, levels, scale, target.reader, name, turned=turned)
         axis = {} if codes.axis is None else {"axis": codes.axis}
         value = fragment.op("DequantizeLinear", [levels, scale], output=last, name=node, **axis)
     else:
@@ -188,6 +192,10 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     if not direct:
         fragment.op("Cast", [value], output=name, to=tensor_type(target.dtype))
     return fragment
+
+
+def _is_turned(reader: onnx.NodeProto) -> bool:
+    return reader.op_type == "Gemm" and any(a.name == "transB" and a.i for a in reader.attribute)
 
 
 def _in_groups(codes: Codes) -> Codes:

@@ -59,6 +59,11 @@ def readers_in(model: Model) -> dict[str, onnx.NodeProto]:
     return {before.get(name, name): node for name, node in found.items()}
 
 
+def multiplied(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Return whether the only reader of a weight is a MatMul or plain Gemm that multiplies by the stored matrix."""
+    return way_of(weight, readers) in (Way.MATRIX, Way.TURNED)
+
+
 def way_of(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> Way:
     """Return how a weight is read, given the result of `sole_readers`."""
     if any(r.in_body for r in weight.readers):

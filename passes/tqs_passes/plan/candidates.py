@@ -36,9 +36,10 @@ from tqs_passes.graph.names import Names, names_in, opset_of
 from tqs_passes.graph.readers import readers_in
 from tqs_passes.grids.grid import Codes, broadcast_shape
 from tqs_passes.grids.rounding_error import Pricer
+from tqs_passes.grids.row_tiers import parts_of
 from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding
 from tqs_passes.plan.assigned import reference_weight, target_of
-from tqs_passes.plan.forms import Profile, Setting, offered_forms, scale_axes
+from tqs_passes.plan.forms import Profile, Setting, offered_forms, scale_axes, takes_dynamic
 from tqs_passes.plan.plan import Assignment, ServingTarget
 from tqs_passes.plan.row_offers import Channels, row_tiers
 from tqs_passes.plan.targets import Serving, refusal, serves
@@ -68,7 +69,8 @@ class Candidate:
 class Menu:
     """The candidates of one weight, largest first; the first keeps the weight unchanged, unless that is excluded.
 
-    Among candidates of single tiers, none is dominated by another of its tier; row tiers are dominated by none.
+    Among candidates of single tiers, none is dominated by another of its tier; row tiers are dominated by none. The
+    form `dynamic` repeats candidates: it is for those who spend time as well as bytes.
     """
 
     weight: Weight
@@ -92,6 +94,8 @@ class Kitchen:
         What the file is made for; candidates that its target cannot serve are left out.
     rounding : {"rtn", "mse", "unbiased"}
         Rule that chooses the scales (see `tqs_passes.grids.scales`).
+    dynamic : bool
+        Also offer matrices whose reader rounds its input to 8 bits and multiplies integers (form `dynamic`).
     """
 
     model: Model
@@ -100,6 +104,7 @@ class Kitchen:
     setting: Setting
     serving: Serving = field(default_factory=Serving)
     rounding: FreeRounding = DEFAULT_ROUNDING
+    dynamic: bool = False
 
 
 def kitchen_of(
@@ -107,11 +112,13 @@ def kitchen_of(
     profile: Profile,
     serving: Serving | None = None,
     rounding: FreeRounding = DEFAULT_ROUNDING,
+    *,
+    dynamic: bool = False,
 ) -> Kitchen:
-    """Collect what the candidates of a lifted model depend on."""
+    """Collect what the candidates of a lifted model depend on; see `Kitchen`."""
     opset, serving = opset_of(model.proto), serving or Serving()
     setting = Setting(profile, opset, readers_in(model), serving)
-    return Kitchen(model, opset, names_in(model), setting, serving, rounding)
+    return Kitchen(model, opset, names_in(model), setting, serving, rounding, dynamic)
 
 
 def menus(
@@ -184,7 +191,12 @@ def _menu(
     if only is not None and keep.tier not in only:
         found = found[1:]
     plain = _undominated(found)
-    return Menu(weight, _with_rows(plain, channels, target_of(keep, index, kitchen.opset, kitchen.names)))
+    menu = _with_rows(plain, channels, target_of(keep, index, kitchen.opset, kitchen.names))
+    if kitchen.dynamic:
+        menu = _with_products(
+            kitchen, weight, menu, target_of(keep, index, kitchen.opset, kitchen.names, reader)
+        )
+    return Menu(weight, menu)
 
 
 def _converted(keep: Assignment, target: Target, values: NDArray[np.generic]) -> Assignment:
@@ -300,6 +312,28 @@ def _with_rows(
     paying = [c for c in _undominated([*plain, *rows]) if c.assignment.rows]
     kept = [c for c in plain[:1] if c.assignment.form is Form.KEEP]
     others = [*plain[len(kept) :], *paying]
+    others.sort(key=lambda c: (-c.assignment.n_bytes, c.assignment.error_energy))
+    return (*kept, *others)
+
+
+def _with_products(
+    kitchen: Kitchen, weight: Weight, menu: tuple[Candidate, ...], target: Target
+) -> tuple[Candidate, ...]:
+    """Add to every candidate whose codes can be multiplied as integers the same codes in the form `dynamic`."""
+    found: list[Candidate] = []
+    for a in (c.assignment for c in menu if c.assignment.tier.is_integer):
+        if a.group or not takes_dynamic(kitchen.setting, weight, a.axis):
+            continue
+        assert a.grid is not None
+        scales = np.zeros(broadcast_shape(a.shape, a.axis), np.float16 if a.half_scales else np.float32)
+        bits = parts_of(a.rows, a.grid)[-1].bits if a.rows else a.tier.bits
+        blank = Codes(np.broadcast_to(np.int8(0), a.shape), scales, bits, a.grid, a.axis, a.rows)
+        fragment = encode_codes(target, blank, Form.DYNAMIC, a.encoding)
+        update = {"form": Form.DYNAMIC, "n_bytes": fragment.n_bytes()}
+        shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
+        found.append(Candidate(a.model_copy(update=update), shared))
+    kept = menu[:1] if menu and menu[0].assignment.form is Form.KEEP else ()
+    others = [*menu[len(kept) :], *found]
     others.sort(key=lambda c: (-c.assignment.n_bytes, c.assignment.error_energy))
     return (*kept, *others)
 

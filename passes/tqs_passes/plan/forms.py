@@ -16,10 +16,11 @@ from typing import Literal
 
 import onnx
 
+from tqs_passes.encode.dynamic import DYNAMIC_OPSET
 from tqs_passes.encode.gathered import row_fits
 from tqs_passes.encode.nbits import block_of, fits
 from tqs_passes.encode.weight import DQ_OPSET, Encoding, Form
-from tqs_passes.graph.readers import Way, way_of
+from tqs_passes.graph.readers import Way, multiplied, way_of
 from tqs_passes.grids.grid import Grid, grids_for
 from tqs_passes.plan.plan import ServingTarget
 from tqs_passes.plan.targets import Serving, serves
@@ -113,6 +114,18 @@ def _takes(
         return row_fits(weight.shape[1])
     columns, rows = (0, 1) if way is Way.TURNED else (1, 0)
     return fits(tier.bits, grid) and axis in (None, columns) and block_of(weight.shape[rows]) is not None
+
+
+def takes_dynamic(setting: Setting, weight: Weight, axis: int | None) -> bool:
+    """Return whether a weight with scales along an axis can be multiplied as integers (form `dynamic`)."""
+    columns = 0 if way_of(weight, setting.readers) is Way.TURNED else 1
+    return (
+        multiplied(weight, setting.readers)
+        and axis in (None, columns)
+        and setting.opset >= DYNAMIC_OPSET
+        and setting.serving.stored_as is Encoding.PLANES
+        and serves(setting.serving, Form.DYNAMIC)
+    )
 
 
 def scale_axes(weight: Weight, tier: Tier) -> tuple[int | None, ...]:

@@ -9,9 +9,17 @@ import hashlib
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from tqs_passes.encode.nbits import fits
 from tqs_passes.encode.weight import Encoding, Form
@@ -22,7 +30,7 @@ from tqs_passes.grids.row_tiers import MOST_WIDTHS, distinct_widths, nearest_tie
 from tqs_passes.tier import KEEP_TIER, Tier
 
 #: Forms that can decode row tiers.
-ROW_FORMS = (Form.CAST_MUL, Form.DEQUANTIZE)
+ROW_FORMS = (Form.CAST_MUL, Form.DEQUANTIZE, Form.DYNAMIC)
 
 
 class ServingTarget(StrEnum):
@@ -155,11 +163,17 @@ class Assignment(_Frozen):
                 raise ValueError(f"a weight kept as {self.dtype} cannot have the tier {self.tier}")
         elif self.form is not Form.CAST or self.tier is Tier.FP64:
             raise ValueError(f"form {self.form} does not decode {self.tier}")
+        if self.form is Form.DYNAMIC:
+            self._require_product()
         if self.rows:
             self._require_row_tiers()
         if self.group:
             self._require_groups()
         return self
+
+    def _require_product(self) -> None:
+        if len(self.shape) != 2 or self.dtype != "float32" or self.encoding is not Encoding.PLANES:
+            raise ValueError(f"form {self.form} needs a float32 matrix, stored as bit planes")
 
     def _require_groups(self) -> None:
         turned = len(self.shape) > 2 and self.axis == 1
@@ -269,6 +283,27 @@ class Prediction(_Frozen):
         return "; ".join([line, *caveats]) + ")"
 
 
+class TimeFacts(_Frozen):
+    """The predicted time of a file.
+
+    Attributes
+    ----------
+    predicted : float
+        Time of one call over that of FP32.
+    limit : float or None
+        The most that was allowed.
+    batch, threads : int
+    processor : str
+        Where the times were measured.
+    """
+
+    predicted: float
+    limit: float | None = None
+    batch: int
+    threads: int
+    processor: str
+
+
 class Plan(_Frozen):
     """A mixed-precision plan for one model.
 
@@ -314,6 +349,8 @@ class Plan(_Frozen):
         Patterns of names that stay.
     solver : SolverFacts or None
     warnings : tuple of str
+    time : TimeFacts or None
+        Left out of the file unless times were measured.
     """
 
     version: Literal[1] = 1
@@ -336,6 +373,12 @@ class Plan(_Frozen):
     pinned: tuple[str, ...] = ()
     solver: SolverFacts | None = None
     warnings: tuple[str, ...] = ()
+    time: TimeFacts | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = write(self)
+        return found if self.time is not None else {k: v for k, v in found.items() if k != "time"}
 
     @model_validator(mode="after")
     def _names_once(self) -> Self:

@@ -3,7 +3,7 @@
 ============ =================================================== ============================================
 target       integer tiers                                       because
 ============ =================================================== ============================================
-``ort-cpu``  all, by planes or native types                      onnxruntime's CPU provider
+``ort-cpu``  all, by planes or native types; 8-bit products      onnxruntime's CPU provider
 ``ort-cuda`` all, by planes or native types                      planes fold on the host; MatMulNBits has 4, 8 bits
 ``tensorrt`` INT8, INT4: native, DequantizeLinear, signed grid   weight-only DQ; no unsigned, no INT2, no INT1
 ``portable`` all by Cast → Mul, standard types of opset ≤ 20     needs no fusion and no newer opset
@@ -35,7 +35,9 @@ from tqs_passes.weights import Weight
 #: Forms of integer tiers that each target runs. MatMulNBits is a kernel of onnxruntime's CPU provider; its CUDA kernel
 #: has not been measured yet. `refusal` holds TensorRT's own limits.
 FORMS: dict[ServingTarget, frozenset[Form]] = {
-    ServingTarget.ORT_CPU: frozenset({Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED, Form.NBITS}),
+    ServingTarget.ORT_CPU: frozenset(
+        {Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED, Form.NBITS, Form.DYNAMIC}
+    ),
     ServingTarget.ORT_CUDA: frozenset({Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED}),
     ServingTarget.TENSORRT: frozenset({Form.DEQUANTIZE}),
     ServingTarget.PORTABLE: frozenset({Form.CAST_MUL, Form.GATHERED}),
@@ -165,6 +167,10 @@ def refusal(a: Assignment, weight: Weight, target: ServingTarget, opset: int) ->
         return None
     if a.form is Form.NBITS and a.form not in FORMS[target]:
         return f"MatMulNBits is an operator of onnxruntime's CPU provider only: {target.value} may lack it"
+    if a.form is Form.DYNAMIC and a.form not in FORMS[target]:
+        return (
+            f"8-bit products are computed by onnxruntime's CPU provider: {target.value} may lack the kernels"
+        )
     native = a.encoding is Encoding.NATIVE
     if native and a.tier not in NATIVE_OPSETS:
         return f"{a.tier} has no native type that runtimes compute with correctly"

@@ -4,11 +4,11 @@ Before → after, for a weight `w` at INT3 ::
 
     w (float initializer) ─▶ MatMul          w_quantized, w_quantized_1, w_scale ─▶ planes ─▶ … ─▶ w ─▶ MatMul
 
-Readers, outputs and other nodes are unchanged, in every graph, except the readers that the forms `nbits` and `gathered`
-replace; the float original is removed. A weight that the model has deferred is written in the type that its readers
-compute in. Stored tensors and nodes are written directly as protobuf, not with onnx-graphsurgeon, which drops node
-metadata and cannot predict how many bytes it will write; the bytes that a plan predicts are therefore the bytes of the
-file.
+Readers, outputs and other nodes are unchanged, in every graph, except the readers that the forms `nbits`, `gathered`
+and `dynamic` replace; the float original is removed. A weight that the model has deferred is written in the type that
+its readers compute in. Stored tensors and nodes are written directly as protobuf, not with onnx-graphsurgeon,
+which drops node metadata and cannot predict how many bytes it will write; the bytes that a plan predicts are therefore
+the bytes of the file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import ClassVar
 
 import onnx
 
+from tqs_passes.encode.dynamic import DYNAMIC_OPSET
 from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import (
@@ -60,7 +61,8 @@ def _require(
         raise InputError(f"{what} is not {a.dtype} in the model", todo=todo)
     if codes is not None and codes.levels.shape != a.shape:
         raise InputError(f"{what} has codes of shape {list(codes.levels.shape)}", todo=todo)
-    reads = {Form.NBITS: ("MatMul", "Gemm"), Form.GATHERED: ("Gather",)}.get(a.form)
+    products = ("MatMul", "Gemm")
+    reads = {Form.NBITS: products, Form.DYNAMIC: products, Form.GATHERED: ("Gather",)}.get(a.form)
     if reads is not None and (reader is None or reader.op_type not in reads):
         raise InputError(f"{what} is not read by one {' or '.join(reads)} alone ({a.form})", todo=todo)
     if codes is not None and (other := _differing(a, codes)):
@@ -71,6 +73,8 @@ def _require(
         needs = max(DQ_OPSET, BF16_OPSET)
     if a.encoding is Encoding.NATIVE and a.tier is Tier.INT4:
         needs = INT4_OPSET
+    if a.form is Form.DYNAMIC:
+        needs = DYNAMIC_OPSET
     if opset < needs:
         raise InputError(f"{what} cannot be stored as {a.tier} ({a.form}) at opset {opset}", todo=todo)
 

@@ -7,6 +7,7 @@ Its bound is therefore a true bound, and its solution is at most 2·n/scale abov
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,6 +104,59 @@ def solve_core(
     )
 
 
+def solve_limited(
+    costs: Sequence[NDArray[np.float64]],
+    sizes: Sequence[NDArray[np.int64]],
+    times: Sequence[NDArray[np.int64]],
+    limits: tuple[int, int],
+    *,
+    best: float,
+    work: float,
+    time_limit_s: float,
+) -> CoreResult:
+    """Return the cheapest choices whose sizes and times stay within two limits; see `solve_core`.
+
+    Parameters
+    ----------
+    costs, sizes, times : sequence of arrays
+        Per item, of each choice.
+    limits : (int, int)
+        Largest total size and time.
+    best : float
+        Cost of a known solution: dearer ones are of no use.
+    work, time_limit_s : float
+        See `solve_core`.
+
+    Raises
+    ------
+    SolverFailedError
+        OR-tools cannot be imported or rejects the model.
+    """
+    floors = [float(row.min()) for row in costs]
+    offset = math.fsum(floors)
+    spread = math.fsum(float(np.ptp(row)) for row in costs)
+    if spread == 0:
+        return CoreResult(None, offset, True)
+    scale = 2.0 ** math.floor(math.log2(_LARGEST_SUM / 1024 / spread))
+    weights = [
+        np.floor((row - low) * scale * (1 - 4 * EPS)).astype(np.int64).tolist()
+        for row, low in zip(costs, floors, strict=True)
+    ]
+    most = math.ceil(max(best - offset, 0.0) * scale * (1 + 4 * EPS))
+    found, lower, finished = _cp_sat(
+        weights,
+        [row.tolist() for row in sizes],
+        [[True] * row.size for row in costs],
+        limits[0],
+        most,
+        work,
+        time_limit_s,
+        second=([row.tolist() for row in times], limits[1]),
+    )
+    bound = math.inf if lower is None else offset + lower / scale - 4 * EPS * (abs(offset) + spread)
+    return CoreResult(None if found is None else np.array(found, np.int64), bound, finished)
+
+
 def _cp_sat(
     weights: list[list[int]],
     sizes: list[list[int]],
@@ -111,8 +165,13 @@ def _cp_sat(
     most: int,
     work: float,
     time_limit_s: float,
+    *,
+    second: tuple[list[list[int]], int] | None = None,
 ) -> tuple[list[int] | None, int | None, bool]:
-    """Return choices, lower bound on the weight (None: infeasible), and whether the search finished."""
+    """Return choices, lower bound on the weight (None: infeasible), and whether the search finished.
+
+    `second` holds the costs of a second resource and its limit.
+    """
     try:
         from ortools.sat.python import cp_model
     except ImportError as error:
@@ -130,6 +189,10 @@ def _cp_sat(
     weight = cp_model.LinearExpr.weighted_sum(literals, [weights[row][column] for row, column in cells])
     size = cp_model.LinearExpr.weighted_sum(literals, [sizes[row][column] for row, column in cells])
     model.add(size <= budget)
+    if second is not None:
+        times, limit = second
+        spent = cp_model.LinearExpr.weighted_sum(literals, [times[row][column] for row, column in cells])
+        model.add(spent <= limit)
     model.add(weight <= most)
     model.minimize(weight)
 

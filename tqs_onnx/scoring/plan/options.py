@@ -75,6 +75,8 @@ class ScoreOptions:
         Number of processes, or largest number of actors on a cluster; None: one process, or as many actors as fit.
     strategy : Strategy or None
         How weights are injected; None: the choice of the cost model.
+    activations : bool
+        Also score the inputs of matrices, rounded to 8 bits (see `tqs_onnx.scoring.activations`).
 
     Raises
     ------
@@ -96,6 +98,7 @@ class ScoreOptions:
     address: str | None = None
     workers: int | None = None
     strategy: Strategy | None = None
+    activations: bool = False
 
     def __post_init__(self) -> None:
         """Validate the fields (see Raises)."""

@@ -1,0 +1,171 @@
+"""Measures the time that each form takes at the weights of one shape, in whole files of the model, interleaved.
+
+    FP32 · unchanged · one file per (operator, shape, form), its members in that form · all in their fastest form
+
+Times of single nodes in isolation mislead: weights are then warm in the cache, and fusions with neighbours are missing.
+A file per shape measures all members at once, so that a small saving stands out from the noise; they share it evenly.
+Shares of single files need not add up, so they are scaled to add up to that of the last file.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from tqs_onnx.allocation.file_size import FileSize, file_bytes
+from tqs_onnx.allocation.times import TimedForm, TimeTable
+from tqs_onnx.emission import emit
+from tqs_onnx.inputs.source import Source
+from tqs_onnx.rollout.engine import DEFAULT_BATCH
+from tqs_onnx.rollout.session import runtime_version
+from tqs_onnx.rollout.stopwatch import Laps, processor, race
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.verification.timing import first_inputs, paired
+from tqs_passes.encode.weight import Form
+from tqs_passes.graph.readers import sole_readers
+from tqs_passes.plan.candidates import Candidate, Menu
+from tqs_passes.plan.forms import Profile
+from tqs_passes.plan.plan import Plan
+from tqs_passes.plan.targets import Serving
+
+#: Forms that differ from FP32 in what runs at every call; the others are folded at load.
+_TIMED = (Form.DEQUANTIZE, Form.NBITS, Form.DYNAMIC)
+#: Files that run side by side, besides FP32; each holds a session.
+_AT_ONCE = 6
+ROUNDS = 15
+_SLOWEST, _FASTEST = 0.5, 2.0
+
+
+def measure_times(
+    source: Source,
+    menus: Sequence[Menu],
+    size: FileSize,
+    profile: Profile,
+    serving: Serving,
+    bed: Testbed,
+    rounds: int = ROUNDS,
+) -> TimeTable:
+    """Measure the table of a model (see module docstring).
+
+    Parameters
+    ----------
+    source : Source
+    menus : sequence of Menu
+        Menus of all weights.
+    size : FileSize
+    profile : {"fast", "exact", "small"}
+    serving : Serving
+    bed : Testbed
+        Gives the inputs, the batch, the threads and the provider.
+    rounds : int
+
+    Raises
+    ------
+    InputError
+        A file does not load or run.
+    """
+    groups = _groups(source, menus)
+    fixed = bed.fixed_batch
+    batch = 1 if bed.spec.rollout.batch_axis is None else fixed or bed.run.batch or DEFAULT_BATCH
+    feeds = {batch: first_inputs(bed.spec, bed.contexts, batch)}
+    with tempfile.TemporaryDirectory(prefix="tqs-times-") as folder:
+
+        def written(name: str, forms: Mapping[str, Form]) -> Path:
+            path = Path(folder) / f"{name}.onnx"
+            chosen = [_in_form(m, forms.get(m.weight.name)) for m in menus]
+            emit(source.lifted, _plan(source, chosen, size, profile, serving), path)
+            return path
+
+        def raced(files: Mapping[str, Path]) -> dict[str, Laps]:
+            every = {"fp32": source.path, **files}
+            run = bed.run
+            return race(every, feeds, provider=bed.provider, threads=run.threads, rounds=rounds, loads=0)
+
+        def ratio(found: Mapping[str, Laps], name: str) -> float:
+            if bed.run.threads == 1:
+                return paired(found[name].processor_s[batch], found["fp32"].processor_s[batch])
+            return paired(found[name].wall_s[batch], found["fp32"].wall_s[batch])
+
+        files = {"unchanged": written("unchanged", {})}
+        files |= {
+            f"g{i}": written(f"g{i}", dict.fromkeys(names, form)) for i, (form, names) in enumerate(groups)
+        }
+        ratios: dict[str, float] = {}
+        names = list(files)
+        for start in range(0, len(names), _AT_ONCE):
+            found = raced({n: files[n] for n in names[start : start + _AT_ONCE]})
+            ratios |= {n: ratio(found, n) for n in names[start : start + _AT_ONCE]}
+        base = ratios["unchanged"]
+        timed = [
+            TimedForm(form=form, weights=names, share=(ratios[f"g{i}"] - base) / len(names))
+            for i, (form, names) in enumerate(groups)
+        ]
+        best = _fastest(timed)
+        found = raced({"unchanged": files["unchanged"], "best": written("best", best)})
+        fp32_ms = 1000 * median(found["fp32"].wall_s[batch])
+        base, checked = ratio(found, "unchanged"), ratio(found, "best")
+    summed = base + sum(t.share for t in timed for n in t.weights if best.get(n) is t.form)
+    scale = (checked - base) / (summed - base) if summed < base and checked < base else 1.0
+    scale = min(max(scale, _SLOWEST), _FASTEST)
+    return TimeTable(
+        source_sha256=source.sha256,
+        processor=processor(),
+        runtime=runtime_version(),
+        provider=bed.provider,
+        threads=bed.run.threads,
+        batch=batch,
+        rounds=rounds,
+        fp32_ms=fp32_ms,
+        base=base,
+        forms=tuple(t.model_copy(update={"share": t.share * scale}) for t in timed),
+        checked=checked,
+        summed=summed,
+    )
+
+
+def _groups(source: Source, menus: Sequence[Menu]) -> list[tuple[Form, tuple[str, ...]]]:
+    """Return the forms to time, each with the weights of one operator and shape that have it."""
+    readers = sole_readers(source.lifted.proto.graph)
+    found: dict[tuple[object, ...], list[str]] = {}
+    for menu in menus:
+        name = menu.weight.name
+        operator = readers[name].op_type if name in readers else ""
+        for form in _TIMED:
+            if any(c.assignment.form is form for c in menu.candidates):
+                found.setdefault((form, operator, menu.weight.shape), []).append(name)
+    return [(key[0], tuple(names)) for key, names in found.items() if isinstance(key[0], Form)]
+
+
+def _in_form(menu: Menu, form: Form | None) -> Candidate:
+    """Return the finest candidate of a form; without a form the finest of all."""
+    chosen = [c for c in menu.candidates if form is None or c.assignment.form is form]
+    return min(chosen or menu.candidates, key=lambda c: (c.assignment.error_energy, -c.assignment.n_bytes))
+
+
+def _fastest(timed: Sequence[TimedForm]) -> dict[str, Form]:
+    best: dict[str, tuple[float, Form]] = {}
+    for t in timed:
+        for name in t.weights:
+            best[name] = min(best.get(name, (0.0, Form.KEEP)), (t.share, t.form))
+    return {name: form for name, (_, form) in best.items() if form is not Form.KEEP}
+
+
+def _plan(
+    source: Source, chosen: Sequence[Candidate], size: FileSize, profile: Profile, serving: Serving
+) -> Plan:
+    return Plan(
+        source_sha256=source.sha256,
+        profile=profile,
+        target=serving.target,
+        constants=serving.constants_as_stored,
+        opset=serving.opset,
+        compute=serving.compute,
+        names=serving.names_as_stored,
+        graph=serving.graph_as_stored,
+        pinned=serving.pinned,
+        assignments=tuple(c.assignment for c in chosen),
+        n_bytes=file_bytes(size, chosen),
+        source_bytes=size.source_bytes,
+    )
