@@ -30,7 +30,7 @@ from tqs_onnx.packaging.package import PackageOptions
 from tqs_onnx.packaging.package import package as _package
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.made.make import made_contexts_of
-from tqs_onnx.rollout.made.request import DEFAULT_NUMBER, InputScale, MadeRequest
+from tqs_onnx.rollout.made.request import InputScale, MadeRequest
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.score import Progress
@@ -125,7 +125,7 @@ def load_data(
 def made_contexts(
     model: Given | Source,
     rollout: Rollout | None = None,
-    n: int = DEFAULT_NUMBER,
+    n: int | None = None,
     seed: int = 0,
     *,
     input_scale: Mapping[str, tuple[float, float]] | None = None,
@@ -137,8 +137,8 @@ def made_contexts(
     model : path, ModelProto or Source
     rollout : path, mapping, RolloutSpec or None
         None: drafted.
-    n : int
-        Number of contexts.
+    n : int or None
+        Number of contexts; None: 32, fewer if they are large.
     seed : int
         Another seed gives other contexts; the first n are the same for every n.
     input_scale : mapping of str to (mean, deviation), optional

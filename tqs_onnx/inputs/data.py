@@ -8,7 +8,7 @@ for contexts that are made from the model itself; they are the default.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
 from tqs_onnx.rollout.made.make import made_contexts_of
-from tqs_onnx.rollout.made.request import InputScale, MadeRequest, made_request
+from tqs_onnx.rollout.made.request import InputScale, made_request
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
 from tqs_onnx.rollout.spec.wiring import wired
@@ -252,8 +252,7 @@ def _read(
         request = made_request(str(given), seed + _SEEDS[role])
         if request is None:
             return load_contexts(Path(given), spec, source.signature, split=split, limit=limit)
-        if limit is not None:
-            request = MadeRequest(min(request.n, limit), request.seed)
+        request = replace(request, most=limit)
         return made_contexts_of(source.path, source.lifted, source.signature, spec, request, scales)
     if isinstance(given, Contexts):
         return given if limit is None else given.take(range(min(limit, given.n_contexts)))

@@ -12,6 +12,7 @@ again, every fourth is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,16 @@ def made_contexts_of(
         spec, signature, lambda s: _failure(session, model, signature, spec, s, stated)
     )
     recipes = [recipe(p, shapes[p.name], model, spec, signature, stated) for p in signature.inputs]
-    arrays = _Maker(session, spec, recipes, request.seed).arrays(request.n)
+    n = request.number(sum(_context_bytes(r, spec) for r in recipes))
+    arrays = _Maker(session, spec, recipes, request.seed).arrays(n)
     sizes = "".join(f"; {name} = {size} (the first size that runs)" for name, size in tried.items())
-    note = f"made {request.n} contexts (seed {request.seed}): {'; '.join(map(str, recipes))}{sizes}"
-    return Contexts(
-        arrays, {}, source=f"made:{request.n}:{request.seed}", made_seed=request.seed, notes=(note,)
-    )
+    note = f"made {n} contexts (seed {request.seed}): {'; '.join(map(str, recipes))}{sizes}"
+    return Contexts(arrays, {}, source=f"made:{n}:{request.seed}", made_seed=request.seed, notes=(note,))
+
+
+def _context_bytes(recipe: Recipe, spec: RolloutSpec) -> int:
+    n_values = math.prod(recipe.shape) * (spec.rollout.steps if recipe.is_forced else 1)
+    return n_values * recipe.port.dtype.itemsize
 
 
 def _scales(scales: Sequence[InputScale], signature: ModelSignature) -> dict[str, InputScale]:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 from tqs_passes.errors import InputError
 
-#: Contexts made by default: one call of the model at the default batch.
+#: Contexts made by default, one call of the model at the default batch; fewer if they would exceed the bytes.
 DEFAULT_NUMBER = 32
+DEFAULT_BYTES = 256 << 20
+_FEWEST = 4
 _FORM = re.compile(r"made(?::([0-9]+)(?::([0-9]+))?)?")
 
 
@@ -22,10 +24,12 @@ class MadeRequest:
 
     Parameters
     ----------
-    n : int
-        Number of contexts.
+    n : int or None
+        Number of contexts; None: `DEFAULT_NUMBER`, or as many as `DEFAULT_BYTES` hold.
     seed : int
         Another seed gives other contexts.
+    most : int or None
+        Maximum number of contexts.
 
     Raises
     ------
@@ -33,17 +37,28 @@ class MadeRequest:
         There is no context to make, or the seed is negative.
     """
 
-    n: int = DEFAULT_NUMBER
+    n: int | None = None
     seed: int = 0
+    most: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the fields."""
-        if self.n < 1 or self.seed < 0:
+        if min(1 if n is None else n for n in (self.n, self.most)) < 1 or self.seed < 0:
             raise InputError(
                 f"{self.n} contexts with seed {self.seed} cannot be made",
                 where="made contexts",
                 todo="Ask for at least one, with a seed from 0",
             )
+
+    def number(self, context_bytes: int) -> int:
+        """Return the number of contexts to make, of so many bytes each.
+
+        >>> MadeRequest().number(1000), MadeRequest(n=50).number(1 << 30), MadeRequest().number(32 << 20)
+        (32, 50, 8)
+        """
+        fitting = max(DEFAULT_BYTES // max(context_bytes, 1), _FEWEST)
+        n = min(DEFAULT_NUMBER, fitting) if self.n is None else self.n
+        return n if self.most is None else min(n, self.most)
 
 
 def made_request(text: str, seed: int = 0) -> MadeRequest | None:
@@ -58,13 +73,13 @@ def made_request(text: str, seed: int = 0) -> MadeRequest | None:
     Examples
     --------
     >>> made_request("made:64"), made_request("made.npz")
-    (MadeRequest(n=64, seed=0), None)
+    (MadeRequest(n=64, seed=0, most=None), None)
     """
     found = _FORM.fullmatch(text)
     if found is None:
         return None
     n, given = found.groups()
-    return MadeRequest(DEFAULT_NUMBER if n is None else int(n), seed if given is None else int(given))
+    return MadeRequest(None if n is None else int(n), seed if given is None else int(given))
 
 
 @dataclass(frozen=True, slots=True)
