@@ -222,17 +222,9 @@ def _run_of() -> Path:
         holder = tempfile.TemporaryDirectory(prefix="tqs-gauntlet-")
         folder = Path(holder.name)
         case = write_case(folder / "in", forecaster(16, 24), n=1, steps=2)
-        options = [
-            "--compression",
-            "2.5",
-            "--rounding",
-            "gptq",
-            "--response-bits",
-            "none",
-            "--providers",
-            "cpu",
-        ]
-        if main(["quantize", str(case.model), *case.arguments("--out", str(folder / "run")), *options]):
+        options = "--compression 1.5 --rounding gptq --response-bits none --providers cpu".split()
+        out = str(folder / "run")
+        if command("quantize", str(case.model), *case.arguments("--out", out), *options) != "done":
             raise BadError("the undamaged run fails")
         _MADE["run"], _MADE["holder"] = folder, holder
     path: Path = _MADE["run"]
