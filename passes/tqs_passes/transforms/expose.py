@@ -26,6 +26,7 @@ from onnx.external_data_helper import uses_external_data
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from tqs_passes.encode.weight import np_dtype
+from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import iter_graphs, tensor_array
 from tqs_passes.graph_pass import PassResult, Skip
@@ -46,7 +47,13 @@ class Expose:
     name: ClassVar[str] = "expose"
 
     def apply(self, model: Model) -> PassResult:
-        """Return a model whose `weights` are inputs, appended in the given order; other tensors are stored inline."""
+        """Return a model whose `weights` are inputs, appended in the given order; other tensors are stored inline.
+
+        Raises
+        ------
+        InputError
+            onnx-graphsurgeon cannot read or write the graph: types that it does not know, bodies without tensors.
+        """
         light = _without_values(model, frozenset(self.weights))
         with _quiet():
             graph = cast(Any, gs.import_onnx(light))
@@ -74,11 +81,17 @@ class Expose:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep graphsurgeon from printing on stdout; what it warns about is given back, and what it cannot do it raises."""
+    """Keep graphsurgeon from printing on stdout; what it warns about is given back, what it cannot do is one line."""
     level = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.CRITICAL
+    G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it prints before it raises
     try:
         yield
+    except Exception as error:  # whatever a damaged graph makes it raise
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"the model's graph cannot be edited ({what})",
+            todo="Check it with onnx.checker, and export it again",
+        ) from error
     finally:
         G_LOGGER.severity = level
 

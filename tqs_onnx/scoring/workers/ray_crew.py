@@ -26,7 +26,7 @@ from tqs_onnx.scoring.measure.station import Frame, exposable_of
 from tqs_onnx.scoring.measure.task import Finding, Task, parts_of
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 from tqs_onnx.scoring.workers.ray_actor import Actor, Refused, identity
-from tqs_onnx.scoring.workers.ray_connect import connected
+from tqs_onnx.scoring.workers.ray_connect import CONNECT_S, LostError, complaint_about, connected
 from tqs_onnx.scoring.workers.ray_shipment import Bytes, pack
 from tqs_passes.errors import InputError
 
@@ -71,6 +71,8 @@ class OnCluster:
         self._deaths: Counter[object] = Counter()
         self._unfit: set[str] = set()
         self._looked_s = -_LOOK_S
+        self._head = str(ray.get_runtime_context().gcs_address)
+        self._heard_s = time.monotonic()
 
     def _put(self, sha256: str, content: Bytes) -> None:
         self._content[sha256] = self._ray.put(content)
@@ -119,6 +121,8 @@ class OnCluster:
     ) -> None:
         self._queue = list(tasks)
         while self._queue or any(seat.task for seat in self._seats):
+            if not self._head_answers():
+                continue
             self._hire()
             for seat in self._seats:
                 if self._queue and seat.fit and seat.task is None:
@@ -129,6 +133,30 @@ class OnCluster:
             done, _ = self._ray.wait(list(waiting), num_returns=1, timeout=_LOOK_S)
             for answer in done:
                 self._advance(waiting[answer], keep)
+
+    def _head_answers(self) -> bool:
+        """Return whether the head of the cluster answers; while it does not, nothing may be asked of Ray.
+
+        Raises
+        ------
+        LostError
+            It has not answered for `CONNECT_S`.
+        """
+        now_s = time.monotonic()
+        if now_s - self._heard_s < _LOOK_S:
+            return True
+        what = complaint_about(self._head)
+        if not what:
+            self._heard_s = time.monotonic()
+            return True
+        if time.monotonic() - self._heard_s > CONNECT_S:
+            raise LostError(
+                f"the head of the Ray cluster is lost: {what}; the measurements so far are kept",
+                where="`engine` ray",
+                todo="Run the same command again when it is back",
+            )
+        time.sleep(_LOOK_S / 10)
+        return False
 
     def _best(self, seat: _Seat) -> int:
         """Return the queue index of the best task for a seat: of its session, else of one that no actor has open."""
@@ -275,5 +303,10 @@ def cluster_crew(plan: SweepPlan) -> Generator[OnCluster]:
         crew = OnCluster(ray, plan)
         try:
             yield crew
-        finally:
+        except LostError:
+            raise  # the actors end with their cluster
+        except BaseException:
+            crew.close()
+            raise
+        else:
             crew.close()
