@@ -385,8 +385,8 @@ _CELL = frozenset({("state_out", "state_in", "replace"), ("x_next", "x", "replac
 _CACHES = frozenset({("conv_cache_out", "conv_cache", "replace"), ("tra_cache_out", "tra_cache", "replace")})
 _ATTENTION = frozenset(
     {
-        ("present_key", "past_key", "replace"),
-        ("present_value", "past_value", "replace"),
+        ("present_key", "past_key", "grow"),
+        ("present_value", "past_value", "grow"),
         ("next_token", "token", "replace"),
     }
 )

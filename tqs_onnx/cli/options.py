@@ -109,4 +109,5 @@ def data_files(given: Mapping[str, Any]) -> DataOptions:
     """Return the given files and limits."""
     chosen = (*table.DATA, *table.EVALUATION, table.CALIBRATION)
     found = nested(chosen, given).get("data", {})
-    return DataOptions(**{**found, "input_scale": tuple(found.get("input_scale", ()))})
+    settings: dict[str, Any] = {**found, "input_scale": tuple(found.get("input_scale", ()))}
+    return DataOptions(**settings)

@@ -65,7 +65,8 @@ def _data(settings: dict[str, Any], folder: Path) -> DataOptions:
     given = {role: settings[role] for role in _ROLES if role in settings}
     paths = {role: folder / text for role, text in given.items() if made_request(text) is None}
     scales = tuple(InputScale(**scale) for scale in settings.get("input_scale", ()))
-    return DataOptions(**{**settings, **paths, "input_scale": scales})
+    found: dict[str, Any] = {**settings, **paths, "input_scale": scales}
+    return DataOptions(**found)
 
 
 def _require_unchanged(manifest: Manifest, model: Path, data: DataOptions) -> None:

@@ -325,7 +325,8 @@ def _with_products(
         if a.group or not takes_dynamic(kitchen.setting, weight, a.axis):
             continue
         assert a.grid is not None
-        scales = np.zeros(broadcast_shape(a.shape, a.axis), np.float16 if a.half_scales else np.float32)
+        shape = broadcast_shape(a.shape, a.axis)
+        scales = np.zeros(shape, np.float16) if a.half_scales else np.zeros(shape, np.float32)
         bits = parts_of(a.rows, a.grid)[-1].bits if a.rows else a.tier.bits
         blank = Codes(np.broadcast_to(np.int8(0), a.shape), scales, bits, a.grid, a.axis, a.rows)
         fragment = encode_codes(target, blank, Form.DYNAMIC, a.encoding)

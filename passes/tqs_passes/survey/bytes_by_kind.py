@@ -55,7 +55,7 @@ def bytes_by_kind(
     parts : mapping of str to str, optional
         Kind of further stored tensors, `weights`, `scales` or `tables`, by name; default: all others are constants.
     """
-    counts = dict.fromkeys(("weights", "scales", "tables", "constants"), 0)
+    counts: dict[str, int] = dict.fromkeys(("weights", "scales", "tables", "constants"), 0)
     outside = 0
     for tensor in model.proto.graph.initializer:
         n_bytes = _value_bytes(tensor)

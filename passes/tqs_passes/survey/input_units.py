@@ -112,7 +112,8 @@ _Stated = tuple[NDArray[np.int64], Floats, Floats, Floats]
 
 def _fill(stated: _Stated, known: NDArray[np.bool_], mean: Floats, deviation: Floats) -> None:
     """Set (mean, deviation) = (centre, spread) / gain for the elements that are not known yet."""
-    index, centre, spread, gain = (np.ravel(part) for part in stated)
+    index = stated[0].ravel()
+    centre, spread, gain = (part.ravel() for part in stated[1:])
     usable = (gain != 0) & np.isfinite(gain) & np.isfinite(centre) & ~known[index]
     index, gain = index[usable], gain[usable]
     mean.reshape(-1)[index] = centre[usable] / gain

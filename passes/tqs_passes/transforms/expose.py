@@ -13,7 +13,7 @@ runs also runs exposed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
@@ -80,7 +80,7 @@ class Expose:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Keep graphsurgeon from printing on stdout; what it warns about is given back, what it cannot do is one line."""
     level = G_LOGGER.severity
     G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # it prints before it raises

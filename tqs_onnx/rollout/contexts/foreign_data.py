@@ -45,7 +45,7 @@ def require_own_data(path: Path) -> None:
                 if isinstance(item, h5py.Dataset):
                     _require_stored_here(path, place, item)
                 elif isinstance(item, h5py.Group):
-                    address = h5py.h5o.get_info(item.id).addr
+                    address = h5py.h5o.get_info(item.id).addr  # pyright: ignore[reportAttributeAccessIssue]
                     if address not in seen:
                         seen.add(address)
                         groups.append((place, item))

@@ -15,7 +15,7 @@ from tqs_onnx.rollout.draft import names
 from tqs_onnx.rollout.draft.behaviour import Behaviour
 from tqs_onnx.rollout.draft.cases import cases_of, fill_of
 from tqs_onnx.rollout.draft.metadata import declared
-from tqs_onnx.rollout.draft.pairs import Pair
+from tqs_onnx.rollout.draft.pairs import Pair, Way
 from tqs_onnx.rollout.draft.trial import Layout, Trial, try_out
 from tqs_onnx.rollout.draft.wiring import Clues, Link, Wiring, wire
 from tqs_onnx.rollout.session import Session
@@ -108,13 +108,17 @@ def draft(
 
 
 def _declared_layout(signature: ModelSignature) -> Layout:
-    """Return the layout that declared shapes suggest; symbolic axes get the size 64."""
+    """Return the layout that declared shapes suggest; axes of one symbol get one size, others another."""
     ports = (*signature.inputs, *signature.outputs)
     shapes = {p.name: p.shape for p in ports if p.shape is not None}
     firsts = {shape[0] if shape else None for shape in shapes.values()}
     batched = len(shapes) == len(ports) and all(isinstance(size, str) for size in firsts)
+    symbols = dict.fromkeys(size for shape in shapes.values() for size in shape if isinstance(size, str))
+    sizes = {symbol: 64 + 7 * index for index, symbol in enumerate(symbols)}
     cores = {
-        name: tuple(size if isinstance(size, int) else 64 for size in (shape[1:] if batched else shape))
+        name: tuple(
+            sizes[size] if isinstance(size, str) else size for size in (shape[1:] if batched else shape)
+        )
         for name, shape in shapes.items()
     }
     free = frozenset(
@@ -175,9 +179,13 @@ def feedback_table(pair: Pair, layout: Layout) -> dict[str, Any]:
     table["mode"] = "replace" if pair.axis is None else "shift"
     if pair.axis is not None:
         table["axis"] = layout.axis(pair.input, pair.axis)
+    if pair.way is Way.GROWN:
+        table["mode"] = "grow"
     if pair.select is not None:
         axis, start, stop = pair.select
-        part = {"index": start} if start == stop else {"start": start, "stop": stop}
+        part = {"index": start} if start == stop else {"start": start}
+        if stop > start >= 0:
+            part["stop"] = stop
         table["select"] = {"axis": layout.axis(pair.output, axis), **part}
     if pair.expand is not None:
         table["expand"] = layout.axis(pair.input, pair.expand)

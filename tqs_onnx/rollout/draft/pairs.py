@@ -10,6 +10,7 @@ output                 input               way
 [H, F], H > T          [T, F]              its last T rows replace the input
 [H, F, 1]              [T, F]              the same as without the last axis
 [H, F, Q]              [T, F]              which of the Q parts is fed back has to be asked
+[…, P + k, …]          […, P, …]           a cache, P symbolic: its k new values are appended (`grow`)
 [H]                    [T, F]              which of the F features it continues has to be asked
 =====================  ==================  =====================================================================
 """
@@ -31,6 +32,7 @@ class Way(Enum):
     LONGER = "a longer first axis, all others equal"
     LINE = "one axis of another length, which may be time or features"
     PARTS = "one more axis, whose parts may be quantiles"
+    GROWN = "the input with new values at its end"
     FEATURE = "fewer features than the input"
 
 
@@ -47,7 +49,7 @@ class Pair:
     expand : int or None
         Axis that is inserted into what is fed.
     select : tuple of int, or None
-        (axis of the output, start, stop), or (axis, index, index) for one index.
+        (axis of the output, start, stop), or (axis, index, index) for one index; (axis, −k, 0): the last k.
     choices : int
         Number of answers to the question that the pair leaves open: parts or features; 0 for none.
     feature : int or None

@@ -80,17 +80,22 @@ class Clues:
         if (output, target) in self.apart:
             return None
         out, into = self.outputs[output], self.inputs[target]
-        if self._grows(output, target):
-            return Pair(output, target, Way.FRAME)
+        grown = self._grown(output, target)
+        if grown is not None:
+            return grown
         return pair_of(output, out, target, into)
 
-    def _grows(self, output: str, target: str) -> bool:
-        """Return whether the output is the whole of a cache that grew: `past.0.key`, `present.0.key`."""
+    def _grown(self, output: str, target: str) -> Pair | None:
+        """Return the pair of a cache and the whole of it after it grew: `past.0.key`, `present.0.key`."""
         out, into = self.outputs[output], self.inputs[target]
-        if target not in self.free or len(out) != len(into) or not names.same_stem(output, target):
-            return False
-        differ = [(a, b) for a, b in zip(out, into, strict=True) if a != b]
-        return names.is_state(target) and len(differ) == 1 and differ[0][0] > differ[0][1]
+        named = names.is_state(target) and names.same_stem(output, target)
+        if self.behaviour is None or target not in self.free or len(out) != len(into) or not named:
+            return None
+        grew = [axis for axis, (a, b) in enumerate(zip(out, into, strict=True)) if a != b]
+        if len(grew) != 1 or out[grew[0]] < into[grew[0]]:
+            return None
+        (axis,) = grew
+        return Pair(output, target, Way.GROWN, axis, select=(axis, into[axis] - out[axis], 0))
 
     def judged(self, output: str) -> str:
         """Return why an output is no next value of anything, or an empty string."""
@@ -150,7 +155,9 @@ def _states(clues: Clues) -> list[Link]:
         pair
         for output in clues.outputs
         for target in clues.inputs
-        if (pair := clues.pair(output, target)) is not None and pair.way is Way.FRAME and pair.expand is None
+        if (pair := clues.pair(output, target)) is not None
+        and pair.way in (Way.FRAME, Way.GROWN)
+        and pair.expand is None
     ]
     links: list[Link] = []
 

@@ -73,7 +73,10 @@ def smooth_noise(rng: np.random.Generator, length: int) -> Floats:
     reach = int(3 * width)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
     kernel /= np.sqrt((kernel**2).sum())
-    return np.convolve(rng.standard_normal(length + 2 * reach), kernel, mode="valid")
+    smooth: Floats = np.convolve(rng.standard_normal(length + 2 * reach), kernel, mode="valid").astype(
+        np.float64
+    )
+    return smooth
 
 
 def _trend(rng: np.random.Generator, length: int) -> Floats:

@@ -163,7 +163,7 @@ def _one_output(spec: RolloutSpec, signature: ModelSignature) -> Port:
             where=_WHERE,
             todo="Name one output, or give contexts and truth as an .npz",
         )
-    port = signature.output(spec.trajectory.outputs[0])
+    port = signature.output(next(iter(spec.trajectory.outputs)))
     if port.shape is None:
         raise InputError(f"the rank of output {port} is unknown", where=_WHERE, todo="Give truth as an .npz")
     return port
