@@ -54,7 +54,7 @@ class Clues:
     inputs, outputs : dict of str to tuple of int
         Shape of each floating-point input and output of one case.
     free : frozenset of str
-        Inputs with a symbolic axis besides the batch.
+        Inputs, and outputs if the model was not called, with a symbolic axis besides the batch.
     bounded : dict of str to str
         Outputs that a Sigmoid, Softmax or the like makes, and the operator.
     initial : frozenset of str
@@ -80,6 +80,8 @@ class Clues:
         if (output, target) in self.apart:
             return None
         out, into = self.outputs[output], self.inputs[target]
+        if self.behaviour is None and self.free & {output, target} and out != into:
+            return None  # the sizes of symbolic axes are not known
         grown = self._grown(output, target)
         if grown is not None:
             return grown
@@ -89,7 +91,7 @@ class Clues:
         """Return the pair of a cache and the whole of it after it grew: `past.0.key`, `present.0.key`."""
         out, into = self.outputs[output], self.inputs[target]
         named = names.is_state(target) and names.same_stem(output, target)
-        if self.behaviour is None or target not in self.free or len(out) != len(into) or not named:
+        if target not in self.free or len(out) != len(into) or not named:
             return None
         grew = [axis for axis, (a, b) in enumerate(zip(out, into, strict=True)) if a != b]
         if len(grew) != 1 or out[grew[0]] < into[grew[0]]:
