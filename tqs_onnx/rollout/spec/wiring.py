@@ -157,13 +157,14 @@ def values_per_call(spec: RolloutSpec, signature: ModelSignature) -> int | None:
 
 
 def _one_output(spec: RolloutSpec, signature: ModelSignature) -> Port:
-    if len(spec.trajectory.outputs) > 1:
+    name, *others = spec.trajectory.outputs
+    if others:
         raise InputError(
             "windows.targets are the columns of one output, but trajectory.outputs names several",
             where=_WHERE,
             todo="Name one output, or give contexts and truth as an .npz",
         )
-    port = signature.output(next(iter(spec.trajectory.outputs)))
+    port = signature.output(name)
     if port.shape is None:
         raise InputError(f"the rank of output {port} is unknown", where=_WHERE, todo="Give truth as an .npz")
     return port
