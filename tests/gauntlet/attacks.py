@@ -222,7 +222,16 @@ def _run_of() -> Path:
         holder = tempfile.TemporaryDirectory(prefix="tqs-gauntlet-")
         folder = Path(holder.name)
         case = write_case(folder / "in", forecaster(16, 24), n=1, steps=2)
-        options = "--compression 1.5 --rounding gptq --response-bits none --providers cpu".split()
+        options = [
+            "--compression",
+            "1.5",
+            "--rounding",
+            "gptq",
+            "--response-bits",
+            "none",
+            "--providers",
+            "cpu",
+        ]
         out = str(folder / "run")
         if command("quantize", str(case.model), *case.arguments("--out", out), *options) != "done":
             raise BadError("the undamaged run fails")
