@@ -313,3 +313,28 @@ def test_a_package_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytes
     assert main([*arguments, "--name", "other"]) == 2
     assert config.read_bytes() == before
     assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["m"]
+
+
+def test_control_characters_in_a_name_do_not_reach_the_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = forecaster(8, 8)
+    proto.graph.input[0].name = proto.graph.node[0].input[0] = "x\0\x1b[31m"
+    for node in proto.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = "x\0\x1b[31m" if name == "x" else name
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    out = tmp_path / "r"
+    arguments = [
+        "package",
+        str(tmp_path / "m.onnx"),
+        "--format",
+        "tensorrt",
+        "--limit",
+        "b=1:2:3",
+        "--out",
+        str(out),
+    ]
+    assert main(arguments) == 2
+    assert "a comma, a quote or a control character" in capsys.readouterr().err
+    assert not out.exists()

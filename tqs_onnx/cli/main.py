@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -112,7 +113,15 @@ def cli(traceback: bool, log_level: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        code = main(sys.argv[1:])
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # the command is done: its code must not become the signal's
+            signal.signal(number, signal.SIG_IGN)
+        return code
+    given = list(arguments)
     verbose = "--traceback" in given
     # Both options are allowed anywhere on the line.
     rest = _level_first([a for a in given if a != "--traceback"])
@@ -133,7 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(one_line(f"{' '.join(error.format_message().split())} See {asked} --help"), verbose)
         return error.exit_code
     except MemoryError:
-        _report("out of memory: use fewer contexts (--max-contexts) or a smaller --batch", verbose)
+        _report(
+            "out of memory: use fewer contexts (--max-contexts), a smaller --batch, or smaller files", verbose
+        )
         return 1
     except BrokenPipeError:
         _report("the output was closed before everything was written", verbose)

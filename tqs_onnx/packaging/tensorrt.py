@@ -109,11 +109,11 @@ def _spelt(name: str) -> str:
     Raises
     ------
     InputError
-        The name contains a comma or a single quote, which `trtexec` cannot read.
+        The name contains a comma, a single quote or a control character, which `trtexec` cannot read.
     """
-    if "," in name or "'" in name:
+    if "," in name or "'" in name or not name.isprintable():
         raise InputError(
-            "trtexec cannot read an input name with a comma or a quote",
+            "trtexec cannot read an input name with a comma, a quote or a control character",
             where=name,
             todo="Rename the input",
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import sqlite3
 import struct
 import zlib
@@ -50,6 +51,8 @@ _SELECT = "SELECT id, contexts, energy, variables, delta_sq, steps, finite, chec
 #: Rows fetched at once; SQLite allows this many parameters everywhere.
 _AT_ONCE = 500
 _FLOAT_BYTES = 8
+#: With less room on its disk, SQLite cannot write: a page of the log, and of its index.
+_LEAST_ROOM = 1 << 16
 _MEASURED, _FLOORS = struct.Struct("<qdqq"), struct.Struct("<qdd")
 
 
@@ -263,6 +266,14 @@ class Results:
             for suffix in ("", "-wal", "-shm", "-journal"):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
+    def _has_no_room(self) -> bool:
+        """Whether the disk is full: SQLite calls that an I/O error when it maps a file."""
+        if self.path is None:
+            return False
+        with suppress(OSError):
+            return shutil.disk_usage(self.path.parent).free < _LEAST_ROOM
+        return False
+
     @contextmanager
     def _explained(self) -> Generator[None]:
         """Turn SQLite's errors into one line; committed measurements are unaffected."""
@@ -271,7 +282,7 @@ class Results:
         except sqlite3.Error as error:
             text = str(error)
             what, todo = f"cannot be used ({text})", "Choose another `out`"
-            if "full" in text:
+            if "full" in text or ("disk I/O" in text and self._has_no_room()):
                 what = "the disk is full; the measurements so far are kept"
                 todo = "Free disk space and run the same command again"
             elif "readonly" in text or "unable to open" in text or "disk I/O" in text:
