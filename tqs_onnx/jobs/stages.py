@@ -184,7 +184,9 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
     serving = settled_serving(source, options.serving)
     ready = prepared_source(source, serving)
     rounding = options.refine.rounding.free
-    menus = menus_of(source, ready, options.profile, options.tiers, serving, rounding, dynamic=faster)
+    # Beside inputs whose rounding is measured, none is rounded unmeasured, as `fast` has it before fused products.
+    profile = "exact" if faster and options.profile == "fast" else options.profile
+    menus = menus_of(source, ready, profile, options.tiers, serving, rounding, dynamic=faster)
     if ready.skipped:
         _LOG.info(stayed(ready.skipped))
     if lacking := note_of_opset(source, serving):

@@ -1,0 +1,134 @@
+"""A budget of time from the command line, with a given table of times: no result depends on a clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.rollouts import Case, forecaster, write_case
+from tqs_onnx.allocation.measure_times import measure_times
+from tqs_onnx.allocation.request import menus_of, prepared_source, size_of
+from tqs_onnx.allocation.times import TimedForm, TimeTable, read_times
+from tqs_onnx.cli.main import main
+from tqs_onnx.inputs.data import DataOptions, read_data
+from tqs_onnx.inputs.source import open_source
+from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.verification.manifest import read_manifest
+from tqs_passes.encode.weight import Form
+from tqs_passes.plan.plan import read_plan
+from tqs_passes.plan.targets import Serving
+from tqs_passes.tier import Tier
+
+EMITTED = "m.tqs.onnx"
+
+
+def table(case: Case, **more: object) -> TimeTable:
+    """Both matrices save a fifth of FP32's time."""
+    known = {
+        "source_sha256": open_source(case.model).sha256,
+        "processor": "",
+        "runtime": "",
+        "provider": "cpu",
+    }
+    facts = {
+        "threads": 1,
+        "batch": 32,
+        "rounds": 1,
+        "fp32_ms": 1.0,
+        "base": 1.0,
+        "checked": 0.6,
+        "summed": 0.6,
+    }
+    forms = (TimedForm(form=Form.DYNAMIC, weights=("W1", "W2"), share=-0.2),)
+    return TimeTable.model_validate({**known, **facts, "forms": forms, **more})
+
+
+def ran(case: Case, out: Path, *more: str, times: TimeTable | None = None) -> int:
+    out.mkdir()
+    (out / "times.json").write_text((times or table(case)).to_json())
+    arguments = case.arguments("--out", str(out), "--compression", "2", "--speedup", "1.2", *more)
+    return main(["quantize", str(case.model), *arguments])
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return write_case(tmp_path_factory.mktemp("speed"), forecaster(32, 96))
+
+
+@pytest.fixture(scope="module")
+def run(case: Case) -> Path:
+    out = case.model.parent / "run"
+    assert ran(case, out) == 0
+    return out
+
+
+def test_as_many_inputs_are_rounded_as_the_time_needs_within_the_bytes(case: Case, run: Path) -> None:
+    plan = read_plan(run / "plan.json")
+    assert (
+        sum(a.form is Form.DYNAMIC for a in plan.assignments) == 1
+    )  # one saves a fifth, 1/1.2 needs a sixth
+    assert plan.time is not None
+    assert plan.time.predicted == pytest.approx(0.8)
+    assert (run / EMITTED).stat().st_size == plan.n_bytes <= case.model.stat().st_size / 2
+
+
+def test_the_manifest_holds_the_table_and_the_measured_time(run: Path) -> None:
+    manifest = read_manifest(run / "manifest.json")
+    assert "times" in manifest.inputs
+    assert manifest.verification.timing is not None
+
+
+def test_the_same_table_gives_the_same_file(case: Case, run: Path, tmp_path: Path) -> None:
+    assert ran(case, tmp_path / "again") == 0
+    assert (tmp_path / "again" / EMITTED).read_bytes() == (run / EMITTED).read_bytes()
+
+
+def test_the_single_commands_give_the_same_plan(case: Case, run: Path, tmp_path: Path) -> None:
+    fed = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--threads", "1"]
+    scores, plan = tmp_path / "scores", tmp_path / "plan.json"
+    assert main(["score", str(case.model), *fed, "--activations", "--out", str(scores)]) == 0
+    (scores / "times.json").write_text(table(case).to_json())
+    budgets = ["--compression", "2", "--speedup", "1.2", "--scores", str(scores / "scores.json")]
+    assert main(["allocate", str(case.model), *fed, *budgets, "--out", str(plan)]) == 0
+    assert read_plan(plan) == read_plan(run / "plan.json")
+
+
+def test_scores_without_activations_are_refused(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fed = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--threads", "1"]
+    assert main(["score", str(case.model), *fed, "--out", str(tmp_path)]) == 0
+    budgets = [
+        "--speedup",
+        "1.2",
+        "--scores",
+        str(tmp_path / "scores.json"),
+        "--out",
+        str(tmp_path / "p.json"),
+    ]
+    assert main(["allocate", str(case.model), *fed, *budgets]) == 2
+    assert "hold no activations" in capsys.readouterr().err
+
+
+def test_a_table_of_another_model_is_refused(
+    case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ran(case, tmp_path / "run", times=table(case, source_sha256="0" * 64)) == 2
+    assert "was measured for another model" in capsys.readouterr().err
+
+
+def test_times_are_measured_of_every_form_of_every_shape(case: Case, tmp_path: Path) -> None:
+    source = open_source(case.model)
+    data = read_data(DataOptions(case.rollout, case.contexts, case.evaluation), source)
+    bed = Testbed(
+        source.lifted, source.survey, data.spec, data.scoring, RunOptions("cpu", batch=2, threads=1)
+    )
+    ready = prepared_source(source, Serving())
+    menus = menus_of(source, ready, "fast", (Tier.INT8,), Serving(), dynamic=True)
+    found = measure_times(source, menus, size_of(source, ready), "fast", Serving(), bed, rounds=2)
+    assert {(t.form, t.weights) for t in found.forms} == {(Form.DYNAMIC, ("W1",)), (Form.DYNAMIC, ("W2",))}
+    assert (found.batch, found.threads, found.rounds) == (2, 1, 2)
+    (tmp_path / "times.json").write_text(found.to_json())
+    assert read_times(tmp_path / "times.json") == found
