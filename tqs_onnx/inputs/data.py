@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, questions
+from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, questions, with_windows
 from tqs_onnx.inputs.scaling import with_numbers
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
-from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
+from tqs_onnx.rollout.contexts.load import check_disjoint, is_table, load_contexts
 from tqs_onnx.rollout.made.make import made_contexts_of
 from tqs_onnx.rollout.made.request import InputScale, made_request
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
@@ -158,28 +158,29 @@ def read_spec(options: DataOptions, source: Source) -> RolloutSpec:
 
 def _rollout(options: DataOptions, source: Source) -> tuple[RolloutSpec, Draft | None]:
     """Return the rollout spec, complete and checked, and its draft; no draft if the spec was given."""
-    given = options.rollout
+    given, found = options.rollout, None
+    where = str(given) if isinstance(given, str | Path) else "rollout"
+    table = Path(options.contexts) if isinstance(options.contexts, str | Path) else None
     if given is None:
         found = drafted(source)
-        spec = found.spec if options.steps is None else found.spec.with_steps(options.steps)
-        return spec, found
-    where = str(given) if isinstance(given, str | Path) else "rollout"
-    if isinstance(given, RolloutSpec):
+        if table is not None and is_table(table):
+            found = with_windows(found)
+        spec = found.spec
+    elif isinstance(given, RolloutSpec):
         spec = given
     else:
         spec = load_spec(Path(given)) if isinstance(given, str | Path) else spec_of(given, where=where)
     if options.steps is not None:
         spec = spec.with_steps(options.steps)
     folder = Path(given).parent if isinstance(given, str | Path) else Path()
-    table = options.contexts if isinstance(options.contexts, str | Path) else None
     try:
-        spec = with_numbers(spec, source, folder, None if table is None else Path(table))
+        spec = with_numbers(spec, source, folder, table)
         spec = wired(spec, source.signature)
         check_spec(spec, source.signature)
     except InputError as error:
         place = error.where.replace("rollout.toml", where, 1)
         raise InputError(error.what, where=place, todo=error.todo) from error
-    return spec, None
+    return spec, found
 
 
 def read_data(options: DataOptions, source: Source, *, scoring_only: bool = False) -> Data:

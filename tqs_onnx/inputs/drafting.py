@@ -20,6 +20,7 @@ from tqs_onnx.rollout.draft.text import draft_text
 from tqs_onnx.rollout.options import SessionOptions
 from tqs_onnx.rollout.session import open_session
 from tqs_onnx.rollout.spec.check import check_spec
+from tqs_onnx.rollout.spec.windows_table import Windows
 from tqs_passes.errors import InputError, TqsError
 
 #: Seconds for opening a model and calling it.
@@ -87,6 +88,21 @@ def answer(path: str) -> None:
     sys.stdout.write(_ADAPTER.dump_json(found).decode())
 
 
+def with_windows(found: Draft) -> Draft:
+    """Return the draft with a `[windows]` table for contexts that are cut from a table of text.
+
+    The window is the input that a forecast is appended to, else the only floating-point input. Unscaled columns and
+    splits of 70, 10 and 20 % are assumed.
+    """
+    spec = found.spec
+    forecast = [f.input for f in spec.feedback if f.output in spec.trajectory.outputs]
+    inputs = forecast or list(spec.inputs)
+    table = {"input": inputs[0], "train": [0.0, 0.7], "validation": [0.7, 0.8], "test": [0.8, 1.0]}
+    windows = Windows.model_validate(table)
+    remark = "columns of the table are taken as they are: set `scaler` in [windows] if the model takes scaled values"
+    return replace(found, spec=spec.model_copy(update={"windows": windows}), remarks=(*found.remarks, remark))
+
+
 def assumption(found: Draft) -> str:
     """Return one sentence on what a draft assumes."""
     spec = found.spec
@@ -105,4 +121,4 @@ def questions(found: Draft) -> tuple[str, ...]:
     )
 
 
-__all__ = ["Draft", "assumption", "draft_text", "drafted", "questions", "tried", "untried"]
+__all__ = ["Draft", "assumption", "draft_text", "drafted", "questions", "tried", "untried", "with_windows"]

@@ -36,6 +36,8 @@ def draft_text(draft: Draft) -> str:
     lines += ["", "[trajectory]  # the outputs that are judged", *_pairs(spec["trajectory"])]
     for table in spec.get("variable", ()):
         lines += ["", "[[variable]]", *_pairs(table)]
+    if "windows" in spec:
+        lines += ["", "[windows]  # how contexts are cut from the table", *_pairs(spec["windows"])]
     for text, answers in draft.questions:
         lines += ["", f"# QUESTION. {one_line(text)}", *_answers(answers)]
     return "\n".join(lines) + "\n"
