@@ -293,11 +293,18 @@ def test_gptq_finds_the_codes_of_a_dense_solution(case: str, tmp_path: Path) -> 
     H = found.statistics(name, {}).H
     got = use.view.matrices(codes.levels).astype(np.float64)
     scale = float(np.asarray(codes.wide_scales()).reshape(-1)[0])
-    for g in range(len(w)):
-        A = np.linalg.cholesky(H[g] + 1e-12 * np.trace(H[g]) * np.eye(len(H[g]))).T
-        for o in range(w.shape[1]):
-            wanted = dense_gptq(w[g, o], np.full(w.shape[2], scale), A, 4, 0.01)
-            assert np.array_equal(got[g, o], wanted), (g, o)
+    tried: dict[float, np.ndarray] = {}
+    # Recurrent weights try more dampings; the least product of output error and weight error wins.
+    for damp in (0.01,) if case in READERS else (0.01, 0.1, 1.0):
+        wanted = np.empty_like(got)
+        for g in range(len(w)):
+            A = np.linalg.cholesky(H[g] + 1e-12 * np.trace(H[g]) * np.eye(len(H[g]))).T
+            for o in range(w.shape[1]):
+                wanted[g, o] = dense_gptq(w[g, o], np.full(w.shape[2], scale), A, 4, damp)
+        residual = wanted * scale - w
+        product_of_errors = float(np.einsum("goi,gij,goj->", residual, H, residual) * np.sum(residual**2))
+        tried[product_of_errors] = wanted
+    assert np.array_equal(got, tried[min(tried)])
 
 
 # ---- bodies

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqs_onnx.rounding.calibrate import Calibration, Statistics
 from tqs_onnx.rounding.compensate import Factor, Matrix, compensate, drift_correction, factor
 from tqs_onnx.rounding.qep import PUBLISHED_BLOCK, qep_correct
+from tqs_onnx.rounding.recurrent_view import InputView, ResetStateView, StateView
 from tqs_onnx.rounding.view import View
 from tqs_passes.encode.weight import Form, np_dtype
 from tqs_passes.errors import InputError
@@ -37,6 +38,8 @@ DATA_AWARE: tuple[Method, ...] = ("gptq", "gptaq", "qep")
 #: Maximum QEP correction, relative to the norm of the weight.
 GROWTH_LIMIT = 1.0
 _HALVINGS = 8
+#: Dampings that recurrent weights try besides the usual one.
+_RECURRENT_DAMPS = (0.1, 1.0)
 #: Maximum number of weights named in one line.
 _SHOWN = 3
 
@@ -174,7 +177,9 @@ class _Work:
         self._last: tuple[object, Statistics] | None = None
         # Factors of the last statistics, by group: weights and candidates that share the statistics share their
         # factors.
-        self._factors: dict[int, tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]] = {}
+        self._factors: dict[
+            tuple[int, float], tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]
+        ] = {}
 
     def round(self, a: Assignment) -> Assignment:
         """Round one weight and return its assignment."""
@@ -212,20 +217,53 @@ class _Work:
             target = self._corrected(a, exact, statistics)
             base = round_weight(view.weight(target, a.shape), a)
         scales = view.matrices(np.ascontiguousarray(base.wide_scales().astype(np.float64)))
-        levels = np.empty_like(target)
-        round_column = _column_rounder(a, view)
-        for g in range(len(target)):
-            rounded = self._levels(a, target[g], scales[g], statistics, g, round_column)
-            if rounded is None:
+        levels: Matrix | None = None
+        least, round_column = math.inf, _column_rounder(a, view)
+        for damp in self._damps(view):
+            tried = self._all_levels(a, target, scales, statistics, round_column, damp)
+            if tried is None:
                 self.notes.append(
                     Skip(a.label, "rounded without data: H has no Cholesky factor at any damping up to 1")
                 )
                 return None
-            levels[g] = rounded
+            residual = tried * scales - target
+            product = _output_energy(residual, statistics.H) * float(np.sum(residual * residual))
+            if levels is None or product < least:
+                levels, least = tried, product
+        assert levels is not None
         error = _output_energy(levels * scales - target, statistics.H)
         before = _output_energy(view.matrices(plain.decode()).astype(np.float64) - exact, statistics.H)
         codes = replace(base, levels=view.weight(levels, a.shape).astype(np.int8))
         return codes, error / before if before > 0 else 1.0
+
+    def _damps(self, view: View) -> tuple[float, ...]:
+        """Return the dampings to try; the least product of output error and weight error wins.
+
+        The inputs of a recurrent weight are few and alike from step to step, so a small damping trades a little output
+        error on these contexts for much weight error, which other contexts show.
+        """
+        usual = self.options.damp
+        if not isinstance(view, (InputView, StateView, ResetStateView)):
+            return (usual,)
+        return (usual, *(damp for damp in _RECURRENT_DAMPS if damp > usual))
+
+    def _all_levels(
+        self,
+        a: Assignment,
+        target: Matrix,
+        scales: Matrix,
+        statistics: Statistics,
+        round_column: _ColumnRounder,
+        damp: float,
+    ) -> Matrix | None:
+        """Return the levels of all groups [group, out, in]; None if one H has no factor."""
+        levels = np.empty_like(target)
+        for g in range(len(target)):
+            rounded = self._levels(a, target[g], scales[g], statistics, g, round_column, damp)
+            if rounded is None:
+                return None
+            levels[g] = rounded
+        return levels
 
     def _statistics(self, weight: str) -> Statistics:
         """Return the sums for a weight; consecutive weights that read the same inputs share them."""
@@ -271,16 +309,16 @@ class _Work:
         return corrected
 
     def _factored(
-        self, statistics: Statistics, g: int
+        self, statistics: Statistics, g: int, damp: float
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]:
         """Return the columns with zero inputs, the order of columns, and the factor of H in that order."""
-        if g not in self._factors:
+        if (g, damp) not in self._factors:
             H = statistics.H[g].copy()
             dead = np.diag(H) == 0
             H[dead, dead] = 1.0
             order = np.argsort(-np.diag(H), kind="stable") if self.options.act_order else np.arange(len(H))
-            self._factors[g] = dead, order, factor(H[np.ix_(order, order)], self.options.damp)
-        return self._factors[g]
+            self._factors[g, damp] = dead, order, factor(H[np.ix_(order, order)], damp)
+        return self._factors[g, damp]
 
     def _levels(
         self,
@@ -290,14 +328,15 @@ class _Work:
         statistics: Statistics,
         g: int,
         round_column: _ColumnRounder,
+        damp: float,
     ) -> Matrix | None:
         """Return the levels of one group [out, in]; None if H has no factor."""
-        dead, order, found = self._factored(statistics, g)
+        dead, order, found = self._factored(statistics, g, damp)
         w = target.copy()
         w[:, dead] = 0.0
         if found is None:
             return None
-        if found.damp != self.options.damp:
+        if found.damp != damp:
             self.notes.append(Skip(a.label, f"damping raised to {found.damp:.3g}"))
         shift = None
         if self.options.method == "gptaq":
