@@ -10,7 +10,7 @@ from tests.rollouts import forecaster, motley, opened, scored, spec_of, values
 from tqs_onnx.allocation import spend
 from tqs_onnx.allocation.budget import Budget, source_weight_bytes
 from tqs_onnx.allocation.costing import PlanOptions, Request, amplification
-from tqs_onnx.allocation.file_size import FileSize, shared_bytes
+from tqs_onnx.allocation.file_size import FileSize, require_feasible, shared_bytes
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.offers import UNMEASURED_BITS, entries_of, offered
 from tqs_onnx.allocation.plan_within import plan_within
@@ -330,3 +330,14 @@ def test_weights_off_the_trajectory_get_no_narrow_channels(lorenz: Scored) -> No
     for menu in lorenz.request.menus:
         kept = offered(menu, Status.OFF_TRAJECTORY, PlanOptions())
         assert all(w >= UNMEASURED_BITS for c in kept for w in c.assignment.widths)
+
+
+def test_an_impossible_budget_says_what_the_smallest_file_is_made_of() -> None:
+    size = FileSize(1000, 700, 690, constant_bytes=100, name_bytes=500)
+    with pytest.raises(InfeasibleError) as caught:
+        require_feasible(size, [], 10)
+    smallest = size.of(0)
+    assert f"the smallest file is {smallest} bytes" in str(caught.value)
+    said = f"of which {smallest - 700} are weights with their scales and tables, 100 of other constants, 500 of names"
+    assert f"{said}, 100 of the graph" in str(caught.value)
+    assert "set `names` to short" in str(caught.value)

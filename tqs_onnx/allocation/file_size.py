@@ -29,11 +29,15 @@ class FileSize:
         Bytes of the input file, external data included.
     skeleton_bytes, skeleton_graph_bytes : int
         Serialized bytes of the model without its weights, and of its graph alone.
+    constant_bytes, name_bytes : int
+        Of the skeleton: stored values that are no weights, and names.
     """
 
     source_bytes: int
     skeleton_bytes: int
     skeleton_graph_bytes: int
+    constant_bytes: int = 0
+    name_bytes: int = 0
 
     def of(self, added: int) -> int:
         """Return the bytes of the file when its graph holds `added` more bytes."""
@@ -82,11 +86,31 @@ def require_feasible(
     if smallest > max_bytes:
         ratio = size.source_bytes / smallest
         what = f"the byte budget cannot be met: the smallest file is {smallest} bytes ({ratio:.2f} times smaller)"
-        todo = "Ask for less compression, or allow lower tiers"
+        what += f", {_parts(size, smallest)}"
+        todo = f"Ask for less compression{_help(size, smallest)}"
         if unseen:
             what += f"; kept at 8 bits, because no context ran them: {_shown(unseen)}"
             todo = "Ask for less compression, or give `contexts` that run them, or `pin` them to a lower tier"
         raise InfeasibleError(what, smallest_bytes=smallest, todo=todo)
+
+
+def _parts(size: FileSize, smallest: int) -> str:
+    """Return what the bytes of the smallest file are for."""
+    graph = size.skeleton_bytes - size.constant_bytes - size.name_bytes
+    rest = f"{size.constant_bytes} of other constants, {size.name_bytes} of names, {graph} of the graph"
+    return f"of which {smallest - size.skeleton_bytes} are weights with their scales and tables, {rest}"
+
+
+def _help(size: FileSize, smallest: int) -> str:
+    """Return what would make the file smaller than its smallest: what most of its bytes are for."""
+    graph = size.skeleton_bytes - size.constant_bytes - size.name_bytes
+    shares = {
+        ", or allow lower tiers": smallest - size.skeleton_bytes,
+        ", or shorten the constants at export": size.constant_bytes,
+        ", or set `names` to short": size.name_bytes,
+        ", or simplify the graph at export": graph,
+    }
+    return max(shares, key=lambda text: shares[text])
 
 
 def _shown(labels: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from tqs_passes.encode.planes import MIN_OPSET
 from tqs_passes.encode.weight import INT4_OPSET
 from tqs_passes.errors import InfeasibleError, InputError
 from tqs_passes.files.debug_notes import kept_size
+from tqs_passes.files.model import Model
 from tqs_passes.files.wire import field_size
 from tqs_passes.graph.names import opset_of
 from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding
@@ -28,6 +29,7 @@ from tqs_passes.plan.candidates import Menu, kitchen_of, menus
 from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.plan import ServingTarget
 from tqs_passes.plan.targets import Serving
+from tqs_passes.survey.bytes_by_kind import bytes_by_kind
 from tqs_passes.tier import Tier
 from tqs_passes.transforms.skeleton import skeleton
 from tqs_passes.transforms.slim.slimming import Slimming, slimming_of
@@ -151,7 +153,8 @@ def size_of(source: Source, ready: PreparedModel) -> FileSize:
     )
     graph = bare.graph.ByteSize()
     whole = bare.ByteSize() - field_size(graph) + field_size(graph + moved)
-    return FileSize(source.facts.n_bytes, whole, graph + moved)
+    kinds = bytes_by_kind(Model(bare, ready.model.folder), frozenset())
+    return FileSize(source.facts.n_bytes, whole, graph + moved, kinds.constants, kinds.names)
 
 
 @contextmanager

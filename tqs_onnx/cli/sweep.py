@@ -24,6 +24,7 @@ from tqs_onnx.cli.options import (
 from tqs_onnx.cli.show import print_json, print_table
 from tqs_onnx.jobs.frontier import Axis, SweepJob, sweep
 from tqs_onnx.jobs.pareto import Pareto
+from tqs_onnx.report.words import picks_of
 from tqs_onnx.rounding.assign import Method
 from tqs_passes.errors import InfeasibleError, InputError
 
@@ -138,6 +139,8 @@ def show_pareto(pareto: Pareto) -> None:
         "predicted (all weights together), measured (the file)"
         + (", all on made contexts" if pareto.on_made_contexts else ""),
     )
+    for pick in picks_of(pareto):
+        click.echo(f"{pick.name}: {pick.point.name}, {pick.cost}")
     if pareto.spearman is not None:
         click.echo(f"Spearman of added and measured drift {pareto.spearman:.3f}")
     for what, ratio in (
