@@ -28,6 +28,7 @@ from tqs_onnx.rollout.made.roll import Arrays, Roller, grown
 from tqs_onnx.rollout.made.sizes import Shapes, found_sizes
 from tqs_onnx.rollout.options import SessionOptions
 from tqs_onnx.rollout.session import Session, open_session, resolve_provider
+from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.signature import ModelSignature, close_match
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_passes.errors import InputError
@@ -73,7 +74,8 @@ def made_contexts_of(
         spec, signature, lambda s: _failure(session, model, signature, spec, s, stated)
     )
     recipes = [recipe(p, shapes[p.name], model, spec, signature, stated) for p in signature.inputs]
-    n = request.number(sum(_context_bytes(r, spec) for r in recipes))
+    alone = spec.rollout.batch_axis is None or fixed_batch(spec, signature) == 1
+    n = request.number(sum(_context_bytes(r, spec) for r in recipes), alone=alone)
     arrays = _Maker(session, spec, recipes, request.seed).arrays(n)
     sizes = "".join(f"; {name} = {size} (the first size that runs)" for name, size in tried.items())
     note = f"made {n} contexts (seed {request.seed}): {'; '.join(map(str, recipes))}{sizes}"

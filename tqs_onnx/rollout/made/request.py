@@ -13,6 +13,8 @@ from tqs_passes.errors import InputError
 
 #: Contexts made by default, one call of the model at the default batch; fewer if they would exceed the bytes.
 DEFAULT_NUMBER = 32
+#: The same for a model that takes one context a call: every other one costs as much again.
+DEFAULT_ALONE = 8
 DEFAULT_BYTES = 256 << 20
 _FEWEST = 4
 _FORM = re.compile(r"made(?::([0-9]+)(?::([0-9]+))?)?")
@@ -25,7 +27,8 @@ class MadeRequest:
     Parameters
     ----------
     n : int or None
-        Number of contexts; None: `DEFAULT_NUMBER`, or as many as `DEFAULT_BYTES` hold.
+        Number of contexts; None: `DEFAULT_NUMBER`, or as many as `DEFAULT_BYTES` hold; `DEFAULT_ALONE` for a model that
+        takes one context a call.
     seed : int
         Another seed gives other contexts.
     most : int or None
@@ -50,14 +53,14 @@ class MadeRequest:
                 todo="Ask for at least one, with a seed from 0",
             )
 
-    def number(self, context_bytes: int) -> int:
-        """Return the number of contexts to make, of so many bytes each.
+    def number(self, context_bytes: int, *, alone: bool = False) -> int:
+        """Return the number of contexts to make, of so many bytes each; `alone`: a call takes one.
 
         >>> MadeRequest().number(1000), MadeRequest(n=50).number(1 << 30), MadeRequest().number(32 << 20)
         (32, 50, 8)
         """
         fitting = max(DEFAULT_BYTES // max(context_bytes, 1), _FEWEST)
-        n = min(DEFAULT_NUMBER, fitting) if self.n is None else self.n
+        n = min(DEFAULT_ALONE if alone else DEFAULT_NUMBER, fitting) if self.n is None else self.n
         return n if self.most is None else min(n, self.most)
 
 
