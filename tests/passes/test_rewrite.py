@@ -510,6 +510,16 @@ def test_given_codes_are_written_instead_of_our_own() -> None:
     assert_decodes_to(out, {"w": codes.decode()})
 
 
+def test_codes_whose_scales_are_too_small_for_float16_are_written_with_float32_scales() -> None:
+    lifted, chosen = chosen_for(linear("w"), Tier.INT8)
+    a = chosen[0].assignment.model_copy(update={"half_scales": True, "rounding": "gptq"})
+    assert a.grid is not None
+    codes = quantize(1e-4 * draws(99, 16, 16), 8, a.axis, a.grid, half_scales=True)
+    assert codes.scales.dtype == np.float32
+    out = rewritten(lifted, plan_of([Candidate(a, {})]), {"w": codes})
+    assert_decodes_to(out, {"w": codes.decode()})
+
+
 def test_codes_of_another_shape_are_refused() -> None:
     lifted, chosen = chosen_for(linear("w"), Tier.INT4)
     with pytest.raises(InputError, match="codes of shape"):

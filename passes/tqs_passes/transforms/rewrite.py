@@ -39,6 +39,7 @@ from tqs_passes.graph.names import names_in, opset_of
 from tqs_passes.graph.readers import readers_in
 from tqs_passes.graph_pass import PassResult, Skip
 from tqs_passes.grids.grid import Codes
+from tqs_passes.grids.scales import scales_fit_half
 from tqs_passes.plan.assigned import fragment_of, target_of
 from tqs_passes.plan.plan import Assignment, Plan
 from tqs_passes.tier import Tier
@@ -91,7 +92,10 @@ def _differing(a: Assignment, codes: Codes) -> str:
         return f"the {codes.grid} grid, not {a.grid}"
     if (codes.axis, codes.group) != (a.axis, a.group):
         return f"axis {codes.axis} and group {codes.group}, not {a.axis} and {a.group}"
-    if (codes.scales.dtype.itemsize == 2) != a.half_scales:
+    is_half = codes.scales.dtype.itemsize == 2
+    if is_half != (
+        a.half_scales and (is_half or scales_fit_half(codes.scales))
+    ):  # too small for float16: float32
         return f"{codes.scales.dtype} scales"
     return ""
 
