@@ -158,7 +158,17 @@ def test_baselines_set_the_budget_of_the_points_beside_them(tmp_path: Path) -> N
     case = write_case(tmp_path, forecaster(24, 96), n=4)
     shared = case.arguments("--out", str(tmp_path / "run"), "--compression", "3")
     assert main(["quantize", str(case.model), *shared]) == 0
-    wanted = ["--compressions", "3", "--baselines", "rtn,gptq", "--baseline-bits", "3", "--scores"]
+    wanted = [
+        "--compressions",
+        "3",
+        "--weight-compressions",
+        "4",
+        "--baselines",
+        "rtn,gptq",
+        "--baseline-bits",
+        "3",
+        "--scores",
+    ]
     shared = case.arguments("--out", str(tmp_path / "frontier"), *wanted, str(tmp_path / "run/scores.json"))
     assert main(["sweep", str(case.model), *shared]) == 0
     pareto = read_pareto(tmp_path / "frontier/pareto.json")
@@ -170,6 +180,9 @@ def test_baselines_set_the_budget_of_the_points_beside_them(tmp_path: Path) -> N
         assert p.emit_s > 0 < p.evaluate_s
     ours = next(p for p in pareto.points if p.name == "m.W3")
     assert ours.n_bytes <= least
+    by_weights = next(p for p in pareto.points if p.name == "m.w4")
+    assert read_plan(tmp_path / "frontier/m.w4.plan.json").weight_bytes * 4 <= (24 * 96 * 2 + 24 * 2 + 96) * 4
+    assert by_weights.compression < 4
     (row,) = matched_table({"run": pareto}).rows
     assert row[:5] == ("run", "INT3,FP16", "m.W3", least, ours.n_bytes)
     best = min(p.drift_measured for p in uniform.values())

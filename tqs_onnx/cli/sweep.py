@@ -48,6 +48,10 @@ FLAGS = (
             show_default=True,
             help="Target compressions (input file over output file), comma-separated.",
         ),
+        cloup.option(
+            "--weight-compressions",
+            help="Targets as bytes of the weights over their stored bytes (the paper's C), e.g. 8,16.",
+        ),
         out_option(),
         force_option,
         json_option,
@@ -73,6 +77,7 @@ def command(
     model: Path,
     scores: Path,
     compressions: str,
+    weight_compressions: str | None,
     tier_sets: str | None,
     p_fp32_values: str | None,
     gamma_min_values: str | None,
@@ -99,6 +104,9 @@ def command(
     sets = [part for part in (tier_sets or "").split(";") if part.strip()]
     axis = Axis(
         compressions=_numbers(compressions, "--compressions", 0.0),
+        weight_compressions=_numbers(weight_compressions, "--weight-compressions", 0.0)
+        if weight_compressions
+        else (),
         tier_sets=tuple(quantize_options(options | {"tiers": part}, FLAGS).tiers for part in sets),
         p_fp32=_numbers(p_fp32_values, "--p-fp32-values", -1.0) if p_fp32_values else (),
         gamma_min=_thresholds(gamma_min_values) if gamma_min_values else (),

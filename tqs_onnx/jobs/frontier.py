@@ -57,6 +57,9 @@ class Axis:
     Parameters
     ----------
     compressions : tuple of float
+        Input file over output file.
+    weight_compressions : tuple of float
+        The paper's C: bytes of the weights over their stored bytes, scales and tables included.
     tier_sets : tuple of TierSet
         Bottom-tier ablation (A.15).
     p_fp32 : tuple of float
@@ -78,6 +81,7 @@ class Axis:
     objectives: tuple[Objective, ...] = ()
     baselines: tuple[Method, ...] = ()
     baseline_bits: tuple[int, ...] = (2, 3, 4)
+    weight_compressions: tuple[float, ...] = ()
 
     def series(self, options: QuantizeOptions) -> Iterator[tuple[QuantizeOptions, str]]:
         """Yield the options of every series, and the suffix of its file names."""
@@ -224,21 +228,23 @@ class Sweeper:
         """Yield every point of an axis, after its plan and its file are written to the folder `out`."""
         source = self._source
         nominal = Kept(self._judging.stream_file(source.path))
-        budgets: list[tuple[str, float, int | None]] = [(f"C{c:g}", c, None) for c in axis.compressions]
+        budgets = [(f"C{c:g}", Budget(c)) for c in axis.compressions]
+        budgets += [(f"w{c:g}", Budget(weight_compression=c)) for c in axis.weight_compressions]
         for bits in axis.baseline_bits if axis.baselines else ():
             sizes: list[int] = []
             for made in uniform_files(source, self._instruments, self._options, axis.baselines, bits):
                 point = self._baseline(made, nominal, out)
                 sizes += [] if point.n_bytes is None else [point.n_bytes]
                 yield point
-            budgets.append((f"W{bits}", source.facts.n_bytes / min(sizes), min(sizes)))
+            budgets.append((f"W{bits}", Budget(max_bytes=min(sizes))))
         requests: dict[TierSet, Request] = {}
         for options, suffix in axis.series(self._options):
             tiers = options.tiers
             request = requests.get(tiers) or self._request(tiers)
-            for label, compression, n_bytes in budgets:
-                blank = _blank(f"{source.path.stem}.{label}{suffix}", compression, options)
-                max_bytes = n_bytes or Budget(compression).n_bytes(request.menus, request.size)
+            for label, budget in budgets:
+                max_bytes = budget.n_bytes(request.menus, request.size)
+                asked = budget.compression or source.facts.n_bytes / max_bytes
+                blank = _blank(f"{source.path.stem}.{label}{suffix}", asked, options)
                 point, request = self._point(blank, request, max_bytes, options, nominal, out)
                 yield point
             requests[tiers] = request
