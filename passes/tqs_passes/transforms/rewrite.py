@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
 import onnx
 
 from tqs_passes.encode.dynamic import DYNAMIC_OPSET
@@ -93,9 +94,9 @@ def _differing(a: Assignment, codes: Codes) -> str:
     if (codes.axis, codes.group) != (a.axis, a.group):
         return f"axis {codes.axis} and group {codes.group}, not {a.axis} and {a.group}"
     is_half = codes.scales.dtype.itemsize == 2
-    if is_half != (
-        a.half_scales and (is_half or scales_fit_half(codes.scales))
-    ):  # too small for float16: float32
+    # Scales that float16 cannot hold are stored in float32.
+    fits = is_half or scales_fit_half(codes.scales.astype(np.float32))
+    if is_half != (a.half_scales and fits):
         return f"{codes.scales.dtype} scales"
     return ""
 
