@@ -137,6 +137,11 @@ def test_several_runs_are_compared(run: Path, frontier: Path, tmp_path: Path) ->
     assert 'data-table="points"' in shown
 
 
+def test_a_frontier_alone_says_what_its_balanced_point_costs(frontier: Path, tmp_path: Path) -> None:
+    write_report([frontier], tmp_path / "alone.html")
+    assert "A frontier of 3 files; " in body((tmp_path / "alone.html").read_text(encoding="utf-8"))
+
+
 def test_the_picks_of_a_frontier_are_its_closest_and_its_smallest(frontier: Path) -> None:
     pareto = read_run(frontier).pareto
     picks = {p.name: p.point for p in picks_of(pareto)}

@@ -61,10 +61,11 @@ def html_page(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> str
     Parameters
     ----------
     runs : sequence of Run
-        The first is shown in full; with several, a comparison comes first.
+        The first that was verified, else the first, is shown in full; with several, a comparison comes first.
     commands : mapping of str to sequence of str
         The command lines that make each run again, by its name.
     """
+    runs = sorted(runs, key=lambda run: run.manifest is None)
     main = runs[0]
     sections = [s for s in _sections(runs, commands) if s.charts or s.tables or s.lines]
     v = main.manifest.verification if main.manifest else None
@@ -75,9 +76,7 @@ def html_page(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> str
     charts = {c.key: c for s in sections for c in s.charts}
     return environment.from_string(_asset("page.html")).render(
         title=_title(runs),
-        sentence=sentence_of(_file_of(main), v)
-        if v
-        else "This run was not verified: nothing was measured on a file.",
+        sentence=sentence_of(_file_of(main), v) if v else _unverified(main),
         tiles=tiles_of(v) if v else (),
         gates=main.manifest.gates if main.manifest else (),
         verified=v is not None,
@@ -89,6 +88,16 @@ def html_page(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> str
         version=VERSION,
         numeric=_numeric,
     )
+
+
+def _unverified(run: Run) -> str:
+    """Return the sentence of a run without a manifest: the balanced point of its frontier, if it has one."""
+    picks = {pick.name: pick for pick in picks_of(run.pareto)} if run.pareto else {}
+    best = picks.get("balanced") or picks.get("closest")
+    if best is None or run.pareto is None:
+        return "This run was not verified: nothing was measured on a file."
+    n = len(run.pareto.points)
+    return f"A frontier of {n} files; {best.name}: {best.point.name}, {best.cost}."
 
 
 def _asset(name: str) -> str:
