@@ -111,6 +111,7 @@ def test_without_a_speedup_nothing_is_rounded(request_: Request) -> None:
     assert not any(a.form is Form.DYNAMIC for a in plan.assignments)
 
 
+@pytest.mark.slow
 def test_a_finer_budget_of_time_never_costs_less(request_: Request) -> None:
     costs = [
         plan_within(request_, request_.size.source_bytes // 4, PlanOptions(speedup=s)).solver.cost  # type: ignore[union-attr]

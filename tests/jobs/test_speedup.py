@@ -85,6 +85,16 @@ def test_the_same_table_gives_the_same_file(case: Case, run: Path, tmp_path: Pat
     assert (tmp_path / "again" / EMITTED).read_bytes() == (run / EMITTED).read_bytes()
 
 
+def test_a_rebuild_takes_the_table_of_its_manifest(case: Case, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    assert main(["build", str(run / "manifest.json"), "--out", str(out)]) == 0
+    assert (out / EMITTED).read_bytes() == (run / EMITTED).read_bytes()
+    assert (
+        read_manifest(out / "manifest.json").inputs["times"]
+        == read_manifest(run / "manifest.json").inputs["times"]
+    )
+
+
 def test_the_single_commands_give_the_same_plan(case: Case, run: Path, tmp_path: Path) -> None:
     fed = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--threads", "1"]
     scores, plan = tmp_path / "scores", tmp_path / "plan.json"

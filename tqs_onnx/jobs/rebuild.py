@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+from tqs_onnx.allocation.times import TIMES_NAME
 from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.build import Declared
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
@@ -13,7 +15,9 @@ from tqs_onnx.rollout.made.request import InputScale, made_request
 from tqs_onnx.scoring.score import Progress
 from tqs_onnx.verification.manifest import Manifest, read_manifest
 from tqs_passes.errors import InputError
+from tqs_passes.files.model import sha256_of_file
 
+_TIMES = "times"
 _ROLES = ("rollout", "contexts", "evaluation", "calibration")
 
 
@@ -57,6 +61,8 @@ def declared_by(file: Path, out: Path | None, progress: Progress | None = None) 
     model, data = folder / settings["model"], _data(settings["data"], folder)
     _require_unchanged(manifest, model, data)
     options = options_from(settings["options"], QuantizeOptions)
+    if _TIMES in manifest.inputs:
+        _take_times(manifest, folder / TIMES_NAME, out)
     name = next(iter(manifest.output))
     return Declared(model, out, out / name, data, options, progress=progress)
 
@@ -67,6 +73,18 @@ def _data(settings: dict[str, Any], folder: Path) -> DataOptions:
     scales = tuple(InputScale(**scale) for scale in settings.get("input_scale", ()))
     found: dict[str, Any] = {**settings, **paths, "input_scale": scales}
     return DataOptions(**found)
+
+
+def _take_times(manifest: Manifest, times: Path, out: Path) -> None:
+    """Copy the table of times that a plan was made from into the new run, because another measurement would differ."""
+    if not times.is_file() or {times.name: sha256_of_file(times)} != manifest.inputs[_TIMES]:
+        raise InputError(
+            "is missing, or differs from that in the manifest",
+            where=str(times),
+            todo="Restore the file, or run tqs quantize again",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(times, out / TIMES_NAME)
 
 
 def _require_unchanged(manifest: Manifest, model: Path, data: DataOptions) -> None:

@@ -265,6 +265,9 @@ def _verified(job: VerifyJob, source: Source) -> Verified:
     made = {"plan": job.plan, "scores": job.scores}
     if plan.codes_sha256 is not None:
         made["codes"] = codes_path(job.plan)
+    times = job.scores.with_name(TIMES_NAME)
+    if plan.time is not None and times.exists():
+        made["times"] = times
     manifest = stages.recorded(subject, source, data, made, verification, gates, job.settings, bed)
     write_text(job.manifest, manifest.to_json())
     return Verified(verification, gates, job.emitted)
