@@ -12,6 +12,7 @@ from tqs_onnx.cli.main import main
 from tqs_onnx.inputs.data import read_data
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.quantize import Outcome
+from tqs_onnx.report.words import tiles_of
 from tqs_passes.files.model import sha256_of_file
 
 
@@ -100,3 +101,9 @@ def test_a_build_makes_contexts_and_a_manifest_builds_the_same_file_again(
     capsys.readouterr()
     assert main(["build", str(build), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ran"] == []
+
+
+def test_the_tiles_of_a_report_name_made_contexts(tmp_path: Path) -> None:
+    tiles = {tile.label: tile.note for tile in tiles_of(quantized(tmp_path, contexts="made:4").verification)}
+    assert "32 made contexts" in tiles["Drift from FP32"]
+    assert tiles["Worst degradation"] == "made contexts have no truth"

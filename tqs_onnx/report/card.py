@@ -40,13 +40,14 @@ def card_of(run: Run, manifest: Manifest, command: str | None) -> str:
         "percentile bootstraps.",
     ]
     if manifest.gates:
-        rows = [(g.gate, g.value, "holds" if g.passed else "FAILED") for g in manifest.gates]
+        rows = [(g.title, g.value, "holds" if g.passed else "FAILED") for g in manifest.gates]
         parts += ["## Gates", _table(("gate", "measured", ""), rows)]
     parts += [
         "## How it was made",
         f"Weights of {_plain(source)} ({size_text(v.bytes_in)}) were stored in fewer bits with tqs-onnx {VERSION}; "
-        f"the file was then rolled out in onnxruntime beside its source, over {v.n_contexts} contexts that took no "
-        f"part in the choice. Profile {manifest.profile}, provider {_plain(manifest.provider)}.",
+        f"the file was then rolled out in onnxruntime beside its source, over {v.n_contexts} "
+        f"{'made ' if v.on_made_contexts else ''}contexts that took no part in the choice. "
+        f"Profile {manifest.profile}, provider {_plain(manifest.provider)}.",
     ]
     if command:
         parts.append(f"```sh\n{command}\n```")

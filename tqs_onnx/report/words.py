@@ -54,7 +54,8 @@ def tiles_of(v: Verification) -> tuple[Tile, ...]:
     size = Tile(
         "Size", f"{v.compression:.3g}× smaller", f"{size_text(v.bytes_in)} → {size_text(v.bytes_out)}"
     )
-    contexts = f"{v.n_contexts} evaluation context{'s' if v.n_contexts != 1 else ''}"
+    kind = "made" if v.on_made_contexts else "evaluation"
+    contexts = f"{v.n_contexts} {kind} context{'s' if v.n_contexts != 1 else ''}"
     drift = Tile(
         "Drift from FP32", f"{v.drift.total:.3g} σ", f"95th percentile {v.drift.p95:.3g} σ, {contexts}"
     )
@@ -75,7 +76,8 @@ def _degradation_tile(v: Verification) -> Tile:
     label = "Worst degradation"
     worst = worst_variable(v)
     if worst is None:
-        return Tile(label, "unknown", "the evaluation contexts hold no truth")
+        made = "made contexts have no truth"
+        return Tile(label, "unknown", made if v.on_made_contexts else "the evaluation contexts hold no truth")
     name, e = worst
     percent = e.degradation or 0.0
     value = "∞" if math.isinf(percent) else f"{percent:+.2g} %"
