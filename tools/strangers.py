@@ -111,8 +111,9 @@ def main(files: Sequence[Path], compression: float, draft: bool, out: Path | Non
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
     lines = [HEAD, "|" + "---|" * (HEAD.count("|") - 1)]
     with tempfile.TemporaryDirectory() as folder:
-        for path in files or shaped(Path(folder)):
-            lines.append(line(take(path, None if draft else compression, Path(folder) / "runs" / path.stem)))
+        for number, path in enumerate(files or shaped(Path(folder))):
+            out_folder = Path(folder) / "runs" / str(number)
+            lines.append(line(take(path, None if draft else compression, out_folder)))
             click.echo("\n".join(lines) if len(lines) == 3 else lines[-1])
     if out is not None:
         out.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -177,7 +177,7 @@ def test_an_input_and_an_output_of_any_name_are_rolled_out_and_packaged(
     code = main(
         ["package", str(file), "--format", "tensorrt", "--limit", "b=1:8:32", "--out", str(tmp_path / "r")]
     )
-    if "," in name:  # trtexec has no way to write such a name
+    if "," in name or not name.isprintable():  # trtexec has no way to write such a name
         assert code == 2
         assert not (tmp_path / "r").exists()
     else:
