@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from tqs_onnx.version import VERSION
 from tqs_passes.encode.fragment import part_name
@@ -18,6 +18,7 @@ from tqs_passes.files.atomic import write_text
 from tqs_passes.files.model import Model
 from tqs_passes.files.save import save_model
 from tqs_passes.files.spill import Spill
+from tqs_passes.files.text import read_text
 from tqs_passes.graph.names import names_in, opset_of
 from tqs_passes.graph_pass import Skip
 from tqs_passes.grids.grid import Codes
@@ -235,3 +236,20 @@ def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None 
 def names_file(out: Path) -> Path:
     """Return the path of the map from the short names of an emitted file to the names in its source."""
     return out.with_name(f"{out.name}.names.json")
+
+
+def read_names(path: Path) -> dict[str, str]:
+    """Return the map in a file of names: what each short name stands for.
+
+    Raises
+    ------
+    InputError
+        The file is not such a map.
+    """
+    try:
+        found: object = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError("is not a map of names", where=str(path), todo="Emit the file again") from error
+    if not isinstance(found, dict):
+        raise InputError("is not a map of names", where=str(path), todo="Emit the file again")
+    return {str(short): str(name) for short, name in cast("dict[object, object]", found).items()}

@@ -87,3 +87,19 @@ def test_an_emitted_file_says_how_each_weight_is_decoded(case: Case, tmp_path: P
     rows = {row["tensor"]: row["in the file"] for row in found["weights"]["rows"]}
     assert rows.keys() == stored
     assert all(text.startswith(("decoded by", "gone")) for text in rows.values())
+
+
+def test_a_file_with_short_names_is_compared_under_those_of_its_source(tmp_path: Path) -> None:
+    case = write_case(tmp_path / "in", forecaster(24, 96))
+    run = tmp_path / "run"
+    line = [
+        "quantize",
+        str(case.model),
+        *case.arguments("--out", str(run), "--compression", "3", "--names", "short"),
+    ]
+    assert main(line) == 0
+    found = changes_of(case.model, run / "m.tqs.onnx")
+    became = {str(row[0]): str(row[2]) for row in found.weights.rows}
+    assert set(became) <= {"W1", "b1", "W2", "b2", "decay"}
+    assert not any("gone" in what for what in became.values())
+    assert became["W1"].startswith("decoded by")

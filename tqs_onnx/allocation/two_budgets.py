@@ -55,7 +55,7 @@ def within_budgets(request: Request, entries: list[Entry], options: PlanOptions,
     if sum(int(row.min()) for row in times) > limit:
         raise InfeasibleError(
             f"no file is {options.speedup:g} times faster than FP32: the fastest forms of all weights are predicted to "
-            f"be {1 / fastest:.3g} times",
+            f"take {fastest:.4g} of its time, and together took {request.times.checked:.4g}",
             smallest_bytes=max_bytes,
             todo="Ask for a smaller `speedup`",
         )

@@ -4,7 +4,8 @@
     node of the model               in the file: unchanged · other inputs or attributes · gone
     node of the file                of the model · decodes a weight · shared by several weights · new
 
-Nodes are matched by what they output, tensors by name, so that files of any tool can be compared. Only the main graph
+Nodes are matched by what they output, tensors by name, so that files of any tool can be compared; short names are
+translated by the map that lies beside a file of ours. Only the main graph
 is looked at. ONNX only; no runtime.
 """
 
@@ -12,15 +13,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
 from onnx import TensorProto
 
 from tqs_onnx.analysis.table import Cell, Table
+from tqs_onnx.emission import names_file, read_names
 from tqs_passes.files.model import Model, file_facts, load_model
-from tqs_passes.files.tensors import tensor_array
+from tqs_passes.files.tensors import iter_graphs, tensor_array
 
 _SHOWN = 8
 
@@ -46,7 +48,7 @@ class Changes:
 
 def changes_of(source: Path, other: Path) -> Changes:
     """Return what changed from one file to another; see `load_model` for the errors."""
-    a, b = load_model(source), load_model(other)
+    a, b = load_model(source), _named_back(load_model(other), names_file(other))
     stored = {t.name: t for t in b.proto.graph.initializer}
     made = {out: node for node in b.proto.graph.node for out in node.output}
     theirs = {out for node in a.proto.graph.node if node.op_type != "Constant" for out in node.output}
@@ -80,6 +82,27 @@ def changes_of(source: Path, other: Path) -> Changes:
     return Changes(
         _lines(source, other, a, b), Table("weights", title, columns, tuple(rows)), _node_table(a, b, used)
     )
+
+
+def _named_back(model: Model, names: Path) -> Model:
+    """Return a model whose short names are those of its source again, as the map beside it says, if there is one."""
+    if not names.exists():
+        return model
+    known = read_names(names)
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+
+    def back(name: str) -> str:
+        stem, dot, part = name.partition(".")
+        return known.get(name) or (f"{known[stem]}{dot}{part}" if stem in known else name)
+
+    for graph in iter_graphs(proto.graph):
+        for node in graph.node:
+            for values in (node.input, node.output):
+                values[:] = [back(name) for name in values]
+        for tensor in graph.initializer:
+            tensor.name = back(tensor.name)
+    return replace(model, proto=proto)
 
 
 def _stored(model: Model) -> dict[str, TensorProto]:

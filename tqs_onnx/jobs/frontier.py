@@ -174,6 +174,7 @@ def _outputs(job: SweepJob, source: Source) -> Iterator[Path]:
     yield from (job.out / "pareto.json", job.out / "pareto.csv")
     bits = job.axis.baseline_bits if job.axis.baselines else ()
     labels = [*(f"C{c:g}" for c in job.axis.compressions), *(f"W{b}" for b in bits)]
+    labels += [f"w{c:g}" for c in job.axis.weight_compressions]
     names = [f"{label}{suffix}" for _, suffix in job.axis.series(job.options) for label in labels]
     names += [f"W{b}.{method}" for b in bits for method in job.axis.baselines]
     for name in names:

@@ -364,7 +364,10 @@ def _explain(error: ValidationError, where: str) -> InputError:
     key = "".join(_key_parts(found["loc"][: -1 if union else None])).lstrip(".")
     if found["type"] == "extra_forbidden":
         known = {k for m in every_table() for k in m.model_fields}
-        todo = close_match(str(found["loc"][-1]), known) or "Remove it"
+        name = str(found["loc"][-1])
+        todo = close_match(name, known) or "Remove it"
+        if name in known:
+            todo = "It belongs in another table: see docs/rollout-spec.md"
         return InputError(f"{key}: unknown key", where=where, todo=todo)
     if found["type"] == "missing":
         return InputError(f"{key}: this key is missing", where=where)
