@@ -90,7 +90,7 @@ def line(taken: Taken) -> str:
     if draft is not None:
         fed = [f"{f.output} → {f.input} ({f.mode})" for f in draft.spec.feedback]
         rollout = f"{draft.spec.rollout.steps} × " + ("; ".join(fed) or "nothing fed back")
-        asked = "; ".join(dict.fromkeys(str(answers[0]["output"]) for _, answers in draft.questions)) or "–"
+        asked = "; ".join(question.about for question in draft.questions) or "–"
     cells: list[str] = [taken.name, f"{taken.n_bytes:,}", rollout, asked]
     if outcome is None:
         cells += ["–" if taken.asked is None else f"{taken.asked:g}", "–", "–", "–"]

@@ -351,6 +351,24 @@ def one_of_features(horizon: int, name: str) -> onnx.ModelProto:
     return graph(text, three=np.asarray(3, np.int64), w=recent(60, horizon))
 
 
+def channels_first() -> onnx.ModelProto:
+    text = """(float[b, 7, 24] x) => (float[b, 1, 24] forecast) {
+        forecast = Conv<pads = [1, 1]>(x, w) }"""
+    return graph(text, w=draws(1, 1, 7, 3, scale=0.2))
+
+
+def single_channel() -> onnx.ModelProto:
+    text = """(float[b, 1, 24] x) => (float[b, 1] forecast) {
+        flat = Reshape(x, to) forecast = MatMul(flat, w) }"""
+    return graph(text, to=ints(0, 24), w=recent(24, 1))
+
+
+def horizon_as_long_as_its_window() -> onnx.ModelProto:
+    text = """(float[b, 24, 3] x) => (float[b, 24] predictions) {
+        h = Gather<axis = 2>(x, one) predictions = MatMul(h, w) }"""
+    return graph(text, one=np.asarray(1, np.int64), w=recent(24, 24))
+
+
 def half_precision() -> onnx.ModelProto:
     text = """(float16[batch, 8] state) => (float16[batch, 8] next_state) {
         f = Cast<to = 1>(state) h = MatMul(f, w) r = Tanh(h) d = Mul(r, tenth) s = Add(f, d)
@@ -473,6 +491,14 @@ STRANGERS: tuple[Stranger, ...] = (
         *("horizon-of-one-feature", lambda: one_of_features(12, "close")),
         asked=_set("close"),
         static=_set("input"),
+        steps=1,
+    ),
+    Stranger("channels-first", channels_first, asked=_set("forecast"), static=_set("x"), steps=1),
+    Stranger("single-channel", single_channel, _one("forecast", "x", "shift"), time_axis=1),
+    Stranger(
+        *("horizon-as-long-as-its-window", horizon_as_long_as_its_window),
+        asked=_set("predictions"),
+        static=_set("x"),
         steps=1,
     ),
     Stranger("longer-than-window", longer_than_its_window, _one("forecast", "history"), time_axis=1),

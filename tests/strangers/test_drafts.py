@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -35,8 +33,8 @@ def test_what_is_ambiguous_is_asked_by_name_with_answers(
     stranger: Stranger, drafts: dict[str, Draft]
 ) -> None:
     questions = drafts[stranger.name].questions
-    assert {answers[0]["output"] for _, answers in questions} == stranger.asked
-    assert all(text.count("?") and repr(answers[0]["output"]) in text for text, answers in questions)
+    assert {asked.about for asked in questions} == stranger.asked
+    assert all("?" in asked.text and repr(asked.about) in asked.text for asked in questions)
 
 
 @pytest.mark.parametrize("stranger", STRANGERS, ids=lambda s: s.name)
@@ -55,22 +53,26 @@ def test_the_text_parses_to_the_spec_and_fits_the_model(stranger: Stranger, draf
 
 
 @pytest.mark.parametrize("stranger", STRANGERS, ids=lambda s: s.name)
-def test_every_answer_is_a_table_that_fits_the_model(stranger: Stranger, drafts: dict[str, Draft]) -> None:
-    found = drafts[stranger.name]
+def test_every_answer_is_a_spec_that_fits_the_model_and_feeds_the_output_back(
+    stranger: Stranger, drafts: dict[str, Draft]
+) -> None:
     signature = open_source(stranger.build()).signature
-    for _, answers in found.questions:
-        for table in answers:
-            text = tomllib.loads(draft_text(found))
-            kept = [
-                f for f in text.get("static", []) + text.get("forcing", []) if f["input"] != table["input"]
-            ]
-            forced = [{"input": table["input"]}] if "into" in table else []
-            answered = text | {
-                "feedback": [*text.get("feedback", []), table],
-                "static": kept,
-                "forcing": forced,
-            }
-            check_spec(found.spec.model_validate_json(json.dumps(answered)), signature)
+    for asked in drafts[stranger.name].questions:
+        assert asked.answers
+        for answer in asked.answers:
+            check_spec(answer, signature)
+            assert answer.feedback[-1].output == asked.about
+            assert answer.rollout.steps > 1
+
+
+def test_an_answer_changes_what_depends_on_it(drafts: dict[str, Draft]) -> None:
+    """Twelve values a call: the answer has a time axis and no variable for each of them."""
+    (asked,) = drafts["horizon-of-one-feature"].questions
+    (first, *others) = asked.answers
+    assert len(others) == 4
+    assert drafts["horizon-of-one-feature"].spec.variable
+    assert (first.trajectory.time_axis, first.variable, first.rollout.steps) == (1, (), 5)
+    assert [f.input for f in first.forcing] == ["input"]
 
 
 def test_a_draft_without_calls_never_feeds_back_what_calls_would_refute() -> None:
@@ -134,5 +136,5 @@ def test_real_models_of_other_people_are_drafted_right_or_asked_about(name: str)
     found = tried(open_source(path))
     fed, asked = RIGHT[name]
     assert {(f.output, f.input) for f in found.spec.feedback} == fed
-    assert {answers[0]["output"] for _, answers in found.questions} == asked
+    assert {question.about for question in found.questions} == asked
     check_spec(found.spec, open_source(path).signature)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, questions, with_windows
+from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, in_steps, questions, with_windows
 from tqs_onnx.inputs.scaling import with_numbers
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
@@ -160,11 +160,15 @@ def _rollout(options: DataOptions, source: Source) -> tuple[RolloutSpec, Draft |
     """Return the rollout spec, complete and checked, and its draft; no draft if the spec was given."""
     given, found = options.rollout, None
     where = str(given) if isinstance(given, str | Path) else "rollout"
-    table = Path(options.contexts) if isinstance(options.contexts, str | Path) else None
+    sets = (options.contexts, options.evaluation, options.calibration)
+    files = [Path(item) for item in sets if isinstance(item, str | Path)]
+    table = next((file for file in files if is_table(file)), None)
     if given is None:
         found = drafted(source)
-        if table is not None and is_table(table):
-            found = with_windows(found)
+        if table is not None:
+            found = with_windows(found, source)
+        if options.steps is not None:
+            found = in_steps(found, options.steps)
         spec = found.spec
     elif isinstance(given, RolloutSpec):
         spec = given

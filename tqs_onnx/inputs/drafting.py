@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.rollout.draft import names
 from tqs_onnx.rollout.draft.draft import Draft, draft
 from tqs_onnx.rollout.draft.text import draft_text
 from tqs_onnx.rollout.options import SessionOptions
@@ -88,19 +89,40 @@ def answer(path: str) -> None:
     sys.stdout.write(_ADAPTER.dump_json(found).decode())
 
 
-def with_windows(found: Draft) -> Draft:
+def with_windows(found: Draft, source: Source) -> Draft:
     """Return the draft with a `[windows]` table for contexts that are cut from a table of text.
 
-    The window is the input that a forecast is appended to, else the only floating-point input. Unscaled columns and
-    splits of 70, 10 and 20 % are assumed.
+    The window is the input that a forecast is appended to, else the first floating-point input that is not given from
+    outside by its name. Unscaled columns and splits of 70, 10 and 20 % are assumed.
+
+    Raises
+    ------
+    InputError
+        Which column the forecast continues has to be said first.
     """
     spec = found.spec
-    forecast = [f.input for f in spec.feedback if f.output in spec.trajectory.outputs]
-    inputs = forecast or list(spec.inputs)
-    table = {"input": inputs[0], "train": [0.0, 0.7], "validation": [0.7, 0.8], "test": [0.8, 1.0]}
-    windows = Windows.model_validate(table)
+    fed = [f.input for f in spec.feedback if f.output in spec.trajectory.outputs]
+    floats = [p.name for p in source.signature.inputs if p.dtype.kind == "f"]
+    plain = [name for name in floats if not (names.is_given(name) or names.is_fixed(name))]
+    target = next(iter([*fed, *plain, *floats, *spec.inputs]))
+    asked = next(
+        (a for a in found.questions if any(f.into for spec in a.answers for f in spec.feedback)), None
+    )
+    if asked is not None and not fed:
+        raise InputError(
+            f"which column of the table {asked.about!r} forecasts is not known",
+            where=str(source.path),
+            todo=f'Give `rollout` with [windows] input = "{target}", targets = ["column"]; `tqs inspect` drafts it',
+        )
+    shares = {"train": [0.0, 0.7], "validation": [0.7, 0.8], "test": [0.8, 1.0]}
+    windows = Windows.model_validate({"input": target, **shares})
     remark = "columns of the table are taken as they are: set `scaler` in [windows] if the model takes scaled values"
     return replace(found, spec=spec.model_copy(update={"windows": windows}), remarks=(*found.remarks, remark))
+
+
+def in_steps(found: Draft, steps: int) -> Draft:
+    """Return the draft with another number of steps, as the user asked."""
+    return replace(found, spec=found.spec.with_steps(steps), reasons={**found.reasons, "steps": "as asked"})
 
 
 def assumption(found: Draft) -> str:
@@ -117,8 +139,19 @@ def assumption(found: Draft) -> str:
 def questions(found: Draft) -> tuple[str, ...]:
     """Return the questions of a draft, each with what is assumed until it is answered."""
     return tuple(
-        f"not certain: {text} Until rollout.toml says so, it is not fed back" for text, _ in found.questions
+        f"not certain: {asked.text} Until rollout.toml says so, it is not fed back"
+        for asked in found.questions
     )
 
 
-__all__ = ["Draft", "assumption", "draft_text", "drafted", "questions", "tried", "untried", "with_windows"]
+__all__ = [
+    "Draft",
+    "assumption",
+    "draft_text",
+    "drafted",
+    "in_steps",
+    "questions",
+    "tried",
+    "untried",
+    "with_windows",
+]

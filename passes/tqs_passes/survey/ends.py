@@ -26,7 +26,7 @@ _MOVERS = frozenset(
         *("Expand", "Pad", "Split"),
     }
 )
-#: Operators whose result lies in [0, 1], or is an index.
+#: Operators whose result is a probability, its logarithm, or an index.
 _BOUNDED = frozenset({"Sigmoid", "HardSigmoid", "Softmax", "LogSoftmax", "Hardmax", "ArgMax", "ArgMin"})
 #: Inputs of the recurrent operators that are initial states.
 _STATES = {"LSTM": (5, 6), "GRU": (5,), "RNN": (5,)}
@@ -34,7 +34,7 @@ _MOST_HOPS = 32
 
 
 def made_by(wiring: Wiring) -> dict[str, str]:
-    """Return, for each graph output that one operator bounds to [0, 1] or makes an index, that operator.
+    """Return, for each graph output that an operator makes a probability or an index, that operator.
 
     Nodes that only move values are passed; the branches of an If must agree.
     """
@@ -78,7 +78,7 @@ def _reaches_state(value: Value, wiring: Wiring) -> bool:
             site = wiring.sites[index]
             if position in _STATES.get(site.op, ()):
                 return True
-            if site.op in _MOVERS and position == 0:
+            if site.op in _MOVERS and (position == 0 or site.op == "Concat"):
                 reached = {(site.scope, name) for name in site.node.output if name} - seen
                 seen |= reached
                 front += reached

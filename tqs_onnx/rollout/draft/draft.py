@@ -35,6 +35,23 @@ _CASES = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """A question, and the whole spec that each answer would give.
+
+    Parameters
+    ----------
+    about : str
+        Name of the output.
+    text : str
+    answers : tuple of RolloutSpec
+    """
+
+    about: str
+    text: str
+    answers: tuple[RolloutSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A spec that fits a model, why it is so, and what is left to say.
 
@@ -43,8 +60,8 @@ class Draft:
     spec : RolloutSpec
     reasons : dict of str to str
         Why each input is what it is, by its name, and why `steps` and `batch_axis` are.
-    questions : tuple of (str, tuple of str)
-        A question, and the tables of rollout.toml that answer it.
+    questions : tuple of Asked
+        What the owner has to say.
     remarks : tuple of str
         What is not fed back though its shape would allow it, and what calling the model showed.
     sizes : dict of str to tuple of int
@@ -53,7 +70,7 @@ class Draft:
 
     spec: RolloutSpec
     reasons: dict[str, str]
-    questions: tuple[tuple[str, tuple[dict[str, Any], ...]], ...]
+    questions: tuple[Asked, ...]
     remarks: tuple[str, ...]
     sizes: dict[str, tuple[int, ...]]
 
@@ -130,11 +147,34 @@ def _declared_layout(signature: ModelSignature) -> Layout:
 def _assembled(
     signature: ModelSignature, layout: Layout, found: Wiring, clues: Clues, remarks: list[str]
 ) -> Draft:
-    links, reasons = found.links, dict[str, str]()
+    spec, reasons = _spec(signature, layout, found.links, clues)
+    if spec.rollout.batch_axis is None and layout.batch:
+        remarks.append("not all that is fed or judged has its batch on one axis, so a call takes one context")
+    questions = tuple(
+        Asked(
+            q.about, q.text, tuple(_answered(signature, layout, found.links, clues, pair) for pair in q.pairs)
+        )
+        for q in found.questions
+    )
+    sizes = {p.name: layout.cores[p.name] for p in signature.inputs if p.name in layout.cores}
+    return Draft(spec, reasons, questions, tuple(remarks), sizes)
+
+
+def _answered(
+    signature: ModelSignature, layout: Layout, links: tuple[Link, ...], clues: Clues, pair: Pair
+) -> RolloutSpec:
+    """Return the spec in which one more pair is fed back."""
+    return _spec(signature, layout, (*links, Link(pair, "an answer")), clues)[0]
+
+
+def _spec(
+    signature: ModelSignature, layout: Layout, links: tuple[Link, ...], clues: Clues
+) -> tuple[RolloutSpec, dict[str, str]]:
+    """Return the spec with these links, and the reasons for its tables."""
+    reasons = {link.pair.input: link.why for link in links}
     table: dict[str, Any] = {"version": 1, "rollout": {"steps": 1}}
     feedback = [feedback_table(link.pair, layout) for link in links]
-    reasons |= {link.pair.input: link.why for link in links}
-    forcing: list[dict[str, Any]] = []
+    forcing: list[dict[str, Any]] = [{"input": x.pair.input} for x in links if x.pair.feature is not None]
     static: list[dict[str, Any]] = []
     fed = {link.pair.input for link in links}
     given = clues.declared.given if clues.declared is not None else frozenset[str]()
@@ -142,8 +182,7 @@ def _assembled(
     for port in signature.inputs:
         if port.name in fed:
             continue
-        kind, why = _outside(port, bool(links), given, fixed)
-        reasons[port.name] = why
+        kind, reasons[port.name] = _outside(port, bool(links), given, fixed)
         (forcing if kind == "forcing" else static).append({"input": port.name})
     outputs, time_axis = _trajectory(signature, layout, links)
     axis = _batch_axis(signature, layout, fed, {link.pair.output for link in links} | set(outputs))
@@ -152,25 +191,17 @@ def _assembled(
         for entry in (*forcing, *static):
             if entry["input"] not in layout.batch:
                 entry["shared"] = True
-    elif layout.batch:
-        remarks.append("the batch lies on different axes, so a call takes one context")
     table["rollout"]["steps"], reasons["steps"] = _steps(layout, links)
     trajectory: dict[str, Any] = {"outputs": outputs}
     if time_axis is not None:
         trajectory["time_axis"] = time_axis
-    cut = next(
-        (f["select"] for f in feedback if f["output"] in outputs and "index" in f.get("select", {})), None
-    )
+    cuts = (f["select"] for f in feedback if f["output"] in outputs and "index" in f.get("select", {}))
+    cut = next(cuts, None)
     if cut is not None:
         trajectory["select"] = cut
     table |= {"feedback": feedback, "forcing": forcing, "static": static, "trajectory": trajectory}
     table["variable"] = _variables(outputs, layout, time_axis, cut)
-    spec = spec_of(table, where="the draft")
-    questions = tuple(
-        (q.text, tuple(feedback_table(pair, layout) for pair in q.pairs)) for q in found.questions
-    )
-    sizes = {p.name: layout.cores[p.name] for p in signature.inputs if p.name in layout.cores}
-    return Draft(spec, reasons, questions, tuple(remarks), sizes)
+    return spec_of(table, where="the draft"), reasons
 
 
 def feedback_table(pair: Pair, layout: Layout) -> dict[str, Any]:
@@ -253,7 +284,7 @@ def _time_axis(pair: Pair) -> int:
     if pair.select is not None and pair.select[1] != pair.select[2]:
         return pair.select[0]
     assert pair.axis is not None
-    return pair.axis
+    return pair.axis if pair.expand is None or pair.expand > pair.axis else pair.axis - 1
 
 
 def _batch_axis(signature: ModelSignature, layout: Layout, fed: set[str], outputs: set[str]) -> int | None:

@@ -6,7 +6,7 @@ output                 input               way
 […]                    […]                 it replaces the input
 [H, F], H < T          [T, F]              its H rows are appended, the H oldest dropped (`shift`); never along
 [C, y, x]              [T, C, y, x]        the last axis of several, which holds features
-[H]                    [T, 1]              the same, with the missing axis inserted
+[H]                    [T, 1], [1, T]      the same, with the missing axis inserted
 [H, F], H > T          [T, F]              its last T rows replace the input
 [H, F, 1]              [T, F]              the same as without the last axis
 [H, F, Q]              [T, F]              which of the Q parts is fed back has to be asked
@@ -95,7 +95,9 @@ def _same_rank(output: str, out: Shape, target: str, into: Shape) -> Pair | None
     many = len(into) > 1
     if axis > 0 and got == 1:
         return None  # one feature, channel or mask for every place
-    if many and axis == 0 and len(into) != 3:
+    if len(into) == 2 and into[0] < into[1]:
+        way = Way.LINE  # more columns than rows: the rows may be features
+    elif many and axis == 0 and len(into) != 3:
         way = Way.SERIES if got < wanted else Way.LONGER
     elif not many or (len(into) == 2 and got > 1) or (axis == 0 and wanted % got == 0):
         way = Way.LINE
@@ -113,6 +115,8 @@ def _lacking(output: str, out: Shape, target: str, into: Shape) -> Pair | None:
         if out[0] < into[0]:
             return Pair(output, target, Way.SERIES, 0, expand=1)
         return Pair(output, target, Way.LONGER, expand=1, select=(0, out[0] - into[0], out[0]))
+    if len(into) == 2 and into[0] == 1 < into[1] and out[0] < into[1]:
+        return Pair(output, target, Way.SERIES, 1, expand=0)
     for axis in range(len(into)):
         if into[:axis] + into[axis + 1 :] == out:
             if into[axis] == 1:
@@ -120,6 +124,7 @@ def _lacking(output: str, out: Shape, target: str, into: Shape) -> Pair | None:
             if axis == len(into) - 1:
                 break
             return Pair(output, target, Way.ROW, axis, expand=axis)
-    if len(into) == 2 and out[0] < into[0]:
-        return Pair(output, target, Way.FEATURE, 0, choices=into[1])
+    if len(into) == 2:
+        last = None if out[0] <= into[0] else (0, out[0] - into[0], out[0])
+        return Pair(output, target, Way.FEATURE, 0, select=last, choices=into[1])
     return None

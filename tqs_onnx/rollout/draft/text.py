@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tqs_onnx.rollout.draft.draft import Draft
+from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_passes.errors import one_line
 
 #: Answers that are written out.
@@ -15,48 +16,45 @@ _MOST_ANSWERS = 3
 
 def draft_text(draft: Draft) -> str:
     """Return the TOML text; it parses to the draft's spec."""
-    spec = draft.spec.model_dump(mode="json", exclude_defaults=True)
-    rollout: dict[str, Any] = spec["rollout"]
     lines = [
         "# Drafted from names, shapes, metadata and trial calls. What is not certain is asked at the end."
     ]
     lines += [f"# {one_line(remark)}" for remark in draft.remarks]
-    lines += [
-        "version = 1",
-        "",
-        "[rollout]",
-        f"steps = {rollout['steps']}  # {one_line(draft.reasons['steps'])}",
-    ]
-    if "batch_axis" in rollout:
-        lines.append(f"batch_axis = {rollout['batch_axis']}")
-    for kind in ("feedback", "forcing", "static"):
-        for table in spec.get(kind, ()):
-            why = draft.reasons[table["input"]]
-            lines += ["", f"[[{kind}]]  # {one_line(why)}", *_pairs(table)]
-    lines += ["", "[trajectory]  # the outputs that are judged", *_pairs(spec["trajectory"])]
-    for table in spec.get("variable", ()):
-        lines += ["", "[[variable]]", *_pairs(table)]
-    if "windows" in spec:
-        lines += ["", "[windows]  # how contexts are cut from the table", *_pairs(spec["windows"])]
-    for text, answers in draft.questions:
-        lines += ["", f"# QUESTION. {one_line(text)}", *_answers(answers)]
+    lines += _tables(draft.spec, draft.reasons)
+    for asked in draft.questions:
+        lines += ["", f"# QUESTION. {one_line(asked.text)}"]
+        for number, answer in enumerate(asked.answers[:_MOST_ANSWERS]):
+            which = "If so" if len(asked.answers) == 1 else f"Answer {number}"
+            lines.append(f"# {which}, this is the whole file:")
+            lines += [f"# {line}".rstrip() for line in _tables(answer, {})]
+        if len(asked.answers) > _MOST_ANSWERS:
+            lines.append(f"# … and so on, {len(asked.answers)} answers in all.")
     return "\n".join(lines) + "\n"
 
 
-def _answers(answers: tuple[Mapping[str, Any], ...]) -> list[str]:
-    lines: list[str] = []
-    for number, table in enumerate(answers[:_MOST_ANSWERS]):
-        lines.append(
-            f"# {'If so' if len(answers) == 1 else f'Answer {number}'}, in place of the table of this input:"
-        )
-        lines += [f"# {line}" for line in ("[[feedback]]", *_pairs(table))]
-        if "into" in table:
-            lines += [
-                "# [[forcing]]  # the other features of every step",
-                f"# input = {toml_value(table['input'])}",
-            ]
-    if len(answers) > _MOST_ANSWERS:
-        lines.append(f"# … and so on, {len(answers)} answers in all.")
+def _tables(spec: RolloutSpec, reasons: Mapping[str, str]) -> list[str]:
+    """Return the lines of a spec; a table is followed by its reason."""
+
+    def noted(line: str, key: str) -> str:
+        return f"{line}  # {one_line(reasons[key])}" if key in reasons else line
+
+    said = spec.model_dump(mode="json", exclude_defaults=True)
+    rollout: dict[str, Any] = said["rollout"]
+    lines = [
+        "version = 1",
+        "",
+        "[rollout]",
+        noted(f"steps = {rollout.pop('steps')}", "steps"),
+        *_pairs(rollout),
+    ]
+    for kind in ("feedback", "forcing", "static"):
+        for table in said.get(kind, ()):
+            lines += ["", noted(f"[[{kind}]]", table["input"]), *_pairs(table)]
+    lines += ["", "[trajectory]  # the outputs that are judged", *_pairs(said["trajectory"])]
+    for table in said.get("variable", ()):
+        lines += ["", "[[variable]]", *_pairs(table)]
+    if "windows" in said:
+        lines += ["", "[windows]  # how contexts are cut from the table", *_pairs(said["windows"])]
     return lines
 
 

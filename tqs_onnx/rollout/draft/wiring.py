@@ -145,10 +145,10 @@ def _as_declared(clues: Clues, said: Declared) -> Wiring:
     if pair is not None and said.rolls and not pair.choices:
         links.append(Link(pair, why))
         return Wiring(tuple(links))
-    remark = (
-        f"{said.forecast!r} is not fed back: the metadata says that it is no single forecast of the target"
-    )
-    return Wiring(tuple(links), (), (remark,))
+    if pair is not None and said.rolls:
+        return Wiring(tuple(links), (_asked(clues, pair, ""),))
+    reason = "its shape does not fit" if said.rolls else "the metadata says that it is no single forecast"
+    return Wiring(tuple(links), (), (f"{said.forecast!r} is not fed back to {said.target!r}: {reason}",))
 
 
 def _states(clues: Clues) -> list[Link]:
@@ -228,7 +228,7 @@ def _forecasts(clues: Clues, rest: list[Pair]) -> Wiring:
         if judged:
             remarks.append(f"{output!r} is not fed back: {judged}")
             if len(pairs) == 1 and pairs[0].way is Way.SERIES and output in clues.bounded:
-                questions.append(_asked(clues, pairs[0], unbounded=False))
+                questions.append(_asked(clues, pairs[0], ""))
             continue
         if len(pairs) > 1:
             which = ", ".join(repr(pair.input) for pair in pairs)
@@ -241,7 +241,7 @@ def _forecasts(clues: Clues, rest: list[Pair]) -> Wiring:
         if why and (clues.behaviour is None or clues.behaviour.stays_bounded(pair)):
             links.append(Link(pair, why))
         else:
-            questions.append(_asked(clues, pair, unbounded=bool(why)))
+            questions.append(_asked(clues, pair, why))
     return Wiring(tuple(links), tuple(questions), tuple(remarks))
 
 
@@ -288,10 +288,11 @@ def _certain(clues: Clues, pair: Pair) -> str:
     return ""
 
 
-def _asked(clues: Clues, pair: Pair, *, unbounded: bool) -> Question:
+def _asked(clues: Clues, pair: Pair, unbounded: str) -> Question:
+    """Return the question that a pair leaves open; `unbounded`: why it looks certain, though it grows without bound."""
     o, i = repr(pair.output), repr(pair.input)
     if unbounded:
-        text = f"Is {o} the next {i}? By name and shape it is, but fed back it grows without bound."
+        text = f"Is {o} the next {i}? It looks so ({unbounded}), but fed back it grows without bound."
     elif pair.way is Way.FEATURE:
         text = f"Which of the {pair.choices} features of {i} does {o} continue, if any?"
     elif pair.way is Way.PARTS:
