@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from tests.rollouts import Case, forecaster, values, write_case
@@ -250,3 +251,17 @@ def test_a_budget_that_cannot_be_met_keeps_its_exit_code(
 
 def test_a_missing_build_file_is_refused(tmp_path: Path) -> None:
     assert main(["build", str(tmp_path / "none.toml")]) == 2
+
+
+def test_a_build_without_rollout_and_contexts_writes_the_file_of_quantize(tmp_path: Path) -> None:
+    model = tmp_path / "m.onnx"
+    onnx.save(forecaster(), model)
+    text = 'version = 1\nmodel = "m.onnx"\n[data]\ncontexts = "made:4"\n[plan]\ncompression = 2\n[run]\nthreads = 1\n'
+    (tmp_path / "tqs.toml").write_text(text)
+    assert main(["build", str(tmp_path / "tqs.toml")]) == 0
+    line = ["quantize", str(model), "--contexts", "made:4", "--compression", "2", "--threads", "1"]
+    assert main([*line, "--out", str(tmp_path / "alone")]) == 0
+    for name in ("rollout.toml", "m.tqs.onnx", "scores.json", "plan.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert main(["build", str(tmp_path / "run/manifest.json"), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again/m.tqs.onnx").read_bytes() == (tmp_path / "alone/m.tqs.onnx").read_bytes()

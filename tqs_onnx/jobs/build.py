@@ -46,7 +46,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqs_onnx.inputs.data import MADE, DataOptions
 from tqs_onnx.inputs.scaling import scaler_files
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings, settings_of
-from tqs_onnx.jobs.run_directory import created, resolved
+from tqs_onnx.jobs.run_directory import ROLLOUT_NAME, created, resolved
 from tqs_onnx.jobs.single import (
     AllocateJob,
     ScoreJob,
@@ -278,8 +278,9 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
         gates = verify_files(job).gates
         return 0 if all(g.passed for g in gates) else GateError.exit_code
 
+    drafted = (out / ROLLOUT_NAME,) if data.rollout is None else ()
     steps = [
-        Step("score", score, scored, (trip.model, *fed), (scores, out / "scores.csv")),
+        Step("score", score, scored, (trip.model, *fed), (scores, out / "scores.csv", *drafted)),
         Step("allocate", allocate, planned, (trip.model, scores, *fed), (plan, *codes)),
         Step("emit", emit, {}, (trip.model, plan, *codes), (trip.emitted,)),
         Step(

@@ -20,9 +20,11 @@ from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.results import Allocated, Emitted, Verified
 from tqs_onnx.jobs.run_directory import (
+    ROLLOUT_NAME,
     output_file,
     refuse_overwriting,
     removed_on_failure,
+    require_unedited,
     run_directory,
     with_data,
 )
@@ -97,10 +99,15 @@ def score_files(
         stages.require_judged(source, bed, data)
     names = ["scores" if i == 0 else f"scores.{run.probe.kind.value}" for i, run in enumerate(job.runs)]
     files = [f"{name}.{kind}" for name in names for kind in ("json", "csv")]
+    if data.drafted:
+        require_unedited(job.out / ROLLOUT_NAME, data.drafted)
+        files.append(ROLLOUT_NAME)
     with run_directory(job.out, files, force=job.force) as begin:
         store = job.out / RESULTS_NAME
         found = tuple(stages.scored(source, bed, run, store, progress) for run in job.runs)
         begin()
+        if data.drafted:
+            write_text(job.out / ROLLOUT_NAME, data.drafted)
         for name, scores in zip(names, found, strict=True):
             write_text(job.out / f"{name}.json", scores.to_json())
             write_text(job.out / f"{name}.csv", scores.to_csv())
