@@ -32,7 +32,11 @@ def killed(folder: Path, step: int, out: Path, *command: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("m", ["--format", "triton"]), ("big", ["--format", "triton"]), ("m", ["--format", "olive"])],
+    [
+        ("m", ["--format", "triton"]),
+        pytest.param("big", ["--format", "triton"], marks=pytest.mark.slow),
+        pytest.param("m", ["--format", "olive"], marks=pytest.mark.slow),
+    ],
     ids=["triton", "triton-external", "olive"],
 )
 def test_a_package_appears_at_once_and_the_same_command_completes_it(

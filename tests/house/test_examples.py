@@ -30,7 +30,11 @@ def test_an_example_says_what_it_prints(file: Path) -> None:
     assert "rint" in (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "")
 
 
-@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=() if f.stem == "quickstart" else pytest.mark.slow) for f in EXAMPLES],
+    ids=lambda file: file.stem,
+)
 def test_an_example_runs(file: Path, tmp_path: Path) -> None:
     paths = os.pathsep.join(str(p) for p in (ROOT, ROOT / "passes", ROOT / "models"))
     done = subprocess.run(

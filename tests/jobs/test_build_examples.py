@@ -66,6 +66,7 @@ def test_the_makefile_builds_once_and_is_then_up_to_date(tmp_path: Path) -> None
     assert "up to date" in ran(["make"], tmp_path, env).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_a_failed_gate_fails_make_every_time_and_leaves_no_target(tmp_path: Path) -> None:
     env = project(tmp_path, **GENTLE, **{"max_drift = 0.1": "max_drift = 1e-9"})

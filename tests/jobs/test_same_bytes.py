@@ -73,6 +73,7 @@ def test_a_plan_and_its_codes_are_emitted_to_the_same_bytes_anywhere(
     assert digests(other / "run", "m.tqs.onnx") == digests(made / "run", "m.tqs.onnx")
 
 
+@pytest.mark.slow
 def test_scores_are_allocated_to_the_same_plan_and_file_anywhere(made: Path, tmp_path: Path) -> None:
     surroundings = SURROUNDINGS[1]
     arguments = ["--scores", str(made / "run/scores.json"), "--compression", "4"]

@@ -207,6 +207,7 @@ def test_a_cluster_scores_as_this_process(two: Two, source: Source, local: str, 
     assert len(nodes) == 2
 
 
+@pytest.mark.slow
 def test_one_actor_scores_as_two(two: Two, source: Source, local: str, watched: Any) -> None:
     seats: set[int] = set()
     watched(lambda seat, task, process: seats.add(id(seat)))
@@ -214,6 +215,7 @@ def test_one_actor_scores_as_two(two: Two, source: Source, local: str, watched: 
     assert len(seats) == 1
 
 
+@pytest.mark.slow
 def test_tasks_in_another_order_score_the_same(
     two: Two, source: Source, local: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +229,7 @@ def test_tasks_in_another_order_score_the_same(
     assert swept(source, engine="ray", address=two.address).to_json() == local
 
 
+@pytest.mark.slow
 def test_rebuilt_sessions_score_the_same_there(
     two: Two, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +282,7 @@ def test_with_no_node_left_the_sweep_ends_in_one_line_and_can_be_resumed(
     assert sum(len(task.todo) for task in started[3:]) <= 15 - 2 * 3  # two tasks of three rollouts were kept
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_actors_is_given_up(two: Two, source: Source, watched: Any) -> None:
     def kill(seat: Any, task: Task, process: int) -> None:
         if any(w.name == "W2" for r in task.todo.values() for w in r.weights):

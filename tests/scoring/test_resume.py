@@ -161,6 +161,7 @@ def test_a_place_that_cannot_be_written_to_is_one_line(
     assert "/proc/run: cannot be created" in line
 
 
+@pytest.mark.slow
 def test_quantize_resumes_too(case: Case, tmp_path: Path) -> None:
     def job(out: Path) -> list[str]:
         options = ["--compression", "2", "--probe", "gauss", "--draws", "30", "--out", str(out), "--json"]
