@@ -164,6 +164,65 @@ def test_what_is_declared_about_inner_values_is_not_believed() -> None:
     assert FoldStatic(NOTHING).apply(model).model is model
 
 
+def growing(state: str, shape: list[int] | None) -> Model:
+    """A Loop of three turns whose body doubles its state, x at first, and gives its number of values at every turn."""
+    body = helper.make_graph(
+        [
+            node("Identity", ["go"], ["on"]),
+            node("Concat", [state, state], ["more"], axis=0),
+            node("Size", [state], ["size"]),
+            node("Neg", ["size"], ["minus"]),
+        ],
+        "body",
+        [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info(state, shape)],
+        [info("on", [], TensorProto.BOOL), info("more", shape), info("minus", [], TensorProto.INT64)],
+    )
+    return model_of(
+        [node("Loop", ["n", "", "x"], ["last", "y"], body=body)],
+        [info("x", [1, 4])],
+        [info("last", None), info("y", None, TensorProto.INT64)],
+        [tensor("n", np.array(3))],
+    )
+
+
+@pytest.mark.parametrize(("state", "shape"), [("s", [1, 4]), ("x", None)])
+def test_the_size_of_a_state_that_grows_stays_computed(state: str, shape: list[int] | None) -> None:
+    # Whatever the body declares about the state, and whatever the enclosing graph calls by its name.
+    model, feeds = growing(state, shape), {"x": draws(0, 1, 4)}
+    folded = FoldStatic(NOTHING).apply(model).model
+    assert run(folded, feeds)["y"].tolist() == [-4, -8, -16]
+
+
+def test_what_a_branch_declares_about_its_output_is_not_believed() -> None:
+    branches = [
+        helper.make_graph([node("Expand", ["x", "s"], ["t"])], "then", [], [info("t", [1, 4])]),
+        helper.make_graph([node("Neg", ["x"], ["e"])], "else", [], [info("e", [1, 4])]),
+    ]
+    model = model_of(
+        [
+            node("If", ["flag"], ["z"], then_branch=branches[0], else_branch=branches[1]),
+            node("Shape", ["z"], ["found"]),
+            node("Neg", ["found"], ["y"]),
+        ],
+        [
+            info("x", [1, 4]),
+            info("flag", [], TensorProto.BOOL),
+            info("s", [2], TensorProto.INT64),
+        ],
+        [info("y", [2], TensorProto.INT64)],
+        [],
+    )
+    # Run with s = [5, 4], z is [5, 4]. (onnxruntime's own constant folding believes the declaration.)
+    assert FoldStatic(NOTHING).apply(model).model is model
+
+
+def test_a_negative_declared_size_means_any_size() -> None:
+    nodes = [node("Shape", ["x"], ["s"]), node("Neg", ["s"], ["y"])]
+    model = model_of(nodes, [info("x", [-1, 3])], [info("y", [2], TensorProto.INT64)], [])
+    folded = FoldStatic(NOTHING).apply(model).model
+    assert run(folded, {"x": draws(0, 2, 3)})["y"].tolist() == [-2, -3]
+
+
 def test_equal_nodes_and_constants_are_merged_but_random_numbers_are_not() -> None:
     nodes = [
         node("Relu", ["x"], ["a"]),
