@@ -223,6 +223,31 @@ def test_a_negative_declared_size_means_any_size() -> None:
     assert run(folded, {"x": draws(0, 2, 3)})["y"].tolist() == [-2, -3]
 
 
+def expanded_to(reads: str) -> Model:
+    """Expand(a [n, 1], [rows of `reads`, 5]), beside b [n, 3] and c = -a."""
+    nodes = [
+        node("Neg", ["a"], ["c"]),
+        node("Shape", [reads], ["s"]),
+        node("Gather", ["s", "first"], ["rows"]),
+        node("Concat", ["rows", "five"], ["target"], axis=0),
+        node("Expand", ["a", "target"], ["y"]),
+    ]
+    stored = [tensor("first", np.array([0])), tensor("five", np.array([5]))]
+    given = [info("a", ["n", 1]), info("b", ["n", 3])]
+    return model_of(nodes, given, [info("y", None)], stored)
+
+
+def test_sizes_of_one_symbol_are_not_taken_to_be_equal() -> None:
+    model, feeds = expanded_to("b"), {"a": draws(0, 1, 1), "b": draws(1, 4, 3)}  # onnxruntime accepts both
+    assert run(FoldStatic(NOTHING).apply(model).model, feeds)["y"].shape == (4, 5)
+
+
+def test_a_size_that_comes_from_the_operand_is_known_to_be_its_own() -> None:
+    model = FoldStatic(NOTHING).apply(expanded_to("c")).model
+    stored = {t.name: numpy_helper.to_array(t).tolist() for t in model.proto.graph.initializer}
+    assert stored[model.proto.graph.node[-1].input[1]] == [1, 5]
+
+
 def test_equal_nodes_and_constants_are_merged_but_random_numbers_are_not() -> None:
     nodes = [
         node("Relu", ["x"], ["a"]),

@@ -36,7 +36,7 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto | None:
             light.graph.input.append(kind)
     for sparse in graph.sparse_initializer:
         light.graph.sparse_initializer.append(sparse)
-    _forget_unknown(light.graph.input)
+    _distinguish(light.graph.input)
     _, *inner_graphs = iter_graphs(light.graph)
     for inner in inner_graphs:
         del inner.value_info[:]
@@ -47,11 +47,16 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto | None:
         return None
 
 
-def _forget_unknown(inputs: Iterable[onnx.ValueInfoProto]) -> None:
-    """Remove negative sizes, by which some exporters mean any size."""
-    for value in inputs:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_value < 0:
+def _distinguish(inputs: Iterable[onnx.ValueInfoProto]) -> None:
+    """Give every symbolic size a symbol of its own, and remove negative sizes, by which exporters mean any size.
+
+    The runtime does not enforce that sizes of one symbol are equal. With these, equal symbols come from the same axis.
+    """
+    for index, value in enumerate(inputs):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param:
+                dim.dim_param = f"{index}.{axis}"
+            elif dim.dim_value < 0:
                 dim.ClearField("dim_value")
 
 
