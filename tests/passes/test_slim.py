@@ -164,6 +164,90 @@ def test_what_is_declared_about_inner_values_is_not_believed() -> None:
     assert FoldStatic(NOTHING).apply(model).model is model
 
 
+def growing(state: str, shape: list[int] | None) -> Model:
+    """A Loop of three turns whose body doubles its state, x at first, and gives its number of values at every turn."""
+    body = helper.make_graph(
+        [
+            node("Identity", ["go"], ["on"]),
+            node("Concat", [state, state], ["more"], axis=0),
+            node("Size", [state], ["size"]),
+            node("Neg", ["size"], ["minus"]),
+        ],
+        "body",
+        [info("i", [], TensorProto.INT64), info("go", [], TensorProto.BOOL), info(state, shape)],
+        [info("on", [], TensorProto.BOOL), info("more", shape), info("minus", [], TensorProto.INT64)],
+    )
+    return model_of(
+        [node("Loop", ["n", "", "x"], ["last", "y"], body=body)],
+        [info("x", [1, 4])],
+        [info("last", None), info("y", None, TensorProto.INT64)],
+        [tensor("n", np.array(3))],
+    )
+
+
+@pytest.mark.parametrize(("state", "shape"), [("s", [1, 4]), ("x", None)])
+def test_the_size_of_a_state_that_grows_stays_computed(state: str, shape: list[int] | None) -> None:
+    # Whatever the body declares about the state, and whatever the enclosing graph calls by its name.
+    model, feeds = growing(state, shape), {"x": draws(0, 1, 4)}
+    folded = FoldStatic(NOTHING).apply(model).model
+    assert run(folded, feeds)["y"].tolist() == [-4, -8, -16]
+
+
+def test_what_a_branch_declares_about_its_output_is_not_believed() -> None:
+    branches = [
+        helper.make_graph([node("Expand", ["x", "s"], ["t"])], "then", [], [info("t", [1, 4])]),
+        helper.make_graph([node("Neg", ["x"], ["e"])], "else", [], [info("e", [1, 4])]),
+    ]
+    model = model_of(
+        [
+            node("If", ["flag"], ["z"], then_branch=branches[0], else_branch=branches[1]),
+            node("Shape", ["z"], ["found"]),
+            node("Neg", ["found"], ["y"]),
+        ],
+        [
+            info("x", [1, 4]),
+            info("flag", [], TensorProto.BOOL),
+            info("s", [2], TensorProto.INT64),
+        ],
+        [info("y", [2], TensorProto.INT64)],
+        [],
+    )
+    # Run with s = [5, 4], z is [5, 4]. (onnxruntime's own constant folding believes the declaration.)
+    assert FoldStatic(NOTHING).apply(model).model is model
+
+
+def test_a_negative_declared_size_means_any_size() -> None:
+    nodes = [node("Shape", ["x"], ["s"]), node("Neg", ["s"], ["y"])]
+    model = model_of(nodes, [info("x", [-1, 3])], [info("y", [2], TensorProto.INT64)], [])
+    folded = FoldStatic(NOTHING).apply(model).model
+    assert run(folded, {"x": draws(0, 2, 3)})["y"].tolist() == [-2, -3]
+
+
+def expanded_to(reads: str) -> Model:
+    """Expand(a [n, 1], [rows of `reads`, 5]), beside b [n, 3] and c = -a."""
+    nodes = [
+        node("Neg", ["a"], ["c"]),
+        node("Shape", [reads], ["s"]),
+        node("Gather", ["s", "first"], ["rows"]),
+        node("Concat", ["rows", "five"], ["target"], axis=0),
+        node("Expand", ["a", "target"], ["y"]),
+    ]
+    stored = [tensor("first", np.array([0])), tensor("five", np.array([5]))]
+    given = [info("a", ["n", 1]), info("b", ["n", 3])]
+    return model_of(nodes, given, [info("y", None)], stored)
+
+
+def test_sizes_of_one_symbol_are_not_taken_to_be_equal() -> None:
+    model, feeds = expanded_to("b"), {"a": draws(0, 1, 1), "b": draws(1, 4, 3)}  # onnxruntime accepts both
+    assert run(FoldStatic(NOTHING).apply(model).model, feeds)["y"].shape == (4, 5)
+
+
+def test_a_size_that_comes_from_the_operand_is_known_to_be_its_own() -> None:
+    model = FoldStatic(NOTHING).apply(expanded_to("c")).model
+    stored = {t.name: numpy_helper.to_array(t).tolist() for t in model.proto.graph.initializer}
+    assert stored[model.proto.graph.node[-1].input[1]] == [1, 5]
+
+
 def test_equal_nodes_and_constants_are_merged_but_random_numbers_are_not() -> None:
     nodes = [
         node("Relu", ["x"], ["a"]),

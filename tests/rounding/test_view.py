@@ -77,6 +77,18 @@ MATRIX_CASES = {
         (4, 5),
         lambda y: y,
     ),
+    "batched MatMul B, one matrix for an inner axis": (
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+        (2, 1, 5, 3),
+        (2, 6, 4, 5),
+        lambda y: y.reshape(2, -1, 3),
+    ),
+    "batched MatMul A, one matrix for an inner axis": (
+        helper.make_node("MatMul", ["w", "x"], ["y"]),
+        (2, 1, 3, 5),
+        (7, 2, 6, 5, 4),
+        lambda y: np.moveaxis(y, 1, 0).swapaxes(-1, -2).reshape(2, -1, 3),
+    ),
     "Gemm B": (helper.make_node("Gemm", ["x", "w"], ["y"]), (5, 3), (4, 5), lambda y: y[None]),
     "Gemm B, transB": (
         helper.make_node("Gemm", ["x", "w"], ["y"], transB=1),

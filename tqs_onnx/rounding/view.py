@@ -76,9 +76,11 @@ class MatrixView:
             return a.reshape(1, -1, n_in).astype(np.float64)
         lead = np.broadcast_shapes(a.shape[:-2], batch)
         full = np.broadcast_to(a, (*lead, *a.shape[-2:]))
-        n_group = int(np.prod(batch))
-        stacked = full.reshape(-1, n_group, *a.shape[-2:])
-        return np.moveaxis(stacked, 1, 0).reshape(n_group, -1, n_in).astype(np.float64)
+        # An axis along which one matrix is used for all has no groups of its own: its rows are more rows.
+        first = len(lead) - len(batch)
+        own = [first + i for i, size in enumerate(batch) if size == lead[first + i]]
+        grouped = np.moveaxis(full, own, range(len(own)))
+        return grouped.reshape(int(np.prod(batch)), -1, n_in).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)

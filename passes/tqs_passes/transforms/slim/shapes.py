@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 from google.protobuf.message import EncodeError
 
@@ -14,7 +16,8 @@ _MOST_BYTES = 1024
 def inferred(proto: onnx.ModelProto) -> onnx.ModelProto | None:
     """Return a model of the same graphs with the inferred types of their values; None if inference fails.
 
-    It holds no stored tensor of more than 1 kB.
+    Only the inputs of the main graph keep their declared sizes, which the runtime enforces. What a body declares about
+    its inputs and outputs it does not enforce: the state of a Loop may grow. No stored tensor has more than 1 kB.
     """
     light = onnx.ModelProto(ir_version=proto.ir_version)
     light.opset_import.extend(proto.opset_import)
@@ -33,9 +36,35 @@ def inferred(proto: onnx.ModelProto) -> onnx.ModelProto | None:
             light.graph.input.append(kind)
     for sparse in graph.sparse_initializer:
         light.graph.sparse_initializer.append(sparse)
-    for inner in iter_graphs(light.graph):
+    _distinguish(light.graph.input)
+    _, *inner_graphs = iter_graphs(light.graph)
+    for inner in inner_graphs:
         del inner.value_info[:]
+        _forget_shapes((*inner.input, *inner.output))
     try:
         return onnx.shape_inference.infer_shapes(light, data_prop=True)
     except (onnx.shape_inference.InferenceError, EncodeError, ValueError, RuntimeError):
         return None
+
+
+def _distinguish(inputs: Iterable[onnx.ValueInfoProto]) -> None:
+    """Give every symbolic size a symbol of its own, and remove negative sizes, by which exporters mean any size.
+
+    The runtime does not enforce that sizes of one symbol are equal. With these, equal symbols come from the same axis.
+    """
+    for index, value in enumerate(inputs):
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param:
+                dim.dim_param = f"{index}.{axis}"
+            elif dim.dim_value < 0:
+                dim.ClearField("dim_value")
+
+
+def _forget_shapes(values: Iterable[onnx.ValueInfoProto]) -> None:
+    """Remove the declared shapes, also those of the elements of sequences and optionals; element types stay."""
+    for value in values:
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = getattr(kind, str(kind.WhichOneof("value"))).elem_type
+        if kind.HasField("tensor_type"):
+            kind.tensor_type.ClearField("shape")

@@ -29,7 +29,7 @@ from onnx.external_data_helper import uses_external_data
 from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import iter_graphs, shortest, tensor_array
 from tqs_passes.graph.names import names_in, opset_of
-from tqs_passes.graph.scope import bodies
+from tqs_passes.graph.scope import bodies, defined_names
 from tqs_passes.graph_pass import PassResult, Skip
 from tqs_passes.transforms.slim.scopes import editable, hidden_names, is_standard
 from tqs_passes.transforms.slim.shapes import inferred
@@ -122,7 +122,12 @@ class _Work:
     ) -> None:
         """Fold a graph and its bodies; `known` holds the values and `partly` the integer lists known so far."""
         self.scope += 1  # graphs are visited in the order of `iter_graphs`
-        scope, dims = self.scope, {**outer, **self.dims[self.scope]}
+        own = defined_names(graph)
+        for name in own:  # they hide those of the enclosing graphs
+            known.pop(name, None)
+            partly.pop(name, None)
+        scope = self.scope
+        dims = {name: sizes for name, sizes in outer.items() if name not in own} | self.dims[scope]
         for tensor in graph.initializer:
             values = self._small(tensor)
             if values is not None and tensor.name not in {v.name for v in graph.input}:
