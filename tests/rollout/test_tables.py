@@ -65,6 +65,13 @@ def test_a_column_with_points_and_commas_is_refused(tmp_path: Path) -> None:
         table(tmp_path, "a;b\n1,250;1\n1.5;2\n")
 
 
+def test_a_name_of_digits_and_underscores_is_no_number(tmp_path: Path) -> None:
+    read = table(tmp_path, "station,load\n12_3,1\n12_4,2\n")
+    assert read.columns == ("load",)
+    assert "'station' (text)" in read.note
+    assert table(tmp_path, "1_1,1_2\n5,7\n6,8\n").columns == ("1_1", "1_2")
+
+
 @pytest.mark.parametrize(
     ("first", "moments"),
     [

@@ -41,7 +41,9 @@ def number(cell: str) -> float:
     >>> number("7,9"), number("-1e3"), math.isnan(number("load"))
     (7.9, -1000.0, True)
     """
-    if len(cell) > _LONGEST_NUMBER:
+    if (
+        len(cell) > _LONGEST_NUMBER or "_" in cell
+    ):  # `float` reads 12_3 as 123, but only Python writes numbers so
         return math.nan
     try:
         return float(cell)

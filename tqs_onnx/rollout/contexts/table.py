@@ -209,7 +209,7 @@ def _add_row(columns: list[_Column], row: list[str], line: int, lines: array[int
         except ValueError:
             column.add(cell, line)
             continue
-        if value != value or len(cell) > 64:
+        if value != value or len(cell) > 64 or "_" in cell:
             column.add(cell, line)
         else:
             column.numbers.append(value)
