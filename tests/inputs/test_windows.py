@@ -24,6 +24,7 @@ from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import SessionOptions, open_session
+from tqs_onnx.rollout.spec.windows_table import Scaler
 from tqs_passes.errors import InputError
 
 N = 160
@@ -361,6 +362,51 @@ def test_a_file_of_scikit_learns_numbers_is_read(tmp_path: Path, name: str) -> N
     proto, f = network((6, 3), (1,))
     data, _ = data_of(tmp_path, proto, LOAD + f'scaler = {{ file = "{name}" }}\n')
     check(data, proto, f, Loop(COLUMNS, ("load",), **NUMBERS, inputs_scaled=True, outputs_scaled=True))
+
+
+BAD_FILES: list[tuple[dict[str, Any], str]] = [
+    ({"min_": [0, 0, 0], "scale_": [5, 1]}, "holds 3 in min and 2 in scale"),
+    ({"data_min_": [0, 0], "data_max_": [1, 1, 1]}, "holds 2 in data_min and 3 in data_max"),
+    ({"mean_": [0, 1], "scale_": [1, 1, 1]}, "holds 2 in mean and 3 in scale"),
+    (
+        {"mean_": [0, 1], "scale_": [1, 1], "feature_names_in_": NAMES},
+        "holds 3 in feature_names_in_ and 2 in the scaler",
+    ),
+    ({"data_min_": [0], "data_max_": [1], "feature_range": [0, 1, 2]}, "feature_range is not two rising"),
+    ({"data_min_": [0], "data_max_": [1], "feature_range": [1, 1]}, "feature_range is not two rising"),
+    ({"data_min_": [0], "data_max_": [1], "feature_range": ["a", "b"]}, "feature_range is not two rising"),
+    ({"min_": [0], "scale_": [0]}, "min 0 and scale 0 of column 0 scale nothing"),
+    ({"min_": [0], "scale_": [1e-320]}, "of column 0 scale nothing"),
+    ({"mean_": [0], "var_": [-1]}, "mean 0 and var -1 of column 0 scale nothing"),
+    ({"mean_": [0, 0, 0], "std": [1, -1, 1]}, "mean 0 and std -1 of column 1 scale nothing"),
+    ({"min": [0], "max": [-1]}, "min 0 and max -1 of column 0 scale nothing"),
+]
+
+
+@pytest.mark.parametrize(("held", "expected"), BAD_FILES)
+def test_a_file_whose_numbers_scale_nothing_is_refused_in_a_line(
+    tmp_path: Path, held: dict[str, Any], expected: str
+) -> None:
+    (tmp_path / "scaler.json").write_text(json.dumps(held))
+    proto, _ = network((6, 3), (1,))
+    with pytest.raises(InputError) as caught:
+        data_of(tmp_path, proto, LOAD + 'scaler = { file = "scaler.json" }\n')
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_does_not_vary_is_scaled_as_scikit_learn_does(tmp_path: Path) -> None:
+    """MinMaxScaler: a range of 0 counts as 1, scale_ = (high − low) / range, min_ = low − data_min_ · scale_."""
+    held = {"data_min_": [48.0, 9.0, 0.4], "data_max_": [63.0, 9.0, 0.7], "feature_range": [-1, 1]}
+    (tmp_path / "scaler.json").write_text(json.dumps(held))
+    proto, _ = network((6, 3), (1,))
+    data, _ = data_of(tmp_path, proto, LOAD + 'scaler = { file = "scaler.json" }\n')
+    windows = data.spec.windows
+    assert windows is not None
+    assert isinstance(windows.scaler, Scaler)
+    offsets, widths = windows.scaler.affine()
+    assert (9.0 - offsets[1]) / widths[1] == pytest.approx(-1.0)
+    assert widths[1] == pytest.approx(0.5)
 
 
 def test_a_pickled_scaler_is_not_read(tmp_path: Path) -> None:
