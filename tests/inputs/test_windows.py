@@ -6,8 +6,10 @@ from the table, every other feature repeats its last value.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ import pytest
 
 import tqs_onnx as tqs
 from tests.rollouts import model, values
+from tqs_onnx.cli.main import main
 from tqs_onnx.inputs.data import Data, DataOptions, read_data
-from tqs_onnx.inputs.scaling import scaler_files
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.options import RunOptions
@@ -364,6 +366,17 @@ def test_a_file_of_scikit_learns_numbers_is_read(tmp_path: Path, name: str) -> N
     check(data, proto, f, Loop(COLUMNS, ("load",), **NUMBERS, inputs_scaled=True, outputs_scaled=True))
 
 
+QUANTIZED = tqs.QuantizeOptions(tqs.Budget(compression=1.5), run=RunOptions("cpu", threads=1))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run whose scalers come from files."""
+    folder = tmp_path_factory.mktemp("quantized")
+    tqs.quantize(*with_scaler_files(folder, "scaler.json"), QUANTIZED, folder / "run")
+    return folder
+
+
 BAD_FILES: list[tuple[dict[str, Any], str]] = [
     ({"min_": [0, 0, 0], "scale_": [5, 1]}, "holds 3 in min and 2 in scale"),
     ({"data_min_": [0, 0], "data_max_": [1, 1, 1]}, "holds 2 in data_min and 3 in data_max"),
@@ -454,9 +467,49 @@ def test_a_graph_without_a_scaler_is_said_to_have_none(tmp_path: Path) -> None:
         data_of(tmp_path, proto, LOAD + 'scaler = "graph"\n')
 
 
-def test_a_build_reads_the_file_of_the_scaler(tmp_path: Path) -> None:
-    (tmp_path / "rollout.toml").write_text(LOAD + 'scaler = { file = "numbers/scaler.json" }\n')
-    assert scaler_files(tmp_path / "rollout.toml") == (tmp_path / "numbers" / "scaler.json",)
+def with_scaler_files(folder: Path, file: str) -> tuple[Path, DataOptions]:
+    """Write a model, its table, and a spec that takes the scalers of inputs and targets from two files."""
+    proto, _ = network((6, 3), (1,))
+    onnx.save(proto, folder / "m.onnx")
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(json.dumps(FILES["plain.json"]))
+    (folder / "target.json").write_text(json.dumps({"mean": [48.0], "std": [15.0]}))
+    more = f'scaler = {{ file = "{file}" }}\ntarget_scaler = {{ file = "target.json" }}\n'
+    (folder / "rollout.toml").write_text(LOAD + more)
+    return folder / "m.onnx", DataOptions(folder / "rollout.toml", written(folder))
+
+
+def test_the_files_of_scalers_are_read_files(tmp_path: Path) -> None:
+    _, data = with_scaler_files(tmp_path, "numbers/scaler.json")
+    own = {"scaler": tmp_path / "numbers" / "scaler.json", "target_scaler": tmp_path / "target.json"}
+    assert data.read_files == data.files | own
+
+
+@pytest.mark.parametrize("changed", ["scaler.json", "target.json"])
+def test_a_manifest_whose_scaler_changed_is_refused(
+    tmp_path: Path, quantized: Path, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    folder = Path(shutil.copytree(quantized, tmp_path / "p"))
+    inputs = json.loads((folder / "run" / "manifest.json").read_text())["inputs"]
+    role = "scaler" if changed == "scaler.json" else "target_scaler"
+    assert inputs[role] == {changed: hashlib.sha256((folder / changed).read_bytes()).hexdigest()}
+    (folder / changed).write_text((folder / changed).read_text().replace("48.0", "47.0"))
+    assert main(["build", str(folder / "run/manifest.json"), "--out", str(tmp_path / "again")]) == 2
+    assert f"the content of {role} differs from that in the manifest" in capsys.readouterr().err
+
+
+def test_a_manifest_finds_its_scalers_again(quantized: Path, tmp_path: Path) -> None:
+    assert main(["build", str(quantized / "run/manifest.json"), "--out", str(tmp_path / "again")]) == 0
+    files = [folder / "m.tqs.onnx" for folder in (quantized / "run", tmp_path / "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_file_of_a_scaler_is_not_overwritten(tmp_path: Path) -> None:
+    model_file, data = with_scaler_files(tmp_path, "run/plan.json")
+    before = (tmp_path / "run" / "plan.json").read_bytes()
+    with pytest.raises(InputError, match=r"plan\.json"):
+        tqs.quantize(model_file, data, QUANTIZED, tmp_path / "run", force=True)
+    assert (tmp_path / "run" / "plan.json").read_bytes() == before
 
 
 # What is asked for
@@ -501,10 +554,8 @@ def test_quantize_takes_such_a_model(
     proto, _ = network(shape, out)
     (tmp_path / "rollout.toml").write_text(toml)
     onnx.save(proto, tmp_path / "m.onnx")
-    options = tqs.QuantizeOptions(tqs.Budget(compression=1.5), run=RunOptions("cpu", threads=1))
-    made = tqs.quantize(
-        tmp_path / "m.onnx", DataOptions(tmp_path / "rollout.toml", written(tmp_path)), options
-    )
+    data = DataOptions(tmp_path / "rollout.toml", written(tmp_path))
+    made = tqs.quantize(tmp_path / "m.onnx", data, QUANTIZED)
     assert made.verification.compression >= 1.5
     assert set(made.verification.truth) == set(["load", "temp"][: len(out)])
     # in the unit of the table: an untrained network is wrong by about the size of the load itself

@@ -69,17 +69,17 @@ def with_numbers(spec: RolloutSpec, source: Source, folder: Path, table: Path | 
     return spec.model_copy(update={"windows": windows.model_copy(update=changed)})
 
 
-def scaler_files(rollout: object) -> tuple[Path, ...]:
-    """Return the files of scalers that a rollout.toml names; none if it is given as a value or cannot be read."""
+def scaler_files(rollout: object) -> dict[str, Path]:
+    """Return the files of scalers that a rollout.toml names, by role; none if it is a value or cannot be read."""
     if not isinstance(rollout, str | Path):
-        return ()
+        return {}
     try:
         windows = load_spec(Path(rollout)).windows
     except InputError:  # whoever reads the spec says what is wrong with it
-        return ()
-    scalers = () if windows is None else (windows.scaler, windows.target_scaler)
-    names = (s.file for s in scalers if isinstance(s, Scaler))
-    return tuple(Path(rollout).parent / name for name in names if name is not None)
+        return {}
+    scalers = {} if windows is None else {"scaler": windows.scaler, "target_scaler": windows.target_scaler}
+    names = {role: s.file for role, s in scalers.items() if isinstance(s, Scaler)}
+    return {role: Path(rollout).parent / name for role, name in names.items() if name is not None}
 
 
 def _lists(scaler: Given) -> tuple[float, ...]:
