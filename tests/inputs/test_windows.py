@@ -6,8 +6,10 @@ from the table, every other feature repeats its last value.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ import pytest
 
 import tqs_onnx as tqs
 from tests.rollouts import model, values
+from tqs_onnx.cli.main import main
 from tqs_onnx.inputs.data import Data, DataOptions, read_data
-from tqs_onnx.inputs.scaling import scaler_files
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.session import SessionOptions, open_session
+from tqs_onnx.rollout.spec.windows_table import Scaler
 from tqs_passes.errors import InputError
 
 N = 160
@@ -363,6 +366,62 @@ def test_a_file_of_scikit_learns_numbers_is_read(tmp_path: Path, name: str) -> N
     check(data, proto, f, Loop(COLUMNS, ("load",), **NUMBERS, inputs_scaled=True, outputs_scaled=True))
 
 
+QUANTIZED = tqs.QuantizeOptions(tqs.Budget(compression=1.5), run=RunOptions("cpu", threads=1))
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run whose scalers come from files."""
+    folder = tmp_path_factory.mktemp("quantized")
+    tqs.quantize(*with_scaler_files(folder, "scaler.json"), QUANTIZED, folder / "run")
+    return folder
+
+
+BAD_FILES: list[tuple[dict[str, Any], str]] = [
+    ({"min_": [0, 0, 0], "scale_": [5, 1]}, "holds 3 in min and 2 in scale"),
+    ({"data_min_": [0, 0], "data_max_": [1, 1, 1]}, "holds 2 in data_min and 3 in data_max"),
+    ({"mean_": [0, 1], "scale_": [1, 1, 1]}, "holds 2 in mean and 3 in scale"),
+    (
+        {"mean_": [0, 1], "scale_": [1, 1], "feature_names_in_": NAMES},
+        "holds 3 in feature_names_in_ and 2 in the scaler",
+    ),
+    ({"data_min_": [0], "data_max_": [1], "feature_range": [0, 1, 2]}, "feature_range is not two rising"),
+    ({"data_min_": [0], "data_max_": [1], "feature_range": [1, 1]}, "feature_range is not two rising"),
+    ({"data_min_": [0], "data_max_": [1], "feature_range": ["a", "b"]}, "feature_range is not two rising"),
+    ({"min_": [0], "scale_": [0]}, "min 0 and scale 0 of column 0 scale nothing"),
+    ({"min_": [0], "scale_": [1e-320]}, "of column 0 scale nothing"),
+    ({"mean_": [0], "var_": [-1]}, "mean 0 and var -1 of column 0 scale nothing"),
+    ({"mean_": [0, 0, 0], "std": [1, -1, 1]}, "mean 0 and std -1 of column 1 scale nothing"),
+    ({"min": [0], "max": [-1]}, "min 0 and max -1 of column 0 scale nothing"),
+]
+
+
+@pytest.mark.parametrize(("held", "expected"), BAD_FILES)
+def test_a_file_whose_numbers_scale_nothing_is_refused_in_a_line(
+    tmp_path: Path, held: dict[str, Any], expected: str
+) -> None:
+    (tmp_path / "scaler.json").write_text(json.dumps(held))
+    proto, _ = network((6, 3), (1,))
+    with pytest.raises(InputError) as caught:
+        data_of(tmp_path, proto, LOAD + 'scaler = { file = "scaler.json" }\n')
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_does_not_vary_is_scaled_as_scikit_learn_does(tmp_path: Path) -> None:
+    """MinMaxScaler: a range of 0 counts as 1, scale_ = (high − low) / range, min_ = low − data_min_ · scale_."""
+    held = {"data_min_": [48.0, 9.0, 0.4], "data_max_": [63.0, 9.0, 0.7], "feature_range": [-1, 1]}
+    (tmp_path / "scaler.json").write_text(json.dumps(held))
+    proto, _ = network((6, 3), (1,))
+    data, _ = data_of(tmp_path, proto, LOAD + 'scaler = { file = "scaler.json" }\n')
+    windows = data.spec.windows
+    assert windows is not None
+    assert isinstance(windows.scaler, Scaler)
+    offsets, widths = windows.scaler.affine()
+    assert (9.0 - offsets[1]) / widths[1] == pytest.approx(-1.0)
+    assert widths[1] == pytest.approx(0.5)
+
+
 def test_a_pickled_scaler_is_not_read(tmp_path: Path) -> None:
     proto, _ = network((6, 3), (1,))
     with pytest.raises(InputError, match=r"is a pickle, which could run any program.*numpy\.savez"):
@@ -408,9 +467,49 @@ def test_a_graph_without_a_scaler_is_said_to_have_none(tmp_path: Path) -> None:
         data_of(tmp_path, proto, LOAD + 'scaler = "graph"\n')
 
 
-def test_a_build_reads_the_file_of_the_scaler(tmp_path: Path) -> None:
-    (tmp_path / "rollout.toml").write_text(LOAD + 'scaler = { file = "numbers/scaler.json" }\n')
-    assert scaler_files(tmp_path / "rollout.toml") == (tmp_path / "numbers" / "scaler.json",)
+def with_scaler_files(folder: Path, file: str) -> tuple[Path, DataOptions]:
+    """Write a model, its table, and a spec that takes the scalers of inputs and targets from two files."""
+    proto, _ = network((6, 3), (1,))
+    onnx.save(proto, folder / "m.onnx")
+    (folder / file).parent.mkdir(exist_ok=True)
+    (folder / file).write_text(json.dumps(FILES["plain.json"]))
+    (folder / "target.json").write_text(json.dumps({"mean": [48.0], "std": [15.0]}))
+    more = f'scaler = {{ file = "{file}" }}\ntarget_scaler = {{ file = "target.json" }}\n'
+    (folder / "rollout.toml").write_text(LOAD + more)
+    return folder / "m.onnx", DataOptions(folder / "rollout.toml", written(folder))
+
+
+def test_the_files_of_scalers_are_read_files(tmp_path: Path) -> None:
+    _, data = with_scaler_files(tmp_path, "numbers/scaler.json")
+    own = {"scaler": tmp_path / "numbers" / "scaler.json", "target_scaler": tmp_path / "target.json"}
+    assert data.read_files == data.files | own
+
+
+@pytest.mark.parametrize("changed", ["scaler.json", "target.json"])
+def test_a_manifest_whose_scaler_changed_is_refused(
+    tmp_path: Path, quantized: Path, capsys: pytest.CaptureFixture[str], changed: str
+) -> None:
+    folder = Path(shutil.copytree(quantized, tmp_path / "p"))
+    inputs = json.loads((folder / "run" / "manifest.json").read_text())["inputs"]
+    role = "scaler" if changed == "scaler.json" else "target_scaler"
+    assert inputs[role] == {changed: hashlib.sha256((folder / changed).read_bytes()).hexdigest()}
+    (folder / changed).write_text((folder / changed).read_text().replace("48.0", "47.0"))
+    assert main(["build", str(folder / "run/manifest.json"), "--out", str(tmp_path / "again")]) == 2
+    assert f"the content of {role} differs from that in the manifest" in capsys.readouterr().err
+
+
+def test_a_manifest_finds_its_scalers_again(quantized: Path, tmp_path: Path) -> None:
+    assert main(["build", str(quantized / "run/manifest.json"), "--out", str(tmp_path / "again")]) == 0
+    files = [folder / "m.tqs.onnx" for folder in (quantized / "run", tmp_path / "again")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_file_of_a_scaler_is_not_overwritten(tmp_path: Path) -> None:
+    model_file, data = with_scaler_files(tmp_path, "run/plan.json")
+    before = (tmp_path / "run" / "plan.json").read_bytes()
+    with pytest.raises(InputError, match=r"plan\.json"):
+        tqs.quantize(model_file, data, QUANTIZED, tmp_path / "run", force=True)
+    assert (tmp_path / "run" / "plan.json").read_bytes() == before
 
 
 # What is asked for
@@ -455,10 +554,8 @@ def test_quantize_takes_such_a_model(
     proto, _ = network(shape, out)
     (tmp_path / "rollout.toml").write_text(toml)
     onnx.save(proto, tmp_path / "m.onnx")
-    options = tqs.QuantizeOptions(tqs.Budget(compression=1.5), run=RunOptions("cpu", threads=1))
-    made = tqs.quantize(
-        tmp_path / "m.onnx", DataOptions(tmp_path / "rollout.toml", written(tmp_path)), options
-    )
+    data = DataOptions(tmp_path / "rollout.toml", written(tmp_path))
+    made = tqs.quantize(tmp_path / "m.onnx", data, QUANTIZED)
     assert made.verification.compression >= 1.5
     assert set(made.verification.truth) == set(["load", "temp"][: len(out)])
     # in the unit of the table: an untrained network is wrong by about the size of the load itself

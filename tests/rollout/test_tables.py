@@ -66,6 +66,43 @@ def test_a_column_with_points_and_commas_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        'a,b\n"900",1\n"920",2\n"1,000",3\n"1,020",4\n',
+        'a,b\n"1,000",1\n"-2,500,000",2\n',
+        'a,b\n"1,000,000",1\n"2,500,000",2\n',
+        "a;b\n900;1\n920;2\n1,000;3\n",
+        "a\n900\n920\n1,000\n",
+    ],
+)
+def test_a_comma_that_may_be_between_thousands_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(
+        InputError, match=r"'a' contains '1,0\d\d.*' in line \d, whose comma may be decimal or betw"
+    ):
+        table(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('a,b\n"100,125",1\n"99,5",2\n', [100.125, 99.5]),
+        ('a,b\n"0,512",1\n"1,024",2\n', [0.512, 1.024]),  # no thousands are written 0,512
+        ("a;b\n1,250;1\n2,375;2\n", [1.25, 2.375]),
+        ("a;b\n1,250;1\n2000;2\n", [1.25, 2000]),  # nor are the others grouped here
+    ],
+)
+def test_a_comma_that_is_surely_decimal_is_read(tmp_path: Path, text: str, expected: list[float]) -> None:
+    np.testing.assert_array_equal(table(tmp_path, text).values[:, 0], expected)
+
+
+def test_a_name_of_digits_and_underscores_is_no_number(tmp_path: Path) -> None:
+    read = table(tmp_path, "station,load\n12_3,1\n12_4,2\n")
+    assert read.columns == ("load",)
+    assert "'station' (text)" in read.note
+    assert table(tmp_path, "1_1,1_2\n5,7\n6,8\n").columns == ("1_1", "1_2")
+
+
+@pytest.mark.parametrize(
     ("first", "moments"),
     [
         (["2020-01-01", "2020-01-02"], ["2020-01-01", "2020-01-02"]),

@@ -58,7 +58,7 @@ def command(
     """
     target = out / CURVATURE_NAME
     given = data_files(options)
-    refuse_overwriting([target], [model, scores, *([plan] if plan else []), *given.files.values()])
+    refuse_overwriting([target], [model, scores, *([plan] if plan else []), *given.read_files.values()])
     if target.exists() and not force:
         raise InputError("already exists", where=str(target), todo="Choose another `out`, or give `force`")
     found = curvature(CurvatureJob(model, scores, given, plan, quantize_options(options, FLAGS).run))

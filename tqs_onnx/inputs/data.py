@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, in_steps, questions, with_windows
-from tqs_onnx.inputs.scaling import with_numbers
+from tqs_onnx.inputs.scaling import scaler_files, with_numbers
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
@@ -91,6 +91,11 @@ class DataOptions:
         }
 
     @property
+    def read_files(self) -> dict[str, Path]:
+        """All files that are read, by role: those given, and the scalers that a given rollout.toml names."""
+        return self.files | scaler_files(self.rollout)
+
+    @property
     def made(self) -> dict[str, str]:
         """The requests for made contexts as they were written, by role."""
         texts = {role: str(v) for role, v in self.given.items() if isinstance(v, str | Path)}
@@ -130,8 +135,8 @@ class Data:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The given files by role, for the manifest."""
-        return self.options.files
+        """All files that were read, by role, for the manifest."""
+        return self.options.read_files
 
     @property
     def evaluation(self) -> Contexts:

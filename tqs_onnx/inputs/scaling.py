@@ -69,17 +69,17 @@ def with_numbers(spec: RolloutSpec, source: Source, folder: Path, table: Path | 
     return spec.model_copy(update={"windows": windows.model_copy(update=changed)})
 
 
-def scaler_files(rollout: object) -> tuple[Path, ...]:
-    """Return the files of scalers that a rollout.toml names; none if it is given as a value or cannot be read."""
+def scaler_files(rollout: object) -> dict[str, Path]:
+    """Return the files of scalers that a rollout.toml names, by role; none if it is a value or cannot be read."""
     if not isinstance(rollout, str | Path):
-        return ()
+        return {}
     try:
         windows = load_spec(Path(rollout)).windows
     except InputError:  # whoever reads the spec says what is wrong with it
-        return ()
-    scalers = () if windows is None else (windows.scaler, windows.target_scaler)
-    names = (s.file for s in scalers if isinstance(s, Scaler))
-    return tuple(Path(rollout).parent / name for name in names if name is not None)
+        return {}
+    scalers = {} if windows is None else {"scaler": windows.scaler, "target_scaler": windows.target_scaler}
+    names = {role: s.file for role, s in scalers.items() if isinstance(s, Scaler)}
+    return {role: Path(rollout).parent / name for role, name in names.items() if name is not None}
 
 
 def _lists(scaler: Given) -> tuple[float, ...]:
@@ -140,18 +140,20 @@ def _of_file(path: Path, names: Sequence[str] | None) -> Scaler:
     named = held.pop("feature_names_in_", held.pop("feature_names", None))
     numbers = {key: _vector(key, value, path) for key, value in held.items() if value is not None}
     offsets, widths = _affine(numbers, path)
-    if named is not None and names is not None:
-        order = [str(n) for n in np.ravel(np.asarray(named))]
-        missing = [n for n in names if n not in order]
+    if named is not None:
+        order = [str(n) for n in np.ravel(np.asarray(named, object))]
+        _require_equally_many({"feature_names_in_": len(order), "the scaler": len(offsets)}, path)
+        missing = [n for n in names or () if n not in order]
         if missing:
             raise InputError(
                 f"has no numbers for column {missing[0]!r}",
                 where=str(path),
                 todo=f"It names: {', '.join(order)}",
             )
-        chosen = [order.index(n) for n in names]
-        offsets, widths = offsets[chosen], widths[chosen]
-    return _scaler(offsets, np.where(widths == 0, 1.0, widths))
+        if names is not None:
+            chosen = [order.index(n) for n in names]
+            offsets, widths = offsets[chosen], widths[chosen]
+    return _scaler(offsets, widths)
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -186,34 +188,74 @@ def _vector(key: str, value: object, path: Path) -> NDArray[np.float64]:
     return array
 
 
-_KEYS = frozenset({"mean", "scale", "std", "var", "center", "min", "max", "data_min", "data_max"})
+_KEYS = frozenset(
+    {"mean", "scale", "std", "var", "center", "min", "max", "data_min", "data_max", "feature_range"}
+)
+#: The names that a scaler may have, in the order in which they are looked for.
+_PAIRS = (
+    ("min", "scale"),
+    ("data_min", "data_max"),
+    ("min", "max"),
+    *((middle, width) for middle in ("mean", "center") for width in ("scale", "std", "var")),
+)
 
 
 def _affine(
     numbers: Mapping[str, NDArray[np.float64]], path: Path
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (offset, width) of scaled = (value − offset) / width from the names that scikit-learn uses."""
+    """Return (offset, width) of scaled = (value − offset) / width from the names that scikit-learn uses.
+
+    A column that does not vary gets width 1, as in scikit-learn.
+    """
     held = {key.rstrip("_"): value for key, value in numbers.items() if value.size}
-    if "min" in held and "scale" in held:  # MinMaxScaler: value · scale_ + min_
-        offsets, widths = -held["min"] / held["scale"], 1 / held["scale"]
-    elif "data_min" in held and "data_max" in held:
-        low, high = held.get("feature_range", np.array([0.0, 1.0]))
-        widths = (held["data_max"] - held["data_min"]) / (high - low)
-        offsets = held["data_min"] - low * widths
-    elif "min" in held and "max" in held:
-        offsets, widths = held["min"], held["max"] - held["min"]
-    elif ("mean" in held or "center" in held) and held.keys() & {"scale", "std", "var"}:
-        offsets = held["mean"] if "mean" in held else held["center"]
-        key = next(k for k in ("scale", "std", "var") if k in held)
-        widths = np.sqrt(held["var"]) if key == "var" else held[key]
-    else:
+    pair = next((pair for pair in _PAIRS if held.keys() >= set(pair)), None)
+    if pair is None:
         raise InputError(
             f"holds no scaler, only: {', '.join(sorted(numbers)) or 'nothing'}",
             where=str(path),
             todo="It needs mean_ and scale_ (a deviation), or data_min_ and data_max_",
         )
-    if offsets.shape != widths.shape:
+    first, second = held[pair[0]], held[pair[1]]
+    _require_equally_many({pair[0]: len(first), pair[1]: len(second)}, path)
+    low, high = _feature_range(numbers, path) if pair == ("data_min", "data_max") else (0.0, 1.0)
+    with np.errstate(all="ignore"):  # whatever is not finite is refused below
+        if pair == ("min", "scale"):  # MinMaxScaler: value · scale_ + min_
+            offsets, widths = -first / second, 1 / second
+        elif pair[1] in ("data_max", "max"):
+            widths = _varying(second - first) / (high - low)
+            offsets = first - low * widths
+        else:
+            offsets, widths = first, _varying(np.sqrt(second) if pair[1] == "var" else second)
+    wrong = np.flatnonzero(~(np.isfinite(offsets) & np.isfinite(widths) & (widths > 0)))
+    if len(wrong):
+        index = int(wrong[0])
         raise InputError(
-            f"has {len(offsets)} offsets and {len(widths)} widths", where=str(path), todo="Give equally many"
+            f"{pair[0]} {first[index]:g} and {pair[1]} {second[index]:g} of column {index} scale nothing",
+            where=str(path),
+            todo="Every width must be finite and above 0",
         )
     return offsets, widths
+
+
+def _varying(widths: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(widths == 0, 1.0, widths)
+
+
+def _feature_range(numbers: Mapping[str, NDArray[np.float64]], path: Path) -> tuple[float, float]:
+    key = next((k for k in numbers if k.rstrip("_") == "feature_range"), None)
+    if key is None:
+        return 0.0, 1.0
+    found = [float(v) for v in numbers[key]]
+    if len(found) != 2 or not found[0] < found[1]:
+        raise InputError(
+            f"{key} is not two rising numbers", where=str(path), todo="Give those of the MinMaxScaler: [0, 1]"
+        )
+    return found[0], found[1]
+
+
+def _require_equally_many(lengths: Mapping[str, int], path: Path) -> None:
+    if len(set(lengths.values())) > 1:
+        texts = [f"{n} in {name}" for name, n in lengths.items()]
+        raise InputError(
+            f"holds {' and '.join(texts)}", where=str(path), todo="Give one number for each column"
+        )

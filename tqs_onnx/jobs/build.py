@@ -44,7 +44,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tqs_onnx.inputs.data import MADE, DataOptions
-from tqs_onnx.inputs.scaling import scaler_files
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings, settings_of
 from tqs_onnx.jobs.run_directory import ROLLOUT_NAME, created, resolved
 from tqs_onnx.jobs.single import (
@@ -227,15 +226,15 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
         A path cannot be resolved.
     """
     out, data = trip.out, trip.data
-    for path in (out, trip.model, *data.files.values()):
+    files = data.read_files
+    for path in (out, trip.model, *files.values()):
         resolved(path)
     scores, plan, manifest = out / "scores.json", out / "plan.json", out / "manifest.json"
     options = trip.options
     codes = (out / CODES_NAME,) if options.refine.rounding.method in DATA_AWARE else ()
     aimed = options.budget.target is not None
-    beside = scaler_files(data.rollout)
-    fed = [*(path for role, path in data.files.items() if aimed or role != "evaluation"), *beside]
-    seen = [*data.files.values(), *beside]
+    fed = [path for role, path in files.items() if aimed or role != "evaluation"]
+    seen = [*files.values()]
     settings = job_settings("quantize", trip.model, data, out, options)
     chosen = settings["options"]
     run = chosen["run"] | {"provider": resolve_provider(options.run.provider)}

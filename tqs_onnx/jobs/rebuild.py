@@ -88,10 +88,11 @@ def _take_times(manifest: Manifest, times: Path, out: Path) -> None:
 
 
 def _require_unchanged(manifest: Manifest, model: Path, data: DataOptions) -> None:
-    for role, digests in input_digests(model, data.files, {}).items():
+    files = data.read_files
+    for role, digests in input_digests(model, files, {}).items():
         if manifest.inputs.get(role) != digests:
             raise InputError(
                 f"the content of {role} differs from that in the manifest",
-                where=str(model if role == "model" else data.files[role]),
+                where=str(model if role == "model" else files[role]),
                 todo="Restore the file, or run tqs quantize again",
             )

@@ -160,7 +160,7 @@ def allocate_files(job: AllocateJob) -> Allocated:
     """
     options, out = job.options, job.out
     source = open_source(job.model)
-    read = () if job.data is None else job.data.files.values()
+    read = () if job.data is None else job.data.read_files.values()
     refuse_overwriting([out, codes_path(out)], [*source.files, job.scores, *read])
     with output_file(out, force=job.force):
         scores = read_scores(job.scores)
@@ -251,7 +251,7 @@ def verify_files(job: VerifyJob) -> Verified:
         See the stages. Failed gates do not raise; they are returned.
     """
     source = open_source(job.source)
-    read = [*source.files, *with_data(job.emitted), job.plan, job.scores, *job.data.files.values()]
+    read = [*source.files, *with_data(job.emitted), job.plan, job.scores, *job.data.read_files.values()]
     refuse_overwriting([job.manifest, job.manifest.with_name(TRACES_NAME)], read)
     with output_file(job.manifest, force=job.force, option="manifest"):
         return _verified(job, source)

@@ -2,6 +2,7 @@
 
     100.1  1e3  -7      a number
     100,1               a number with a decimal comma
+    1,000               the same, unless `may_group_thousands` and the rest of its column leave it open
     ''  ?  -  NA  NaN   missing (see `MISSING`; upper and lower case alike)
     2020-01-31 06:00    a date, with or without a time of day
     31.01.2020, 31/1/20, 31-Jan-2020
@@ -22,6 +23,8 @@ MISSING = frozenset(
 #: A longer cell is no number: nobody writes one, and its digits would take memory.
 _LONGEST_NUMBER = 64
 _COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+#: What may as well be a number with commas between its thousands.
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(?:,\d{3})+")
 _TIME = r"(?:[ T](\d{1,2}):(\d{2})(?::(\d{2})(?:[.,]\d+)?)?(?: ?(?:Z|UTC|[+-]\d{2}:?\d{2}))?)?"
 _YEAR_FIRST = re.compile(r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})" + _TIME)
 _YEAR_LAST = re.compile(r"(\d{1,2})([-/.])(\d{1,2})\2(\d{4}|\d{2})" + _TIME)
@@ -41,7 +44,9 @@ def number(cell: str) -> float:
     >>> number("7,9"), number("-1e3"), math.isnan(number("load"))
     (7.9, -1000.0, True)
     """
-    if len(cell) > _LONGEST_NUMBER:
+    if (
+        len(cell) > _LONGEST_NUMBER or "_" in cell
+    ):  # `float` reads 12_3 as 123, but only Python writes numbers so
         return math.nan
     try:
         return float(cell)
@@ -52,6 +57,15 @@ def number(cell: str) -> float:
 def has_decimal_comma(cell: str) -> bool:
     """Return whether a cell is a number with a decimal comma."""
     return _COMMA.fullmatch(cell) is not None
+
+
+def may_group_thousands(cell: str) -> bool:
+    """Return whether the commas of a cell may stand between thousands.
+
+    >>> [may_group_thousands(c) for c in ("1,000", "1,000,000", "0,512", "7,9")]
+    [True, True, False, False]
+    """
+    return _GROUPED.fullmatch(cell) is not None
 
 
 def date_seconds(cell: str) -> tuple[float, float] | None:

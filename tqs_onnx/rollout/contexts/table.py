@@ -28,6 +28,7 @@ from tqs_onnx.rollout.contexts.cells import (
     digits_seconds,
     has_decimal_comma,
     is_missing,
+    may_group_thousands,
     number,
 )
 from tqs_onnx.rollout.contexts.table_text import TableText, head_lines
@@ -71,15 +72,22 @@ class DataTable:
 
 @dataclass(slots=True)
 class _Column:
-    """What the cells of one column were; `numbers` has NaN where a cell was no number."""
+    """What the cells of one column were; `numbers` has NaN where a cell was no number.
+
+    `has_quoted_commas`: commas separate the cells, so that one within a cell is quoted.
+    """
 
     name: str
+    has_quoted_commas: bool = False
     numbers: array[float] = field(default_factory=lambda: array("d"))
     days: array[float] = field(default_factory=lambda: array("d"))
     months: array[float] = field(default_factory=lambda: array("d"))
     n_missing: int = 0
     n_broken_by_comma: int = 0
     n_commas: int = 0
+    n_sure_commas: int = 0
+    n_millions: int = 0
+    grouped: tuple[str, int] = ("", 0)
     n_dates: int = 0
     n_other: int = 0
     other: tuple[str, int] = ("", 0)
@@ -87,11 +95,15 @@ class _Column:
     def add(self, cell: str, line: int) -> None:
         """Take the next cell, which `float` does not read."""
         self.numbers.append(math.nan)
+        if is_grouped := may_group_thousands(cell):
+            self.grouped = self.grouped if self.grouped[0] else (cell, line)
         if is_missing(cell):
             self.n_missing += 1
         elif not math.isnan(value := number(cell)):
             self.numbers[-1] = value
-            self.n_commas += has_decimal_comma(cell)
+            has_comma = has_decimal_comma(cell)
+            self.n_commas += has_comma
+            self.n_sure_commas += has_comma and not is_grouped
             self.n_broken_by_comma += value != math.floor(value)
         elif (read := date_seconds(cell)) is not None:
             pad = len(self.numbers) - 1 - len(self.days)
@@ -102,6 +114,7 @@ class _Column:
             if not self.n_other:
                 self.other = (cell, line)
             self.n_other += 1
+            self.n_millions += is_grouped
 
     @property
     def n_numbers(self) -> int:
@@ -112,6 +125,15 @@ class _Column:
     def is_series(self) -> bool:
         """Whether every cell is a number or missing."""
         return self.n_numbers > 0 and not (self.n_dates or self.n_other)
+
+    @property
+    def may_group_thousands(self) -> bool:
+        """Whether all commas may stand between thousands: as they are written, and as the other numbers are."""
+        if not self.grouped[0] or self.n_sure_commas:
+            return False
+        if self.has_quoted_commas:  # a table that uses commas like this seldom has decimal ones
+            return True
+        return self.n_numbers > self.n_commas and float(np.nanmax(np.abs(self.numbers))) < 1000
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequence[float] = ()) -> DataTable:
@@ -177,10 +199,11 @@ def _parsed(path: Path) -> tuple[list[_Column], array[int], str]:
     if not head:
         raise InputError("is empty", where=str(path), todo="Give a table with rows of numbers")
     text = TableText(path)
-    rows = _rows(text.lines(), _separator(head), path)
+    separator = _separator(head)
+    rows = _rows(text.lines(), separator, path)
     line, first = next(rows)
     has_header = any(not _is_value(cell) for cell in first)
-    columns = [_Column(name if has_header else str(i)) for i, name in enumerate(first)]
+    columns = [_Column(name if has_header else str(i), separator == ",") for i, name in enumerate(first)]
     lines: array[int] = array("q")
     if not has_header:
         _add_row(columns, first, line, lines)
@@ -209,7 +232,7 @@ def _add_row(columns: list[_Column], row: list[str], line: int, lines: array[int
         except ValueError:
             column.add(cell, line)
             continue
-        if value != value or len(cell) > 64:
+        if value != value or len(cell) > 64 or "_" in cell:
             column.add(cell, line)
         else:
             column.numbers.append(value)
@@ -265,7 +288,7 @@ def _not_series(found: list[_Column]) -> tuple[NDArray[np.float64] | None, dict[
             left_out[index] = reason
             if seconds is None and times is not None and not np.isnan(times).any():
                 seconds = times
-        elif not column.n_numbers:
+        elif not column.n_numbers and not column.n_other == column.n_millions > 0:
             left_out[index] = "text" if column.n_other else "no values"
     return seconds, left_out
 
@@ -328,6 +351,20 @@ def _wanted(found: list[_Column], left_out: set[int], columns: Sequence[str] | N
 def _numbers(column: _Column, lines: array[int], path: Path) -> NDArray[np.float64]:
     """Return the numbers of a column, NaN where missing; refuse any other cell."""
     values = np.array(column.numbers)
+    broken = int(np.count_nonzero(np.isfinite(values) & (values != np.floor(values))))
+    if column.n_commas and broken > column.n_broken_by_comma:
+        raise InputError(
+            f"column {column.name!r} mixes decimal points and commas",
+            where=str(path),
+            todo="Write one of them: a comma between thousands is not read",
+        )
+    if column.may_group_thousands:
+        cell, line = column.grouped
+        raise InputError(
+            f"column {column.name!r} contains {cell!r} in line {line}, whose comma may be decimal or between thousands",
+            where=str(path),
+            todo="Write decimal points, and nothing between thousands",
+        )
     infinite = np.flatnonzero(np.isinf(values))
     if column.n_other or column.n_dates or len(infinite):
         cell, line = column.other
@@ -338,13 +375,6 @@ def _numbers(column: _Column, lines: array[int], path: Path) -> NDArray[np.float
             f"column {column.name!r} contains {one_line(repr(cell), 60)} in line {line}",
             where=str(path),
             todo="Use finite numbers or empty cells only, or name the numeric columns in windows.columns",
-        )
-    broken = int(np.count_nonzero(np.isfinite(values) & (values != np.floor(values))))
-    if column.n_commas and broken > column.n_broken_by_comma:
-        raise InputError(
-            f"column {column.name!r} mixes decimal points and commas",
-            where=str(path),
-            todo="Write one of them: a comma between thousands is not read",
         )
     return values
 
