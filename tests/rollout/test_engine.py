@@ -1,10 +1,13 @@
 """The engine against rollouts written out in NumPy."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
-from onnx import parser
+from onnx import numpy_helper, parser
 
+from tests.rollouts import REPLACE
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine, NonFiniteError
 from tqs_onnx.rollout.session import Session, SessionOptions, open_session
@@ -603,3 +606,17 @@ def test_a_batch_of_minus_one_is_no_fixed_batch() -> None:
         value.type.tensor_type.shape.dim[0].dim_value = -1
     assert signature_of(proto).input("x").shape == ("?", 3)
     assert fixed_batch(spec_of(REPLACE), signature_of(proto)) is None
+
+
+def test_a_batch_that_fails_suggests_one_context_a_call(tmp_path: Path) -> None:
+    """The model reshapes to one row, whatever its declared batch."""
+    text = "(float[b, 4] x) => (float[b, 4] y) { y = Reshape(x, one) }"
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {text}')
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([1, 4]), "one"))
+    (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
+    session = open_session(tmp_path / "m.onnx")
+    contexts = Contexts({"x": np.ones((3, 4), np.float32)}, {})
+    spec = parse_spec(REPLACE.format(steps=2))
+    with pytest.raises(InputError, match="Set `batch` to 1"):
+        Engine(session, spec, contexts).run()
+    assert Engine(session, spec, contexts, batch=1).run().outputs["y"].shape[0] == 3

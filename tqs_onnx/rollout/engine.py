@@ -331,10 +331,16 @@ class Engine:
             wanted = {*extra, *(self.feedback.fed if step < steps else ())}
             where = _where(step, chunk)
             asked = [p.name for p in self.session.signature.outputs if p.name in wanted]
-            if step == 1 and isinstance(self.session, SplitSession):
-                outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
-            else:
-                outputs = self.session.run({**inputs, **overrides}, asked, where=where)
+            try:
+                if step == 1 and isinstance(self.session, SplitSession):
+                    outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
+                else:
+                    outputs = self.session.run({**inputs, **overrides}, asked, where=where)
+            except InputError as error:
+                if len(chunk.contexts) < 2 or error.todo or self._fixed is not None:
+                    raise
+                todo = "Set `batch` to 1, in case the model takes one context a call"
+                raise InputError(error.what, where=error.where, todo=todo) from error
             if step == 1:
                 self._require_stated(outputs, chunk)
             yield step, inputs, outputs
