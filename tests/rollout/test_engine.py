@@ -7,7 +7,6 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
-from tests.rollouts import REPLACE
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine, NonFiniteError
 from tqs_onnx.rollout.session import Session, SessionOptions, open_session
@@ -616,7 +615,7 @@ def test_a_batch_that_fails_suggests_one_context_a_call(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(proto.SerializeToString())
     session = open_session(tmp_path / "m.onnx")
     contexts = Contexts({"x": np.ones((3, 4), np.float32)}, {})
-    spec = parse_spec(REPLACE.format(steps=2))
+    spec = spec_of(REPLACE, steps=2)
     with pytest.raises(InputError, match="Set `batch` to 1"):
         Engine(session, spec, contexts).run()
     assert Engine(session, spec, contexts, batch=1).run().outputs["y"].shape[0] == 3
