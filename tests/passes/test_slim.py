@@ -153,6 +153,21 @@ def test_quotients_that_languages_round_differently_stay_computed(a: int, b: int
     assert FoldStatic(NOTHING).apply(model).model is model
 
 
+@pytest.mark.parametrize(
+    ("values", "computed"),
+    [
+        (np.array([70000, 70000], np.int32), 2**31 - 1),  # onnxruntime saturates
+        (np.array([2**53 + 1, 1]), 2**53),  # and multiplies in float64
+    ],
+)
+def test_a_product_that_the_runtime_does_not_compute_exactly_stays(values: np.ndarray, computed: int) -> None:
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    nodes = [node("ReduceProd", ["i"], ["p"], keepdims=0), node("Add", ["p", "z"], ["y"])]
+    stored = [tensor("i", values), tensor("z", np.zeros(1, values.dtype))]
+    model = model_of(nodes, [], [info("y", [1], kind)], stored)
+    assert run(FoldStatic(NOTHING).apply(model).model)["y"].tolist() == [computed]
+
+
 def test_what_is_declared_about_inner_values_is_not_believed() -> None:
     model = model_of(
         [node("Relu", ["x"], ["r"]), node("Shape", ["r"], ["y"])],

@@ -287,6 +287,8 @@ def _computed(node: onnx.NodeProto, given: Mapping[str, Array], opset: int) -> A
         return None  # languages round quotients of negative integers in different ways
     if node.op_type in ("Sqrt", "Floor", "Ceil") and any(v.dtype.kind != "f" for v in given.values()):
         return None
+    if node.op_type == "ReduceProd" and not _exact_product(given[node.input[0]]):
+        return None
     if node.op_type == "Cast" and _leaves_integers(node, given):
         return None
     if _result_size(node, given) > _MOST_VALUES:
@@ -311,6 +313,12 @@ def _computed(node: onnx.NodeProto, given: Mapping[str, Array], opset: int) -> A
         return None  # an operator of this opset that the reference lacks, or arguments that do not fit
     values = np.asarray(result)
     return values if values.dtype.name in _TYPES and values.size <= _MOST_VALUES else None
+
+
+def _exact_product(values: Array) -> bool:
+    """Return whether products of any of these integers fit their type and float64, in which the runtime multiplies."""
+    product = math.prod(abs(int(v)) for v in values.reshape(-1) if v)
+    return product <= min(np.iinfo(values.dtype).max, 2**53) if values.dtype.kind == "i" else False
 
 
 def _leaves_integers(node: onnx.NodeProto, given: Mapping[str, Array]) -> bool:
