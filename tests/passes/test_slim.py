@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -277,6 +278,25 @@ def test_equal_nodes_and_constants_are_merged_but_random_numbers_are_not() -> No
     merged = MergeRepeats(NOTHING).apply(model)
     assert merged.changed == ("b",)
     assert ops(merged.model).count("RandomUniformLike") == 2
+
+
+@pytest.mark.parametrize(
+    ("pair", "merged"),
+    [
+        (lambda out: node("Noise", ["x"], [out], domain="mine"), False),
+        (lambda out: node("QuickGelu", ["x"], [out], domain="com.microsoft"), True),
+        (lambda out: node("Dropout", ["x", "half", "yes"], [out]), False),
+        (lambda out: node("Dropout", ["x", "half", "no"], [out]), True),
+    ],
+    ids=["another domain", "onnxruntime", "Dropout in training", "Dropout"],
+)
+def test_only_operators_known_to_repeat_their_values_are_merged(
+    pair: Callable[[str], onnx.NodeProto], merged: bool
+) -> None:
+    stored = [tensor("half", np.float32(0.5)), tensor("yes", np.array(True)), tensor("no", np.array(False))]
+    nodes = [pair("a"), pair("b"), node("Sub", ["a", "b"], ["y"])]
+    model = model_of(nodes, [info("x", [3])], [info("y", [3])], stored)
+    assert (MergeRepeats(NOTHING).apply(model).changed == ("b",)) is merged
 
 
 def shadowed() -> Model:

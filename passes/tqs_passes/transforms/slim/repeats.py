@@ -7,7 +7,8 @@ Before → after ::
     Identity(x) ─▶ y                            x, read instead of y
 
 Values of an enclosing graph also replace those of a body. Outputs of a graph keep their names. Nodes that draw random
-numbers or have bodies are left alone, and weights are not merged: a plan names every weight.
+numbers, have bodies or are of other operator sets than ONNX's and onnxruntime's are left alone, and weights are not
+merged: a plan names every weight.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import onnx
+from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.files.model import Model
-from tqs_passes.files.tensors import tensor_array
+from tqs_passes.files.tensors import iter_graphs, tensor_array
 from tqs_passes.graph.random_ops import RANDOM
 from tqs_passes.graph.scope import bodies
 from tqs_passes.graph_pass import PassResult
@@ -47,7 +49,8 @@ class MergeRepeats:
     def apply(self, model: Model) -> PassResult:
         """Return the model in which equal values are computed once, or the model itself if there are none."""
         proto = editable(model.proto)
-        work = _Work(model, model.stored_names(self.weights), hidden_names(proto.graph))
+        hidden = hidden_names(proto.graph)
+        work = _Work(model, model.stored_names(self.weights), hidden, _false_names(proto.graph) - hidden)
         work.merge(proto.graph, {}, ChainMap())
         return (
             PassResult(replace(model, proto=proto), tuple(work.merged)) if work.merged else PassResult(model)
@@ -59,6 +62,7 @@ class _Work:
     model: Model
     weights: frozenset[str]
     hidden: frozenset[str]
+    false: frozenset[str]
     merged: list[str] = field(default_factory=list[str])
 
     def merge(
@@ -76,7 +80,7 @@ class _Work:
                 self._replace(node.output[0], node.input[0], renamed)
                 gone.append(index)
                 continue
-            key = _key(node)
+            key = _key(node, self.false)
             if key is None or self.hidden.intersection(node.output):
                 continue
             first = seen.setdefault(key, tuple(node.output))
@@ -117,9 +121,29 @@ class _Work:
         self.merged.append(old)
 
 
-def _key(node: onnx.NodeProto) -> object:
+def _false_names(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the names of the stored booleans that are false, and that no caller may set."""
+    given = {value.name for value in graph.input}
+    return frozenset(
+        tensor.name
+        for inner in iter_graphs(graph)
+        for tensor in inner.initializer
+        if tensor.data_type == onnx.TensorProto.BOOL and not uses_external_data(tensor)
+        if tensor.name not in given and not numpy_helper.to_array(tensor).any()
+    )
+
+
+def _may_draw(node: onnx.NodeProto, false: frozenset[str]) -> bool:
+    """Return whether a node may draw random numbers; `false` are the names of constants that are false."""
+    if is_standard(node):
+        training = node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
+        return node.op_type in RANDOM or (training and node.input[2] not in false)
+    return node.domain != "com.microsoft" or "Dropout" in node.op_type or node.op_type == "Sampling"
+
+
+def _key(node: onnx.NodeProto, false: frozenset[str]) -> object:
     """Return what two nodes of equal values share; None when a node is not compared."""
-    if (is_standard(node) and node.op_type in RANDOM) or any(True for _ in bodies(node)):
+    if _may_draw(node, false) or any(True for _ in bodies(node)):
         return None
     attributes = sorted((a.name, a.SerializeToString(deterministic=True)) for a in node.attribute)
     shown = tuple(bool(name) for name in node.output)
