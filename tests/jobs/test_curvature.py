@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from tests.rollouts import linear, values, write_case
 from tqs_onnx.analysis.curvature import curvature_table
@@ -60,3 +62,28 @@ def test_the_command_writes_what_analyse_reads(case, tmp_path: Path) -> None:
     known = read_curvature(tmp_path / "curvature.json")
     assert known.weights[0].inputs is None
     assert curvature_table({"a": read_scores(scores)}, {"a": known}).rows == ()
+
+
+def test_a_weight_without_a_rule_has_no_hessian(tmp_path: Path) -> None:
+    matrix = np.eye(N, dtype=np.float32)
+    case = write_case(tmp_path, with_table(matrix), steps=1, n=8)
+    out = tmp_path / "run"
+    files = ["--rollout", str(case.rollout), "--contexts", str(case.contexts), "--threads", "1"]
+    assert main(["score", str(case.model), *files, "--out", str(out)]) == 0
+    data = DataOptions(case.rollout, case.contexts, case.evaluation)
+    found = curvature(CurvatureJob(case.model, out / "scores.json", data, run=RunOptions("cpu", threads=1)))
+    assert {w.weight: w.hessian is None for w in found.weights} == {"A": False, "table": True}
+
+
+def with_table(matrix: np.ndarray) -> onnx.ModelProto:
+    """x' = x A + the first row of a table."""
+    proto = linear(matrix)
+    graph = proto.graph
+    last = graph.node[-1]
+    result = last.output[0]
+    last.output[0] = "product"
+    graph.initializer.append(numpy_helper.from_array(values(8, N, seed=3, scale=0.1), "table"))
+    graph.initializer.append(numpy_helper.from_array(np.array([0]), "first"))
+    graph.node.append(helper.make_node("Gather", ["table", "first"], ["row"]))
+    graph.node.append(helper.make_node("Add", ["product", "row"], [result]))
+    return proto

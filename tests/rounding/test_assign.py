@@ -101,6 +101,11 @@ def calibration(source: Source, spec: RolloutSpec, *, batch: int | None = None) 
     return Calibration(bed_of(source, spec, contexts(), {"y": 1.0}, batch=batch))
 
 
+def test_the_sums_of_a_weight_without_a_rule_are_refused(opened: tuple[Source, RolloutSpec]) -> None:
+    with pytest.raises(InputError, match="no input reaches this weight"):
+        calibration(*opened).statistics("table", {})
+
+
 def plan_of(source: Source, bits: int) -> Plan:
     return unscored_uniform_plan(source, bits, "exact", Serving())
 

@@ -47,7 +47,7 @@ class WeightCurvature(BaseModel):
     ----------
     weight, label : str
     hessian : float or None
-        tr H; None for a weight that no matrix product reads.
+        tr H; None for a weight that data-aware rounding has no rule for.
     inputs : float or None
         H_Δ / H; None without a plan.
     fisher : float or None
@@ -114,7 +114,7 @@ def curvature(job: CurvatureJob) -> Curvature:
     found: list[WeightCurvature] = []
     for weight in bed.weights:
         hessian = inputs = None
-        if weight.name in calibration.uses:
+        if calibration.uses[weight.name].uses:
             plain = calibration.statistics(weight.name, {})
             hessian = float(np.trace(plain.H.sum(axis=0))) / plain.n_rows
             others = {name: value for name, value in rounded.items() if name != weight.name}

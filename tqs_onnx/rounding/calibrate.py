@@ -24,6 +24,7 @@ from tqs_onnx.rollout.session import Value
 from tqs_onnx.rollout.testbed import Capturing, Testbed
 from tqs_onnx.rounding.compensate import Matrix
 from tqs_onnx.rounding.uses import Use, Uses, uses_of
+from tqs_passes.errors import InputError
 
 #: Maximum bytes of FP32 activations and states kept between weights.
 KEPT_BYTES = 512 << 20
@@ -100,6 +101,11 @@ class Calibration:
             not run again, and D is zero.
         paired : bool
             Whether D is needed; GPTQ does not use it. If not, D is zero.
+
+        Raises
+        ------
+        InputError
+            The weight has no uses, or no context ran them (a Loop of no turns).
         """
         uses, shape = self.uses[weight].uses, self.shapes[weight]
         seeing = self._seeing
@@ -124,7 +130,12 @@ class Calibration:
                         d = np.swapaxes(gap, 1, 2) @ x
                 sums = (h, d) if sums is None else (sums[0] + h, sums[1] + d)
                 n_rows += x.shape[1]
-        assert sums is not None
+        if sums is None or not n_rows:
+            raise InputError(
+                "no input reaches this weight on the calibration contexts",
+                where=weight,
+                todo="Give contexts on which the model uses it",
+            )
         return Statistics(*sums, n_rows)
 
     def _rows(
