@@ -318,7 +318,7 @@ def _computed(node: onnx.NodeProto, given: Mapping[str, Array], opset: int) -> A
 def _exact_product(values: Array) -> bool:
     """Return whether products of any of these integers fit their type and float64, in which the runtime multiplies."""
     product = math.prod(abs(int(v)) for v in values.reshape(-1) if v)
-    return product <= min(np.iinfo(values.dtype).max, 2**53) if values.dtype.kind == "i" else False
+    return values.dtype.kind == "i" and product <= (2**31 - 1 if values.dtype.itemsize == 4 else 2**53)
 
 
 def _leaves_integers(node: onnx.NodeProto, given: Mapping[str, Array]) -> bool:
