@@ -21,7 +21,7 @@ import pytest
 import tqs_onnx as tqs
 from tests.rollouts import model, values
 from tqs_onnx.cli.main import main
-from tqs_onnx.inputs.data import Data, DataOptions, read_data
+from tqs_onnx.inputs.data import Data, DataOptions, read_data, read_spec
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.options import RunOptions
@@ -442,6 +442,19 @@ def test_the_scaler_of_the_training_rows_sees_no_other_row(tmp_path: Path) -> No
     check(
         data, proto, f, Loop(COLUMNS, ("load",), mean=mean, std=std, inputs_scaled=True, outputs_scaled=True)
     )
+
+
+def test_the_training_rows_may_be_those_of_the_evaluation_table(tmp_path: Path) -> None:
+    proto, _ = network((6, 3), (1,))
+    onnx.save(proto, tmp_path / "m.onnx")
+    (tmp_path / "rollout.toml").write_text(LOAD + 'scaler = "train"\n')
+    spec = read_spec(
+        DataOptions(tmp_path / "rollout.toml", "made:4", written(tmp_path)), open_source(tmp_path / "m.onnx")
+    )
+    assert spec.windows is not None
+    assert isinstance(spec.windows.scaler, Scaler)
+    expected = [float(c[:80].mean()) for c in COLUMNS.values()]
+    np.testing.assert_allclose(spec.windows.scaler.affine()[0], expected, rtol=1e-12)  # sums in another order
 
 
 def test_the_scaler_of_the_graph_scales_the_truth_and_what_is_fed_back(tmp_path: Path) -> None:
