@@ -77,6 +77,7 @@ def test_a_failed_gate_fails_make_every_time_and_leaves_no_target(tmp_path: Path
         assert not (tmp_path / "run/model.tqs.onnx").exists()
 
 
+@pytest.mark.slow
 def test_the_steps_of_the_ci_job_run_and_the_manifest_says_what_went_in_and_out(tmp_path: Path) -> None:
     env = project(tmp_path, **GENTLE)
     steps = re.findall(r"^ *- run: (.*)$", example("yaml"), re.M)

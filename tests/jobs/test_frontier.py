@@ -116,6 +116,7 @@ def test_a_budget_that_buys_nothing_more_is_saturated(lorenz, tmp_path):
     assert point.unspent_bytes > point.n_bytes
 
 
+@pytest.mark.slow
 def test_data_aware_points_measure_their_responses_and_keep_their_codes(lorenz, tmp_path):
     axis = Axis((4.0,), objectives=(Objective.MEASURED,))
     point = traced_over(lorenz, axis, tmp_path, "gptq").points[0]

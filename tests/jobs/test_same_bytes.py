@@ -60,6 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("surroundings", SURROUNDINGS, ids=["plain", "strange"])
+@pytest.mark.slow
 def test_a_plan_and_its_codes_are_emitted_to_the_same_bytes_anywhere(
     made: Path, tmp_path: Path, surroundings: dict[str, str]
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_table_of_another_model_is_refused(
     assert "was measured for another model" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_times_are_measured_of_every_form_of_every_shape(case: Case, tmp_path: Path) -> None:
     source = open_source(case.model)
     data = read_data(DataOptions(case.rollout, case.contexts, case.evaluation), source)

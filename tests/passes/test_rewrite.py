@@ -206,6 +206,7 @@ def test_the_same_plan_gives_the_same_bytes() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_predicted_bytes_are_the_bytes_of_the_file(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

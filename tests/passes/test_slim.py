@@ -453,6 +453,7 @@ def plan_for(source: Source, serving: Serving, pick: int) -> Plan:
 @pytest.mark.parametrize(
     "serving", [Serving(), Serving(names="keep"), Serving(graph="keep", pinned=("w_*",))]
 )
+@pytest.mark.slow
 def test_the_file_of_a_slim_plan_has_the_bytes_it_predicts(
     source: Source, serving: Serving, pick: int, tmp_path: Path
 ) -> None:

@@ -263,6 +263,7 @@ def test_a_node_killed_without_grace_costs_what_it_was_measuring(
     assert any("died; the rest of its task runs again" in line for line in caplog.messages)
 
 
+@pytest.mark.slow
 def test_with_no_node_left_the_sweep_ends_in_one_line_and_can_be_resumed(
     two: Two, source: Source, local: str, watched: Any, tmp_path: Path
 ) -> None:

@@ -100,6 +100,7 @@ def _killed_and_resumed(case: Case, out: Path, kills: int) -> list[int]:
     return codes
 
 
+@pytest.mark.slow
 def test_killed_five_times_and_resumed_the_scores_are_those_of_an_uninterrupted_run(
     case: Case, uninterrupted: bytes, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ def test_killed_twenty_times_and_resumed_the_scores_are_those_of_an_uninterrupte
     assert (tmp_path / "run" / "scores.json").read_bytes() == uninterrupted
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_says_how_to_go_on_and_does(
     case: Case, uninterrupted: bytes, tmp_path: Path
 ) -> None:

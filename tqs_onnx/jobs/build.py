@@ -226,8 +226,10 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
         A path cannot be resolved.
     """
     out, data = trip.out, trip.data
+    for path in (out, trip.model, *data.files.values()):
+        resolved(path)
     files = data.read_files
-    for path in (out, trip.model, *files.values()):
+    for path in files.values():
         resolved(path)
     scores, plan, manifest = out / "scores.json", out / "plan.json", out / "manifest.json"
     options = trip.options

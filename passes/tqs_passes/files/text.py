@@ -25,6 +25,8 @@ def read_text(path: Path, most: int = SMALL) -> str:
     UnicodeDecodeError
         It is not UTF-8, or holds a byte of zero, which no text does.
     """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "no file has a zero byte in its name", str(path))
     blocks: list[bytes] = []
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK):
