@@ -459,7 +459,7 @@ STRANGERS: tuple[Stranger, ...] = (
     ),
     Stranger("darts-cell", darts_cell, _DARTS_CELL, batch=None),
     Stranger("attention-cache", attention_cache, _ATTENTION),
-    Stranger("baked-batch", baked_batch_of_one, _one("forecast", "series", "shift"), time_axis=1),
+    Stranger("baked-batch", baked_batch_of_one, _one("forecast", "series", "shift"), batch=None, time_axis=1),
     Stranger("time-first", time_first, asked=_set("output"), static=_set("input"), batch=None, steps=1),
     Stranger("tabular", tabular, asked=_set("output"), static=_set("input"), steps=1),
     Stranger("regressor", regressor, asked=_set("variable"), static=_set("X"), steps=1),

@@ -14,7 +14,7 @@ from tqs_onnx.rollout.spec.spec import load_spec
 
 SMALL = [
     *("keras-remaining-life", "block-of-rows", "torch-lstm", "mask-with-state", "speech", "attention-cache"),
-    *("darts-block", "two-fields", "time-first"),
+    *("darts-block", "two-fields", "time-first", "baked-batch"),
 ]
 
 

@@ -288,7 +288,14 @@ def _time_axis(pair: Pair) -> int:
 
 
 def _batch_axis(signature: ModelSignature, layout: Layout, fed: set[str], outputs: set[str]) -> int | None:
-    """Return the batch axis that all arrays share but inputs that could be marked as shared; None if they do not."""
+    """Return the batch axis that all arrays share but inputs that could be marked as shared; None if they do not.
+
+    A model that takes one case a call although it declares any number has none either: calls must not be put together.
+    """
+    if layout.largest is not None:
+        axes = {p.shape[layout.batch[p.name]] for p in signature.inputs if p.shape and p.name in layout.batch}
+        if any(isinstance(size, str) for size in axes):
+            return None
     needed = {layout.batch.get(name) for name in (*fed, *outputs)}
     others = {layout.batch[p.name] for p in signature.inputs if p.name in layout.batch}
     axes = needed | others
