@@ -293,8 +293,8 @@ def _batch_axis(signature: ModelSignature, layout: Layout, fed: set[str], output
     A model that takes one case a call although it declares any number has none either: calls must not be put together.
     """
     if layout.largest is not None:
-        axes = {p.shape[layout.batch[p.name]] for p in signature.inputs if p.shape and p.name in layout.batch}
-        if any(isinstance(size, str) for size in axes):
+        ports = [p for p in signature.inputs if p.shape and p.name in layout.batch]
+        if any(isinstance((p.shape or ())[layout.batch[p.name]], str) for p in ports):
             return None
     needed = {layout.batch.get(name) for name in (*fed, *outputs)}
     others = {layout.batch[p.name] for p in signature.inputs if p.name in layout.batch}
