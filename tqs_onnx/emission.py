@@ -225,12 +225,13 @@ def emit(model: Model, plan: Plan, out: Path, codes: Mapping[str, Codes] | None 
         )
     with Spill(out.parent) as spill:
         written = rewritten(model, plan, codes, spill)
+        # The map first: where the file is, a stop at any moment leaves its map beside it.
+        if written.names:
+            text = json.dumps(dict(sorted(written.names.items())), indent=1, ensure_ascii=False)
+            write_text(names_file(out), text + "\n")
+        else:
+            names_file(out).unlink(missing_ok=True)
         save_model(written, out)
-    if written.names:
-        text = json.dumps(dict(sorted(written.names.items())), indent=1, ensure_ascii=False)
-        write_text(names_file(out), text + "\n")
-    else:
-        names_file(out).unlink(missing_ok=True)
 
 
 def names_file(out: Path) -> Path:
