@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import two_branches
 from tests.rollouts import forecaster, values
-from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.allocation.bare_plan import bare_plan
 from tqs_onnx.allocation.request import menus_of, prepared_source, settled_serving, size_of
 from tqs_onnx.cli.inspect import command as inspect
 from tqs_onnx.cli.main import main
@@ -69,22 +69,8 @@ def options_of(source: Source, serving: Serving = STOCK) -> tuple[Plan, int]:
     ready = prepared_source(source, serving)
     listed = menus_of(source, ready, "fast", TIERS, serving)
     chosen = [min(m.candidates, key=lambda c: c.assignment.n_bytes) for m in listed]
-    n_bytes = file_bytes(size_of(source, ready), chosen)
-    plan = Plan(
-        source_sha256=source.sha256,
-        profile="fast",
-        assignments=tuple(c.assignment for c in chosen),
-        n_bytes=n_bytes,
-        source_bytes=source.facts.n_bytes,
-        target=serving.target,
-        constants=serving.constants_as_stored,
-        opset=serving.opset,
-        compute=serving.compute,
-        names=serving.names,
-        graph=serving.graph,
-        pinned=serving.pinned,
-    )
-    return plan, n_bytes
+    plan = bare_plan(source, chosen, size_of(source, ready), "fast", serving)
+    return plan, plan.n_bytes
 
 
 _MADE = ("m.onnx", "m.onnx.data", "plan.json", "o.onnx", "o.onnx.names.json")

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
-from tqs_onnx.allocation.file_size import FileSize, file_bytes
+from tqs_onnx.allocation.bare_plan import bare_plan
+from tqs_onnx.allocation.file_size import FileSize
 from tqs_onnx.allocation.times import TimedForm, TimeTable
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source
@@ -27,7 +28,6 @@ from tqs_passes.encode.weight import Form
 from tqs_passes.graph.readers import sole_readers
 from tqs_passes.plan.candidates import Candidate, Menu
 from tqs_passes.plan.forms import Profile
-from tqs_passes.plan.plan import Plan
 from tqs_passes.plan.targets import Serving
 
 #: Forms that differ from FP32 in what runs at every call; the others are folded at load.
@@ -75,7 +75,7 @@ def measure_times(
         def written(name: str, forms: Mapping[str, Form]) -> Path:
             path = Path(folder) / f"{name}.onnx"
             chosen = [_in_form(m, forms.get(m.weight.name)) for m in menus]
-            emit(source.lifted, _plan(source, chosen, size, profile, serving), path)
+            emit(source.lifted, bare_plan(source, chosen, size, profile, serving), path)
             return path
 
         def raced(files: Mapping[str, Path]) -> dict[str, Laps]:
@@ -152,22 +152,3 @@ def _fastest(timed: Sequence[TimedForm]) -> dict[str, Form]:
         for name in t.weights:
             best[name] = min(best.get(name, (0.0, Form.KEEP)), (t.share, t.form))
     return {name: form for name, (_, form) in best.items() if form is not Form.KEEP}
-
-
-def _plan(
-    source: Source, chosen: Sequence[Candidate], size: FileSize, profile: Profile, serving: Serving
-) -> Plan:
-    return Plan(
-        source_sha256=source.sha256,
-        profile=profile,
-        target=serving.target,
-        constants=serving.constants_as_stored,
-        opset=serving.opset,
-        compute=serving.compute,
-        names=serving.names_as_stored,
-        graph=serving.graph_as_stored,
-        pinned=serving.pinned,
-        assignments=tuple(c.assignment for c in chosen),
-        n_bytes=file_bytes(size, chosen),
-        source_bytes=size.source_bytes,
-    )

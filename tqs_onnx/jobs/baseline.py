@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqs_onnx.allocation.file_size import file_bytes
+from tqs_onnx.allocation.bare_plan import bare_plan
 from tqs_onnx.allocation.request import menus_of, note_of_opset, prepared_source, settled_serving, size_of
 from tqs_onnx.allocation.servable import require_served
 from tqs_onnx.allocation.uniform_plan import uniform_choices
@@ -130,20 +130,7 @@ def unscored_uniform_plan(
     ready = prepared_source(source, serving)
     tiers = (Tier(f"INT{bits}"), Tier.FP16)
     chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits, group)
-    return Plan(
-        source_sha256=source.sha256,
-        profile=profile,
-        target=serving.target,
-        constants=serving.constants_as_stored,
-        opset=serving.opset,
-        compute=serving.compute,
-        names=serving.names_as_stored,
-        graph=serving.graph_as_stored,
-        pinned=serving.pinned,
-        assignments=tuple(c.assignment for c in chosen),
-        n_bytes=file_bytes(size_of(source, ready), chosen),
-        source_bytes=source.facts.n_bytes,
-    )
+    return bare_plan(source, chosen, size_of(source, ready), profile, serving)
 
 
 def baseline(job: BaselineJob) -> BaselineOutcome:
