@@ -92,7 +92,7 @@ def killed(step: int) -> dict[str, Row]:
                 arguments += ["--plan", str(_planned(case.model, Path(folder) / "in"))]
             if name == "score":
                 arguments += case.arguments()[:4]
-            found = killed_at_every_event(Path(folder), out, arguments, step=step, whole=name == "package")
+            found = killed_at_every_event(Path(folder), out, arguments, step=step, whole=name != "score")
             rows[f"killed: {name}"] = Row(Counter(done=found.kills, bad=len(found.bad)), found.bad)
     return rows
 

@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tqs_onnx.rollout.spec.check import check_spec
+from tqs_onnx.rollout.spec.completion import wired
 from tqs_onnx.rollout.spec.signature import ModelSignature, signature_of
 from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
-from tqs_onnx.rollout.spec.wiring import wired
 
 REFERENCE = (Path(__file__).parents[2] / "docs" / "rollout-spec.md").read_text(encoding="utf-8")
 #: How the reference calls the table that no key leads to.

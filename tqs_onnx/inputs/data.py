@@ -24,8 +24,8 @@ from tqs_onnx.rollout.contexts.load import check_disjoint, is_table, load_contex
 from tqs_onnx.rollout.made.make import made_contexts_of
 from tqs_onnx.rollout.made.request import InputScale, made_request
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
+from tqs_onnx.rollout.spec.completion import wired
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
-from tqs_onnx.rollout.spec.wiring import wired
 from tqs_passes.errors import InputError
 
 Rollout = str | Path | Mapping[str, Any] | RolloutSpec

@@ -208,7 +208,7 @@ def file_facts(path: Path, model: Model | None = None) -> FileFacts:
 
 
 def files_of(path: Path, model: Model | None = None) -> list[Path]:
-    """Return a model file and its external-data files, sorted; a file that is no model has none."""
+    """Return a file and, if it is a model, its external-data files, sorted."""
     if model is None:
         try:
             model = load_model(path)

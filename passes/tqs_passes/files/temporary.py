@@ -4,9 +4,9 @@
     <folder>/.tqs/<process>-<n>.tmp      the unfinished file or folder
     <folder>/.tqs/<digest>.claim         locked by the process that writes a file or folder; names it (see `claimed`)
 
-They lie in the folder they are written for, because only inside one file system can a file be renamed. A lock ends with
-its process, however that ends: whatever is no longer locked is left over, and removed when the folder is next written
-to. `.tqs` is removed when it is empty. Where files cannot be locked (Windows, some network file systems), nothing is
+They lie in the folder they are written for, because only inside one file system can a file be renamed. A lock ends
+with its process, even a killed one. So a file without a lock is left over: the next write to the folder removes it.
+`.tqs` is removed when it is empty. Where files cannot be locked (Windows, some network file systems), nothing is
 taken for left over and nothing is claimed.
 """
 

@@ -28,11 +28,11 @@ from numpy.typing import NDArray
 from tqs_onnx.rollout.contexts.context_set import Contexts, cast, check_finite, context_shape, std, thin
 from tqs_onnx.rollout.contexts.features import Features, read_features, sources
 from tqs_onnx.rollout.contexts.table import DataTable
+from tqs_onnx.rollout.spec.completion import rest_axes, time_axis, value_axis, values_per_call, wired
 from tqs_onnx.rollout.spec.scaling import of_column, of_target
 from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port
 from tqs_onnx.rollout.spec.spec import Fill, RolloutSpec
 from tqs_onnx.rollout.spec.windows_table import TableWindows, Windows
-from tqs_onnx.rollout.spec.wiring import rest_axes, time_axis, value_axis, values_per_call, wired
 from tqs_passes.errors import InputError
 
 Rows = tuple[int | float, int | float]

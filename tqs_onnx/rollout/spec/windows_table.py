@@ -60,7 +60,7 @@ class Windows(Table):
     """How contexts are cut from a table; see `contexts.windows`.
 
     `standardise`: each column is (x − μ) / (σ + 1e-8), μ and σ over the whole column, test rows included (A.11).
-    Keys that are not given follow from the model; see `spec.wiring`.
+    Keys that are not given follow from the model; see `spec.completion`.
     """
 
     input: Name
