@@ -79,7 +79,7 @@ def forked(folder: Path, command: list[str], kill_at: int | None = None) -> tupl
 
 
 def contents(out: Path) -> dict[str, str]:
-    """Return the digest of every file under an output, by its relative name."""
+    """Return the digest of every file under an output, by its relative name; claims are no part of it."""
     if out.is_file():
         return {out.name: hashlib.sha256(out.read_bytes()).hexdigest()}
     return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(_names(out))}
@@ -87,7 +87,7 @@ def contents(out: Path) -> dict[str, str]:
 
 def _names(out: Path) -> Iterator[str]:
     for path in out.rglob("*"):
-        if path.is_file() and path.name not in _PRIVATE:
+        if path.is_file() and path.name not in _PRIVATE and ".tqs" not in path.parts:
             yield path.relative_to(out).as_posix()
 
 
