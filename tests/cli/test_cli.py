@@ -261,6 +261,15 @@ def test_allocate_never_overwrites_what_it_reads(shell: Shell, capsys: Capture, 
     assert out.read_bytes() == before
 
 
+def test_score_never_overwrites_the_model(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    model = tmp_path / "scores.csv"
+    model.write_bytes(shell.before)
+    arguments = ["score", str(model), *shell.case.arguments()[:4], "--out", str(tmp_path), "--force"]
+    assert main(arguments) == 2
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert model.read_bytes() == shell.before
+
+
 def test_allocate_never_writes_codes_over_contexts(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
     contexts = tmp_path / "codes.npz"
     contexts.write_bytes(shell.case.contexts.read_bytes())

@@ -102,8 +102,9 @@ def score_files(
     if data.drafted:
         require_unedited(job.out / ROLLOUT_NAME, data.drafted)
         files.append(ROLLOUT_NAME)
+    store = job.out / RESULTS_NAME
+    refuse_overwriting([*(job.out / name for name in files), store], [*source.files, *data.files.values()])
     with run_directory(job.out, files, force=job.force) as begin:
-        store = job.out / RESULTS_NAME
         found = tuple(stages.scored(source, bed, run, store, progress) for run in job.runs)
         begin()
         if data.drafted:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import onnx
+from collections.abc import Iterator
 
-from tqs_passes.files.tensors import iter_nodes
+import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import uses_external_data
+
+from tqs_passes.files.tensors import iter_graphs, iter_nodes
 
 #: Operators of ONNX that draw random numbers.
 RANDOM = frozenset(
@@ -14,8 +18,35 @@ RANDOM = frozenset(
 
 def random_operators(proto: onnx.ModelProto) -> tuple[str, ...]:
     """Return ``operator 'node name'`` of each node in the graph, its bodies and functions that draws random numbers."""
-    return tuple(
-        f"{n.op_type} {n.name!r}"
-        for n in iter_nodes(proto)
-        if n.op_type in RANDOM and n.domain in ("", "ai.onnx")
-    )
+    false = false_names(proto.graph)
+    return tuple(f"{n.op_type} {n.name!r}" for n in iter_nodes(proto) if draws(n, false))
+
+
+def draws(node: onnx.NodeProto, false: frozenset[str]) -> bool:
+    """Return whether an operator of ONNX draws random numbers; `false`: see `false_names`.
+
+    Dropout draws if its third input is true (ONNX Dropout-12); one that is not a constant may be true.
+    """
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    training = node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
+    return node.op_type in RANDOM or (training and node.input[2] not in false)
+
+
+def false_names(graph: onnx.GraphProto) -> frozenset[str]:
+    """Return the names of the constants in a graph and its bodies that are false, and that no caller may set."""
+    given = {value.name for value in graph.input}
+    return frozenset(name for name, tensor in _constants(graph) if name not in given and _is_false(tensor))
+
+
+def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    for inner in iter_graphs(graph):
+        yield from ((tensor.name, tensor) for tensor in inner.initializer)
+        for node in inner.node:
+            if node.op_type == "Constant":
+                yield from ((node.output[0], a.t) for a in node.attribute if a.name == "value")
+
+
+def _is_false(tensor: onnx.TensorProto) -> bool:
+    boolean = tensor.data_type == onnx.TensorProto.BOOL and not uses_external_data(tensor)
+    return boolean and not numpy_helper.to_array(tensor).any()
