@@ -87,13 +87,15 @@ def _time(request: Request, assignments: tuple[Assignment, ...], options: PlanOp
 
 
 def _unseen(assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
-    """Return a warning for each weight of which no context ran every part."""
-    found: list[str] = []
+    """Return a warning for each reason why no context ran every part of a weight; it names the weights."""
+    labels: dict[tuple[str, str], list[str]] = {}
     for a in (a for a in assignments if a.unseen):
-        kept = (
-            "keeps 8 bits or more" if a.least_bits >= UNMEASURED_BITS else f"gets {a.tier}, as it was told to"
-        )
-        found.append(f"{a.label!r} {kept}: {a.unseen}; give contexts that run it to measure what it may have")
+        kept = "8 bits or more" if a.least_bits >= UNMEASURED_BITS else f"{a.tier}, as told to"
+        labels.setdefault((kept, a.unseen), []).append(a.label)
+    found: list[str] = []
+    for (kept, why), (first, *others) in labels.items():
+        names = f"{first!r} and {len(others)} more keep" if others else f"{first!r} keeps"
+        found.append(f"{names} {kept}: {why}; give contexts that run it to measure what it needs")
     return tuple(found)
 
 

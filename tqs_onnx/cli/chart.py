@@ -73,9 +73,9 @@ def figures(v: Verification) -> list[str]:
 
 
 def _shown(n: int) -> list[int]:
-    """Return the steps to show, from 0."""
-    rows = min(n, _MOST_ROWS)
-    return sorted({round((n - 1) * i / max(rows - 1, 1)) for i in range(rows)})
+    """Return the steps to show, from 0: the first one, and every k-th up to the last."""
+    every = -(-(n - 1) // (_MOST_ROWS - 1))
+    return sorted({0, *range(n - 1, 0, -every)})
 
 
 def _bar(share: float, mark: str, width: int = _WIDTH) -> str:
