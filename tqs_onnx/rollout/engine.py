@@ -223,6 +223,7 @@ class Engine:
             self.spec,
             has_columns=self.contexts.columns is not None,
             provider=self.session.provider,
+            device=self.session.device,
         )
         return made, Held(made.time_after, steps, gauge)
 

@@ -91,7 +91,7 @@ class Squares:
 
 
 def gauge_for(
-    outputs: Mapping[str, Value], spec: RolloutSpec, *, has_columns: bool, provider: Provider
+    outputs: Mapping[str, Value], spec: RolloutSpec, *, has_columns: bool, provider: Provider, device: int = 0
 ) -> Gauge:
     """Return the gauge for outputs of these ranks and dtypes.
 
@@ -103,6 +103,7 @@ def gauge_for(
     has_columns : bool
         Whether the last axis of a trajectory may be the columns of a table (`variables.by_variable`).
     provider : str
+    device : int
     """
     nodes: list[onnx.NodeProto] = []
     inputs: list[onnx.ValueInfoProto] = []
@@ -121,7 +122,7 @@ def gauge_for(
         # TensorRT would build an engine for every shape.
         provider="cuda" if provider == "tensorrt" else provider,
         # One thread: a second thread pool would compete with the model's. A memory pattern would double the memory.
-        options=SessionOptions(threads=1, memory_pattern=False),
+        options=SessionOptions(threads=1, memory_pattern=False, device=device),
     )
     return Gauge(tuple(outputs), session)
 

@@ -28,13 +28,15 @@ from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.gauge import Held
 from tqs_onnx.rollout.injection import GroupSession, switchable
-from tqs_onnx.rollout.options import RunOptions, SessionOptions
+from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
 from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.stream import Piece, Stream
 from tqs_onnx.rollout.trajectory import Trajectory
 from tqs_onnx.rollout.variables import sigma
+from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.transforms.capture import Capture, captured_names
 from tqs_passes.transforms.expose import Expose, weight_values
@@ -91,6 +93,11 @@ class Testbed:
     run : RunOptions
     sigma : dict of str to float, optional
         σ_v of every variable; measured on the contexts if not given.
+
+    Raises
+    ------
+    InputError
+        `run.devices` names GPUs, and none works here.
     """
 
     __test__ = False  # pytest collects classes whose name begins with "Test"
@@ -111,6 +118,10 @@ class Testbed:
         self.spec = spec
         self.contexts = contexts
         self.provider: Provider = resolve_provider(run.provider)
+        if self.provider == "cpu" and run.devices:
+            raise InputError(
+                "no GPU works here, and `devices` names some", todo="Run tqs doctor, or leave `devices` out"
+            )
         self.run = replace(run, provider=self.provider)
         self._sigma = None if sigma is None else dict(sigma)
         self._switched: tuple[str, ...] = ()
@@ -251,8 +262,9 @@ class Testbed:
         exposed = Expose(tuple(w.name for w in self.weights)).apply(shown)
         outputs = captured_names(exposed.model, tensors)
         visible = Capture(tensors).apply(exposed.model)
-        options = SessionOptions(threads=self.run.threads)
-        session = open_session(serialize(visible.model.proto), provider=self.provider, options=options)
+        session = open_session(
+            serialize(visible.model.proto), provider=self.provider, options=self.run.for_scoring()
+        )
         dtypes = {w.name: w.dtype for w in self.weights}
         arrays = {name: weight_values(self.model, name, dtypes[name]) for name in exposed.changed}
         nominal = {name: session.value(array) for name, array in arrays.items()}
@@ -273,20 +285,17 @@ class Testbed:
         InputError, NonFiniteError
             See `open_session` and `Engine.run`.
         """
-        options = SessionOptions(threads=self.run.threads)
-        session = open_session(path, provider=self.provider, options=options)
-        return self._engine_of(session).run(keep_other=keep_other)
+        return self._engine_of(self._file(path)).run(keep_other=keep_other)
 
     def first_outputs(self, path: Path) -> dict[str, NDArray[Any]]:
         """Return the trajectory outputs of the first call of a file, as the model gives them; see `roll_file`."""
-        options = SessionOptions(threads=self.run.threads)
-        engine = self._engine_of(open_session(path, provider=self.provider, options=options))
+        engine = self._engine_of(self._file(path))
         names = self.spec.trajectory.outputs
         _, outputs = next(engine.walk(extra=names))
         return {name: outputs[name].numpy() for name in names}
 
-    def stream_file(self, path: Path, *, keep_other: bool = False) -> Stream:
-        """Return the rollout of a file one step at a time, in a session with stock options that each run opens.
+    def stream_file(self, path: Path, *, keep_other: bool = False, stock: bool = True) -> Stream:
+        """Return the rollout of a file one step at a time, in a session that each run opens.
 
         Parameters
         ----------
@@ -294,6 +303,8 @@ class Testbed:
             A model with the same inputs and outputs.
         keep_other : bool
             Yield the graph outputs outside the trajectory as well.
+        stock : bool
+            Run it as a server would; else under the options of scoring. There is no difference on the CPU.
 
         Returns
         -------
@@ -302,11 +313,23 @@ class Testbed:
         """
 
         def run() -> Iterator[Piece]:
-            options = SessionOptions(threads=self.run.threads)
-            session = open_session(path, provider=self.provider, options=options)
-            yield from self._engine_of(session).pieces(keep_other=keep_other)
+            yield from self._engine_of(self._file(path, stock=stock)).pieces(keep_other=keep_other)
 
         return run
+
+    def placement_of(self, path: Path) -> Placement | None:
+        """Return where the nodes of a file run; None on the CPU, and if the runtime does not say.
+
+        Raises
+        ------
+        InputError
+            The file does not load, or `strict_device` refuses it.
+        """
+        return None if self.provider == "cpu" else self._file(path).placement
+
+    def _file(self, path: Path, *, stock: bool = True) -> Session:
+        options = self.run.for_serving() if stock else self.run.for_scoring()
+        return open_session(path, provider=self.provider, options=options)
 
     def _engine_of(self, session: Session) -> Engine:
         """Return an engine of a session over these contexts; all engines share the feedback session."""

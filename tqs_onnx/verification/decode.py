@@ -178,9 +178,11 @@ class _Probe:
         return reference_weight(a, values, self._subject.codes.get(a.weight))
 
     def _session(self, proto: onnx.ModelProto) -> Session:
-        options = SessionOptions(threads=self._bed.run.threads)
         return open_session(
-            serialize(proto), provider=self._bed.provider, options=options, folder=self._emitted.folder
+            serialize(proto),
+            provider=self._bed.provider,
+            options=SessionOptions(self._bed.run.threads, device=self._bed.run.device),  # TF32 would round
+            folder=self._emitted.folder,
         )
 
     def _require_equal(self, a: Assignment, got: NDArray[Any], wanted: NDArray[Any]) -> None:

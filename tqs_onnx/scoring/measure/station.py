@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tqs_onnx.rollout.distance import n_space, ruler_for
 from tqs_onnx.rollout.injection import Exposable, GroupSession, Injection, Ready, Rebuilt, exposable
+from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.plausible import FirstSteps, out_of_range
 from tqs_onnx.rollout.stream import pieces_of
 from tqs_onnx.rollout.trajectory import NonFiniteError
@@ -41,6 +42,8 @@ class Frame(BaseModel):
         Number of values in one context's trajectory.
     notes : tuple of str
         Notes on the nominal rollout (see `tqs_onnx.rollout.plausible`).
+    placement : Placement or None
+        Where its nodes ran; None on the CPU, and if the runtime does not say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +51,7 @@ class Frame(BaseModel):
     sigma: dict[str, float]
     n_values: int
     notes: tuple[str, ...] = ()
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +62,7 @@ class Station:
     meter: Meter
     sigma: dict[str, float]
     notes: tuple[str, ...] = ()
+    placement: Placement | None = None
 
 
 def exposable_of(plan: SweepPlan) -> Exposable:
@@ -79,7 +84,11 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
     if plan.how == "rebuild":
         injection = Rebuilt(source, plan.spec, plan.contexts, run)
     else:
-        injection = GroupSession(source, weights, plan.spec, plan.contexts, run, prefix=plan.prefix)
+        injection = GroupSession(
+            *(source, weights, plan.spec, plan.contexts, run),
+            prefix=plan.prefix,
+            max_device_bytes=plan.options.max_memory,
+        )
     nominal, held = injection.hold()
     found = sigma(plan.spec, plan.contexts, nominal.outputs).values if frame is None else frame.sigma
     raw = plan.options.units == "raw"
@@ -90,13 +99,20 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
     for piece in pieces_of(nominal):
         first.add(piece)
     notes = out_of_range(plan.spec, plan.contexts, first)
-    return Station(injection, Meter(ruler, spaces, held, plan.horizons), dict(found), notes)
+    return Station(
+        injection, Meter(ruler, spaces, held, plan.horizons), dict(found), notes, injection.placement
+    )
 
 
 def frame_of(station: Station) -> Frame:
     """Return the facts about a job's nominal rollout, from its first session."""
     ruler = station.meter.ruler
-    return Frame(sigma=station.sigma, n_values=ruler.n_values, notes=station.notes)
+    return Frame(
+        sigma=station.sigma,
+        n_values=ruler.n_values,
+        notes=station.notes,
+        placement=station.placement,
+    )
 
 
 def perturbation(rollout: Rollout, injection: Injection) -> tuple[dict[str, NDArray[Any]], float]:
