@@ -130,7 +130,8 @@ class _Probe:
         across = reference.T if _columns(self._readers[a.weight]) == 1 else reference  # [N, K]
         session = self._session(decoding(self._emitted, operands(node)))
         packed, scales = (value.numpy() for value in session.run({}, operands(node)).values())
-        self._require_equal(a, unpacked(packed, scales), np.ascontiguousarray(across))
+        bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
+        self._require_equal(a, unpacked(packed, scales, bits), np.ascontiguousarray(across))
         k = across.shape[1]
         fed = onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, ["m", k])
         session = self._session(decoding(self._emitted, [node.output[0]], fed))
