@@ -21,7 +21,6 @@ from onnx import TensorProto, helper
 from tqs_onnx.rollout.options import Provider, SessionOptions
 from tqs_onnx.rollout.session import Session, Value, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec
-from tqs_onnx.rollout.trajectory import Trajectory
 
 _OPSET = 17
 _IR_VERSION = 8
@@ -49,28 +48,6 @@ class Gauge:
             feeds[f"a{i}"], feeds[f"b{i}"] = a[name], b[name]
         made = self.session.run(feeds, where=where)
         return {name: made[f"s{i}"] for i, name in enumerate(self.outputs)}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A reference rollout for comparisons: its outputs, kept on their device. Created by `engine.Engine.hold`.
-
-    Parameters
-    ----------
-    time_after : tuple of int
-        See `Trajectory`.
-    steps : dict of int to list
-        Maps the first context of a chunk to its trajectory outputs, step by step.
-    gauge : Gauge or None
-        Compares the outputs; None when `whole` is set.
-    whole : Trajectory or None
-        Replaces `steps` for a rollout that is averaged or bounded as a whole.
-    """
-
-    time_after: tuple[int, ...]
-    steps: dict[int, list[dict[str, Value]]]
-    gauge: Gauge | None
-    whole: Trajectory | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,13 +133,3 @@ def _kept_axes(output: str, rank: int, spec: RolloutSpec, *, has_columns: bool) 
     if has_columns and rest:
         kept.add(rest[-1])
     return kept
-
-
-def squared(
-    a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
-) -> dict[str, NDArray[np.float64]]:
-    """Return (a − b)² of whole trajectories, for rollouts that can only be compared as a whole."""
-    made = {name: np.subtract(mine, b[name], dtype=np.float64) for name, mine in a.items()}
-    for difference in made.values():
-        np.square(difference, out=difference)
-    return made

@@ -28,8 +28,9 @@ import onnx
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.engine import Engine, Held, Squares, Trajectory, Watch
+from tqs_onnx.rollout.engine import Engine, Squares, Trajectory, Watch
 from tqs_onnx.rollout.feedback import FeedbackSession
+from tqs_onnx.rollout.held import Held
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.session import Session, Value, host_value, open_session
@@ -67,8 +68,12 @@ class Injection(Protocol):
         """Prepare a rollout with these weights replaced; safe to call while another rollout runs."""
         ...
 
-    def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
+    def hold(self, most_bytes: int | None = None) -> Held:
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need; see `Engine.hold`."""
+        ...
+
+    def kept_pieces(self, held: Held) -> Iterator[Piece]:
+        """Yield a held rollout, one step at a time."""
         ...
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
@@ -237,9 +242,13 @@ class GroupSession:
         changed = {name: self.session.value(array) for name, array in replaced.items()}
         return Ready(self.engine, {**self._nominal, **changed})
 
-    def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
-        return self.engine.hold(self._nominal)
+    def hold(self, most_bytes: int | None = None) -> Held:
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need; see `Engine.hold`."""
+        return self.engine.hold(self._nominal, most_bytes=most_bytes)
+
+    def kept_pieces(self, held: Held) -> Iterator[Piece]:
+        """Yield a held rollout, one step at a time."""
+        return self.engine.kept_pieces(held)
 
     def run(self, replaced: Mapping[str, NDArray[Any]], *, keep_other: bool = False) -> Trajectory:
         """Roll out with the named weights replaced, all others nominal."""
@@ -298,9 +307,13 @@ class Rebuilt:
         engine = self._engine.of(self._built(constant)) if constant else self._engine
         return Ready(engine, {**self._nominal, **exposed})
 
-    def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
-        return self._engine.hold(self._nominal)
+    def hold(self, most_bytes: int | None = None) -> Held:
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need; see `Engine.hold`."""
+        return self._engine.hold(self._nominal, most_bytes=most_bytes)
+
+    def kept_pieces(self, held: Held) -> Iterator[Piece]:
+        """Yield a held rollout, one step at a time."""
+        return self._engine.kept_pieces(held)
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
         """Roll out from other contexts with all weights nominal, and compare with `held`."""

@@ -66,9 +66,10 @@ class RunOptions:
         return self.devices[0] if self.devices else 0
 
     def for_scoring(self, max_device_bytes: int | None = None) -> SessionOptions:
-        """Return the options of a session whose runs are compared with each other."""
+        """Return the options of a session whose runs are compared with each other, within a limit if there is one."""
         return SessionOptions(
             self.threads,
+            memory_pattern=max_device_bytes is None,
             device=self.device,
             strict_device=self.strict_device,
             max_device_bytes=max_device_bytes,

@@ -100,6 +100,8 @@ class Value:
 
     def numpy(self) -> NDArray[Any]:
         """Return the values on the host: on the CPU a view that keeps the memory alive, otherwise a copy."""
+        if self._held is not None:
+            return self._held  # the runtime's view of it would not keep it alive
         if self.dtype != _BFLOAT16:
             result: NDArray[Any] = self.raw.numpy()
             return result

@@ -18,9 +18,9 @@ from tqs_onnx.rollout.distance import n_space, ruler_for
 from tqs_onnx.rollout.injection import Exposable, GroupSession, Injection, Ready, Rebuilt, exposable
 from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.plausible import FirstSteps, out_of_range
-from tqs_onnx.rollout.stream import pieces_of
+from tqs_onnx.rollout.spread import sigma_of
+from tqs_onnx.rollout.stream import Piece
 from tqs_onnx.rollout.trajectory import NonFiniteError
-from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.scoring.measure.early_stop import watcher
 from tqs_onnx.scoring.measure.meter import Measurement, Meter
 from tqs_onnx.scoring.plan.perturbation import Rollout
@@ -89,14 +89,18 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
             prefix=plan.prefix,
             max_device_bytes=plan.options.max_memory,
         )
-    nominal, held = injection.hold()
-    found = sigma(plan.spec, plan.contexts, nominal.outputs).values if frame is None else frame.sigma
+    held = injection.hold(plan.most_held_bytes)
+
+    def nominal() -> Iterator[Piece]:
+        return injection.kept_pieces(held)
+
+    found = sigma_of(plan.spec, plan.contexts, held, nominal) if frame is None else frame.sigma
     raw = plan.options.units == "raw"
     scale = dict.fromkeys(found, 1.0) if raw else found
-    ruler = replace(ruler_for(nominal.outputs, plan.spec, plan.contexts, scale), balanced=not raw)
-    spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
+    ruler = replace(ruler_for(held.template, plan.spec, plan.contexts, scale), balanced=not raw)
+    spaces = n_space(held.template, plan.spec, plan.contexts)
     first = FirstSteps()
-    for piece in pieces_of(nominal):
+    for piece in nominal():
         first.add(piece)
     notes = out_of_range(plan.spec, plan.contexts, first)
     return Station(
