@@ -80,8 +80,8 @@ def measure_times(
 
         def raced(files: Mapping[str, Path]) -> dict[str, Laps]:
             every = {"fp32": source.path, **files}
-            run = bed.run
-            return race(every, feeds, provider=bed.provider, threads=run.threads, rounds=rounds, loads=0)
+            where = {"threads": bed.run.threads, "device": bed.run.device}
+            return race(every, feeds, provider=bed.provider, rounds=rounds, loads=0, **where)
 
         def ratio(found: Mapping[str, Laps], name: str) -> float:
             if bed.run.threads == 1:

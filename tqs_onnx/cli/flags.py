@@ -506,6 +506,20 @@ RUN = (
     PROVIDERS,
     Flag("--batch", "run.batch", M, "Maximum contexts per call [default: 32].", _POSITIVE),
     Flag("--threads", "run.threads", M, "Threads per call; 0: the runtime's choice.", click.IntRange(min=0)),
+    Flag(
+        "--device",
+        "run.devices",
+        M,
+        "GPUs by number, e.g. 0,1: scoring runs a worker on each, all else on the first [default: 0].",
+        read=numbers(int),
+    ),
+    Flag(
+        "--strict-device",
+        "run.strict_device",
+        M,
+        "Refuse a model of which the runtime places nodes on the CPU although a GPU was asked for.",
+        switch=True,
+    ),
 )
 ENGINE = (
     Flag(

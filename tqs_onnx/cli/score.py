@@ -112,6 +112,11 @@ def _show_estimates(found: Sequence[Estimate], *, as_json: bool) -> None:
             f"{e.rollouts} rollouts of {e.rollout_s:.3g} s, {e.chunk} contexts per call, in {e.sessions} sessions "
             f"({e.how}, {e.build_s:.2g} s each to build): about {e.time_s:.3g} s and {e.memory_bytes / 1e6:.0f} MB"
         )
+        where = {"device": "", "memory": " in host memory", "file": " in a temporary file, not counted"}
+        click.echo(
+            f"memory: weights {e.weights_bytes / 1e6:.0f} MB, contexts {e.contexts_bytes / 1e6:.0f} MB, a call "
+            f"{e.chunk_bytes / 1e6:.0f} MB, nominal rollout {e.nominal_bytes / 1e6:.0f} MB{where[e.nominal_in]}"
+        )
 
 
 def _summary(scores: Scores) -> str:

@@ -134,7 +134,7 @@ def opened(
         survey = with_roles(source.survey, [parse_role(text) for text in roles])
         source = replace(source, survey=survey, roles=(*source.roles, *roles))
     require_scorable(source)
-    require_loadable(source.path, resolve_provider(run.provider), max_memory)
+    require_loadable(source.path, resolve_provider(run.provider), max_memory, run.device)
     return source
 
 
@@ -521,7 +521,7 @@ def verified(
     InputError
         A gate cannot be evaluated, or the file does not run.
     """
-    require_loadable(subject.emitted, bed.provider)
+    require_loadable(subject.emitted, bed.provider, device=bed.run.device)
     tracer = None if traces is None else Tracer(data.spec, data.evaluation, traces.wanted)
     verification = verify(subject, bed.on(data.evaluation), tracer)
     parsed = tuple(parse_gate(text) for text in gates)

@@ -59,9 +59,9 @@ def score_activations(
         return ()
     source = switchable(bed.model, bed.weights, tuple(w.name for w in chosen))
     session = GroupSession(source, (), bed.spec, bed.contexts, bed.run)
-    nominal, held = session.hold()
-    ruler = ruler_for(nominal.outputs, bed.spec, bed.contexts, sigma)
-    meter = Meter(ruler, n_space(nominal.outputs, bed.spec, bed.contexts), held, horizons)
+    held = session.hold()
+    ruler = ruler_for(held.template, bed.spec, bed.contexts, sigma)
+    meter = Meter(ruler, n_space(held.template, bed.spec, bed.contexts), held, horizons)
     readers = sole_readers(bed.model.proto.graph)
     inputs = {w.name: readers[w.name].input[0] for w in chosen if w.name in source.switches}
     errors = _rounding_errors(bed, tuple(dict.fromkeys(inputs.values())))

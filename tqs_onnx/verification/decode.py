@@ -130,7 +130,8 @@ class _Probe:
         across = reference.T if _columns(self._readers[a.weight]) == 1 else reference  # [N, K]
         session = self._session(decoding(self._emitted, operands(node)))
         packed, scales = (value.numpy() for value in session.run({}, operands(node)).values())
-        self._require_equal(a, unpacked(packed, scales), np.ascontiguousarray(across))
+        bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
+        self._require_equal(a, unpacked(packed, scales, bits), np.ascontiguousarray(across))
         k = across.shape[1]
         fed = onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, ["m", k])
         session = self._session(decoding(self._emitted, [node.output[0]], fed))
@@ -178,9 +179,11 @@ class _Probe:
         return reference_weight(a, values, self._subject.codes.get(a.weight))
 
     def _session(self, proto: onnx.ModelProto) -> Session:
-        options = SessionOptions(threads=self._bed.run.threads)
         return open_session(
-            serialize(proto), provider=self._bed.provider, options=options, folder=self._emitted.folder
+            serialize(proto),
+            provider=self._bed.provider,
+            options=SessionOptions(self._bed.run.threads, device=self._bed.run.device),  # TF32 would round
+            folder=self._emitted.folder,
         )
 
     def _require_equal(self, a: Assignment, got: NDArray[Any], wanted: NDArray[Any]) -> None:

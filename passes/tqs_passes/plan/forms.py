@@ -18,12 +18,12 @@ import onnx
 
 from tqs_passes.encode.dynamic import DYNAMIC_OPSET
 from tqs_passes.encode.gathered import row_fits
-from tqs_passes.encode.nbits import block_of, fits
+from tqs_passes.encode.nbits import block_of, fits, fits_wide
 from tqs_passes.encode.weight import DQ_OPSET, Encoding, Form
 from tqs_passes.graph.readers import Way, multiplied, way_of
 from tqs_passes.grids.grid import Grid, grids_for
 from tqs_passes.plan.plan import ServingTarget
-from tqs_passes.plan.targets import Serving, serves
+from tqs_passes.plan.targets import WIDE_NBITS, Serving, serves
 from tqs_passes.tier import Tier
 from tqs_passes.weights import Weight
 
@@ -113,7 +113,10 @@ def _takes(
     if form is Form.GATHERED:
         return row_fits(weight.shape[1])
     columns, rows = (0, 1) if way is Way.TURNED else (1, 0)
-    return fits(tier.bits, grid) and axis in (None, columns) and block_of(weight.shape[rows]) is not None
+    fitting = fits(tier.bits, grid) or (
+        fits_wide(tier.bits, grid) and setting.serving.target in WIDE_NBITS and setting.profile == "small"
+    )
+    return fitting and axis in (None, columns) and block_of(weight.shape[rows]) is not None
 
 
 def takes_dynamic(setting: Setting, weight: Weight, axis: int | None) -> bool:

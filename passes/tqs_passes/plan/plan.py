@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from tqs_passes.encode.nbits import fits
+from tqs_passes.encode.nbits import fits, fits_wide
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
 from tqs_passes.files.text import LARGE, read_text
@@ -147,7 +147,8 @@ class Assignment(_Frozen):
             raise ValueError(f"{self.dtype!r} is not a data type of a weight")
         if self.tier.is_integer:
             if self.form in (Form.KEEP, Form.CAST) or (
-                self.form is Form.NBITS and not fits(self.tier.bits, self.grid or Grid.SIGNED)
+                self.form is Form.NBITS
+                and not any(f(self.tier.bits, self.grid or Grid.SIGNED) for f in (fits, fits_wide))
             ):
                 raise ValueError(f"form {self.form} does not decode {self.tier}")
             if self.grid is None or not (self.rows or self.grid in grids_for(self.tier.bits)):
