@@ -5,6 +5,7 @@ and `scaled` (another σ) return ::
 
     exposed      every weight that reaches an output is a graph input, so that any of them can be replaced
     capturing    the same, with the tensors that rounding reads as additional outputs
+    legs         the same tensors, computed part by part
     file         a file under stock server options; closed after its rollout
 
 Memory: the sessions share the weights with the model; each testbed that needs a nominal trajectory keeps its own.
@@ -38,6 +39,8 @@ from tqs_onnx.rollout.stream import Piece, Stream
 from tqs_onnx.rollout.trajectory import Trajectory
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model, serialize
+from tqs_passes.graph.segments import segments
+from tqs_passes.graph.split_model import value_types
 from tqs_passes.transforms.capture import Capture, captured_names
 from tqs_passes.transforms.expose import Expose, weight_values
 from tqs_passes.transforms.reveal import Reveal
@@ -68,6 +71,15 @@ class Capturing:
     nominal: dict[str, Value]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Leg:
+    """The session of one part of the model; see `tqs_passes.graph.segments.Segment` for its inputs and outputs."""
+
+    session: Session
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+
 @dataclass(slots=True, eq=False)
 class _Sessions:
     """State shared by the testbeds of one model."""
@@ -75,6 +87,8 @@ class _Sessions:
     exposed: GroupSession | None = None
     capturing: Capturing | None = None
     captured: tuple[str, ...] = ()
+    legs: tuple[Leg, ...] = ()
+    legs_of: tuple[tuple[str, ...], tuple[int, ...]] | None = None
     feedback: FeedbackSession | None = None
 
 
@@ -165,7 +179,8 @@ class Testbed:
         """Close all sessions, also for the testbeds that share them; a session reopens when it is needed again."""
         sessions = self._sessions
         sessions.exposed = sessions.capturing = sessions.feedback = None
-        sessions.captured = ()
+        sessions.captured = sessions.legs = ()
+        sessions.legs_of = None
         # Rollouts of a session that is opened again are compared with its own nominal rollout.
         self._held = self._fed = None
 
@@ -260,6 +275,37 @@ class Testbed:
         arrays = {name: weight_values(self.model, name, dtypes[name]) for name in exposed.changed}
         nominal = {name: session.value(array) for name, array in arrays.items()}
         return Capturing(session, self._engine_of(session), outputs, arrays, nominal)
+
+    def legs(self, tensors: tuple[str, ...], cuts: tuple[int, ...]) -> tuple[Leg, ...]:
+        """Return sessions that compute these tensors part by part; all weights are inputs.
+
+        Parameters
+        ----------
+        tensors : tuple of str
+        cuts : tuple of int
+            Positions of the nodes that begin a part. There are fewer parts where the type of a value is unknown.
+
+        Raises
+        ------
+        InputError
+            The model does not load.
+        """
+        sessions = self._sessions
+        if sessions.legs_of != (tensors, cuts):
+            shown = Reveal(tensors).apply(self.model).model
+            proto = Expose(tuple(w.name for w in self.weights)).apply(shown).model.proto
+            options = SessionOptions(threads=self.run.threads)
+            sessions.legs = tuple(
+                Leg(
+                    open_session(serialize(part.model), provider=self.provider, options=options),
+                    part.reads,
+                    part.makes,
+                )
+                for part in segments(proto, cuts, tensors, value_types(proto))
+                if part.makes
+            )
+            sessions.legs_of = tensors, cuts
+        return sessions.legs
 
     def roll_file(self, path: Path, *, keep_other: bool = True) -> Trajectory:
         """Roll out a file in a session with stock options, as a server would.
