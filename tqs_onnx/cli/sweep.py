@@ -52,9 +52,8 @@ FLAGS = (
         ),
         cloup.option(
             "--compressions",
-            default="2,4,8,10.67,16",
-            show_default=True,
-            help="Target compressions (input file over output file), comma-separated.",
+            help="Target compressions (input file over output file), comma-separated [default: 2,4,8,10.67,16, unless "
+            "--weight-compressions are given].",
         ),
         cloup.option(
             "--weight-compressions",
@@ -85,7 +84,7 @@ FLAGS = (
 def command(
     model: Path,
     scores: tuple[Path, ...],
-    compressions: str,
+    compressions: str | None,
     weight_compressions: str | None,
     tier_sets: str | None,
     p_fp32_values: str | None,
@@ -114,7 +113,9 @@ def command(
     """
     sets = [part for part in (tier_sets or "").split(";") if part.strip()]
     axis = Axis(
-        compressions=_numbers(compressions, "--compressions", 0.0),
+        compressions=_numbers(
+            compressions or ("" if weight_compressions else _COMPRESSIONS), "--compressions", 0.0
+        ),
         weight_compressions=_numbers(weight_compressions, "--weight-compressions", 0.0)
         if weight_compressions
         else (),
@@ -179,12 +180,13 @@ def _code(pareto: Pareto) -> int:
     return 0 if any(p.n_bytes is not None for p in pareto.points) else InfeasibleError.exit_code
 
 
+_COMPRESSIONS = "2,4,8,10.67,16"
 _DRIFTS = ("added", "calibrated", "predicted", "measured")
 
 
 def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:
     try:
-        values = tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise InputError(f"{option} {text!r} is not a list of numbers", todo="Write e.g. 2,4,8") from error
     if any(not v > above for v in values):
