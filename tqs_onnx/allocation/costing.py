@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tqs_onnx.allocation.file_size import FileSize
-from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.solver.algorithm2 import Solver
 from tqs_onnx.allocation.times import TimeTable
 from tqs_onnx.scoring.scores import Scores, Status, WeightScore
@@ -44,6 +44,8 @@ class PlanOptions:
         Fraction of the FP32 bytes kept by the most sensitive weights; None: 0.02 for the paper's objectives, else 0.
     gamma_min : float or None
         Weights with γ at or below it get the lowest tier; None: only dead weights do.
+    rank_by : RankBy
+        The γ that the paper's objectives, `p_fp32` and `gamma_min` go by.
     drop_outputs : bool
         Ignore outputs outside the trajectory: off-trajectory weights get the lowest tier.
     max_fp32 : int or None
@@ -65,6 +67,7 @@ class PlanOptions:
     solver: Solver = "mckp"
     p_fp32: float | None = None
     gamma_min: float | None = None
+    rank_by: RankBy = RankBy.TASK
     drop_outputs: bool = False
     max_fp32: int | None = None
     ties: tuple[str, ...] = ()
@@ -145,11 +148,22 @@ def amplification(score: WeightScore, error_energy: float, scores: Scores) -> fl
     return 0.0
 
 
-def gamma_of(score: WeightScore, scores: Scores) -> float:
-    """Return γ_task: −inf for a dead weight, the largest of all weights when the probe could not measure it."""
+def gamma_of(score: WeightScore, scores: Scores, by: RankBy = RankBy.TASK) -> float:
+    """Return γ of a weight: −inf if it is dead, the largest of all weights when the probe could not measure it."""
     if score.status in _UNKNOWN:
-        return max((s.gamma_task for s in scores.weights if s.gamma_task is not None), default=0.0)
-    return -math.inf if score.gamma_task is None else score.gamma_task
+        return max((g for s in scores.weights if (g := _gamma(s, by)) is not None), default=0.0)
+    found = _gamma(score, by)
+    return -math.inf if found is None else found
+
+
+def _gamma(score: WeightScore, by: RankBy) -> float | None:
+    match by:
+        case RankBy.TASK:
+            return score.gamma_task
+        case RankBy.MEAN:
+            return score.gamma_task_mean
+        case RankBy.PLAIN:
+            return None if score.gamma is None else score.gamma[-1]
 
 
 def activation_cost(a: Assignment, scores: Scores) -> float:

@@ -109,7 +109,7 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
             )
         ]
     energies = [np.array([b.error_energy for b in u.bundles]) for u in units]
-    gammas = [max(gamma_of(s, request.scores) for s in u.scores) for u in units]
+    gammas = [max(gamma_of(s, request.scores, options.rank_by) for s in u.scores) for u in units]
     table = costs(
         options.aim,
         amplification=[

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.tier_set import parse_rule
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions
 from tqs_onnx.rollout.made.request import input_scale
@@ -252,8 +252,15 @@ PLANNING = (
         "--gamma-min",
         "plan.gamma_min",
         P,
-        "Weights with γ_task at or below this value get the bottom tier.",
+        "Weights with γ (see --rank-by) at or below this value get the bottom tier.",
         click.FLOAT,
+    ),
+    Flag(
+        "--rank-by",
+        "plan.rank_by",
+        P,
+        "The γ that the paper's objectives, --p-fp32 and --gamma-min go by: Eq. 1, Eq. 2, or Eq. 1 over all horizons.",
+        click.Choice([r.value for r in RankBy]),
     ),
     Flag(
         "--tiers",

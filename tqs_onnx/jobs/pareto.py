@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import spearmanr
 
+from tqs_onnx.allocation.objective import RankBy
 from tqs_onnx.shown import Shown
 from tqs_passes.errors import InputError
 from tqs_passes.files.text import LARGE, read_text
@@ -66,6 +67,10 @@ class Point(BaseModel):
     p_fp32 : float
     gamma_min : float or None
     objective, solver : str
+    rank_by : str
+        Which γ counted.
+    scores : str
+        Name of the scores that allocated it; empty if the sweep had only one set of scores.
     found_by : str or None
         The solver's own report, including failures.
     drift_added, drift_calibrated, drift_predicted, drift_measured : float or None
@@ -97,6 +102,8 @@ class Point(BaseModel):
     gamma_min: float | None
     objective: str
     solver: str
+    rank_by: str = RankBy.TASK.value
+    scores: str = ""
     found_by: str | None = None
     drift_added: float | None = None
     drift_calibrated: float | None = None
@@ -113,9 +120,14 @@ class Point(BaseModel):
     saturated: bool = False
 
     @property
+    def settings(self) -> tuple[object, ...]:
+        """What its series was allocated by, besides the scores."""
+        return (self.tiers, self.p_fp32, self.gamma_min, self.objective, self.solver, self.rank_by)
+
+    @property
     def series(self) -> tuple[object, ...]:
         """The settings that all points of one series share."""
-        return (self.tiers, self.p_fp32, self.gamma_min, self.objective, self.solver)
+        return (*self.settings, self.scores)
 
 
 class Pareto(BaseModel, Shown):

@@ -78,7 +78,8 @@ class _Ladders:
             score = known[menu.weight.name]
             if score.status is not Status.ALIVE:
                 continue
-            if options.gamma_min is not None and gamma_of(score, request.scores) <= options.gamma_min:
+            gamma = gamma_of(score, request.scores, options.rank_by)
+            if options.gamma_min is not None and gamma <= options.gamma_min:
                 continue
             if options.protected_share > 0 and menu.weight.name in kept:
                 continue
