@@ -209,9 +209,9 @@ def markdown(document: dict[str, dict[str, object]]) -> str:
     lines = [
         "# What every form costs, by kind of reader",
         "",
-        "Made by `python tools/measure_forms.py`. Time of one call as a multiple of FP32 (least of interleaved rounds; of one",
-        "thread of the processor on the CPU, of the wall clock on a GPU), error against",
-        "the model fed the decoded weights, bytes of the file, resident memory and its peak as multiples of FP32's.",
+        "Made by `python tools/measure_forms.py`. Time of one call as a multiple of FP32 (least of interleaved rounds;",
+        "of one thread of the processor on the CPU, of the wall clock on a GPU), error against the model fed the",
+        "decoded weights, bytes of the file, resident memory and its peak as multiples of FP32's.",
         "",
         "| reader | form | batch 1 | batch 32 | error | file | memory | peak | measured with |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",

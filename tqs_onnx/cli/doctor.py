@@ -32,7 +32,7 @@ def command(model: Path | None, as_json: bool) -> int:
     With MODEL, also load it on every provider that works, and count the nodes that a GPU leaves to the CPU.
 
     \b
-    Examples:
+    Example:
       tqs doctor
       tqs doctor model.onnx
     """

@@ -540,7 +540,7 @@ ENGINE = (
         "--max-memory",
         "score.max_memory",
         M,
-        "Memory limit of scoring in megabytes; contexts are split into chunks to fit.",
+        "Memory limit of scoring in megabytes: contexts are split to fit, and the nominal rollout may lie in a file.",
         click.FloatRange(min=1),
         lambda megabytes: int(1e6 * megabytes),
     ),
