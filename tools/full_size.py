@@ -113,7 +113,8 @@ def travel(
     """Run the stages whose files are missing; write the record after each."""
     trip, record = TRIPS[name], read(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model, run = folder / "model.onnx", folder / "run"
+    model, run = folder / "model.onnx", folder / ("qep" if measured else "run")
+    kind = "qep " if measured else ""
     rolled = ["--rollout", folder / "rollout.toml", "--contexts", folder / "contexts.npz", *trip.rollout]
     rolled += ["--threads", threads] if threads else []
 
@@ -124,19 +125,22 @@ def travel(
         write(record, folder)
 
     stage("export", model, "export", name, "--out", folder, *trip.export, "--force", python=exporter)
+    # The responses at other widths are measured for the choices themselves.
+    score = [*trip.score, "--response-bits", "none"] if measured else trip.score
     stage(
-        "score", run / "scores.json", "score", model, *rolled, *trip.score, "--out", run, "--force", "--json"
-    )
+        f"score {kind}".strip(), run / "scores.json",
+        "score", model, *rolled, *score, "--out", run, "--force", "--json",
+    )  # fmt: skip
     scores = ["--scores", run / "scores.json"]
     data: list[object] = []
     if measured:
         held_out(folder / "contexts.npz", int(trip.rollout[-1]), folder / "calibration.npz")
         data = [*rolled, "--calibration", folder / "calibration.npz", *QEP]
     for ratio in ratios:
-        at = run / (f"qep{ratio}" if measured else f"energy{ratio}")
+        at = run / f"w{ratio}"
         at.mkdir(exist_ok=True)
         plan, out, manifest = at / "plan.json", at / "model.onnx", at / "manifest.json"
-        which = f"{'qep ' if measured else ''}{ratio}"
+        which = f"{kind}{ratio}"
         target = ["--weight-compression", ratio]
         stage(
             f"allocate {which}", plan,
@@ -252,7 +256,12 @@ def page(found: dict[str, Record], folder: Path) -> str:
             "|---|---:|---:|---:|",
         ]
         done = [c for c in KINDS if f"facts {c}" in r]
-        for key in ("export", "score", *(f"{s} {c}" for c in done for s in ("allocate", "emit", "verify"))):
+        for key in (
+            "export",
+            "score",
+            "score qep",
+            *(f"{s} {c}" for c in done for s in ("allocate", "emit", "verify")),
+        ):
             if key in r:
                 s = r[key]
                 lines.append(f"| {key} | {s['wall_s']:.0f} | {s['cpu_s']:.0f} | {s['peak_mb']:,.0f} |")
@@ -272,7 +281,7 @@ def page(found: dict[str, Record], folder: Path) -> str:
         lines += [
             "",
             "```",
-            *(r[k]["command"] for k in ("export", "score", *COMMANDS) if k in r),
+            *(r[k]["command"] for k in ("export", "score", "score qep", *COMMANDS) if k in r),
             "```",
             "",
         ]
