@@ -31,7 +31,7 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine, Squares, Trajectory, Watch
 from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.held import Held
-from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.options import AnyProvider, RunOptions
 from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.session import Session, Value, host_value, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec
@@ -200,7 +200,7 @@ class GroupSession:
         names = [w.name for w in group if w.name in source.arrays]
         self._arrays = source.arrays
         self._constants = {n: host_value(a) for n, a in source.arrays.items() if n not in names}
-        self._provider = run.provider
+        self._provider: AnyProvider = run.provider
         halves = source.split_for(frozenset(names)) if prefix else None
         self.session: Session | SplitSession
         if halves is None:

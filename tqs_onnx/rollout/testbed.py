@@ -294,7 +294,7 @@ class Testbed:
         if sessions.legs_of != (tensors, cuts):
             shown = Reveal(tensors).apply(self.model).model
             proto = Expose(tuple(w.name for w in self.weights)).apply(shown).model.proto
-            options = SessionOptions(threads=self.run.threads)
+            options = self.run.for_scoring()
             sessions.legs = tuple(
                 Leg(
                     open_session(serialize(part.model), provider=self.provider, options=options),

@@ -13,9 +13,9 @@ codes are stored as planes, and the look-up table returns packed bytes ::
 so that folding at load leaves half a byte per weight and never a float. 8-bit codes are stored as
 bytes [N, K/block, block], w = (code − 128) · scale. The graph repeats one scale per column for all blocks of that
 column. Blocks hold at most 128 rows: CUDA's kernels for few rows of x take no longer ones, and on the CPU 128 and 256
-take the same time (measured, onnxruntime 1.31.1). At accuracy level 0 the runtime computes in float32: a product with a unit vector gives the
-decoded weight bit for bit (checked by `verify`, with onnxruntime 1.31.1). Source: onnxruntime's ContribOperators,
-MatMulNBits.
+take the same time (measured, onnxruntime 1.31.1). At accuracy level 0 the runtime computes in float32: a product with
+a unit vector gives the decoded weight bit for bit (checked by `verify`, with onnxruntime 1.31.1). Source: onnxruntime's
+ContribOperators, MatMulNBits.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.measure.station import Station
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 
-
 #: Values that are changed at a time; an even number.
 _BLOCK_VALUES = 1 << 18
 

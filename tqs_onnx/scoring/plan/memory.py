@@ -2,8 +2,8 @@
 
     weights      all once in the model and, at worst, half of them again while one is perturbed or prepacked
     contexts     the arrays as they were read, truths too, and what stays placed on the device (`rollout.chunks`)
-    activations  of one chunk, where most bytes are alive when the nodes run in stored order, and one step's differences,
-                 twice, because the runtime's arenas grow by powers of two
+    activations  of one chunk, where most bytes are alive when the nodes run in stored order, and one step's
+                 differences, twice, because the runtime's arenas grow by powers of two
     nominal      the trajectory outputs of every step of all contexts, kept once for comparisons (`rollout.held`)
 
 Only the last one grows with the number of steps. Under `max_memory` it gets what the others leave, and lies in a
