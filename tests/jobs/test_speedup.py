@@ -137,7 +137,7 @@ def test_times_are_measured_of_every_form_of_every_shape(case: Case, tmp_path: P
         source.lifted, source.survey, data.spec, data.scoring, RunOptions("cpu", batch=2, threads=1)
     )
     ready = prepared_source(source, Serving())
-    menus = menus_of(source, ready, "fast", (Tier.INT8,), Serving(), dynamic=True)
+    menus = menus_of(source, ready, "fast", (Tier.INT8,), Serving(), rounded=True)
     found = measure_times(source, menus, size_of(source, ready), "fast", Serving(), bed, rounds=2)
     assert {(t.form, t.weights) for t in found.forms} == {(Form.DYNAMIC, ("W1",)), (Form.DYNAMIC, ("W2",))}
     assert (found.batch, found.threads, found.rounds) == (2, 1, 2)

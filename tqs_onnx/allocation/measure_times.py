@@ -31,7 +31,7 @@ from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving
 
 #: Forms that differ from FP32 in what runs at every call; the others are folded at load.
-_TIMED = (Form.DEQUANTIZE, Form.NBITS, Form.DYNAMIC)
+_TIMED = (Form.DEQUANTIZE, Form.NBITS, Form.DYNAMIC, Form.STATIC)
 #: Files that run side by side, besides FP32; each holds a session.
 _AT_ONCE = 6
 ROUNDS = 15

@@ -21,7 +21,7 @@ from tqs_onnx.allocation.responses import expected, offered_finite
 from tqs_onnx.allocation.solver.algorithm2 import Item
 from tqs_onnx.allocation.ties import tie_groups
 from tqs_onnx.scoring.scores import Scores, Status, WeightScore
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import ROUNDED, Form
 from tqs_passes.errors import InputError
 from tqs_passes.plan.candidates import Candidate, Menu
 
@@ -77,7 +77,7 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     for block, members in tie_groups(request.menus, blocks, options.ties):
         scores = tuple(by_name[m.weight.name] for m in members)
         offers = [
-            _measured(offered(m, s.status, options, s.unseen), request)
+            _measured(m, offered(m, s.status, options, s.unseen), request, options)
             for m, s in zip(members, scores, strict=True)
         ]
         bundles = _tied(offers) if block else singles(offers[0])
@@ -131,16 +131,24 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     ]
 
 
-def _measured(offer: tuple[Candidate, ...], request: Request) -> tuple[Candidate, ...]:
-    """Return an offer without the candidates that round inputs whose response is not known to be finite."""
-    return tuple(c for c in offer if math.isfinite(activation_cost(c.assignment, request.scores)))
+def _measured(
+    menu: Menu, offer: tuple[Candidate, ...], request: Request, options: PlanOptions
+) -> tuple[Candidate, ...]:
+    """Return an offer without the candidates that round inputs whose response is not known to be finite.
+
+    Only rounded inputs are left where `options.round_inputs` asks for them and they are offered.
+    """
+    finite = tuple(c for c in offer if math.isfinite(activation_cost(c.assignment, request.scores)))
+    if any(menu.weight.matches(pattern) for pattern in options.round_inputs):
+        return tuple(c for c in finite if c.assignment.form in ROUNDED) or finite
+    return finite
 
 
 def _tied(offers: Sequence[tuple[Candidate, ...]]) -> tuple[Bundle, ...]:
     """Return the choices of a tie group: all members read as floats, and all that can be with rounded inputs."""
     wide = [_of_one_width(offer) for offer in offers]
-    rounded = [tuple(c for c in offer if c.assignment.form is Form.DYNAMIC) for offer in wide]
-    plain = [tuple(c for c in offer if c.assignment.form is not Form.DYNAMIC) for offer in wide]
+    rounded = [tuple(c for c in offer if c.assignment.form in ROUNDED) for offer in wide]
+    plain = [tuple(c for c in offer if c.assignment.form not in ROUNDED) for offer in wide]
     if not any(rounded):
         return tied(plain)
     return (*tied(plain), *tied([r or p for r, p in zip(rounded, plain, strict=True)]))
@@ -202,7 +210,7 @@ def offered(menu: Menu, status: Status, options: PlanOptions, unseen: str = "") 
     if unseen or (status is Status.OFF_TRAJECTORY and not options.drop_outputs):
         candidates = unmeasured(candidates)
     if options.aim not in (Objective.ENERGY, Objective.MEASURED):
-        candidates = tuple(c for c in candidates if c.assignment.form is not Form.DYNAMIC)
+        candidates = tuple(c for c in candidates if c.assignment.form not in ROUNDED)
     if options.aim in (Objective.PAPER, Objective.PAPER_LITERAL):
         # These objectives see only a tier's bits: offer only the best grid of each tier, or the worst would be chosen;
         # and no row tiers, whose bits match no tier.
@@ -220,7 +228,7 @@ def unmeasured(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     fine = tuple(
         c
         for c in candidates
-        if c.assignment.least_bits >= UNMEASURED_BITS and c.assignment.form is not Form.DYNAMIC
+        if c.assignment.least_bits >= UNMEASURED_BITS and c.assignment.form not in ROUNDED
     )
     return fine or candidates
 

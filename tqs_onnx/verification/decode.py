@@ -25,7 +25,7 @@ from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verification.subject import Subject
 from tqs_passes.encode.dynamic import scale_of
 from tqs_passes.encode.nbits import operands, unpacked
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import Form, is_turned
 from tqs_passes.errors import GateError
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.files.tensors import tensor_array
@@ -110,7 +110,10 @@ class _Probe:
         session = self._session(decoding(self._emitted, [self._ready.stored_name(a.weight) for a in chunk]))
         decoded = {name: value.numpy() for name, value in session.run({}).items()}
         for a in chunk:
-            self._require_equal(a, decoded[self._ready.stored_name(a.weight)], self._reference(a))
+            reference = self._reference(a)
+            if a.form is Form.STATIC and is_turned(self._readers[a.weight]):  # stored for a MatMul
+                reference = np.ascontiguousarray(reference.T)
+            self._require_equal(a, decoded[self._ready.stored_name(a.weight)], reference)
 
     def check_reader(self, a: Assignment) -> None:
         """Compare a weight that is stored for its reader."""
@@ -201,8 +204,7 @@ class _Probe:
 
 def _columns(reader: onnx.NodeProto) -> int:
     """Return the axis of the columns in a matrix read by MatMul or Gemm."""
-    turned = reader.op_type == "Gemm" and any(a.name == "transB" and a.i for a in reader.attribute)
-    return 0 if turned else 1
+    return 0 if is_turned(reader) else 1
 
 
 def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:

@@ -64,6 +64,15 @@ def multiplied(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> bool:
     return way_of(weight, readers) in (Way.MATRIX, Way.TURNED)
 
 
+def convolved(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Return whether the only reader of a weight is a Conv in the main graph that it is the filter of."""
+    node = readers.get(weight.name)
+    if node is None or node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+        return False
+    direct = len(weight.readers) == 1 and not weight.readers[0].in_body and not weight.readers[0].through
+    return direct and weight.readers[0].input_index == 1 and weight.dtype == "float32"
+
+
 def way_of(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> Way:
     """Return how a weight is read, given the result of `sole_readers`."""
     if any(r.in_body for r in weight.readers):
