@@ -85,8 +85,8 @@ class PlanOptions:
             raise InputError(f"`speedup` must be positive, not {self.speedup}", todo="Give e.g. 2")
         if self.aim not in (Objective.ENERGY, Objective.MEASURED) or self.solver != "mckp" or self.p_fp32:
             raise InputError(
-                "a `speedup`, or `round_inputs`, needs costs that hold the effect of rounded activations, and free choice "
-                "of all weights",
+                "a `speedup`, or `round_inputs`, needs costs that hold the effect of rounded activations, and free "
+                "choice of all weights",
                 todo="Use the objective energy or measured, the solver mckp, and no `p_fp32`",
             )
 

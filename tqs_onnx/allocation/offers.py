@@ -73,8 +73,9 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     """
     by_name = {s.weight: s for s in request.scores.weights}
     blocks = {} if options.untie else {s.weight: s.block for s in request.scores.weights if s.block}
+    menus = _coupled(request.menus, blocks, options.ties)
     units: list[_Unit] = []
-    for block, members in tie_groups(request.menus, blocks, options.ties):
+    for block, members in tie_groups(menus, blocks, options.ties):
         scores = tuple(by_name[m.weight.name] for m in members)
         offers = [
             _measured(m, offered(m, s.status, options, s.unseen), request, options)
@@ -129,6 +130,28 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
         Entry(u.menus, u.block, u.bundles, tuple(a), _item(u, row + _activations(u, request), gamma, options))
         for u, a, row, gamma in zip(units, amps, table, gammas, strict=True)
     ]
+
+
+def _coupled(menus: Sequence[Menu], blocks: dict[str, str], ties: Sequence[str]) -> tuple[Menu, ...]:
+    """Tie the two matrices of an LSTM that can be multiplied as integers, by adding them to `blocks`.
+
+    Where one of them belongs to another group, that form is withdrawn from both: the node needs both.
+    """
+    pairs: dict[str, list[str]] = {}
+    for menu in menus:
+        dynamic = any(c.assignment.form is Form.DYNAMIC for c in menu.candidates)
+        if dynamic and menu.weight.readers[0].op_type == "LSTM":
+            pairs.setdefault(menu.weight.readers[0].node, []).append(menu.weight.name)
+    tied_elsewhere = {m.weight.name for m in menus if any(m.weight.matches(pattern) for pattern in ties)}
+    tied_elsewhere |= blocks.keys()
+    apart = {name for pair in pairs.values() if tied_elsewhere.intersection(pair) for name in pair}
+    blocks.update({name: node for node, pair in pairs.items() for name in pair if name not in apart})
+    return tuple(
+        replace(m, candidates=tuple(c for c in m.candidates if c.assignment.form is not Form.DYNAMIC))
+        if m.weight.name in apart
+        else m
+        for m in menus
+    )
 
 
 def _measured(

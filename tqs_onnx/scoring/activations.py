@@ -9,6 +9,7 @@ early and late steps thus count as they do in the forecast. With δx_t the round
 Without fixed ranges the scale is that of one call: it covers the whole batch, so responses belong to the batch they
 were measured with. With them there is one rollout per reader and way of choosing a range (`tqs_onnx.scoring.ranges`);
 readers of one tensor have one range, the one with the least sum of their responses, and a Conv rounds its output too.
+An LSTM rounds its states at every step as well; δx holds its inputs only.
 """
 
 from __future__ import annotations
@@ -33,17 +34,20 @@ from tqs_onnx.scoring.ranges import WAYS, ranges_of
 from tqs_onnx.scoring.scores import ActivationScore
 from tqs_passes.encode.dynamic import rounded_input
 from tqs_passes.encode.static import Kind, Range
-from tqs_passes.graph.readers import convolved, multiplied, sole_readers
+from tqs_passes.graph.readers import convolved, multiplied, recurs, sole_readers
 from tqs_passes.weights import Weight
 
 _LOG = logging.getLogger(__name__)
 
 
 def candidates_of(bed: Testbed, kind: Kind | None = None) -> tuple[Weight, ...]:
-    """Return the weights whose reader may round its input: a MatMul or plain Gemm; with fixed ranges also a Conv."""
+    """Return the weights whose reader may round its input: a MatMul or a plain Gemm; also a Conv, or else an LSTM.
+
+    Ranges are fixed in advance for a Conv only, and never for an LSTM.
+    """
     readers = sole_readers(bed.model.proto.graph)
-    fixed = kind is not None
-    return tuple(w for w in bed.weights if multiplied(w, readers) or (fixed and convolved(w, readers)))
+    also = recurs if kind is None else convolved
+    return tuple(w for w in bed.weights if multiplied(w, readers) or also(w, readers))
 
 
 def score_activations(
@@ -81,10 +85,14 @@ def score_activations(
     tensors = tuple(dict.fromkeys(t for w in weights for t in touched[w.name]))
     ranges = {} if kind is None else _chosen(ranges_of(bed, tensors, kind), touched, probe)
     errors = _rounding_errors(bed, tensors, ranges)
-    found = [
-        probe.score(w, tuple(ranges[t] for t in touched[w.name] if ranges), errors[touched[w.name][0]])
-        for w in weights
-    ]
+    found: list[ActivationScore] = []
+    for w in weights:
+        row = probe.score(w, tuple(ranges[t] for t in touched[w.name] if ranges), errors[touched[w.name][0]])
+        # The two matrices of an LSTM are switched with its W, and share the response.
+        also = [v for v in chosen if readers[w.name].op_type == "LSTM" and readers[v.name] is readers[w.name]]
+        for v in also or [w]:
+            shared = row.energy / max(len(also), 1)
+            found.append(row.model_copy(update={"weight": v.name, "label": v.label, "energy": shared}))
     _LOG.info("activations: %d inputs rounded to 8 bits", len(found))
     return tuple(found)
 

@@ -12,7 +12,7 @@ Readers keep reading the same name; only its producer changes ::
     INT8, static     int8 → DequantizeLinear; the reader's input passes QuantizeLinear → DequantizeLinear with a fixed
                      range, see `tqs_passes.encode.static`
     INTb, dynamic    planes → levels (int8); the reader rounds its input to 8 bits and multiplies integers,
-                     see `tqs_passes.encode.dynamic`
+                     see `tqs_passes.encode.dynamic` and, for an LSTM, `tqs_passes.encode.lstm`
 
 Row tiers concatenate the levels of their parts (`tqs_passes.encode.rows`).
 
@@ -34,6 +34,7 @@ from onnx import helper
 from tqs_passes.encode.dynamic import read_dynamically
 from tqs_passes.encode.fragment import Fragment, node_name, part_name
 from tqs_passes.encode.gathered import encode_gathered
+from tqs_passes.encode.lstm import read_as_lstm
 from tqs_passes.encode.native import native_levels
 from tqs_passes.encode.nbits import encode_nbits
 from tqs_passes.encode.planes import decode_levels, plane_name, stored_shape
@@ -188,6 +189,8 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     if form in (Form.DEQUANTIZE, Form.DYNAMIC, Form.STATIC):
         if not is_int8:  # before opset 14 the sums are float32
             levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.INT8))
+        if form is Form.DYNAMIC and target.reader is not None and target.reader.op_type == "LSTM":
+            return read_as_lstm(fragment, levels, codes.scales, target.reader, name)
         scale = _stored_scale(
             fragment, stem, codes.scales.reshape(-1) if codes.axis is not None else codes.scales
         )

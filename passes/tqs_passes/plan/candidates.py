@@ -7,6 +7,7 @@ These are the choices of the knapsack: tier × grid × channel axis × scale typ
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -143,7 +144,7 @@ def menus(
     """
     stored = {t.name: t for t in kitchen.model.proto.graph.initializer}
     only = exceptions or {}
-    return tuple(
+    found = tuple(
         _menu(
             kitchen,
             weight,
@@ -153,6 +154,24 @@ def menus(
             only.get(weight.name),
         )
         for index, weight in enumerate(weights)
+    )
+    return _in_pairs(found, kitchen.setting)
+
+
+def _in_pairs(found: tuple[Menu, ...], setting: Setting) -> tuple[Menu, ...]:
+    """Withdraw the form `dynamic` from a matrix of an LSTM whose other matrix cannot have it."""
+    offers = {
+        m.weight.name: setting.readers[m.weight.name]
+        for m in found
+        if any(c.assignment.form is Form.DYNAMIC for c in m.candidates)
+    }
+    halves = Counter(tuple(node.output) for node in offers.values() if node.op_type == "LSTM")
+    alone = {name for name, node in offers.items() if halves[tuple(node.output)] == 1}
+    return tuple(
+        replace(m, candidates=tuple(c for c in m.candidates if c.assignment.form is not Form.DYNAMIC))
+        if m.weight.name in alone
+        else m
+        for m in found
     )
 
 

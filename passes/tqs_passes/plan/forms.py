@@ -22,7 +22,7 @@ from tqs_passes.encode.gathered import row_fits
 from tqs_passes.encode.nbits import block_of, fits, fits_wide
 from tqs_passes.encode.static import STATIC_OPSET
 from tqs_passes.encode.weight import DQ_OPSET, Encoding, Form
-from tqs_passes.graph.readers import Way, convolved, multiplied, way_of
+from tqs_passes.graph.readers import Way, convolved, multiplied, recurs, way_of
 from tqs_passes.grids.grid import Grid, grids_for
 from tqs_passes.plan.plan import ServingTarget
 from tqs_passes.plan.targets import WIDE_NBITS, Serving, serves
@@ -125,8 +125,9 @@ def _takes(
 def takes_dynamic(setting: Setting, weight: Weight, axis: int | None) -> bool:
     """Return whether a weight with scales along an axis can be multiplied as integers (form `dynamic`)."""
     columns = 0 if way_of(weight, setting.readers) is Way.TURNED else 1
+    lstm = recurs(weight, setting.readers) and not setting.serving.standard_ops
     return (
-        multiplied(weight, setting.readers)
+        (multiplied(weight, setting.readers) or lstm)
         and axis in (None, columns)
         and setting.opset >= DYNAMIC_OPSET
         and setting.serving.stored_as is Encoding.PLANES

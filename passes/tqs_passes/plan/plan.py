@@ -186,7 +186,8 @@ class Assignment(_Frozen):
         return self
 
     def _require_product(self) -> None:
-        if len(self.shape) != 2 or self.dtype != "float32" or self.encoding is not Encoding.PLANES:
+        matrix = len(self.shape) == 2 or (len(self.shape) == 3 and self.shape[0] == 1)
+        if not matrix or self.dtype != "float32" or self.encoding is not Encoding.PLANES:
             raise ValueError(f"form {self.form} needs a float32 matrix, stored as bit planes")
 
     def _require_groups(self) -> None:

@@ -13,6 +13,7 @@ the bytes of the file.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -67,7 +68,7 @@ def _require(
     products = ("MatMul", "Gemm")
     reads = {
         Form.NBITS: products,
-        Form.DYNAMIC: products,
+        Form.DYNAMIC: (*products, "LSTM"),
         Form.STATIC: (*products, "Conv"),
         Form.GATHERED: ("Gather",),
     }.get(a.form)
@@ -87,6 +88,18 @@ def _require(
         needs = STATIC_OPSET
     if opset < needs:
         raise InputError(f"{what} cannot be stored as {a.tier} ({a.form}) at opset {opset}", todo=todo)
+
+
+def _require_pairs(plan: Plan, readers: Mapping[str, onnx.NodeProto]) -> None:
+    """Refuse a plan in which only one matrix of an LSTM is multiplied as integers."""
+    rounded = {a.weight: readers[a.weight] for a in plan.assignments if a.form is Form.DYNAMIC}
+    halves = Counter(tuple(node.output) for node in rounded.values() if node.op_type == "LSTM")
+    alone = [name for name, node in rounded.items() if halves[tuple(node.output)] == 1]
+    if alone:
+        raise InputError(
+            f"the plan has only one matrix of the LSTM that reads {alone[0]!r} as integers, which need both",
+            todo="Run tqs allocate again for this model",
+        )
 
 
 def _differing(a: Assignment, codes: Codes) -> str:
@@ -117,7 +130,7 @@ def _with_readings(
     Shared pieces that are late come right before the first node that needs them. The names of weights that such a
     reader reads now denote packed bytes, so the notes on their types are removed.
     """
-    instead = {f.reader.output[0]: f for f in fragments if f.reader is not None}
+    instead = {tuple(f.reader.output): f for f in fragments if f.reader is not None}
     read = {name for f in fragments if f.reader is not None for name in f.reader.input}
     made = {t.name for f in fragments for t in f.tensors} | {
         o for f in fragments for n in f.nodes for o in n.output
@@ -131,7 +144,7 @@ def _with_readings(
     nodes: list[onnx.NodeProto] = []
     waiting = {key: piece for key, piece in shared.items() if piece.late}
     for node in proto.graph.node:
-        fragment = instead.get(node.output[0]) if node.output else None
+        fragment = instead.get(tuple(node.output))
         if fragment is None:
             nodes.append(node)
             continue
@@ -187,6 +200,7 @@ class Rewrite:
             computed, reader = model.deferred.get(a.weight), readers.get(a.weight)
             tensor = stored.get(model.stored_name(a.weight))
             _require(a, tensor, self.codes.get(a.weight), opset, computed, reader)
+        _require_pairs(self.plan, readers)
         proto = skeleton(model, planned, self.metadata, self.version)
         names = names_in(model)
         shared: dict[str, Fragment] = {}

@@ -7,7 +7,8 @@ Before → after, for a reader of the weight w ::
                                  else  Identity
 
 With ranges that are fixed in advance, `then` holds QuantizeLinear ─▶ DequantizeLinear, whose scale and zero point are
-graph inputs too, so that several ranges can be tried; a Conv has a second one after its output. The rounding is the one
+graph inputs too, so that several ranges can be tried; a Conv has a second one after its output. An LSTM also rounds its
+state at every step (`tqs_passes.transforms.rounded_lstm`). The rounding is the one
 that the forms `dynamic` and `static` compute with (`tqs_passes.encode`), so a rollout with a switch on measures the
 effect of that reader's activations, step after step, in the same compiled graph as the nominal rollout. An `If` that is
 off costs one copy of x.
@@ -27,7 +28,9 @@ from tqs_passes.encode.dynamic import DYNAMIC_OPSET
 from tqs_passes.encode.static import STATIC_OPSET, Kind, Range
 from tqs_passes.files.model import Model
 from tqs_passes.graph.names import opset_of
+from tqs_passes.graph.readers import has_one_direction
 from tqs_passes.graph_pass import PassResult, Skip
+from tqs_passes.transforms.rounded_lstm import switched_lstm
 
 _PREFIX = "tqs_switch"
 _ELEMENTS = {"uint8": onnx.TensorProto.UINT8, "int8": onnx.TensorProto.INT8}
@@ -79,8 +82,8 @@ class Switch:
     Parameters
     ----------
     weights : tuple of str
-        Initializers or inputs of the main graph, each read by one MatMul or Gemm as its second input, or, with ranges
-        fixed in advance, by one Conv.
+        Initializers or inputs of the main graph, each read by one MatMul, Gemm or LSTM (`has_one_direction`) as its
+        second input; with ranges fixed in advance, by a Conv instead of an LSTM.
     kind : {"uint8", "int8"} or None
         Integers of ranges that are fixed in advance; None: the range is that of every call.
     """
@@ -93,24 +96,32 @@ class Switch:
     def apply(self, model: Model) -> PassResult:
         """Return a model with more inputs for each weight, in the given order; see `switch_inputs`."""
         needs = DYNAMIC_OPSET if self.kind is None else STATIC_OPSET
-        if opset_of(model.proto) < needs:
+        opset = opset_of(model.proto)
+        if opset < needs:
             why = f"the model's opset has no operator that rounds to 8 bits, which needs {needs}"
             return PassResult(model, (), tuple(Skip(name, why) for name in self.weights))
         proto = onnx.ModelProto()
         proto.CopyFrom(model.proto)
         graph = proto.graph
-        readers = ("MatMul", "Gemm") if self.kind is None else ("MatMul", "Gemm", "Conv")
+        readers = ("MatMul", "Gemm", "LSTM") if self.kind is None else ("MatMul", "Gemm", "Conv")
         wanted = {name: f"{_PREFIX}.{i}" for i, name in enumerate(self.weights)}
         nodes: list[onnx.NodeProto] = []
         found: dict[str, SwitchInputs] = {}
         for node in graph.node:
             weight = node.input[1] if node.op_type in readers and len(node.input) > 1 else ""
-            if weight not in wanted or node.domain:
+            if (
+                weight not in wanted
+                or node.domain
+                or (node.op_type == "LSTM" and not has_one_direction(node))
+            ):
                 nodes.append(node)
                 continue
             convolves = node.op_type == "Conv"
             inputs = SwitchInputs(wanted[weight], self.kind, 0 if self.kind is None else 1 + convolves)
             found[weight] = inputs
+            if node.op_type == "LSTM":
+                nodes.append(switched_lstm(node, inputs.name, opset))
+                continue
             nodes.append(_switched(node.input[0], f"{inputs.name}.x", inputs, 0))
             node.input[0] = nodes[-1].output[0]
             nodes.append(node)
@@ -124,7 +135,9 @@ class Switch:
         kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
         del graph.node[:]
         graph.node.extend(kept)
-        skipped = tuple(Skip(n, f"no {' or '.join(readers)} reads it") for n in self.weights if n not in found)
+        skipped = tuple(
+            Skip(n, f"no {' or '.join(readers)} reads it") for n in self.weights if n not in found
+        )
         return PassResult(replace(model, proto=proto), changed, skipped)
 
 
