@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.distance import n_space, ruler_for
-from tqs_onnx.rollout.gauge import Held
+from tqs_onnx.rollout.held import Held
 from tqs_onnx.rollout.injection import GroupSession, switchable
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError
