@@ -29,7 +29,7 @@ from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.held import Held
 from tqs_onnx.rollout.injection import GroupSession, switchable
-from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.options import RunOptions, SessionOptions
 from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
 from tqs_onnx.rollout.spec.check import fixed_batch
