@@ -223,6 +223,15 @@ BUDGET = (
         click.FLOAT,
     ),
     Flag(
+        "--max-latency",
+        "plan.speedup",
+        P,
+        "The same as the largest share of FP32's time: 0.5 is --speedup 2.",
+        click.FloatRange(min=0, min_open=True),
+        lambda share: 1 / share,
+        metavar="SHARE",
+    ),
+    Flag(
         "--round-inputs",
         "plan.round_inputs",
         P,
