@@ -103,9 +103,9 @@ class _Ladders:
 
 
 def _slower(a: Assignment, held: Assignment, times: TimeTable | None) -> bool:
-    """Return whether an assignment takes longer than the held one, or computes with rounded inputs unasked."""
+    """Return whether an assignment takes longer than the held one; without times: rounds inputs where it does not."""
     if times is None:
-        return a.form in ROUNDED
+        return (a.form in ROUNDED) != (held.form in ROUNDED)
     return times.ratio_of(a.weight, a.form) > times.ratio_of(held.weight, held.form)
 
 
