@@ -58,6 +58,7 @@ from tqs_onnx.verification.timing import measure_timing
 from tqs_onnx.verification.traces import Tracer
 from tqs_onnx.verification.truth_shape import require_truth_fits
 from tqs_onnx.verification.verify import Verification, require_runs, verify
+from tqs_passes.encode.static import Kind
 from tqs_passes.encode.weight import ROUNDED
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
@@ -206,7 +207,7 @@ def ranged(offered: Offer, scores: Scores) -> Offer:
 def rounding_inputs(bed: Testbed, menus: Sequence[Menu]) -> Testbed:
     """Return a testbed that can round the inputs of those weights whose menus offer it."""
     found = [[c.assignment for c in m.candidates if c.assignment.form in ROUNDED] for m in menus]
-    kind = next((r.kind for offer in found for a in offer for r in a.ranges), None)
+    kind: Kind | None = next((r.kind for offer in found for a in offer for r in a.ranges), None)
     return bed.switched(tuple(offer[0].weight for offer in found if offer), kind)
 
 

@@ -29,7 +29,7 @@ from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.held import Held
 from tqs_onnx.rollout.injection import GroupSession, switchable
-from tqs_onnx.rollout.options import RunOptions, SessionOptions
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
 from tqs_onnx.rollout.spec.check import fixed_batch
@@ -172,7 +172,8 @@ class Testbed:
         if (weights, kind) == self._switched:
             return self
         other = copy.copy(self)
-        other._switched, other._sessions = (weights, kind), _Sessions(feedback=self._sessions.feedback)
+        other._switched = (weights, kind)
+        other._sessions = _Sessions(feedback=self._sessions.feedback)
         other._held = other._fed = None
         return other
 

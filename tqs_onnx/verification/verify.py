@@ -35,6 +35,7 @@ from tqs_onnx.verification.moments import Comparison, Meter, compared, together
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.timing import Timing
 from tqs_onnx.verification.traces import Tracer
+from tqs_passes.encode.static import Kind
 from tqs_passes.encode.weight import ROUNDED, Form
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.checker import checker_complaint
@@ -266,7 +267,7 @@ def _roll_out(
             take(nominal, ours)
         return between.result(), 0.0, None, _Dead()
     rounded = [planned[w.name] for w in weights if planned[w.name].form in ROUNDED]
-    kind = next((r.kind for a in rounded for r in a.ranges), None)
+    kind: Kind | None = next((r.kind for a in rounded for r in a.ranges), None)
     bed = bed.switched(tuple(a.weight for a in rounded), kind)
     fed = bed.exposed
     replaced = {

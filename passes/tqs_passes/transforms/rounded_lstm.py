@@ -13,6 +13,8 @@ X is rounded once a call, and the state at every step before R multiplies it, as
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -65,7 +67,7 @@ def _rounded(node: onnx.NodeProto, switch: str, wanted: list[int], opset: int) -
         ]
     reverse = any(a.name == "direction" and a.s == b"reverse" for a in node.attribute)
     inputs = [given[_H0] or n["zeros"], given[_C0] or n["zeros"], n["x"]]
-    way = {"scan_input_directions": [1], "scan_output_directions": [1]} if reverse else {}
+    way: dict[str, Any] = {"scan_input_directions": [1], "scan_output_directions": [1]} if reverse else {}
     nodes.append(
         helper.make_node(
             "Scan",
@@ -93,15 +95,14 @@ def _step(node: onnx.NodeProto, given: list[str], prefix: str, opset: int) -> on
     del step.attribute[:]
     step.attribute.extend(kept)
     by_input = opset >= _AXES_INPUT_OPSET
+    unsqueezed: dict[str, Any] = {} if by_input else {"axes": [0]}
     constants = [
         *([numpy_helper.from_array(np.array([0], np.int64), axis)] if by_input else []),
         numpy_helper.from_array(np.array([1, -1, _hidden(node)], np.int64), f"{axis}y"),
     ]
     nodes = [
         *_passed(h, hr, prefix),
-        helper.make_node(
-            "Unsqueeze", [x, axis] if by_input else [x], [xs], **({} if by_input else {"axes": [0]})
-        ),
+        helper.make_node("Unsqueeze", [x, axis] if by_input else [x], [xs], **unsqueezed),
         step,
         helper.make_node("Reshape", [y, f"{axis}y"], [ys]),
         helper.make_node("Identity", [cn], [cr]),
