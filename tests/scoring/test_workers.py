@@ -19,6 +19,7 @@ from tqs_onnx.rollout.injection import exposable
 from tqs_onnx.rollout.spec.spec import parse_spec
 from tqs_onnx.scoring.measure.task import Task
 from tqs_onnx.scoring.plan.memory import memory_of
+from tqs_onnx.scoring.plan.perturbation import Perturbation
 from tqs_onnx.scoring.plan.strategy import Strategy
 from tqs_passes.errors import InputError
 
@@ -74,6 +75,9 @@ def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) 
     assert memory.contexts == 2 * 4 * 16 * contexts.n_contexts  # as read, and as placed
     bounded = parse_spec(REPLACE.format(steps="4\nnon_negative = true"))
     assert memory_of(exposable(source.lifted, weights), bounded, contexts) == memory
+    both = (Perturbation("both", weights),)  # a block of all weights: its perturbed values are there twice
+    blocked = memory_of(exposable(source.lifted, weights), spec_of(), contexts, both)
+    assert blocked.beside(1) - memory.beside(1) == 3 * memory.weights - int(1.5 * memory.weights)
     longer = memory_of(exposable(source.lifted, weights), spec_of(400), contexts)
     assert longer == replace(memory, nominal=100 * memory.nominal)
     least = memory.beside(3)
@@ -99,7 +103,8 @@ def test_memory_that_holds_no_context_is_refused(tmp_path: Path) -> None:
 def test_a_memory_bound_splits_the_contexts(tmp_path: Path) -> None:
     source = opened(tmp_path, forecaster())
     contexts = Contexts({"x": values(3, 16)}, {})
-    memory = memory_of(exposable(source.lifted, source.survey.weights), spec_of(), contexts)
+    targets = [Perturbation(w.name, (w,)) for w in source.survey.weights]
+    memory = memory_of(exposable(source.lifted, source.survey.weights), spec_of(), contexts, targets)
     whole = scored(source, spec_of(), values(3, 16))
     split = scored(source, spec_of(), values(3, 16), max_memory=memory.beside(2))
     # another batch size may round otherwise

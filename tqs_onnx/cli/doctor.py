@@ -36,10 +36,11 @@ def command(model: Path | None, as_json: bool) -> int:
       tqs doctor
       tqs doctor model.onnx
     """
-    found = {name: probe_provider(name) for name in available_providers()}
+    found: dict[Provider, str | None] = {name: probe_provider(name) for name in available_providers()}
     works = found.get("cpu", "missing") is None
     warnings = _warnings(installed_runtimes(), found)
-    placed = {} if model is None else {n: _placed(model, n) for n, error in found.items() if error is None}
+    working: list[Provider] = [name for name, error in found.items() if error is None]
+    placed = {} if model is None else {name: _placed(model, name) for name in working}
     if as_json:
         print_json(
             {

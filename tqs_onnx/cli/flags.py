@@ -189,7 +189,7 @@ PROFILE = Flag(
     "--profile",
     "profile",
     S,
-    "Serving profile written into the file: fast, exact, or small (least memory).",
+    "Serving profile written into the file: fast, exact, small (least memory), or qdq (for other tools).",
     click.Choice(PROFILES),
 )
 MAX_DRIFT = Flag(
@@ -221,6 +221,23 @@ BUDGET = (
         P,
         "Be at least so many times faster than FP32 on this machine, at --batch and --threads; alone or with bytes.",
         click.FLOAT,
+    ),
+    Flag(
+        "--max-latency",
+        "plan.speedup",
+        P,
+        "The same as the largest share of FP32's time: 0.5 is --speedup 2.",
+        click.FloatRange(min=0, min_open=True),
+        lambda share: 1 / share,
+        metavar="SHARE",
+    ),
+    Flag(
+        "--round-inputs",
+        "plan.round_inputs",
+        P,
+        "Weights whose readers must round their inputs to 8 bits; '*' for all.",
+        several=True,
+        metavar="PATTERN",
     ),
     TARGET_DRIFT,
     Flag(
@@ -535,6 +552,13 @@ ENGINE = (
         C,
         "Also score the inputs of matrices, rounded to 8 bits at every call; `speedup` needs them.",
         switch=True,
+    ),
+    Flag(
+        "--ranges",
+        "score.ranges",
+        C,
+        "Fix the ranges of those inputs in advance, as --profile qdq does: uint8, or int8 for TensorRT.",
+        click.Choice(["uint8", "int8"]),
     ),
     Flag(
         "--max-memory",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -156,4 +157,17 @@ def _show(scores: Scores, top: int) -> None:
         ],
         title=f"most sensitive of {len(alive)} weights, {scores.probe.kind.value} probe, "
         f"horizons {', '.join(map(str, scores.horizons))} steps",
+    )
+    if not scores.activations:
+        return
+    print_table(
+        ["input of", "γ_task", f"γ(T={scores.horizons[-1]})", "growth", "‖δx‖", "drift"],
+        [
+            [
+                *(a.label, a.gamma_task, a.gamma[-1] if a.gamma else None, a.growth, a.delta_norm),
+                math.sqrt(a.energy / scores.n_values) if a.finite else math.inf,
+            ]
+            for a in sorted(scores.activations, key=lambda a: (-a.energy, a.weight))[:top]
+        ],
+        title=f"inputs rounded to 8 bits at every call, the largest drift first of {len(scores.activations)}",
     )

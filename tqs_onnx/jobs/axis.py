@@ -35,6 +35,8 @@ class Axis:
     objectives : tuple of Objective
     rankings : tuple of RankBy
         Which γ counts (A.13).
+    speedups : tuple of float
+        Budgets of time beside those of bytes: how many times faster than FP32. The scores must hold activations.
     scores : tuple of path or Scores
         Further scores of the model, by another probe (A.10) or on other contexts (A.11.2): each allocates a series of
         its own, beside the scores of the job; all are measured on the contexts of the job.
@@ -54,6 +56,7 @@ class Axis:
     baseline_bits: tuple[int, ...] = (2, 3, 4)
     weight_compressions: tuple[float, ...] = ()
     rankings: tuple[RankBy, ...] = ()
+    speedups: tuple[float, ...] = ()
     scores: tuple[Path | Scores, ...] = ()
 
     @property
@@ -66,18 +69,25 @@ class Axis:
         plan = options.planning
         tier_sets = self.tier_sets or (options.tiers,)
         bottoms = [t.tiers[-1].value.lower() for t in tier_sets]
-        axes = (self.objectives, self.solvers, self.p_fp32, self.gamma_min, self.rankings)
+        axes = (self.objectives, self.solvers, self.p_fp32, self.gamma_min, self.rankings, self.speedups)
         varied = [len(values) > 1 for values in axes]
-        for (i, tiers), objective, solver, share, least, rank_by in itertools.product(
+        for (i, tiers), objective, solver, share, least, rank_by, speedup in itertools.product(
             enumerate(tier_sets),
             self.objectives or (plan.aim,),
             self.solvers or (plan.solver,),
             self.p_fp32 or (plan.p_fp32,),
             self.gamma_min or (plan.gamma_min,),
             self.rankings or (plan.rank_by,),
+            self.speedups or (plan.speedup,),
         ):
             chosen = replace(
-                plan, objective=objective, solver=solver, p_fp32=share, gamma_min=least, rank_by=rank_by
+                plan,
+                objective=objective,
+                solver=solver,
+                p_fp32=share,
+                gamma_min=least,
+                rank_by=rank_by,
+                speedup=speedup,
             )
             bottom = bottoms[i] if bottoms.count(bottoms[i]) == 1 else f"tiers{i + 1}"
             texts = (
@@ -86,6 +96,7 @@ class Axis:
                 f"p{chosen.protected_share:g}",
                 "gamma-none" if least is None else f"gamma{least:g}",
                 f"by-{rank_by.value}",
+                "" if speedup is None else f"speed{speedup:g}",
             )
             parts = [bottom] if len(bottoms) > 1 else []
             parts += [text for text, shown in zip(texts, varied, strict=True) if shown]

@@ -18,6 +18,7 @@ from tqs_onnx.allocation.budget import Budget
 from tqs_onnx.allocation.costing import Request
 from tqs_onnx.allocation.request import request_for, require_contexts_of, require_scores_of
 from tqs_onnx.allocation.tier_set import TierSet
+from tqs_onnx.allocation.times import TIMES_NAME, TimeTable
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
@@ -38,6 +39,7 @@ from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.errors import VariableErrors, errors_of
 from tqs_onnx.verification.evaluate import drift_between
 from tqs_onnx.verification.moments import compared
+from tqs_onnx.verification.timing import measure_timing
 from tqs_onnx.verification.verify import require_runs
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.atomic import write_text
@@ -92,10 +94,13 @@ def sweep(job: SweepJob, progress: Progress | None = None) -> Pareto:
         See the stages; or scores are for another model. A budget that cannot be met becomes a point without a file.
     """
     options = job.options
+    if job.axis.speedups:  # readers that round their inputs are then offered
+        options = replace(options, plan=replace(options.plan, speedup=job.axis.speedups[0]))
     source = stages.opened(job.model, options.run, options.roles)
     scores = named_scores(job.scores, job.axis.scores)
     for known in scores.values():
         require_scores_of(source, known)
+        stages.require_activations_of(known, options)
     known = next(iter(scores.values()))
     data = stages.read(job.data, source)
     require_runs(options.serving.compute, resolve_provider(options.run.provider))
@@ -112,7 +117,7 @@ def sweep(job: SweepJob, progress: Progress | None = None) -> Pareto:
             _LOG.info(results.note)
         begin()
         bed = stages.bed_of(source, data, options.run, known)
-        sweeper = Sweeper(source, scores, options, bed, data, results)
+        sweeper = Sweeper(source, scores, options, bed, data, results, job.out / TIMES_NAME)
 
         def done(n: int, name: str) -> None:
             if progress is not None:
@@ -163,6 +168,8 @@ class Sweeper:
     data : Data
     results : Results
         Where measured responses are kept.
+    times : Path or None
+        The table of times: read if it exists, else measured and written. Only a budget of time needs it.
     """
 
     def __init__(
@@ -173,11 +180,17 @@ class Sweeper:
         bed: Testbed,
         data: Data,
         results: Results,
+        times: Path | None = None,
     ) -> None:
         self.source_sha256 = source.sha256
         self._source = source
         self._scores = scores
         self._options = options
+        self._times: TimeTable | None = None
+        if options.plan.rounds_inputs:
+            offered = stages.ranged(stages.offer(source, options), next(iter(scores.values())))
+            self._times = stages.timed(source, offered, options, bed, times)
+            bed = stages.rounding_inputs(bed, offered.menus)
         self._instruments = instruments_on(bed, data.calibration)
         self._judging = bed.on(data.evaluation)
         self._results = results
@@ -262,6 +275,11 @@ class Sweeper:
     def _request(self, tiers: TierSet, scores: Scores) -> Request:
         options = self._options
         rounding = options.refine.rounding.free
+        if options.plan.rounds_inputs:
+            offered = stages.ranged(stages.offer(self._source, replace(options, tiers=tiers)), scores)
+            return Request(
+                *(offered.menus, scores, offered.size, options.profile, offered.serving), times=self._times
+            )
         return request_for(self._source, scores, options.profile, tiers, options.serving, rounding)
 
     def _written(
@@ -291,6 +309,10 @@ class Sweeper:
         except NonFiniteError:
             _LOG.info("%s: %d bytes, drift not finite", blank.name, n_bytes)
             return blank.model_copy(update=update | {"evaluate_s": time.perf_counter() - written_s})
+        if plan.time is not None:
+            timing = measure_timing(self._source.path, file, judging)
+            update["latency"] = timing.latency[plan.time.batch]
+            update["latency_predicted"] = plan.time.predicted
         drift = drift_between(found, judging.sigma)
         errors = errors_of(found, judging.spec, judging.contexts)
         update["drift_measured"] = drift.total
@@ -335,5 +357,6 @@ def _blank(name: str, compression: float, options: QuantizeOptions, scores: str)
         solver=plan.solver,
         rank_by=plan.rank_by.value,
         scores=scores,
+        speedup=plan.speedup,
         allocate_s=0.0,
     )

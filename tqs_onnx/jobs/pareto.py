@@ -80,6 +80,10 @@ class Point(BaseModel):
         Bounds of a 90 % bootstrap interval of the predicted drift over contexts.
     degradation : float or None
         Of the worst variable, percent; None without truth.
+    speedup : float or None
+        The budget of time: how many times faster than FP32; None without.
+    latency, latency_predicted : float or None
+        Time of one call over FP32's, measured and predicted; None without a budget of time.
     allocate_s : float
         Seconds the allocation took, including its measurements.
     calibrate_s, emit_s, evaluate_s : float
@@ -112,6 +116,9 @@ class Point(BaseModel):
     predicted_high: float | None = None
     drift_measured: float | None = None
     degradation: float | None = None
+    speedup: float | None = None
+    latency: float | None = None
+    latency_predicted: float | None = None
     allocate_s: float
     calibrate_s: float = 0.0
     emit_s: float = 0.0
@@ -122,7 +129,15 @@ class Point(BaseModel):
     @property
     def settings(self) -> tuple[object, ...]:
         """What its series was allocated by, besides the scores."""
-        return (self.tiers, self.p_fp32, self.gamma_min, self.objective, self.solver, self.rank_by)
+        return (
+            self.tiers,
+            self.p_fp32,
+            self.gamma_min,
+            self.objective,
+            self.solver,
+            self.rank_by,
+            self.speedup,
+        )
 
     @property
     def series(self) -> tuple[object, ...]:

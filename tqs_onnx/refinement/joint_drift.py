@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.injection import ON
 from tqs_onnx.rollout.stream import Piece
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError
@@ -69,10 +68,8 @@ class JointDrift:
             if a.weight in self._weights
             and (a.form is not Form.KEEP or a.dtype != self._weights[a.weight].dtype)
         }
-        switches = self._bed.exposed.switches
-        replaced |= {
-            switches[a.weight]: ON for a in assignments if a.form is Form.DYNAMIC and a.weight in switches
-        }
+        for a in assignments:
+            replaced |= self._bed.exposed.rounding(a)
         return self._bed.exposed.pieces(replaced)
 
     def _reference(self, a: Assignment, codes: Mapping[str, Codes]) -> NDArray[Any]:

@@ -23,7 +23,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -31,20 +30,21 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.engine import Engine, Squares, Trajectory, Watch
 from tqs_onnx.rollout.feedback import FeedbackSession
 from tqs_onnx.rollout.held import Held
-from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.options import AnyProvider, RunOptions
 from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.session import Session, Value, host_value, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
 from tqs_onnx.rollout.stream import Piece
+from tqs_passes.encode.static import Kind
+from tqs_passes.encode.weight import ROUNDED
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.graph.split_model import Halves, split, value_types
+from tqs_passes.plan.plan import Assignment
 from tqs_passes.transforms.expose import Expose, weight_values
-from tqs_passes.transforms.switch import Switch, switch_names
+from tqs_passes.transforms.switch import Switch, SwitchInputs, switch_inputs
 from tqs_passes.weights import Weight
 
-#: Values of a switch.
-OFF, ON = np.array(False), np.array(True)
 #: A placeholder: the values are passed to the session, and the file is never opened.
 _NOWHERE = (("location", "unused"), ("offset", "0"))
 
@@ -110,13 +110,13 @@ class Exposable:
         The model with every weight as a graph input; small, whatever the size of the weights.
     arrays : dict of str to array
         Values of the weights: views of the model's memory, or of its memory-mapped file.
-    switches : dict of str to str
-        Graph input that switches the rounding of a reader's input, by the reader's weight (`transforms.switch`).
+    switches : dict of str to SwitchInputs
+        Graph inputs that switch the rounding of a reader's input, by the reader's weight (`transforms.switch`).
     """
 
     proto: onnx.ModelProto
     arrays: dict[str, NDArray[Any]]
-    switches: dict[str, str] = field(default_factory=dict[str, str])
+    switches: dict[str, SwitchInputs] = field(default_factory=dict[str, SwitchInputs])
 
     def opened_for(self, group: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
         """Return the serialized model with `group` exposed, and the names of the weights to pass to the session."""
@@ -144,14 +144,15 @@ class Exposable:
         return proto, names
 
 
-def switchable(model: Model, weights: Iterable[Weight], switched: tuple[str, ...]) -> Exposable:
+def switchable(
+    model: Model, weights: Iterable[Weight], switched: tuple[str, ...], kind: Kind | None = None
+) -> Exposable:
     """Prepare a lifted model in which also the inputs of the readers of the `switched` weights can be rounded."""
     plain = exposable(model, weights)
     if not switched:
         return plain
-    made = Switch(switched).apply(replace(model, proto=plain.proto))
-    names = switch_names(switched)
-    return replace(plain, proto=made.model.proto, switches={name: names[name] for name in made.changed})
+    made = Switch(switched, kind).apply(replace(model, proto=plain.proto)).model.proto
+    return replace(plain, proto=made, switches=switch_inputs(made, switched))
 
 
 def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
@@ -200,7 +201,7 @@ class GroupSession:
         names = [w.name for w in group if w.name in source.arrays]
         self._arrays = source.arrays
         self._constants = {n: host_value(a) for n, a in source.arrays.items() if n not in names}
-        self._provider = run.provider
+        self._provider: AnyProvider = run.provider
         halves = source.split_for(frozenset(names)) if prefix else None
         self.session: Session | SplitSession
         if halves is None:
@@ -216,7 +217,8 @@ class GroupSession:
         self.engine = Engine(self.session, spec, contexts, batch=run.batch, feedback=feedback)
         self.switches = source.switches
         self._nominal = {name: self.session.value(source.arrays[name]) for name in names}
-        self._nominal |= {name: self.session.value(OFF) for name in self.switches.values()}
+        for switch in self.switches.values():
+            self._nominal |= {name: self.session.value(value) for name, value in switch.off().items()}
 
     @property
     def placement(self) -> Placement | None:
@@ -236,6 +238,11 @@ class GroupSession:
     def values(self, weight: Weight) -> NDArray[Any]:
         """Return the nominal values of a weight, in its dtype."""
         return self._arrays[weight.name]
+
+    def rounding(self, a: Assignment) -> dict[str, NDArray[Any]]:
+        """Return what rounds the input of a weight's reader as the assignment has it: values for `prepare`."""
+        is_rounded = a.form in ROUNDED and a.weight in self.switches
+        return dict(self.switches[a.weight].on(a.ranges)) if is_rounded else {}
 
     def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
         """Put the replaced weights on the device."""

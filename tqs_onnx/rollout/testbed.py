@@ -37,6 +37,7 @@ from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.spread import sigma_of
 from tqs_onnx.rollout.stream import Piece, Stream
 from tqs_onnx.rollout.trajectory import Trajectory
+from tqs_passes.encode.static import Kind
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.graph.segments import segments
@@ -138,7 +139,7 @@ class Testbed:
             )
         self.run = replace(run, provider=self.provider)
         self._sigma = None if sigma is None else dict(sigma)
-        self._switched: tuple[str, ...] = ()
+        self._switched: tuple[tuple[str, ...], Kind | None] = ((), None)
         self._sessions = _Sessions()
         self._held: Held | None = None
         self._fed: GroupSession | None = None
@@ -162,16 +163,17 @@ class Testbed:
         other._sigma = dict(sigma)
         return other
 
-    def switched(self, weights: tuple[str, ...]) -> Testbed:
+    def switched(self, weights: tuple[str, ...], kind: Kind | None = None) -> Testbed:
         """Return a testbed with sessions of its own, in which the inputs of these weights' readers can be rounded.
 
-        The rounding is that of the form `dynamic`. `exposed.switches` names the inputs that switch it on; weights that
-        no MatMul or Gemm reads have none.
+        The rounding is that of the form `dynamic`, or of `static` with integers of a kind. `exposed.switches` holds the
+        inputs that switch it on; weights whose readers cannot have it have none.
         """
-        if weights == self._switched:
+        if (weights, kind) == self._switched:
             return self
         other = copy.copy(self)
-        other._switched, other._sessions = weights, _Sessions(feedback=self._sessions.feedback)
+        other._switched = (weights, kind)
+        other._sessions = _Sessions(feedback=self._sessions.feedback)
         other._held = other._fed = None
         return other
 
@@ -195,7 +197,7 @@ class Testbed:
         """
         sessions = self._sessions
         if sessions.exposed is None:
-            source = switchable(self.model, self.weights, self._switched)
+            source = switchable(self.model, self.weights, *self._switched)
             sessions.exposed = GroupSession(
                 source, self.weights, self.spec, self.contexts, self.run, feedback=sessions.feedback
             )

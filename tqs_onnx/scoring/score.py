@@ -107,7 +107,9 @@ def score(
         rollouts_saved=saved,
         placement=frame.placement,
         weights=with_unseen(bed, _rows(plan, survey, frame, judged)),
-        activations=score_activations(bed, frame.sigma, plan.horizons) if options.activations else (),
+        activations=score_activations(bed, frame.sigma, plan.horizons, options.ranges)
+        if options.activations
+        else (),
     )
 
 

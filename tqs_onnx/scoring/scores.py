@@ -16,6 +16,7 @@ from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.plan.probe import ProbeKind
 from tqs_onnx.shown import Shown
+from tqs_passes.encode.static import Range
 from tqs_passes.errors import InputError
 from tqs_passes.files.text import LARGE, read_text
 from tqs_passes.weights import Role
@@ -147,6 +148,8 @@ class ActivationScore(_Frozen):
         None if nothing moved.
     finite : bool
         False if the rollout became NaN or infinite.
+    ranges : tuple of Range
+        The ranges fixed in advance that were rounded with; empty, and left out of the file, if every call has its own.
     """
 
     weight: str
@@ -158,6 +161,12 @@ class ActivationScore(_Frozen):
     amplification: float | None = None
     growth: float | None = None
     finite: bool = True
+    ranges: tuple[Range, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = write(self)
+        return found if self.ranges else {k: v for k, v in found.items() if k != "ranges"}
 
 
 class ProbeFacts(_Frozen):

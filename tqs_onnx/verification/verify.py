@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tqs_onnx.emission import PLAN_NOTE, kinds_of_file
-from tqs_onnx.rollout.injection import ON
 from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.plausible import FirstSteps, out_of_range, without_skill
 from tqs_onnx.rollout.session import Provider
@@ -36,7 +35,8 @@ from tqs_onnx.verification.moments import Comparison, Meter, compared, together
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.timing import Timing
 from tqs_onnx.verification.traces import Tracer
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.static import Kind
+from tqs_passes.encode.weight import ROUNDED, Form
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.checker import checker_complaint
 from tqs_passes.files.model import Model, file_facts, load_model
@@ -44,9 +44,9 @@ from tqs_passes.plan.assigned import fed_weight
 from tqs_passes.plan.plan import Assignment, Compute, Prediction
 
 #: Drift between the file and its simulation that a correct runtime may add, per profile: absolute, and as a share of
-#: the file's own drift. `fast` and `small` compute with 8-bit activations, 5e-3 per MatMul, and the rollout amplifies
+#: the file's own drift. All but `exact` compute with 8-bit activations, 5e-3 per MatMul, and the rollout amplifies
 #: that.
-_RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5), "small": (0.1, 0.5)}
+_RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5), "small": (0.1, 0.5), "qdq": (0.1, 0.5)}
 #: The same for blocks that compute with 16-bit floats: each operator rounds every value to 11 or 8 bits (at most 2^-11
 #: and 2^-8 relative), and the rollout amplifies that. A wrong cast gives a gap of the order of 1.
 _HALF_GAP = {"float16": (0.02, 0.5), "bfloat16": (0.1, 0.5)}
@@ -266,14 +266,15 @@ def _roll_out(
         for nominal, ours in together(*(run() for run in files)):
             take(nominal, ours)
         return between.result(), 0.0, None, _Dead()
-    dynamic = tuple(w.name for w in weights if planned[w.name].form is Form.DYNAMIC)
-    bed = bed.switched(dynamic)
+    rounded = [planned[w.name] for w in weights if planned[w.name].form in ROUNDED]
+    kind: Kind | None = next((r.kind for a in rounded for r in a.ranges), None)
+    bed = bed.switched(tuple(a.weight for a in rounded), kind)
     fed = bed.exposed
     replaced = {
         w.name: np.asarray(fed_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
         for w in weights
     }
-    on = {fed.switches[n]: ON for n in dynamic if n in fed.switches}
+    on = {name: value for a in rounded for name, value in fed.rounding(a).items()}
     simulation = Meter(bed.spec, bed.contexts, truth=False)
     more = () if repeatable is None else (repeatable(),)
     for nominal, ours, simulated, *again in together(
