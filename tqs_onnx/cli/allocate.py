@@ -72,5 +72,6 @@ def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **
             "added_drift": plan.added_drift,
             "unspent_bytes": plan.solver.budget_bytes - plan.n_bytes if plan.solver else None,
             "solver": plan.solver.model_dump() if plan.solver else None,
+            "tried": [t.model_dump(mode="json") for t in plan.tried],
         }
     )

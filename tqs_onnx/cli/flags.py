@@ -398,6 +398,13 @@ SERVING = (
 REFINING = (
     ROUNDING,
     Flag(
+        "--candidates",
+        "refine.candidates",
+        R,
+        "Plans to compare by their joint drift on held-out contexts, uniform widths among them; 1: no comparison.",
+        click.IntRange(min=1),
+    ),
+    Flag(
         "--repair",
         "refine.repair_rounds",
         R,

@@ -29,6 +29,7 @@ from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto, Point, PointErrors, pareto_of
 from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
 from tqs_onnx.refinement.instruments import instruments_on
+from tqs_onnx.refinement.refine import Refined
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
@@ -106,7 +107,9 @@ class Axis:
             )
             parts = [bottom] if len(bottoms) > 1 else []
             parts += [text for text, shown in zip(texts, varied, strict=True) if shown]
-            yield replace(options, tiers=tiers, plan=chosen), ".".join(["", *parts])
+            # Where settings are compared, each point is the plan of its own settings.
+            refine = replace(options.refine, candidates=1) if any(varied) else options.refine
+            yield replace(options, tiers=tiers, plan=chosen, refine=refine), ".".join(["", *parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,12 +245,17 @@ class Sweeper:
         for options, suffix in axis.series(self._options):
             tiers = options.tiers
             request = requests.get(tiers) or self._request(tiers)
-            for label, budget in budgets:
-                max_bytes = budget.n_bytes(request.menus, request.size)
-                asked = budget.compression or source.facts.n_bytes / max_bytes
-                blank = _blank(f"{source.path.stem}.{label}{suffix}", asked, options)
-                point, request = self._point(blank, request, max_bytes, options, nominal, out)
-                yield point
+            asked = [
+                (label, budget, budget.n_bytes(request.menus, request.size)) for label, budget in budgets
+            ]
+            found: dict[str, Point] = {}
+            smaller: list[Refined] = []
+            for label, budget, max_bytes in sorted(asked, key=lambda item: item[2]):
+                compression = budget.compression or source.facts.n_bytes / max_bytes
+                blank = _blank(f"{source.path.stem}.{label}{suffix}", compression, options)
+                point, request = self._point(blank, request, max_bytes, options, nominal, out, smaller)
+                found[label] = point
+            yield from (found[label] for label, _ in budgets)
             requests[tiers] = request
 
     def _point(
@@ -258,8 +266,12 @@ class Sweeper:
         options: QuantizeOptions,
         nominal: Kept,
         out: Path,
+        smaller: list[Refined],
     ) -> tuple[Point, Request]:
-        """Plan, write and measure one target; return its point, and the request with the responses measured for it."""
+        """Plan, write and measure one target; return its point, and the request with the responses measured for it.
+
+        `smaller` holds the results for smaller budgets, and gets this one.
+        """
         start = time.perf_counter()
         try:
             found, request = stages.planned(
@@ -269,7 +281,8 @@ class Sweeper:
             _LOG.warning("%s: %s", blank.name, error)
             return blank.model_copy(update={"allocate_s": time.perf_counter() - start}), request
         planned_s = time.perf_counter()
-        refined = stages.refined(found, request, self._instruments, options)
+        refined = stages.refined(found, request, self._instruments, options, smaller)
+        smaller.append(refined)
         prediction = refined.plan.prediction
         blank = blank.model_copy(
             update={
@@ -322,6 +335,7 @@ class Sweeper:
             "n_bytes": n_bytes,
             "unspent_bytes": None if facts is None else facts.budget_bytes - n_bytes,
             "found_by": None if facts is None else facts.solver,
+            "chosen": next((t.name for t in plan.tried if t.chosen), None),
             "saturated": facts is not None and facts.saturated,
             "emit_s": written_s - start,
         }

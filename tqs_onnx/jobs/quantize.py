@@ -105,6 +105,7 @@ class Outcome(Shown):
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
             "drift_joint": self.plan.joint_drift,
             "drift_added": self.plan.added_drift,
+            "tried": [t.model_dump(mode="json") for t in self.plan.tried],
             "n_weights": len(self.plan.assignments),
             "n_dead": sum(s.status is Status.DEAD for s in self.scores.weights),
             "unseen": {s.label: s.unseen for s in self.scores.weights if s.unseen},

@@ -313,9 +313,15 @@ def planned(
     return plan, request
 
 
-def refined(plan: Plan, request: Request, instruments: Instruments, options: QuantizeOptions) -> Refined:
-    """Repair a plan, choose its integers, and measure their joint effect; see `refine`."""
-    return refine(plan, request, instruments, options.planning, options.refine)
+def refined(
+    plan: Plan,
+    request: Request,
+    instruments: Instruments,
+    options: QuantizeOptions,
+    smaller: Sequence[Refined] = (),
+) -> Refined:
+    """Choose among a plan and others of its budget, choose their integers, and predict the drift; see `refine`."""
+    return refine(plan, request, instruments, options.planning, options.refine, smaller)
 
 
 def decided(

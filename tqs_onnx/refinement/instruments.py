@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tqs_onnx.refinement.cross_fit import CrossFit
 from tqs_onnx.refinement.joint_drift import JointDrift
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.testbed import Testbed
@@ -27,6 +28,8 @@ class Instruments:
         The inputs of the weights on the calibration contexts.
     tuner : Tuner
         Chooses rounding settings on contexts held out of the calibration.
+    cross_fit : CrossFit
+        Rolls out plans on scoring contexts that chose none of their integers.
     """
 
     bed: Testbed
@@ -34,6 +37,7 @@ class Instruments:
     joint: JointDrift
     calibration: Calibration
     tuner: Tuner
+    cross_fit: CrossFit
 
 
 def instruments_on(bed: Testbed, calibration: Contexts | None = None) -> Instruments:
@@ -47,4 +51,6 @@ def instruments_on(bed: Testbed, calibration: Contexts | None = None) -> Instrum
         Calibration contexts of data-aware rounding; default: the scoring contexts.
     """
     calibrating = bed if calibration is None else bed.on(calibration)
-    return Instruments(bed, calibrating, JointDrift(bed), Calibration(calibrating), Tuner(calibrating))
+    joint, taken = JointDrift(bed), Calibration(calibrating)
+    cross_fit = CrossFit(bed, joint, taken, own=calibrating is bed)
+    return Instruments(bed, calibrating, joint, taken, Tuner(calibrating), cross_fit)

@@ -1,25 +1,35 @@
-"""Refines an allocated plan before it is emitted: joint repair, data-aware rounding, and a joint measurement.
+"""Refines an allocated plan before it is emitted: joint repair, a contest with other plans, rounding, a prediction.
 
-All three use only the scoring contexts.
+    allocated plan ─▶ contenders ─▶ contest ─▶ integers of the chosen plan ─▶ predicted drift
+
+All of it uses only the scoring and the calibration contexts.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.simple_plans import simple_plan
+from tqs_onnx.refinement.contest import Contender, contest
 from tqs_onnx.refinement.instruments import Instruments
-from tqs_onnx.refinement.prediction import predict
+from tqs_onnx.refinement.joint_drift import JointDrift
+from tqs_onnx.refinement.prediction import prediction_of
 from tqs_onnx.refinement.repair import repair
-from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan, told
+from tqs_onnx.rounding.assign import DATA_AWARE, Alone, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import codes_digest
 from tqs_onnx.rounding.tune import qep_settings
+from tqs_passes.errors import InfeasibleError
 from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.plan import Plan
 
 _LOG = logging.getLogger(__name__)
+#: Bytes of a neighbouring budget, as a share of the budget.
+_NEIGHBOUR = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +38,18 @@ class RefineOptions:
 
     Parameters
     ----------
+    candidates : int
+        Maximum number of plans that are compared by their joint drift on held-out contexts; 1: the allocated one is
+        taken. Only with the solver `mckp` and the objectives `energy` and `measured`.
     repair_rounds : int
-        Maximum number of rounds of joint repair; 0 turns it off. Only for the objective `energy`.
+        Maximum number of rounds of joint repair; 0 turns it off. Likewise.
     rounding : RoundingOptions
         How integers are chosen.
     tune : bool
         Choose QEP's damping and strength on held-out contexts.
     """
 
+    candidates: int = 3
     repair_rounds: int = 3
     rounding: RoundingOptions = field(default_factory=RoundingOptions)
     tune: bool = True
@@ -50,10 +64,13 @@ class Refined:
     plan : Plan
     codes : dict of str to Codes
         Codes of data-aware roundings, by weight; empty for the others.
+    contender : Contender or None
+        What it was made from, for a larger budget; None before a contest.
     """
 
     plan: Plan
     codes: dict[str, Codes]
+    contender: Contender | None = None
 
 
 def refine(
@@ -62,8 +79,9 @@ def refine(
     instruments: Instruments,
     planning: PlanOptions,
     options: RefineOptions,
+    smaller: Sequence[Refined] = (),
 ) -> Refined:
-    """Repair a plan, choose its integers, and measure their joint effect.
+    """Choose among an allocated plan and others that fit its budget, choose the integers, and predict the drift.
 
     Parameters
     ----------
@@ -73,28 +91,105 @@ def refine(
     planning : PlanOptions
         Options that the plan was allocated with.
     options : RefineOptions
+    smaller : sequence of Refined
+        Results for smaller budgets, which take part at no cost.
+
+    Raises
+    ------
+    InputError
+        The model fails on the calibration contexts.
     """
-    joint = instruments.joint
-    if options.repair_rounds and planning.aim is Objective.ENERGY and planning.solver == "mckp":
+    rounding = options.rounding
+    if rounding.method == "qep" and options.tune:
+        rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
+    contenders = _contenders(plan, request, instruments, planning, replace(options, rounding=rounding))
+    earlier = {id(r.contender): r for r in smaller if r.contender is not None}
+    known = [c for r in smaller if (c := r.contender) is not None and c.rolled is not None]
+    known = known if options.candidates > 1 else []
+    found = contest((*contenders, *known), instruments.cross_fit, instruments.bed.contexts)
+    facts = plan.solver
+    update: dict[str, object] = {"tried": found.tried}
+    held = earlier.get(id(found.chosen))
+    done = _rounded(found.chosen, instruments) if held is None else held
+    if done.plan.solver is not None and facts is not None:
+        update["solver"] = done.plan.solver.model_copy(update={"budget_bytes": facts.budget_bytes})
+    return Refined(done.plan.model_copy(update=update), done.codes, found.chosen)
+
+
+def _contenders(
+    plan: Plan,
+    request: Request,
+    instruments: Instruments,
+    planning: PlanOptions,
+    options: RefineOptions,
+) -> Iterator[Contender]:
+    """Yield at most `options.candidates` plans, and the repaired one; the allocated plan comes first."""
+    aim, rounding = planning.aim.value, options.rounding
+    yield Contender(aim, plan, rounding)
+    free = planning.aim in (Objective.ENERGY, Objective.MEASURED) and planning.solver == "mckp"
+    if not free or not any(a.cost for a in plan.assignments):
+        return
+    if options.repair_rounds and not (
+        planning.max_fp32 is not None and any(a.block for a in plan.assignments)
+    ):
+        joint = instruments.joint
+        if rounding.method in DATA_AWARE:
+            joint = JointDrift(instruments.bed, Alone(instruments.calibration, _alone(rounding)).decoded)
         contexts = instruments.bed.contexts
-        plan = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
-    codes: dict[str, Codes] = {}
-    allocated, rounding = plan, options.rounding
-    if rounding.method in DATA_AWARE:
-        if rounding.method == "qep" and options.tune:
-            rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
-        assigned = round_plan(plan, instruments.calibration, rounding)
-        for line in told(assigned.notes):
-            _LOG.info("note: %s", line)
-        plan, codes = assigned.plan, dict(assigned.codes)
-        if codes:
-            plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
-    prediction = predict(allocated, plan, codes, instruments, rounding)
-    if prediction is None:
+        mended = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
+        if mended is not plan:
+            yield Contender(f"{aim}, repaired", mended, rounding)
+    left = options.candidates - 1
+    for other in _others(plan, request, planning, rounding):
+        if left <= 0:
+            return
+        left -= 1
+        yield other
+
+
+def _others(
+    plan: Plan, request: Request, planning: PlanOptions, rounding: RoundingOptions
+) -> Iterator[Contender]:
+    """Yield other plans of the same budget, the most promising first."""
+    assert plan.solver is not None
+    budget, bound = plan.solver.budget_bytes, plan.solver.bound
+    fixed = planning.max_fp32 is not None or planning.protected_share > 0 or planning.gamma_min is not None
+    if not fixed and planning.speedup is None:
+        for kind in ("uniform", "ends"):
+            simple = simple_plan(request, budget, planning, kind, bound)
+            if simple is not None and simple.solver is not None:
+                yield Contender(simple.solver.solver, simple, rounding, is_simple=True)
+    try:
+        fewer = plan_within(request, int(_NEIGHBOUR * budget), planning)
+    except InfeasibleError:
+        return
+    yield Contender(f"{planning.aim.value}, {_NEIGHBOUR:g} of the budget", fewer, rounding)
+
+
+def _alone(rounding: RoundingOptions) -> RoundingOptions:
+    """Return how one weight is rounded with all others in FP32: without error before it there is none to correct."""
+    return replace(rounding, method="gptq")
+
+
+def _rounded(chosen: Contender, instruments: Instruments) -> Refined:
+    """Choose the integers of a plan with all calibration contexts, and predict its drift."""
+    plan, rolled = chosen.plan, chosen.rolled
+    assigned = None if rolled is None else rolled.assigned
+    if assigned is None:
+        assigned = round_plan(plan, instruments.calibration, chosen.rounding)
+    for line in told(assigned.notes):
+        _LOG.info("note: %s", line)
+    plan, codes = assigned.plan, dict(assigned.codes)
+    prediction = None
+    if rolled is None:
         _LOG.info("note: no drift is predicted: the only context chose the integers")
+    else:
+        contexts = instruments.bed.contexts.take(rolled.at.tolist())
+        prediction = prediction_of(contexts, rolled.energies, rolled.basis)
     update = {
-        "joint_drift": joint.drift(plan.assignments, codes),
+        "codes_sha256": codes_digest(codes) if codes else None,
+        "joint_drift": instruments.joint.drift(plan.assignments, codes),
         "predicted_drift": None if prediction is None else prediction.drift,
         "prediction": prediction,
     }
-    return Refined(plan.model_copy(update=update), codes)
+    return Refined(plan.model_copy(update=update), codes, chosen)
