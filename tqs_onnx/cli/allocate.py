@@ -23,7 +23,7 @@ from tqs_onnx.cli.show import print_json
 from tqs_onnx.jobs.single import AllocateJob, allocate_files
 
 FLAGS = (
-    *(*table.BUDGET, *table.PLANNING, *table.SERVING, *table.REFINING, *table.DATA, table.CALIBRATION),
+    *(*table.BUDGET, *table.PLANNING, *table.SERVING, *table.REFINING, *table.DATA, *table.CALIBRATION),
     *table.EVALUATION,
     *table.RUN,
 )

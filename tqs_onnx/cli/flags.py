@@ -156,12 +156,21 @@ EVAL_CONTEXTS = Flag(
 MAX_EVAL_CONTEXTS = Flag(
     "--max-eval-contexts", "data.max_eval_contexts", D, "Maximum number of evaluation contexts.", _POSITIVE
 )
-CALIBRATION = Flag(
-    "--calibration",
-    "data.calibration",
-    D,
-    "Contexts for data-aware rounding; for a table, its training rows [default: the scoring contexts].",
-    FILE,
+CALIBRATION = (
+    Flag(
+        "--calibration",
+        "data.calibration",
+        D,
+        "Contexts for data-aware rounding; for a table, its training rows [default: the scoring contexts].",
+        FILE,
+    ),
+    Flag(
+        "--made-beside",
+        "data.made_beside",
+        D,
+        "Made contexts to calibrate on beside the given ones.",
+        click.IntRange(min=0),
+    ),
 )
 COMPRESSION = Flag(
     "--compression",
@@ -595,7 +604,7 @@ QUANTIZE = (
     *(
         *DATA,
         *EVALUATION,
-        CALIBRATION,
+        *CALIBRATION,
         *BUDGET,
         *PLANNING,
         *SERVING,

@@ -223,7 +223,7 @@ class Sweeper:
         self._source = source
         self._scores = scores
         self._options = options
-        self._instruments = instruments_on(bed, data.calibration)
+        self._instruments = instruments_on(bed, data.calibration, data.beside)
         self._judging = bed.on(data.evaluation)
         self._results = results
         self.on_made_contexts = data.evaluation.is_made

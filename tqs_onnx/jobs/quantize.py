@@ -159,7 +159,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         stages.require_activations_of(scores, options)
         times = stages.timed(source, offer, options, bed, job.out / TIMES_NAME)
         request = Request(offer.menus, scores, offer.size, options.profile, offer.serving, times=times)
-        instruments = instruments_on(stages.rounding_inputs(bed, offer.menus), data.calibration)
+        instruments = instruments_on(stages.rounding_inputs(bed, offer.menus), data.calibration, data.beside)
         judging = bed.on(data.evaluation)
         with Results(job.out / RESULTS_NAME) as kept:
             refined, request = stages.decided(request, offer, source, instruments, judging, options, kept)

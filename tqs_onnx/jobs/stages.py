@@ -420,7 +420,7 @@ def allocated(
     require_contexts_of(scores, data.spec, data.scoring)
     bed = bed_of(source, data, options.run, scores)
     request = replace(request, times=timed(source, offered, options, bed, times))
-    instruments = instruments_on(rounding_inputs(bed, offered.menus), data.calibration)
+    instruments = instruments_on(rounding_inputs(bed, offered.menus), data.calibration, data.beside)
     judging = instruments.bed.on(data.evaluation) if options.budget.target is not None else None
     with Results(store) as results:
         if results.note:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.refinement.joint_drift import JointDrift
-from tqs_onnx.rollout.contexts.context_set import held_out_indices
+from tqs_onnx.rollout.contexts.context_set import Contexts, held_out_indices, joined
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.assign import DATA_AWARE, Assigned, RoundingOptions, round_plan
 from tqs_onnx.rounding.calibrate import Calibration
@@ -56,10 +56,21 @@ class CrossFit:
     calibration : Calibration
         Of the calibration contexts.
     own : bool
-        Whether the scoring contexts are the calibration contexts.
+        Whether the scoring contexts are among the calibration contexts.
+    beside : Contexts, optional
+        More contexts to calibrate on, which judge nothing.
     """
 
-    def __init__(self, bed: Testbed, joint: JointDrift, calibration: Calibration, *, own: bool) -> None:
+    def __init__(
+        self,
+        bed: Testbed,
+        joint: JointDrift,
+        calibration: Calibration,
+        *,
+        own: bool,
+        beside: Contexts | None = None,
+    ) -> None:
+        self._beside = beside
         self._bed = bed
         self._joint = joint
         self._calibration = calibration
@@ -71,10 +82,12 @@ class CrossFit:
         contexts, halves = self._bed.contexts, held_out_indices(self._bed.contexts, 0.5)
         if halves is None:
             return ()
-        return tuple(
-            (Calibration(self._bed.on(contexts.take(chosen))), self._joint.on(contexts.take(judged)), judged)
-            for chosen, judged in (halves, halves[::-1])
-        )
+        found: list[tuple[Calibration, JointDrift, list[int]]] = []
+        for chosen, judged in (halves, halves[::-1]):
+            half = contexts.take(chosen)
+            half = half if self._beside is None else joined(half, self._beside)
+            found.append((Calibration(self._bed.on(half)), self._joint.on(contexts.take(judged)), judged))
+        return tuple(found)
 
     def rolled(self, plan: Plan, rounding: RoundingOptions) -> Rolled | None:
         """Roll out a plan; None if the only context would choose its integers.
