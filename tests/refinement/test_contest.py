@@ -23,7 +23,7 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_passes.plan.plan import Plan, Tried
 
-NO_REPAIR = RefineOptions(repair_rounds=0)
+NO_REPAIR = RefineOptions(repair_rounds=0, rounding=RoundingOptions())
 GPTQ = replace(NO_REPAIR, rounding=RoundingOptions("gptq"))
 
 

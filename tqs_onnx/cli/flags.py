@@ -420,7 +420,13 @@ REFINING = (
         "Rounds of joint repair: trial promotions and demotions, judged on held-out scoring contexts.",
         click.IntRange(min=0),
     ),
-    Flag("--tune/--no-tune", "refine.tune", R, "Choose QEP's settings on held-out contexts.", switch=True),
+    Flag(
+        "--tune/--no-tune",
+        "refine.tune",
+        R,
+        "Choose QEP's settings among six, on held-out contexts.",
+        switch=True,
+    ),
 )
 PROBE = Flag(
     "--probe", "score.probe.kind", C, "Kind of perturbation.", click.Choice([k.value for k in ProbeKind])

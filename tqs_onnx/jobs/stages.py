@@ -46,7 +46,6 @@ from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.scoring.measure.store import Results
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.score import Progress, on_trajectory, score
@@ -395,8 +394,8 @@ def allocated(
     source : Source
     scores : Scores
     data : Data or None
-        Holds the contexts used for scoring. Without them nothing is rolled out: no repair, no data-aware rounding, no
-        objective `measured`, and no joint drift in the plan.
+        Holds the contexts used for scoring. Without them nothing is rolled out: the integers are chosen from the
+        weights alone, no other plan is compared, and no drift is predicted.
     options : QuantizeOptions
     store : Path or None
         Path of the store of measured responses.
@@ -445,16 +444,15 @@ def require_activations_of(scores: Scores, options: QuantizeOptions) -> None:
 
 
 def _planned_by_scores(request: Request, max_bytes: int, source: Source, options: QuantizeOptions) -> Plan:
-    planning = options.planning
+    planning = options.plan.decided(by_data=False)
     if options.budget.target is not None:
         raise InputError("a target needs rollouts", todo="Give `rollout` and `contexts`")
-    if planning.aim is Objective.MEASURED or options.refine.rounding.method in DATA_AWARE:
-        raise InputError(
-            "the objective `measured` and data-aware rounding need rollouts",
-            todo="Give `rollout` and `contexts`",
-        )
-    if options.refine.repair_rounds:
-        _LOG.info("note: joint repair is skipped: it needs the rollout spec and the contexts")
+    if planning.aim is Objective.MEASURED:
+        raise InputError("the objective `measured` needs rollouts", todo="Give `rollout` and `contexts`")
+    _LOG.info(
+        "note: nothing is rolled out without `rollout` or `contexts`: the weights alone choose integers, and no other "
+        "plan is compared"
+    )
     with hinting(source, options.serving, options.tiers):
         plan = plan_within(request, max_bytes, planning)
     require_served(plan, source, plan.target)

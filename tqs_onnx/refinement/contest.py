@@ -128,12 +128,15 @@ def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
         Whether each has uniform widths.
     """
     best = next(i for i, t in enumerate(tried) if t.chosen)
-    lines = [f"compared on held-out contexts: {'; '.join(_line(t) for t in tried)}"]
+    roundings = {t.rounding for t in tried}
+    common = f", {tried[0].rounding}" if len(roundings) == 1 else ""
+    shown = "; ".join(_line(t, rounding=not common) for t in tried)
+    lines = [f"compared on held-out contexts{common}: {shown}; chosen: {tried[best].name}"]
     simple = [t for t, flag in zip(tried, is_simple, strict=True) if flag]
     if is_simple[best]:
         others = [t for t, flag in zip(tried, is_simple, strict=True) if not flag]
         rest = min(others, key=lambda t: t.drift, default=None)
-        against = "" if rest is None else f", against {_line(rest)}"
+        against = "" if rest is None else f"; {_line(rest)}"
         lines.append(f"note: a uniform file is as good, and is written: {_line(tried[best])}{against}")
     else:
         equal = [t for t in simple if t.low <= 1]
@@ -144,8 +147,9 @@ def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
     return lines
 
 
-def _line(t: Tried) -> str:
-    return f"{t.name}, {t.rounding}: drift {t.drift:.4g} in {t.n_bytes:,} bytes"
+def _line(t: Tried, *, rounding: bool = True) -> str:
+    name = f"{t.name}, {t.rounding}" if rounding else t.name
+    return f"{name}: drift {t.drift:.4g} in {t.n_bytes:,} bytes"
 
 
 def _common(rolled: Sequence[Rolled]) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:

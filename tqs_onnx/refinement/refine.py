@@ -44,15 +44,15 @@ class RefineOptions:
     repair_rounds : int
         Maximum number of rounds of joint repair; 0 turns it off. Likewise.
     rounding : RoundingOptions
-        How integers are chosen.
+        How integers are chosen; without contexts, the weights alone decide.
     tune : bool
-        Choose QEP's damping and strength on held-out contexts.
+        Choose QEP's damping and strength among six settings, on held-out contexts.
     """
 
     candidates: int = 3
     repair_rounds: int = 3
-    rounding: RoundingOptions = field(default_factory=RoundingOptions)
-    tune: bool = True
+    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions("qep"))
+    tune: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +139,13 @@ def _contenders(
         mended = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
         if mended is not plan:
             yield Contender(f"{aim}, repaired", mended, rounding)
-    left = options.candidates - 1
+    seen = [plan.assignments]
     for other in _others(plan, request, planning, rounding):
-        if left <= 0:
+        if len(seen) >= options.candidates:
             return
-        left -= 1
-        yield other
+        if other.plan.assignments not in seen:
+            seen.append(other.plan.assignments)
+            yield other
 
 
 def _others(
