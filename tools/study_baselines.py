@@ -256,7 +256,7 @@ def with_and_without_data(final: Study) -> str:
     lines = [
         "`tqs quantize` with its default options at the bytes of the uniform file, every matrix rounded and the rest",
         "stored alike. *Ratio*: drift over that of the best uniform baseline, which has the real contexts, geometric",
-        "No data: scores and integers from made contexts. Weights only: scores of real contexts, integers of none.",
+        "mean over the sets. *drift*, *MAE*: variables won against that baseline, by drift and by MAE against truth.",
         "No data: scores and integers from made contexts. Weights only: scores from real contexts, integers from none.",
         "Mixed: made contexts beside the real ones, to calibrate on.\n",
         markdown(head, rows),
