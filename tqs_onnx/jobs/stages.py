@@ -356,11 +356,14 @@ def decided(
     InputError
         The target cannot serve the plan, or a target is given without evaluation contexts.
     """
+    every: list[Refined] = []
 
     def made(max_bytes: int) -> Refined:
         nonlocal request
         plan, request = planned(request, max_bytes, source, instruments, options, results)
-        return refined(plan, request, instruments, options)
+        smaller = [r for r in every if r.plan.n_bytes <= max_bytes]
+        every.append(refined(plan, request, instruments, options, smaller))
+        return every[-1]
 
     target = options.budget.target
     if target is None:

@@ -8,6 +8,7 @@ All of it uses only the scoring and the calibration contexts.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -49,7 +50,7 @@ class RefineOptions:
         Choose QEP's damping and strength among six settings, on held-out contexts.
     """
 
-    candidates: int = 3
+    candidates: int = 4
     repair_rounds: int = 3
     rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions("qep"))
     tune: bool = False
@@ -99,13 +100,14 @@ def refine(
     InputError
         The model fails on the calibration contexts.
     """
-    rounding = options.rounding
-    if rounding.method == "qep" and options.tune:
-        rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
-    contenders = _contenders(plan, request, instruments, planning, replace(options, rounding=rounding))
-    earlier = {id(r.contender): r for r in smaller if r.contender is not None}
-    known = [c for r in smaller if (c := r.contender) is not None and c.rolled is not None]
-    known = known if options.candidates > 1 else []
+    earlier = (
+        {id(r.contender): r for r in smaller if r.contender is not None} if options.candidates > 1 else {}
+    )
+    known = [
+        r.contender for r in earlier.values() if r.contender is not None and r.contender.rolled is not None
+    ]
+    settled = known[-1].rounding if known else None
+    contenders = _contenders(plan, request, instruments, planning, options, settled)
     found = contest((*contenders, *known), instruments.cross_fit, instruments.bed.contexts)
     facts = plan.solver
     update: dict[str, object] = {"tried": found.tried}
@@ -122,30 +124,63 @@ def _contenders(
     instruments: Instruments,
     planning: PlanOptions,
     options: RefineOptions,
+    settled: RoundingOptions | None,
 ) -> Iterator[Contender]:
-    """Yield at most `options.candidates` plans, and the repaired one; the allocated plan comes first."""
-    aim, rounding = planning.aim.value, options.rounding
-    yield Contender(aim, plan, rounding)
+    """Yield at most `options.candidates` plans, and the repaired one; the allocated plan comes first.
+
+    `settled` is the rounding that a smaller budget chose.
+    """
     free = planning.aim in (Objective.ENERGY, Objective.MEASURED) and planning.solver == "mckp"
-    if not free or not any(a.cost for a in plan.assignments):
-        return
-    if options.repair_rounds and not (
-        planning.max_fp32 is not None and any(a.block for a in plan.assignments)
-    ):
+    alone = options.candidates == 1 or not free or not any(a.cost for a in plan.assignments)
+    first = [
+        Contender(planning.aim.value, plan, r)
+        for r in _roundings(plan, instruments, options, settled, alone=alone)
+    ]
+    first = [replace(c, rolled=instruments.cross_fit.rolled(c.plan, c.rounding)) for c in first]
+    yield from first
+    rounding = min(
+        first, key=lambda c: math.inf if c.rolled is None else float(c.rolled.energies.mean())
+    ).rounding
+    capped = planning.max_fp32 is not None and any(a.block for a in plan.assignments)
+    if free and options.repair_rounds and any(a.cost for a in plan.assignments) and not capped:
         joint = instruments.joint
         if rounding.method in DATA_AWARE:
             joint = JointDrift(instruments.bed, Alone(instruments.calibration, _alone(rounding)).decoded)
         contexts = instruments.bed.contexts
         mended = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
         if mended is not plan:
-            yield Contender(f"{aim}, repaired", mended, rounding)
+            yield Contender(f"{planning.aim.value}, repaired", mended, rounding)
+    if alone:
+        return
     seen = [plan.assignments]
     for other in _others(plan, request, planning, rounding):
-        if len(seen) >= options.candidates:
+        if len(seen) + len(first) > options.candidates:
             return
         if other.plan.assignments not in seen:
             seen.append(other.plan.assignments)
             yield other
+
+
+def _roundings(
+    plan: Plan,
+    instruments: Instruments,
+    options: RefineOptions,
+    settled: RoundingOptions | None,
+    *,
+    alone: bool,
+) -> tuple[RoundingOptions, ...]:
+    """Return the roundings to compare on the allocated plan: QEP, and GPTQ, which is QEP without its correction.
+
+    QEP corrects the errors before a weight along the nominal rollout, which can lead astray where states are fed back.
+    """
+    rounding = options.rounding
+    if rounding.method != "qep":
+        return (rounding,)
+    if settled is not None:
+        return (settled,)
+    if options.tune:
+        rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
+    return (rounding,) if alone else (rounding, replace(rounding, method="gptq"))
 
 
 def _others(
@@ -155,16 +190,23 @@ def _others(
     assert plan.solver is not None
     budget, bound = plan.solver.budget_bytes, plan.solver.bound
     fixed = planning.max_fp32 is not None or planning.protected_share > 0 or planning.gamma_min is not None
+    simple: list[Contender] = []
     if not fixed and planning.speedup is None:
         for kind in ("uniform", "ends"):
-            simple = simple_plan(request, budget, planning, kind, bound)
-            if simple is not None and simple.solver is not None:
-                yield Contender(simple.solver.solver, simple, rounding, is_simple=True)
+            found = simple_plan(request, budget, planning, kind, bound)
+            if found is not None and found.solver is not None:
+                simple.append(Contender(found.solver.solver, found, rounding, is_simple=True))
+    yield from simple[:1]
+    if planning.aim is Objective.MEASURED:
+        energy = replace(planning, objective=Objective.ENERGY)
+        yield Contender("energy", plan_within(request, budget, energy), rounding)
     try:
         fewer = plan_within(request, int(_NEIGHBOUR * budget), planning)
     except InfeasibleError:
-        return
-    yield Contender(f"{planning.aim.value}, {_NEIGHBOUR:g} of the budget", fewer, rounding)
+        fewer = None
+    if fewer is not None:
+        yield Contender(f"{planning.aim.value}, {_NEIGHBOUR:g} of the budget", fewer, rounding)
+    yield from simple[1:]
 
 
 def _alone(rounding: RoundingOptions) -> RoundingOptions:
