@@ -23,7 +23,7 @@ from tqs_onnx.scoring.plan.options import ScoreOptions
 
 #: Half of the bundled contexts: enough to rank 31 weights, and the demo stays well under a minute on two cores.
 _SCORING_CONTEXTS = 16
-#: Data-aware rounding measures the responses that it needs itself, so none are measured while scoring; one plan is made.
+#: Data-aware rounding measures the responses that it needs itself, so none are measured by scoring; one plan is made.
 _OPTIONS = QuantizeOptions(
     score=ScoreOptions(response_bits=()),
     refine=RefineOptions(candidates=1, repair_rounds=0, rounding=RoundingOptions("gptq")),

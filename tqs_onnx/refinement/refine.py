@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.allocation.objective import Objective
@@ -108,7 +109,7 @@ def refine(
     ]
     settled = known[-1].rounding if known else None
     contenders = _contenders(plan, request, instruments, planning, options, settled)
-    found = contest((*contenders, *known), instruments.cross_fit, instruments.bed.contexts)
+    found = contest(chain(contenders, known), instruments.cross_fit, instruments.bed.contexts)
     facts = plan.solver
     update: dict[str, object] = {"tried": found.tried}
     held = earlier.get(id(found.chosen))
