@@ -59,7 +59,6 @@ def main() -> None:
         batch = 1 if data.spec.rollout.batch_axis is None else given.batch
         feeds = {batch: first_inputs(data.spec, data.evaluation, batch)}
         found = race(files, feeds, threads=given.threads, rounds=given.rounds, loads=3)
-        nominal = bed.roll_file(given.model, keep_other=False)
         print(f"{processor()}, {given.threads} thread, batch {batch}\n")
         print("| file | MB | load | memory MB | latency | drift |\n|---|---:|---:|---:|---:|---:|")
         base = found["FP32"]
@@ -68,7 +67,7 @@ def main() -> None:
             timed = laps.processor_s if given.threads == 1 else laps.wall_s
             against = base.processor_s if given.threads == 1 else base.wall_s
             latency = paired(timed[batch], against[batch])
-            drift = bed.drift(bed.roll_file(path, keep_other=False), nominal)
+            drift = bed.drift(bed.stream_file(path)(), bed.stream_file(given.model)())
             load, memory = paired(laps.load_s, base.load_s), laps.resident_mb or float("nan")
             size = path.stat().st_size / 1e6
             print(f"| {name} | {size:.2f} | {load:.2f} | {memory:.1f} | {latency:.3f} | {drift:.4f} |")

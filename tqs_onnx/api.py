@@ -17,9 +17,10 @@ from tqs_onnx.emission import emit as _emit
 from tqs_onnx.inputs.data import MADE, Arrays, Data, DataOptions, Rollout, read_data, read_spec
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.axis import Axis
 from tqs_onnx.jobs.baseline import BaselineJob, BaselineOutcome
 from tqs_onnx.jobs.baseline import baseline as _baseline
-from tqs_onnx.jobs.frontier import Axis, SweepJob
+from tqs_onnx.jobs.frontier import SweepJob
 from tqs_onnx.jobs.frontier import sweep as _sweep
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto

@@ -206,7 +206,8 @@ def test_verify_writes_down_how_it_rolled_out(shell: Shell, tmp_path: Path) -> N
     assert main(shell.verify("--manifest", str(tmp_path / "m.json"), "--batch", "2")) == 0
     settings = json.loads((tmp_path / "m.json").read_text())["settings"]
     assert settings["command"] == "verify"
-    assert settings["options"]["run"] == {"provider": "auto", "batch": 2, "threads": 1}
+    run = {"provider": "auto", "batch": 2, "threads": 1, "devices": [], "strict_device": False}
+    assert settings["options"]["run"] == run
 
 
 def test_a_spec_error_names_the_file_that_was_given(shell: Shell, tmp_path: Path, capsys: Capture) -> None:

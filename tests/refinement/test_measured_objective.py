@@ -75,7 +75,7 @@ def test_all_but_a_hundredth_of_the_predicted_cost_is_measured(run):
 def test_a_response_is_the_squared_drift_of_the_weight_rounded_alone(lorenz, run):
     a = max(run[0].plan.assignments, key=lambda a: a.cost)
     bed = lorenz.bed
-    ours = bed.exposed.run({a.weight: Alone(Calibration(bed), RoundingOptions("gptq")).decoded(a)})
+    ours = bed.exposed.pieces({a.weight: Alone(Calibration(bed), RoundingOptions("gptq")).decoded(a)})
     # the same rollouts, added up in another order
     expected = bed.ruler.n_values * bed.drift(ours) ** 2
     assert run[0].request.responses[storage_key([a])] == pytest.approx(expected, rel=1e-9)

@@ -42,13 +42,13 @@ def held_on(source: Source, contexts: Contexts) -> tuple[Engine, Session]:
 
 def test_what_a_rollout_is_compared_with_stays_on_the_device(source: Source) -> None:
     engine, _ = held_on(source, Contexts({"x": values(3, 64)}, {}))
-    _, held = engine.hold()
+    held = engine.hold()
     assert {v.raw.device_name() for s in held.steps[0] for v in s.values()} == {"cuda"}
 
 
 def test_only_sums_come_to_the_host(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, _ = held_on(source, Contexts({"x": values(3, 64)}, {}))
-    _, held = engine.hold()
+    held = engine.hold()
     sizes: list[int] = []
     plain = Value.numpy
     monkeypatch.setattr(Value, "numpy", lambda self: sizes.append(self.n_bytes) or plain(self))

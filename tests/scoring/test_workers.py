@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,19 @@ def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) 
     contexts = Contexts({"x": values(3, 16)}, {})
     memory = memory_of(exposable(source.lifted, weights), spec_of(), contexts)
     assert memory.weights == 4 * sum(w.n_values for w in weights)
-    # the fullest moment holds two or three hidden vectors; a difference is one in float32 and one in float64
-    assert 4 * 2 * 48 <= memory.per_context - 3 * 4 * 16 <= 4 * 3 * 48
-    assert memory.held == 4 * 4 * 4 * 16 * contexts.n_contexts  # four steps, held four times at worst
+    # The fullest moment holds the state and two or three hidden vectors. Of a step there are the nominal values, and
+    # the difference in float32 and in float64. The runtime takes twice of it.
+    assert 4 * 2 * 48 <= memory.per_context / 2 - 4 * (1 + 4) * 16 <= 4 * 3 * 48
+    assert memory.nominal == 4 * 4 * 16 * contexts.n_contexts  # four steps, once
+    assert memory.contexts == 2 * 4 * 16 * contexts.n_contexts  # as read, and as placed
     bounded = parse_spec(REPLACE.format(steps="4\nnon_negative = true"))
-    assert memory_of(exposable(source.lifted, weights), bounded, contexts).held == 6 * memory.held // 4
+    assert memory_of(exposable(source.lifted, weights), bounded, contexts) == memory
+    longer = memory_of(exposable(source.lifted, weights), spec_of(400), contexts)
+    assert longer == replace(memory, nominal=100 * memory.nominal)
+    least = memory.beside(3)
+    assert longer.place(least, 3, on_host=True) == "file"
+    assert longer.total(3, in_file=True) == memory.total(3, in_file=True) == least
+    assert memory.place(least + memory.nominal, 3, on_host=True) == "device"
 
 
 def test_contexts_are_chunked_to_the_memory_allowed(case: Case) -> None:
@@ -92,7 +101,7 @@ def test_a_memory_bound_splits_the_contexts(tmp_path: Path) -> None:
     contexts = Contexts({"x": values(3, 16)}, {})
     memory = memory_of(exposable(source.lifted, source.survey.weights), spec_of(), contexts)
     whole = scored(source, spec_of(), values(3, 16))
-    split = scored(source, spec_of(), values(3, 16), max_memory=memory.total(2))
+    split = scored(source, spec_of(), values(3, 16), max_memory=memory.beside(2))
     # another batch size may round otherwise
     assert split.weights[0].gamma_task == pytest.approx(whole.weights[0].gamma_task, abs=1e-4)
 

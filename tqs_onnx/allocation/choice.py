@@ -63,7 +63,11 @@ class Bundle:
 
 def storage_key(assignments: Iterable[Assignment]) -> str:
     """Return the digest of how weights are stored together (see `Bundle.key`)."""
-    rows = sorted(repr([(name, str(getattr(a, name))) for name in _STORED]) for a in assignments)
+    # Ranges came later: without them the key is what it was.
+    rows = sorted(
+        repr([(name, str(getattr(a, name))) for name in _STORED if name != "ranges" or a.ranges])
+        for a in assignments
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 

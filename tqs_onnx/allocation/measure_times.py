@@ -31,7 +31,7 @@ from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving
 
 #: Forms that differ from FP32 in what runs at every call; the others are folded at load.
-_TIMED = (Form.DEQUANTIZE, Form.NBITS, Form.DYNAMIC)
+_TIMED = (Form.DEQUANTIZE, Form.NBITS, Form.DYNAMIC, Form.STATIC)
 #: Files that run side by side, besides FP32; each holds a session.
 _AT_ONCE = 6
 ROUNDS = 15
@@ -80,8 +80,8 @@ def measure_times(
 
         def raced(files: Mapping[str, Path]) -> dict[str, Laps]:
             every = {"fp32": source.path, **files}
-            run = bed.run
-            return race(every, feeds, provider=bed.provider, threads=run.threads, rounds=rounds, loads=0)
+            where = {"threads": bed.run.threads, "device": bed.run.device}
+            return race(every, feeds, provider=bed.provider, rounds=rounds, loads=0, **where)
 
         def ratio(found: Mapping[str, Laps], name: str) -> float:
             if bed.run.threads == 1:
@@ -131,12 +131,21 @@ def _groups(source: Source, menus: Sequence[Menu]) -> list[tuple[Form, tuple[str
     """Return the forms to time, each with the weights of one operator and shape that have it."""
     readers = sole_readers(source.lifted.proto.graph)
     found: dict[tuple[object, ...], list[str]] = {}
+    shape_of = {m.weight.name: m.weight.shape for m in menus}
+
+    def shapes(menu: Menu) -> tuple[object, ...]:
+        """Return the shape of a weight; of an LSTM that of both matrices, which change together."""
+        reader = readers.get(menu.weight.name)
+        if reader is None or reader.op_type != "LSTM":
+            return menu.weight.shape
+        return tuple(shape_of.get(name) for name in reader.input[1:3])
+
     for menu in menus:
         name = menu.weight.name
         operator = readers[name].op_type if name in readers else ""
         for form in _TIMED:
             if any(c.assignment.form is form for c in menu.candidates):
-                found.setdefault((form, operator, menu.weight.shape), []).append(name)
+                found.setdefault((form, operator, shapes(menu)), []).append(name)
     return [(key[0], tuple(names)) for key, names in found.items() if isinstance(key[0], Form)]
 
 

@@ -21,7 +21,7 @@ from tqs_onnx.allocation.responses import expected, offered_finite
 from tqs_onnx.allocation.solver.algorithm2 import Item
 from tqs_onnx.allocation.ties import tie_groups
 from tqs_onnx.scoring.scores import Scores, Status, WeightScore
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import ROUNDED, Form
 from tqs_passes.errors import InputError
 from tqs_passes.plan.candidates import Candidate, Menu
 
@@ -73,11 +73,12 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     """
     by_name = {s.weight: s for s in request.scores.weights}
     blocks = {} if options.untie else {s.weight: s.block for s in request.scores.weights if s.block}
+    menus = _coupled(request.menus, blocks, options.ties)
     units: list[_Unit] = []
-    for block, members in tie_groups(request.menus, blocks, options.ties):
+    for block, members in tie_groups(menus, blocks, options.ties):
         scores = tuple(by_name[m.weight.name] for m in members)
         offers = [
-            _measured(offered(m, s.status, options, s.unseen), request)
+            _measured(m, offered(m, s.status, options, s.unseen), request, options)
             for m, s in zip(members, scores, strict=True)
         ]
         bundles = _tied(offers) if block else singles(offers[0])
@@ -109,7 +110,7 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
             )
         ]
     energies = [np.array([b.error_energy for b in u.bundles]) for u in units]
-    gammas = [max(gamma_of(s, request.scores) for s in u.scores) for u in units]
+    gammas = [max(gamma_of(s, request.scores, options.rank_by) for s in u.scores) for u in units]
     table = costs(
         options.aim,
         amplification=[
@@ -131,16 +132,46 @@ def entries_of(request: Request, options: PlanOptions) -> list[Entry]:
     ]
 
 
-def _measured(offer: tuple[Candidate, ...], request: Request) -> tuple[Candidate, ...]:
-    """Return an offer without the candidates that round inputs whose response is not known to be finite."""
-    return tuple(c for c in offer if math.isfinite(activation_cost(c.assignment, request.scores)))
+def _coupled(menus: Sequence[Menu], blocks: dict[str, str], ties: Sequence[str]) -> tuple[Menu, ...]:
+    """Tie the two matrices of an LSTM that can be multiplied as integers, by adding them to `blocks`.
+
+    Where one of them belongs to another group, that form is withdrawn from both: the node needs both.
+    """
+    pairs: dict[str, list[str]] = {}
+    for menu in menus:
+        dynamic = any(c.assignment.form is Form.DYNAMIC for c in menu.candidates)
+        if dynamic and menu.weight.readers[0].op_type == "LSTM":
+            pairs.setdefault(menu.weight.readers[0].node, []).append(menu.weight.name)
+    tied_elsewhere = {m.weight.name for m in menus if any(m.weight.matches(pattern) for pattern in ties)}
+    tied_elsewhere |= blocks.keys()
+    apart = {name for pair in pairs.values() if tied_elsewhere.intersection(pair) for name in pair}
+    blocks.update({name: node for node, pair in pairs.items() for name in pair if name not in apart})
+    return tuple(
+        replace(m, candidates=tuple(c for c in m.candidates if c.assignment.form is not Form.DYNAMIC))
+        if m.weight.name in apart
+        else m
+        for m in menus
+    )
+
+
+def _measured(
+    menu: Menu, offer: tuple[Candidate, ...], request: Request, options: PlanOptions
+) -> tuple[Candidate, ...]:
+    """Return an offer without the candidates that round inputs whose response is not known to be finite.
+
+    Only rounded inputs are left where `options.round_inputs` asks for them and they are offered.
+    """
+    finite = tuple(c for c in offer if math.isfinite(activation_cost(c.assignment, request.scores)))
+    if any(menu.weight.matches(pattern) for pattern in options.round_inputs):
+        return tuple(c for c in finite if c.assignment.form in ROUNDED) or finite
+    return finite
 
 
 def _tied(offers: Sequence[tuple[Candidate, ...]]) -> tuple[Bundle, ...]:
     """Return the choices of a tie group: all members read as floats, and all that can be with rounded inputs."""
     wide = [_of_one_width(offer) for offer in offers]
-    rounded = [tuple(c for c in offer if c.assignment.form is Form.DYNAMIC) for offer in wide]
-    plain = [tuple(c for c in offer if c.assignment.form is not Form.DYNAMIC) for offer in wide]
+    rounded = [tuple(c for c in offer if c.assignment.form in ROUNDED) for offer in wide]
+    plain = [tuple(c for c in offer if c.assignment.form not in ROUNDED) for offer in wide]
     if not any(rounded):
         return tied(plain)
     return (*tied(plain), *tied([r or p for r, p in zip(rounded, plain, strict=True)]))
@@ -202,7 +233,7 @@ def offered(menu: Menu, status: Status, options: PlanOptions, unseen: str = "") 
     if unseen or (status is Status.OFF_TRAJECTORY and not options.drop_outputs):
         candidates = unmeasured(candidates)
     if options.aim not in (Objective.ENERGY, Objective.MEASURED):
-        candidates = tuple(c for c in candidates if c.assignment.form is not Form.DYNAMIC)
+        candidates = tuple(c for c in candidates if c.assignment.form not in ROUNDED)
     if options.aim in (Objective.PAPER, Objective.PAPER_LITERAL):
         # These objectives see only a tier's bits: offer only the best grid of each tier, or the worst would be chosen;
         # and no row tiers, whose bits match no tier.
@@ -220,7 +251,7 @@ def unmeasured(candidates: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     fine = tuple(
         c
         for c in candidates
-        if c.assignment.least_bits >= UNMEASURED_BITS and c.assignment.form is not Form.DYNAMIC
+        if c.assignment.least_bits >= UNMEASURED_BITS and c.assignment.form not in ROUNDED
     )
     return fine or candidates
 

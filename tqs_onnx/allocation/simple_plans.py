@@ -18,7 +18,7 @@ from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.allocation.file_size import file_bytes, least_of
 from tqs_onnx.allocation.offers import Entry, entries_of
 from tqs_onnx.allocation.plan_within import plan_of
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import ROUNDED, Form
 from tqs_passes.plan.candidates import Candidate
 from tqs_passes.plan.plan import Plan, SolverFacts
 from tqs_passes.weights import Role
@@ -99,13 +99,13 @@ def _at(entry: Entry, bits: int) -> int:
 
 def _has(candidate: Candidate, bits: int) -> bool:
     a = candidate.assignment
-    plain = a.widths == (bits,) and not a.group and a.form is not Form.DYNAMIC
+    plain = a.widths == (bits,) and not a.group and a.form not in ROUNDED
     return plain if len(a.shape) > 1 else a.form is Form.CAST or _is_finer(candidate, bits)
 
 
 def _is_finer(candidate: Candidate, bits: int) -> bool:
     a = candidate.assignment
-    return a.tier.bits >= bits and not a.rows and a.form is not Form.DYNAMIC
+    return a.tier.bits >= bits and not a.rows and a.form not in ROUNDED
 
 
 def _leaner(

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.tier_set import parse_rule
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions
 from tqs_onnx.rollout.made.request import input_scale
@@ -198,7 +198,7 @@ PROFILE = Flag(
     "--profile",
     "profile",
     S,
-    "Serving profile written into the file: fast, exact, or small (least memory).",
+    "Serving profile written into the file: fast, exact, small (least memory), or qdq (for other tools).",
     click.Choice(PROFILES),
 )
 MAX_DRIFT = Flag(
@@ -231,6 +231,23 @@ BUDGET = (
         "Be at least so many times faster than FP32 on this machine, at --batch and --threads; alone or with bytes.",
         click.FLOAT,
     ),
+    Flag(
+        "--max-latency",
+        "plan.speedup",
+        P,
+        "The same as the largest share of FP32's time: 0.5 is --speedup 2.",
+        click.FloatRange(min=0, min_open=True),
+        lambda share: 1 / share,
+        metavar="SHARE",
+    ),
+    Flag(
+        "--round-inputs",
+        "plan.round_inputs",
+        P,
+        "Weights whose readers must round their inputs to 8 bits; '*' for all.",
+        several=True,
+        metavar="PATTERN",
+    ),
     TARGET_DRIFT,
     Flag(
         "--target-degradation",
@@ -261,8 +278,15 @@ PLANNING = (
         "--gamma-min",
         "plan.gamma_min",
         P,
-        "Weights with γ_task at or below this value get the bottom tier.",
+        "Weights with γ (see --rank-by) at or below this value get the bottom tier.",
         click.FLOAT,
+    ),
+    Flag(
+        "--rank-by",
+        "plan.rank_by",
+        P,
+        "The γ that the paper's objectives, --p-fp32 and --gamma-min go by: Eq. 1, Eq. 2, or Eq. 1 over all horizons.",
+        click.Choice([r.value for r in RankBy]),
     ),
     Flag(
         "--tiers",
@@ -528,6 +552,20 @@ RUN = (
     PROVIDERS,
     Flag("--batch", "run.batch", M, "Maximum contexts per call [default: 32].", _POSITIVE),
     Flag("--threads", "run.threads", M, "Threads per call; 0: the runtime's choice.", click.IntRange(min=0)),
+    Flag(
+        "--device",
+        "run.devices",
+        M,
+        "GPUs by number, e.g. 0,1: scoring runs a worker on each, all else on the first [default: 0].",
+        read=numbers(int),
+    ),
+    Flag(
+        "--strict-device",
+        "run.strict_device",
+        M,
+        "Refuse a model of which the runtime places nodes on the CPU although a GPU was asked for.",
+        switch=True,
+    ),
 )
 ENGINE = (
     Flag(
@@ -536,6 +574,13 @@ ENGINE = (
         C,
         "Also score the inputs of matrices, rounded to 8 bits at every call; `speedup` needs them.",
         switch=True,
+    ),
+    Flag(
+        "--ranges",
+        "score.ranges",
+        C,
+        "Fix the ranges of those inputs in advance, as --profile qdq does: uint8, or int8 for TensorRT.",
+        click.Choice(["uint8", "int8"]),
     ),
     Flag(
         "--max-memory",

@@ -126,7 +126,7 @@ def unscored_uniform_plan(
     if note := note_of_opset(source, serving):
         raise InputError(f"cannot round to {bits} bits: {note}", where=str(source.path))
     serving = replace(serving, groups=(group,)) if group else serving
-    serving = settled_serving(source, serving)
+    serving = settled_serving(source, serving.under(profile))
     ready = prepared_source(source, serving)
     tiers = (Tier(f"INT{bits}"), Tier.FP16)
     chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits, group)

@@ -129,7 +129,7 @@ def compare_files(
     nominal = Kept(bed.stream_file(source.path))
     found: list[Other] = []
     for name, file in zip(names, files, strict=True):
-        require_loadable(file, bed.provider)
+        require_loadable(file, bed.provider, device=bed.run.device)
         n_bytes = file_facts(file).n_bytes
         ratio = source.facts.n_bytes / n_bytes
         try:
@@ -149,6 +149,7 @@ def compare_files(
             feeds_of(bed),
             provider=bed.provider,
             threads=options.threads,
+            device=bed.run.device,
         )
         base = laps[""]
         for i, other in enumerate(found):

@@ -157,6 +157,7 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
         stages.require_activations_of(scores, options)
+        offer = stages.ranged(offer, scores)
         times = stages.timed(source, offer, options, bed, job.out / TIMES_NAME)
         request = Request(offer.menus, scores, offer.size, options.profile, offer.serving, times=times)
         instruments = instruments_on(stages.rounding_inputs(bed, offer.menus), data.calibration, data.beside)

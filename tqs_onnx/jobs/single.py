@@ -259,7 +259,7 @@ def verify_files(job: VerifyJob) -> Verified:
 
 
 def _verified(job: VerifyJob, source: Source) -> Verified:
-    require_loadable(job.source, resolve_provider(job.run.provider))
+    require_loadable(job.source, resolve_provider(job.run.provider), device=job.run.device)
     plan = read_plan(job.plan)
     data = stages.read(job.data, source, job.gates)
     scores = read_scores(job.scores)

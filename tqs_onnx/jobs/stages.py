@@ -57,11 +57,12 @@ from tqs_onnx.verification.timing import measure_timing
 from tqs_onnx.verification.traces import Tracer
 from tqs_onnx.verification.truth_shape import require_truth_fits
 from tqs_onnx.verification.verify import Verification, require_runs, verify
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.static import Kind
+from tqs_passes.encode.weight import ROUNDED
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.grids.grid import Codes
-from tqs_passes.plan.candidates import Menu
+from tqs_passes.plan.candidates import Menu, with_ranges
 from tqs_passes.plan.plan import Plan
 from tqs_passes.plan.targets import Serving
 from tqs_passes.survey.roles import with_roles
@@ -133,7 +134,7 @@ def opened(
         survey = with_roles(source.survey, [parse_role(text) for text in roles])
         source = replace(source, survey=survey, roles=(*source.roles, *roles))
     require_scorable(source)
-    require_loadable(source.path, resolve_provider(run.provider), max_memory)
+    require_loadable(source.path, resolve_provider(run.provider), max_memory, run.device)
     return source
 
 
@@ -177,15 +178,15 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
     InputError
         No budget is given, the model cannot be prepared as requested, or a rule leaves a weight without a tier.
     """
-    faster = options.plan.speedup is not None
-    if not faster:
+    rounded = options.plan.rounds_inputs
+    if options.plan.speedup is None:
         options.budget.require()
-    serving = settled_serving(source, options.serving)
+    serving = settled_serving(source, options.serving.under(options.profile))
     ready = prepared_source(source, serving)
     rounding = options.refine.rounding.free
     # Beside inputs whose rounding is measured, none is rounded unmeasured, as `fast` has it before fused products.
-    profile = "exact" if faster and options.profile == "fast" else options.profile
-    menus = menus_of(source, ready, profile, options.tiers, serving, rounding, dynamic=faster)
+    profile = "exact" if rounded and options.profile == "fast" else options.profile
+    menus = menus_of(source, ready, profile, options.tiers, serving, rounding, rounded=rounded)
     if ready.skipped:
         _LOG.info(stayed(ready.skipped))
     if lacking := note_of_opset(source, serving):
@@ -195,10 +196,18 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
     return Offer(menus, size, options.budget.n_bytes(menus, size) if given else size.source_bytes, serving)
 
 
+def ranged(offered: Offer, scores: Scores) -> Offer:
+    """Return an offer whose candidates with fixed ranges have those of the scores; without them they are left out."""
+    known = {s.weight: s.ranges for s in scores.activations}
+    menus = tuple(with_ranges(m, known.get(m.weight.name, ())) for m in offered.menus)
+    return replace(offered, menus=menus)
+
+
 def rounding_inputs(bed: Testbed, menus: Sequence[Menu]) -> Testbed:
     """Return a testbed that can round the inputs of those weights whose menus offer it."""
-    offers = (m.weight.name for m in menus if any(c.assignment.form is Form.DYNAMIC for c in m.candidates))
-    return bed.switched(tuple(offers))
+    found = [[c.assignment for c in m.candidates if c.assignment.form in ROUNDED] for m in menus]
+    kind: Kind | None = next((r.kind for offer in found for a in offer for r in a.ranges), None)
+    return bed.switched(tuple(offer[0].weight for offer in found if offer), kind)
 
 
 def timed(
@@ -414,7 +423,7 @@ def allocated(
     """
     require_scores_of(source, scores)
     require_activations_of(scores, options)
-    offered = offer(source, options)
+    offered = ranged(offer(source, options), scores)
     request = Request(offered.menus, scores, offered.size, options.profile, offered.serving)
     if data is None:
         plan = _planned_by_scores(request, offered.max_bytes, source, options)
@@ -432,17 +441,27 @@ def allocated(
 
 
 def require_activations_of(scores: Scores, options: QuantizeOptions) -> None:
-    """Refuse scores without activations for a job that trades them for time.
+    """Refuse scores that lack the activations that a job may round.
 
     Raises
     ------
     InputError
-        A `speedup` is asked for, and the scores hold no activations although the model has matrices.
+        Inputs may be rounded, and the scores hold none, or with other ranges than the profile writes.
     """
-    if options.plan.speedup is not None and not scores.activations:
+    wanted = options.scoring
+    if not options.plan.rounds_inputs:
+        return
+    if not scores.activations:
         raise InputError(
             "the scores hold no activations, which a `speedup` needs",
             todo="Run tqs score with `activations`, on a model with matrices",
+        )
+    kinds = {s.ranges[0].kind if s.ranges else None for s in scores.activations}
+    if kinds != {wanted.ranges}:
+        fixed = "without `ranges`" if wanted.ranges is None else f"with `ranges` {wanted.ranges}"
+        raise InputError(
+            "the scores hold activations that were rounded in another way than this profile and target write",
+            todo=f"Run tqs score {fixed}",
         )
 
 
@@ -528,7 +547,7 @@ def verified(
     InputError
         A gate cannot be evaluated, or the file does not run.
     """
-    require_loadable(subject.emitted, bed.provider)
+    require_loadable(subject.emitted, bed.provider, device=bed.run.device)
     tracer = None if traces is None else Tracer(data.spec, data.evaluation, traces.wanted)
     verification = verify(subject, bed.on(data.evaluation), tracer)
     parsed = tuple(parse_gate(text) for text in gates)

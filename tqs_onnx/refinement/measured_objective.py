@@ -35,8 +35,7 @@ from tqs_onnx.allocation.offers import Entry, entries_of
 from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.refinement.instruments import Instruments
 from tqs_onnx.rollout.contexts.context_set import contexts_hash
-from tqs_onnx.rollout.distance import n_space, ruler_for
-from tqs_onnx.rollout.injection import ON
+from tqs_onnx.rollout.distance import n_space
 from tqs_onnx.rollout.spec.spec import content_hash
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rounding.assign import DATA_AWARE, Alone, RoundingOptions
@@ -144,10 +143,8 @@ class _Open:
         self._calibration = instruments.calibration
         self._alone = Alone(self._calibration, rounding)
         self._exposed = bed.exposed
-        nominal, held = bed.held
-        ruler = ruler_for(nominal.outputs, bed.spec, bed.contexts, bed.sigma)
-        spaces = n_space(nominal.outputs, bed.spec, bed.contexts)
-        self._meter = Meter(ruler, spaces, held, (bed.spec.rollout.steps,))
+        spaces = n_space(bed.hold().template, bed.spec, bed.contexts)
+        self._meter = Meter(bed.ruler, spaces, bed.hold(), (bed.spec.rollout.steps,))
 
     def measured(self, bundle: Bundle) -> Measurement:
         """Roll out with the members of a choice replaced."""
@@ -160,8 +157,7 @@ class _Open:
             decoded = self._alone.decoded(a) if a.tier.is_integer else np.asarray(fed_weight(a, values))
             replaced[a.weight] = decoded
             delta_sq += float(np.sum((decoded.astype(np.float64) - values.astype(np.float64)) ** 2))
-            if a.form is Form.DYNAMIC and a.weight in self._exposed.switches:
-                replaced[self._exposed.switches[a.weight]] = ON
+            replaced |= self._exposed.rounding(a)
         try:
             return self._meter.measure(self._exposed.prepare(replaced).squares(self._meter.held), delta_sq)
         except NonFiniteError:

@@ -192,7 +192,7 @@ def _others(
     budget, bound = plan.solver.budget_bytes, plan.solver.bound
     fixed = planning.max_fp32 is not None or planning.protected_share > 0 or planning.gamma_min is not None
     simple: list[Contender] = []
-    if not fixed and planning.speedup is None:
+    if not fixed and not planning.rounds_inputs:
         for kind in ("uniform", "ends"):
             found = simple_plan(request, budget, planning, kind, bound)
             if found is not None and found.solver is not None:

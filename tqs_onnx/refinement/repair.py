@@ -21,7 +21,7 @@ from tqs_onnx.allocation.plan_within import plan_of
 from tqs_onnx.allocation.times import TimeTable
 from tqs_onnx.refinement.joint_drift import JointDrift
 from tqs_onnx.rollout.contexts.context_set import Contexts, held_out
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import ROUNDED, Form
 from tqs_passes.plan.plan import Assignment, Plan
 
 _LOG = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ def _is_kept(bundle: Bundle) -> bool:
 
 
 def _slower(a: Assignment, held: Assignment, times: TimeTable | None) -> bool:
-    """Return whether an assignment takes longer than the held one, or computes with rounded inputs unasked."""
+    """Return whether an assignment takes longer than the held one; without times: rounds inputs where it does not."""
     if times is None:
-        return a.form is Form.DYNAMIC
+        return (a.form in ROUNDED) != (held.form in ROUNDED)
     return times.ratio_of(a.weight, a.form) > times.ratio_of(held.weight, held.form)

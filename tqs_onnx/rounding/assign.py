@@ -156,6 +156,7 @@ def round_plan(plan: Plan, calibration: Calibration, options: RoundingOptions) -
     done = {
         a.weight: work.round(a) for a in sorted(integer, key=lambda a: calibration.uses[a.weight].position)
     }
+    calibration.forget()
     assignments = tuple(done.get(a.weight, a) for a in plan.assignments)
     before, after = (sum(a.cost for a in group) for group in (plan.assignments, assignments))
     predicted = plan.predicted_drift
@@ -218,7 +219,7 @@ class _Work:
             base = round_weight(view.weight(target, a.shape), a)
         scales = view.matrices(np.ascontiguousarray(base.wide_scales().astype(np.float64)))
         levels: Matrix | None = None
-        least, round_column = math.inf, _column_rounder(a, view)
+        error, least, round_column = 0.0, math.inf, _column_rounder(a, view)
         for damp in self._damps(view):
             tried = self._all_levels(a, target, scales, statistics, round_column, damp)
             if tried is None:
@@ -227,11 +228,11 @@ class _Work:
                 )
                 return None
             residual = tried * scales - target
-            product = _output_energy(residual, statistics.H) * float(np.sum(residual * residual))
+            energy = _output_energy(residual, statistics.H)
+            product = energy * float(np.sum(residual * residual))
             if levels is None or product < least:
-                levels, least = tried, product
+                levels, least, error = tried, product, energy
         assert levels is not None
-        error = _output_energy(levels * scales - target, statistics.H)
         before = _output_energy(view.matrices(plain.decode()).astype(np.float64) - exact, statistics.H)
         codes = replace(base, levels=view.weight(levels, a.shape).astype(np.int8))
         return codes, error / before if before > 0 else 1.0
@@ -344,8 +345,10 @@ class _Work:
             D[:, dead] = 0.0
             shift = drift_correction(D[np.ix_(order, order)], found.upper, self.options.alpha)
 
+        ordered = np.ascontiguousarray(scales.T[order])
+
         def column(j: int, values: Matrix, lazy: Matrix) -> tuple[Matrix, Matrix]:
-            scale = scales[:, order[j]]
+            scale = ordered[j]
             level = round_column((values / scale).astype(np.float32), g, int(order[j])).astype(np.float64)
             return level, scale * level
 

@@ -6,8 +6,9 @@ two sets of inputs of a reader can be paired row by row; free rollouts would dri
     state_t ──FP32 weights────▶ Xf   (and state_t+1)
         └─────rounded so far──▶ X         H = Σ Xᵀ X,   D = Σ (Xf - X)ᵀ X      rows are inputs, float64
 
-Both runs use one session whose weights are inputs. Sums are updated call by call, so memory is bounded by one call. The
-FP32 activations are kept between weights if they fit in `KEPT_BYTES`; otherwise they are recomputed for each weight.
+Weights are inputs of the sessions; `relay` runs the rounded model. Sums are updated call by call, so memory is bounded
+by one call. The FP32 activations are kept between weights if they fit in `KEPT_BYTES`; otherwise they are recomputed
+for each weight.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from tqs_onnx.rollout.session import Value
 from tqs_onnx.rollout.testbed import Capturing, Testbed
 from tqs_onnx.rounding.compensate import Matrix
+from tqs_onnx.rounding.relay import Relay
 from tqs_onnx.rounding.uses import Use, Uses, uses_of
 from tqs_passes.errors import InputError
 
@@ -73,6 +75,7 @@ class Calibration:
         self._bed = bed
         self._kept: tuple[_Call, ...] | None = None
         self._too_big = False
+        self._on_device: dict[str, tuple[NDArray[Any], Value]] = {}
 
     def _captured(self, use: Use) -> tuple[str, ...]:
         """Return the tensors of a use that a session has to show; weights are known."""
@@ -81,6 +84,21 @@ class Calibration:
     @cached_property
     def _seeing(self) -> Capturing:
         return self._bed.capturing(self._tensors)
+
+    @cached_property
+    def _relay(self) -> Relay:
+        return Relay(self._bed.legs(self._tensors, self._cuts()), self._seeing.nominal)
+
+    def _cuts(self) -> tuple[int, ...]:
+        """Return the nodes before which inputs of weights are complete; weights with the same inputs share one."""
+        found: list[int] = []
+        last: set[str] = set()
+        for uses in sorted(self.uses.values(), key=lambda u: u.position):
+            read = {name for use in uses.uses for name in self._captured(use)}
+            if read and read != last:
+                found.append(uses.position)
+                last = read
+        return tuple(dict.fromkeys(found))
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -110,16 +128,17 @@ class Calibration:
         uses, shape = self.uses[weight].uses, self.shapes[weight]
         seeing = self._seeing
         outputs = seeing.outputs
-        wanted = list(dict.fromkeys(outputs[name] for use in uses for name in self._captured(use)))
-        changed = {n: seeing.session.value(a) for n, a in replaced.items() if n in seeing.nominal}
+        tensors = tuple(dict.fromkeys(name for use in uses for name in self._captured(use)))
+        wanted = [outputs[name] for name in tensors]
+        changed = {n: self._placed(n, a) for n, a in replaced.items() if n in seeing.nominal}
         weights = {**seeing.nominal, **changed}
         sums: tuple[Matrix, Matrix] | None = None
         n_rows = 0
-        for call in self._calls(wanted):
+        for number, call in enumerate(self._calls(wanted)):
             ours = call.seen
             if changed:
-                made = seeing.session.run({**call.inputs, **weights}, wanted, where="calibration")
-                ours = {name: value.numpy() for name, value in made.items()}
+                made = self._relay.seen(number, call.inputs, weights, weight, tensors)
+                ours = {outputs[name]: value.numpy() for name, value in made.items()}
             for use in uses:
                 x = self._rows(use, shape, ours, replaced)
                 with np.errstate(over="ignore", invalid="ignore"):  # a non-finite H is reported later
@@ -137,6 +156,19 @@ class Calibration:
                 todo="Give contexts on which the model uses it",
             )
         return Statistics(*sums, n_rows)
+
+    def forget(self) -> None:
+        """Free what is kept of the rounded model; its weights, among others."""
+        self._on_device.clear()
+        if "_relay" in self.__dict__:
+            self._relay.forget()
+
+    def _placed(self, name: str, array: NDArray[Any]) -> Value:
+        """Return a replaced weight on the device: the same value for the same array."""
+        held = self._on_device.get(name)
+        if held is None or held[0] is not array:
+            held = self._on_device[name] = array, self._seeing.session.value(array)
+        return held[1]
 
     def _rows(
         self,

@@ -78,9 +78,9 @@ class Tuner:
     def drift(self, plan: Plan, options: RoundingOptions) -> float:
         """Return the drift on the held-out contexts of a plan rounded on the others; infinite if not finite."""
         assigned = round_plan(plan, self._calibration, options)
-        nominal = self._held.nominal
+        self._held.hold()  # a nominal rollout that is not finite is no fault of the setting
+        decoded = decoded_weights(assigned, self._calibration.arrays)
         try:
-            ours = self._held.exposed.run(decoded_weights(assigned, self._calibration.arrays))
+            return self._held.drift(self._held.exposed.pieces(decoded))
         except NonFiniteError:
             return float("inf")
-        return self._held.drift(ours, nominal)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tqs_onnx.rollout.gpu import gpu_versions
+from tqs_onnx.rollout.options import Provider
 from tqs_onnx.verification.verify import Verification
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import InputError
@@ -100,15 +102,15 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of everything that affects results on this machine."""
+def versions(provider: Provider = "cpu") -> dict[str, str]:
+    """Return the versions of everything that affects results on this machine; for a GPU, also its libraries."""
     found = {"python": platform.python_version(), "tqs-onnx": VERSION, "platform": sys.platform}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return found if provider == "cpu" else found | gpu_versions()
 
 
 def licence_of(metadata: dict[str, str]) -> str | None:

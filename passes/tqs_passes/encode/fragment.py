@@ -39,6 +39,8 @@ class Fragment:
         The nodes that replace `reader`.
     domain : str
         An operator set that the file must import additionally, at version 1.
+    late : bool
+        A shared piece that reads what the model computes: its nodes come right before the first reader.
     """
 
     prefix: str
@@ -49,6 +51,7 @@ class Fragment:
     reader: onnx.NodeProto | None = None
     reading: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     domain: str = ""
+    late: bool = False
     _count: int = 0
 
     @property
@@ -86,7 +89,9 @@ class Fragment:
         """Register a shared fragment, and all fragments that it shares, once."""
         for inner_key, inner in piece.shared.items():
             self.shared.setdefault(inner_key, inner)
-        own = Fragment(piece.prefix, piece.namespace, piece.tensors, piece.nodes, domain=piece.domain)
+        own = Fragment(
+            *(piece.prefix, piece.namespace, piece.tensors, piece.nodes), domain=piece.domain, late=piece.late
+        )
         self.shared.setdefault(key, own)
 
     def n_bytes(self) -> int:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
-from onnx import numpy_helper
-from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.files.tensors import iter_graphs, iter_nodes
 
@@ -34,7 +32,7 @@ def draws(node: onnx.NodeProto, false: frozenset[str]) -> bool:
 
 
 def false_names(graph: onnx.GraphProto) -> frozenset[str]:
-    """Return the names of the constants in a graph and its bodies that are false, and that no caller may set."""
+    """Return the names of constants in a graph and its bodies that hold one false value and that no caller may set."""
     given = {value.name for value in graph.input}
     return frozenset(name for name, tensor in _constants(graph) if name not in given and _is_false(tensor))
 
@@ -48,5 +46,6 @@ def _constants(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]
 
 
 def _is_false(tensor: onnx.TensorProto) -> bool:
-    boolean = tensor.data_type == onnx.TensorProto.BOOL and not uses_external_data(tensor)
-    return boolean and not numpy_helper.to_array(tensor).any()
+    """Return whether a tensor is one false value; its shape is not trusted, because nothing has checked it yet."""
+    is_one = tensor.data_type == onnx.TensorProto.BOOL and len(tensor.raw_data) + len(tensor.int32_data) == 1
+    return is_one and not any(tensor.raw_data) and not any(tensor.int32_data)

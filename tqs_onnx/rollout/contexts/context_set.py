@@ -215,7 +215,12 @@ def std(array: NDArray[Any]) -> float:
     mean = sum(float(b.sum(dtype=np.float64)) for b in blocks) / rows.size
     squares = sum(float(np.square(np.subtract(b, mean, dtype=np.float64)).sum()) for b in blocks)
     deviation, most = math.sqrt(squares / rows.size), max(float(np.abs(b).max()) for b in blocks)
-    return 0.0 if deviation <= _CONSTANT * most else deviation
+    return 0.0 if is_constant(deviation, most) else deviation
+
+
+def is_constant(deviation: float, most: float) -> bool:
+    """Return whether a deviation is only rounding, for values of at most this magnitude."""
+    return deviation <= _CONSTANT * most
 
 
 def held_out(contexts: Contexts, share: float) -> tuple[Contexts, Contexts]:
@@ -251,6 +256,6 @@ def contexts_hash(contexts: Contexts) -> str:
     for name in sorted(contexts.arrays):
         array = np.ascontiguousarray(contexts.arrays[name])
         sha.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        sha.update(array.tobytes())
+        sha.update(array.reshape(-1).view(np.uint8).data)
     sha.update(json.dumps([contexts.series, contexts.columns, contexts.scales], sort_keys=True).encode())
     return sha.hexdigest()

@@ -19,6 +19,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.scoring.measure.desk import Desk
 from tqs_onnx.scoring.measure.station import Frame, exposable_of
 from tqs_onnx.scoring.measure.task import Finding, Task, parts_of
@@ -62,6 +63,7 @@ class Workers:
     Parameters
     ----------
     plan : SweepPlan
+        With `run.devices`, worker i runs on device i mod n, and part j of the tasks goes to worker j mod `workers`.
     workers : int
     """
 
@@ -85,14 +87,20 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         _start_tracker()
         ended, end = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(
-            min(self.workers, len(parts)),
-            context,
-            initializer=_start_worker,
-            initargs=(replace(self.plan, run=replace(self.plan.run, threads=threads)), frame, ended),
-        )
+        n_workers = min(self.workers, len(parts))
+        pools = [
+            ProcessPoolExecutor(
+                n_processes,
+                context,
+                initializer=_start_worker,
+                initargs=(replace(self.plan, run=replace(run, threads=threads)), frame, ended),
+            )
+            for n_processes, run in shared(self.plan.run, n_workers)
+        ]
         try:
-            running: list[Future[list[Finding]]] = [pool.submit(_work, part) for part in parts]
+            running: list[Future[list[Finding]]] = [
+                pools[i % len(pools)].submit(_work, part) for i, part in enumerate(parts)
+            ]
             for done in as_completed(running):
                 for found in done.result():
                     keep(found)
@@ -105,9 +113,18 @@ class Workers:
             end.close()  # whatever they compute is of no use, and may never end
             raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pool in pools:
+                pool.shutdown(wait=True, cancel_futures=True)
             end.close()
             ended.close()
+
+
+def shared(run: RunOptions, workers: int) -> list[tuple[int, RunOptions]]:
+    """Return the pools of worker processes, as (processes, run options): one for all, or one per worker on a GPU."""
+    if not run.devices:
+        return [(workers, run)]
+    devices = [run.devices[i % len(run.devices)] for i in range(workers)]
+    return [(1, replace(run, devices=(device,))) for device in devices]
 
 
 _desk: list[tuple[Desk, Frame]] = []
