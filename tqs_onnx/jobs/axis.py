@@ -101,7 +101,8 @@ class Axis:
             parts = [bottom] if len(bottoms) > 1 else []
             parts += [text for text, shown in zip(texts, varied, strict=True) if shown]
             # Where settings are compared, each point is the plan of its own settings.
-            refine = replace(options.refine, candidates=1) if any(varied) else options.refine
+            apart = any(varied) or bool(self.scores)
+            refine = replace(options.refine, candidates=1) if apart else options.refine
             yield replace(options, tiers=tiers, plan=chosen, refine=refine), ".".join(["", *parts])
 
 

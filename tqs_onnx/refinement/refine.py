@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
+from tqs_onnx.allocation.choice import storage_key
 from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.plan_within import plan_within
@@ -153,12 +154,13 @@ def _contenders(
             yield Contender(f"{planning.aim.value}, repaired", mended, rounding)
     if alone:
         return
-    seen = [plan.assignments]
+    seen = [storage_key(plan.assignments)]
     for other in _others(plan, request, planning, rounding):
         if len(seen) + len(first) > options.candidates:
             return
-        if other.plan.assignments not in seen:
-            seen.append(other.plan.assignments)
+        key = storage_key(other.plan.assignments)
+        if key not in seen:
+            seen.append(key)
             yield other
 
 
