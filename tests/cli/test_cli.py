@@ -18,7 +18,7 @@ COMMANDS = cli.list_commands(click.Context(cli))
 KEYS = [
     *("out", "bytes_in", "bytes_out", "compression", "drift_predicted", "drift_predicted_interval"),
     *("drift_measured", "on_made_contexts", "degradation", "plan", "manifest", "drift_joint", "drift_added"),
-    *("n_weights", "n_dead", "unseen", "wall_s"),
+    *("tried", "n_weights", "n_dead", "unseen", "wall_s"),
 ]
 
 
@@ -103,7 +103,7 @@ def test_quantize_shows_tiers_and_drift_on_stdout(shell: Shell, tmp_path: Path, 
     assert main(shell.quantize(tmp_path / "run", "--compression", "2")) == 0
     shown = capsys.readouterr()
     assert "mean absolute error of y by step" in shown.out
-    assert "from 3 contexts only), all weights together on the scoring contexts" in shown.out
+    assert "from 3 contexts only), all weights together, rounded on each half of the contexts" in shown.out
     assert "score: 5 weights in" in shown.err
 
 
@@ -153,10 +153,8 @@ def test_score_allocate_and_emit_give_the_file_of_quantize(
     assert main(["score", model, *files, "--out", run, "--json"]) == 0
     counts = json.loads(capsys.readouterr().out)
     assert counts["alive"] == 5
-    assert (
-        main(["allocate", model, "--scores", counts["scores"], "--compression", "2", "--out", plan, "--json"])
-        == 0
-    )
+    allocate = ["allocate", model, "--scores", counts["scores"], *files, "--compression", "2"]
+    assert main([*allocate, "--out", plan, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert main(["emit", model, "--plan", plan, "--out", out, "--json"]) == 0
     emitted = json.loads(capsys.readouterr().out)

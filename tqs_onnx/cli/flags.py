@@ -156,12 +156,21 @@ EVAL_CONTEXTS = Flag(
 MAX_EVAL_CONTEXTS = Flag(
     "--max-eval-contexts", "data.max_eval_contexts", D, "Maximum number of evaluation contexts.", _POSITIVE
 )
-CALIBRATION = Flag(
-    "--calibration",
-    "data.calibration",
-    D,
-    "Contexts for data-aware rounding; for a table, its training rows [default: the scoring contexts].",
-    FILE,
+CALIBRATION = (
+    Flag(
+        "--calibration",
+        "data.calibration",
+        D,
+        "Contexts for data-aware rounding; for a table, its training rows [default: the scoring contexts].",
+        FILE,
+    ),
+    Flag(
+        "--made-beside",
+        "data.made_beside",
+        D,
+        "Made contexts to calibrate on beside the given ones.",
+        click.IntRange(min=0),
+    ),
 )
 COMPRESSION = Flag(
     "--compression",
@@ -422,13 +431,26 @@ SERVING = (
 REFINING = (
     ROUNDING,
     Flag(
+        "--candidates",
+        "refine.candidates",
+        R,
+        "Plans to compare by their joint drift on held-out contexts, uniform widths among them; 1: no comparison.",
+        click.IntRange(min=1),
+    ),
+    Flag(
         "--repair",
         "refine.repair_rounds",
         R,
         "Rounds of joint repair: trial promotions and demotions, judged on held-out scoring contexts.",
         click.IntRange(min=0),
     ),
-    Flag("--tune/--no-tune", "refine.tune", R, "Choose QEP's settings on held-out contexts.", switch=True),
+    Flag(
+        "--tune/--no-tune",
+        "refine.tune",
+        R,
+        "Choose QEP's settings among six, on held-out contexts.",
+        switch=True,
+    ),
 )
 PROBE = Flag(
     "--probe", "score.probe.kind", C, "Kind of perturbation.", click.Choice([k.value for k in ProbeKind])
@@ -633,7 +655,7 @@ QUANTIZE = (
     *(
         *DATA,
         *EVALUATION,
-        CALIBRATION,
+        *CALIBRATION,
         *BUDGET,
         *PLANNING,
         *SERVING,

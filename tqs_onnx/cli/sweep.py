@@ -31,7 +31,7 @@ from tqs_passes.errors import InfeasibleError, InputError
 
 T = TypeVar("T", bound=str)
 FLAGS = (
-    *(*table.DATA, *table.EVALUATION, table.CALIBRATION, *table.PLANNING, *table.SERVING, *table.REFINING),
+    *(*table.DATA, *table.EVALUATION, *table.CALIBRATION, *table.PLANNING, *table.SERVING, *table.REFINING),
     *(table.ROLE, *table.RUN),
 )
 
