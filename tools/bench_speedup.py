@@ -1,4 +1,4 @@
-"""Latency and drift of our files beside those of onnxruntime's dynamic quantization, at its latency and at its bytes.
+"""Latency and drift of our files beside those of quantize_dynamic, at its latency and within its bytes.
 
 Latency is the median over interleaved rounds of the ratio to FP32 (`tqs_onnx.rollout.stopwatch`), at the batch of the
 rollout, in processor time with one thread; drift is measured on the evaluation contexts, in units of σ of the scoring
