@@ -8,7 +8,7 @@ one, within the bytes of the smaller one; then time all files in one race ::
 
     python tools/bench_speedup.py model.onnx [rollout.toml contexts eval] [--profiles fast,qdq]
 
-`eval` is ``-`` when the contexts are a table with test rows; without data, the rollout is drafted and contexts are made.
+`eval` is ``-`` when the contexts are a table with test rows; without data, the rollout is drafted and contexts made.
 With ``--work``, scores and tables of times are kept there and used again; ``--files`` adds files of the same model.
 """
 

@@ -84,7 +84,7 @@ def section(found: dict[str, Found]) -> str:
     """Return the section."""
     lines = [TITLE, EXPLAINED.format(contexts=" to ".join(_ends([f.n_contexts for f in found.values()])))]
     lines += [
-        "| model | steps | inputs | γ_task, median | growth, median | drift of all | the most sensitive, with its drift |",
+        "| model | steps | inputs | γ_task, median | growth, median | drift of all | the most sensitive, their drift |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
     for name, f in found.items():
