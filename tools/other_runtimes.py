@@ -74,6 +74,8 @@ def plans(source: Source) -> Iterator[tuple[str, Plan]]:
         for bits in (8, 4):
             with mock.patch.dict(LEAST_VALUES, clear=True):  # every form, however small the weight
                 yield f"{profile} INT{bits}", unscored_uniform_plan(source, bits, profile, Serving())
+    yield "fast INT4, as served", unscored_uniform_plan(source, 4, "fast", Serving())
+    yield "exact INT4, standard ops", unscored_uniform_plan(source, 4, "exact", Serving(standard_ops=True))
     yield "exact, dynamic", rounded_plan(source, "exact")
     yield "qdq, static", rounded_plan(source, "qdq")
 
