@@ -71,7 +71,7 @@ class Serving:
         Whether inner names become short (`tqs_passes.transforms.slim.short_names`); auto: where they exceed 3 % of a
         file with weights of 4 bits.
     graph : {"auto", "slim", "keep"}
-        Whether the graph itself is made smaller (`tqs_passes.transforms.slim`); auto: where it exceeds 3 % of such a file.
+        Whether the graph itself is made smaller (`tqs_passes.transforms.slim`); auto: where it exceeds 3 % of that.
     pinned : tuple of str
         Patterns of inner names to keep.
     groups : tuple of int
