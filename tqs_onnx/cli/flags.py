@@ -401,7 +401,7 @@ SERVING = (
         "serving.names",
         S,
         "Names of inner values: short (one to three letters, with a map beside the file), keep, or auto: short where "
-        "names exceed 3 % of the file.",
+        "names exceed 3 % of a file with weights of 4 bits.",
         click.Choice(["auto", "short", "keep"]),
     ),
     Flag(
@@ -416,7 +416,7 @@ SERVING = (
         "serving.graph",
         S,
         "The graph besides its weights: slim (equal nodes merged, shapes computed, notes dropped, same outputs bit for "
-        "bit), keep, or auto: slim where it exceeds 3 % of the file.",
+        "bit), keep, or auto: slim where it exceeds 3 % of a file with weights of 4 bits.",
         click.Choice(["auto", "slim", "keep"]),
     ),
     Flag(

@@ -90,7 +90,9 @@ class Fragment:
         for name, part in (*piece.shared.items(), (key, piece)):
             if name not in self.shared:
                 tensors, nodes = list(part.tensors), list(part.nodes)
-                made = Fragment(part.prefix, part.namespace, tensors, nodes, domain=part.domain, late=part.late)
+                made = Fragment(
+                    part.prefix, part.namespace, tensors, nodes, domain=part.domain, late=part.late
+                )
                 self.shared[name] = made
 
     def n_bytes(self) -> int:

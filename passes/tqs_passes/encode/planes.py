@@ -186,7 +186,9 @@ def shaped(
 
 def stored_shape(fragment: Fragment, shape: tuple[int, ...]) -> str:
     """Share the int64 tensor that holds a shape; return its name."""
-    return _shared_whole(fragment, f"{fragment.namespace}.s" + "x".join(str(d) for d in shape), shape, "int64")
+    return _shared_whole(
+        fragment, f"{fragment.namespace}.s" + "x".join(str(d) for d in shape), shape, "int64"
+    )
 
 
 def table_values(width: int, gain: int, offset: int) -> NDArray[np.int32]:
