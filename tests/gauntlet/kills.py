@@ -103,8 +103,21 @@ def cleared(out: Path) -> None:
     out.unlink(missing_ok=True)
 
 
+def _prepared(out: Path, there: bool) -> None:
+    cleared(out)
+    if there:
+        out.mkdir()
+
+
 def killed_at_every_event(
-    folder: Path, out: Path, command: list[str], *, step: int = 1, first: int = 1, whole: bool = False
+    folder: Path,
+    out: Path,
+    command: list[str],
+    *,
+    step: int = 1,
+    first: int = 1,
+    whole: bool = False,
+    there: bool = False,
 ) -> Killed:
     """Return what becomes of a command that is killed at its events.
 
@@ -120,16 +133,19 @@ def killed_at_every_event(
         Kill at every `step`-th event from the `first`.
     whole : bool
         The output appears at once: after a kill it is absent or complete.
+    there : bool
+        `out` is a folder that is there before.
     """
     importlib.import_module(f"tqs_onnx.cli.{command[0]}")  # once, here, and not in every fork
     inputs = beside(folder)
+    _prepared(out, there)
     code, events = forked(folder, command)
     if code:
         return Killed(bad=[f"the undisturbed run ended with {code}"])
     expected, everything = contents(out), beside(folder)
     result = Killed(events=events)
     for at in range(first, events + 1, step):
-        cleared(out)
+        _prepared(out, there)
         result.kills += 1
         status, _ = forked(folder, command, at)
         if whole and contents(out) not in ({}, expected):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -154,6 +155,7 @@ def test_a_full_disk_gives_one_line_and_keeps_what_was_measured(tmp_path: Path) 
     script = f"""
 import resource, numpy as np
 from pathlib import Path
+from types import SimpleNamespace
 from tqs_onnx.scoring.measure.meter import Measurement
 from tqs_onnx.scoring.measure.store import Results
 from tqs_onnx.scoring.plan.strategy import Strategy
@@ -177,6 +179,22 @@ except InputError as error:
         assert results.known(counted) == set(counted)
     assert 0 < len(counted) < 1000
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 200_000
+
+
+@pytest.mark.parametrize(("free", "said"), [(0, "the disk is full"), (1 << 30, "cannot be written")])
+def test_an_io_error_of_sqlite_on_a_full_disk_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str
+) -> None:
+    class Broken(sqlite3.Connection):
+        def executemany(self, *_: object) -> sqlite3.Cursor:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Broken, **k))
+    room = SimpleNamespace(total=1 << 40, used=(1 << 40) - free, free=free)
+    monkeypatch.setattr("tqs_onnx.scoring.measure.store.shutil.disk_usage", lambda _: room)
+    with Results(tmp_path / "s.sqlite") as results, pytest.raises(InputError, match=f"s.sqlite: {said}"):
+        results.put("job", [("key", M)])
 
 
 def _swept(folder: Path, out: Path, **changes: object) -> tuple[str, int]:

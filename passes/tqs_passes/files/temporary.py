@@ -23,7 +23,7 @@ from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from pathlib import Path
 
-from tqs_passes.errors import InputError
+from tqs_passes.errors import InputError, not_written
 
 if sys.platform != "win32":
     import fcntl
@@ -155,12 +155,11 @@ def _temporary(folder: Path, make: Callable[[Path], None]) -> Generator[Path]:
 def _explained(folder: Path) -> Generator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        why = error.strerror if isinstance(error, OSError) else "a loop of links"
+    except OSError as error:
+        raise not_written(error, folder, "cannot write to this folder") from error
+    except RuntimeError as error:
         raise InputError(
-            f"cannot write to this folder ({why})",
-            where=str(folder),
-            todo="Choose another `out`",
+            "cannot write to this folder (a loop of links)", where=str(folder), todo="Choose another `out`"
         ) from error
 
 
