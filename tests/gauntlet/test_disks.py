@@ -1,4 +1,4 @@
-"""On a disk that is too small a command ends in one line; with room, the same command writes what it would have written."""
+"""On a disk that is too small a command ends in one line; with room, the same command writes what it should."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_fuzz import options_of
+from tests.gauntlet.commands import COMMANDS, FILES, command_of
 from tests.rollouts import forecaster, write_case
-from tqs_onnx.cli.main import main
-from tqs_onnx.inputs.source import open_source
 
 _APART = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -54,28 +52,11 @@ def test_a_package_that_does_not_fit_names_its_folder_and_leaves_nothing(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["score", "score --workers 2", "quantize", "sweep", "report", "emit"])
+@pytest.mark.parametrize("command", [*COMMANDS, "score --workers 2"])
 def test_no_command_loses_or_tears_anything_on_a_full_disk(tmp_path: Path, command: str) -> None:
-    case = write_case(tmp_path / "in", forecaster(hidden=256))
-    data = [*case.arguments(), "--providers", "cpu", "--response-bits", "none"]
     name, *more = command.split()
-    subject = case.model
-    match name:
-        case "score":
-            more += [*data[:4], *data[6:]]
-        case "quantize":
-            more += [*data, "--compression", "2"]
-        case "sweep":
-            more += [*data, "--compressions", "1.5,2"]
-        case "report":
-            subject = tmp_path / "run"
-            assert (
-                main(["quantize", str(case.model), *data, "--compression", "2", "--out", str(subject)]) == 0
-            )
-        case _:
-            plan = tmp_path / "plan.json"
-            plan.write_text(options_of(open_source(case.model))[0].to_json())
-            more += ["--plan", str(plan)]
-    found = filled(tmp_path, 4, name, str(subject), *more, "--out", "{}/out")
+    case = write_case(tmp_path / "in", forecaster(hidden=256))
+    words = command_of(name, case, tmp_path)
+    found = filled(tmp_path, 4, *words, *more, "--out", str(Path("{}", FILES.get(name, "out"))))
     assert found["bad"] == []
     assert found["full"] >= 3
