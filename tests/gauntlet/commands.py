@@ -53,7 +53,11 @@ COMMANDS: dict[str, Callable[[Case, Path], list[str]]] = {
     ],
     "quantize": lambda case, _: [str(case.model), *case.arguments(), *_RUN, "--compression", "1.5"],
     "baseline": lambda case, _: [str(case.model), *case.arguments(), "--method", "gptq", "--bits", "4"],
-    "sweep": lambda case, _: [str(case.model), *case.arguments(), *_RUN, "--compressions", "1.2,1.5"],
+    "sweep": lambda case, folder: [
+        *(str(case.model), *_scored(case, folder), *case.arguments()),
+        "--compressions",
+        "1.2,1.5",
+    ],
     "build": _built,
     "report": _quantized,
     "analyse": _quantized,

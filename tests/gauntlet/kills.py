@@ -28,8 +28,10 @@ _EVENTS = {
     *("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "sqlite3.connect"),
     *("shutil.copyfile", "shutil.rmtree", "tqs.exchange"),
 }
-#: Contents that depend on the clock or on the way there, not on the job.
+#: Files that depend on the way there, not on the job.
 _PRIVATE = {"sweep.sqlite", "sweep.sqlite-wal", "sweep.sqlite-shm"}
+#: Files that contain times.
+_TIMED = {"pareto.json", "pareto.csv"}
 
 
 @dataclass
@@ -81,8 +83,12 @@ def forked(folder: Path, command: list[str], kill_at: int | None = None) -> tupl
 def contents(out: Path) -> dict[str, str]:
     """Return the digest of every file under an output, by its relative name; claims are no part of it."""
     if out.is_file():
-        return {out.name: hashlib.sha256(out.read_bytes()).hexdigest()}
-    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(_names(out))}
+        return {out.name: _digest(out)}
+    return {name: _digest(out / name) for name in sorted(_names(out))}
+
+
+def _digest(path: Path) -> str:
+    return "" if path.name in _TIMED else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _names(out: Path) -> Iterator[str]:

@@ -225,8 +225,9 @@ class OnCluster:
                     todo="See Ray's log; if memory ran out, use a smaller `batch` or fewer `workers`",
                 ) from error
             self._queue.insert(0, seat.task)
-        if self._deaths[seat.node] >= _DEATHS:
+        if self._deaths[seat.node] >= _DEATHS and seat.node not in self._unfit:
             self._unfit.add(seat.node)
+            _LOG.warning("node %s is not used: %d actors died on it", self._name(seat.node), _DEATHS)
 
     def _dismiss(self, seat: _Seat) -> None:
         self._seats.remove(seat)
