@@ -22,11 +22,13 @@ from pathlib import Path
 
 import tqs_onnx.inputs.drafting
 import tqs_onnx.rollout.crash_check
-from tests.gauntlet.attacks import KINDS
+from tests.gauntlet import attacks, inputs
 from tests.gauntlet.commands import COMMANDS, FILES, WHOLE, command_of
 from tests.gauntlet.kills import killed_at_every_event
 from tests.rollouts import forecaster, write_case
 
+#: Every kind of attack, and its share of all.
+KINDS = attacks.KINDS | inputs.KINDS
 #: An attack that takes longer than this is bad.
 MOST_S = 60.0
 #: Attacks that a worker takes at once.
@@ -110,7 +112,7 @@ def table(rows: dict[str, Row]) -> str:
 def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.gauntlet", description="Attack the project.")
-    parser.add_argument("--attacks", type=int, default=3200)
+    parser.add_argument("--attacks", type=int, default=4800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", choices=KINDS)

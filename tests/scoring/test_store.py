@@ -136,6 +136,33 @@ def test_a_file_that_is_no_store_is_refused_in_one_line_and_left_alone(tmp_path:
     assert (tmp_path / "s.sqlite").read_text().startswith("scores, but")
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE TABLE payments (amount REAL)",
+        "CREATE VIEW measurement AS SELECT 1",
+        "CREATE TABLE job (id); CREATE TRIGGER t AFTER INSERT ON job BEGIN DELETE FROM job; END",
+    ],
+)
+def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path: Path, made: str) -> None:
+    with sqlite3.connect(tmp_path / "s.sqlite") as database:
+        database.executescript(made)
+    database.close()
+    before = (tmp_path / "s.sqlite").read_bytes()
+    with pytest.raises(InputError, match="is not a store of measurements"):
+        Results(tmp_path / "s.sqlite")
+    assert (tmp_path / "s.sqlite").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["s.sqlite", "s.sqlite-wal", "s.sqlite-journal"])
+def test_no_link_leads_sqlite_to_another_place(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=rf"{name}: is a link"):
+        Results(tmp_path / "run" / "s.sqlite")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_store_of_a_later_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "s.sqlite") as database:
         database.execute("PRAGMA user_version = 99")
