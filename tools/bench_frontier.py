@@ -6,8 +6,8 @@ once, and `with scoring` spreads them over the points of one method. Usage::
 
     python tools/bench_frontier.py [--quick] [--model timesfm_mini --model demo --model transformer] [--points 10]
 
-`timesfm_mini` reads ETTh1 from `$TQS_DATA` or ../shared/data, and made contexts without it. `transformer` has 19 million
-random weights. `--quick` has a tiny transformer, two points and three methods.
+`timesfm_mini` reads ETTh1 from `$TQS_DATA` or ../shared/data, and made contexts without it. `transformer` has 19
+million random weights. `--quick` has a tiny transformer, two points and three methods.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-
 from bench_sweep import REPLACE, TOKENS, transformer
+
 from tqs_onnx.allocation.costing import PlanOptions
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.inputs.bundled import demo_files

@@ -51,7 +51,7 @@ outputs = ["y"]
 
 
 def transformer(width: int = WIDTH, hidden: int = HIDDEN, layers: int = LAYERS) -> onnx.ModelProto:
-    """Return a transformer, by default of 76 MB, with random weights; it maps a state [batch, 16, width] to the next."""
+    """Return a transformer (by default 76 MB) with random weights that maps a state [batch, 16, width] to the next."""
     rng = np.random.default_rng(0)
     stored: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
