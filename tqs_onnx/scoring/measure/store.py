@@ -270,7 +270,7 @@ class Results:
     def _is_sound(self, row: tuple[Any, ...]) -> bool:
         """Whether a measurement, as selected, matches its checksum; see `_is_damaged`."""
         try:
-            sound = _checksum(*row[:7]) == row[7]
+            sound = bool(_checksum(*row[:7]) == row[7])
         except (struct.error, TypeError, ValueError, OverflowError):
             sound = False
         self.n_damaged += not sound
