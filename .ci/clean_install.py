@@ -56,8 +56,8 @@ def use(python: Path, distribution: Path, constraint: Path | None, folder: Path)
     run(made / "pip", "install", "-qq", "--no-compile", "--disable-pip-version-check", *pins, distribution)
     run(made / "tqs", "--help")
     run(made / "tqs", "doctor")
-    run(made / "python", "-W", "error", "-c", "import tqs_onnx as tqs")
     run(made / "tqs", "inspect", run(made / "python", "-c", MODEL))
+    run(made / "python", "-W", "error", "-c", "import tqs_onnx as tqs")
 
 
 def main(arguments: list[str]) -> int:
