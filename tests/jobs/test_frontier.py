@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,7 @@ def test_drift_on_held_out_contexts_never_rises_with_bytes(lorenz, tmp_path):
     by_budget = sorted(pareto.points, key=lambda p: -p.compression_asked)
     drifts = [p.drift_predicted for p in by_budget]
     # Plans within 1 % of the least are equal, and the smallest of them is written.
-    assert all(larger <= 1.01 * smaller for smaller, larger in zip(drifts, drifts[1:], strict=False))
+    assert all(larger <= 1.01 * smaller for smaller, larger in pairwise(drifts))
     assert all(p.chosen is not None for p in by_budget)
     assert [p.compression_asked for p in pareto.points] == [8.0, 8.6, 8.3]
 
