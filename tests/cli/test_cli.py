@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -206,8 +209,13 @@ def test_verify_writes_down_how_it_rolled_out(shell: Shell, tmp_path: Path) -> N
     assert main(shell.verify("--manifest", str(tmp_path / "m.json"), "--batch", "2")) == 0
     settings = json.loads((tmp_path / "m.json").read_text())["settings"]
     assert settings["command"] == "verify"
-    run = {"provider": "auto", "batch": 2, "threads": 1, "devices": [], "strict_device": False}
-    assert settings["options"]["run"] == run
+    assert settings["options"]["run"] == {
+        "provider": "auto",
+        "batch": 2,
+        "threads": 1,
+        "devices": [],
+        "strict_device": False,
+    }
 
 
 def test_a_spec_error_names_the_file_that_was_given(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
@@ -352,6 +360,22 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPat
         capsys.readouterr().err.splitlines()[-1]
         == "tqs: error: stopped. Run the same command again to resume"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_a_signal_that_comes_when_the_command_is_done_does_not_change_its_code(
+    number: signal.Signals,
+) -> None:
+    script = f"""
+import atexit, os, sys
+from tqs_onnx.cli.main import main
+atexit.register(lambda: os.kill(os.getpid(), {number:d}))
+sys.exit(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "inspect", "missing.onnx"], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 @pytest.mark.slow

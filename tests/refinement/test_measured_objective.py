@@ -10,7 +10,7 @@ from tqs_onnx.allocation.costing import PlanOptions
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.offers import entries_of
 from tqs_onnx.allocation.plan_within import plan_within
-from tqs_onnx.allocation.responses import expected, offered_finite
+from tqs_onnx.allocation.responses import expected, finite_choices
 from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.refinement.measured_objective import NEGLIGIBLE, Responder, plan_measured
 from tqs_onnx.rounding.assign import Alone, RoundingOptions
@@ -145,5 +145,5 @@ def test_a_weight_without_measurements_takes_the_median_ratio_of_the_others(lore
 
 def test_a_choice_that_made_the_rollout_infinite_is_not_offered(lorenz):
     bundles = ladder(lorenz)[:3]
-    assert offered_finite(bundles, {bundles[1].key: np.inf}) == (bundles[0], bundles[2])
-    assert offered_finite(bundles[:1], {bundles[0].key: np.inf}) == bundles[:1]
+    assert finite_choices(bundles, {bundles[1].key: np.inf}) == [0, 2]
+    assert finite_choices(bundles[:1], {bundles[0].key: np.inf}) == [0]

@@ -22,7 +22,7 @@ from tqs_onnx.report.write import REPORT_NAME, write_report
     type=click.Choice(["html", "csv"]),
     default="html",
     show_default=True,
-    help="html: one page; csv: its tables, one file each, in the folder --out.",
+    help="html: one page, whose charts save themselves as SVG; csv: its tables, one file each, in the folder --out.",
 )
 @force_option
 @json_option

@@ -238,4 +238,4 @@ def _slower(a: Assignment, held: Assignment, times: TimeTable | None) -> bool:
     """Return whether an assignment takes longer than the held one; without times: rounds inputs where it does not."""
     if times is None:
         return (a.form in ROUNDED) != (held.form in ROUNDED)
-    return times.ratio_of(a.weight, a.form) > times.ratio_of(held.weight, held.form)
+    return times.ratio_of(a) > times.ratio_of(held)

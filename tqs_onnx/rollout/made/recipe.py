@@ -152,9 +152,9 @@ def recipe(
             units = f"within the model's bounds {values.low:g} to {values.high:g}"
         elif like is not None and port.name in like.arrays:
             seen = like.arrays[port.name].astype(np.float64)
-            centre, width = float(np.nanmean(seen)), float(np.nanstd(seen)) or 1.0
-            mean, deviation = np.full(shape, centre), np.full(shape, width)
-            units = f"units of the data: mean {centre:.3g}, deviation {width:.3g}"
+            center, spread = float(np.nanmean(seen)), float(np.nanstd(seen)) or 1.0
+            mean, deviation = np.full(shape, center), np.full(shape, spread)
+            units = f"units of the data: mean {center:.3g}, deviation {spread:.3g}"
     if port.name in scales:
         given = scales[port.name]
         mean, deviation = np.full(shape, given.mean), np.full(shape, given.deviation)

@@ -46,13 +46,17 @@ CREATE TABLE IF NOT EXISTS session (
   job TEXT NOT NULL, session INTEGER NOT NULL, noise REAL NOT NULL, rounding REAL NOT NULL, at BLOB NOT NULL,
   checksum INTEGER NOT NULL, PRIMARY KEY (job, session)) WITHOUT ROWID;
 """
-#: Numbers of a measurement and of floors, as they enter the checksum.
+#: Everything that a store holds, by its type and name.
+_HELD = {"tablejob", "tablemeasurement", "tablesession"}
 _SELECT = "SELECT id, contexts, energy, variables, delta_sq, steps, finite, checksum FROM measurement"
+#: Endings of the files that SQLite keeps beside its own.
+_BESIDE = ("-wal", "-shm", "-journal")
 #: Rows fetched at once; SQLite allows this many parameters everywhere.
 _AT_ONCE = 500
 _FLOAT_BYTES = 8
 #: With less room on its disk, SQLite cannot write: a page of the log, and of its index.
 _LEAST_ROOM = 1 << 16
+#: Numbers of a measurement and of floors, as they enter the checksum.
 _MEASURED, _FLOORS = struct.Struct("<qdqq"), struct.Struct("<qdd")
 
 
@@ -114,6 +118,8 @@ class Results:
         self.n_damaged = 0
         self._written = False
         self._new = path is not None and not path.exists()
+        if path is not None:
+            _require_own(path)
         copied = path is not None and path.exists() and not os.access(path.parent, os.W_OK)
         with self._explained():
             # autocommit: every statement is its own transaction
@@ -144,6 +150,13 @@ class Results:
             if found not in (0, _FORMAT):
                 raise InputError(
                     f"is a store of format {found}, this version needs format {_FORMAT}",
+                    where=str(self.path),
+                    todo="Remove it, or choose another `out`",
+                )
+            held = {row[0] for row in self._db.execute("SELECT type || name FROM sqlite_master")}
+            if not held <= _HELD:  # another program's, or one with triggers
+                raise InputError(
+                    "is not a store of measurements",
                     where=str(self.path),
                     todo="Remove it, or choose another `out`",
                 )
@@ -263,7 +276,7 @@ class Results:
         """Close the file; remove it if this run created it and it holds no measurement."""
         self._db.close()
         if self._new and not self._written and self.path is not None:
-            for suffix in ("", "-wal", "-shm", "-journal"):
+            for suffix in ("", *_BESIDE):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _has_no_room(self) -> bool:
@@ -294,6 +307,22 @@ class Results:
             elif "locked" in text:
                 what, todo = "is in use by another run", "Wait for it, or choose another `out`"
             raise InputError(what, where=str(self.path), todo=todo) from error
+
+
+def _require_own(path: Path) -> None:
+    """Refuse links that would let SQLite create or write files elsewhere.
+
+    Raises
+    ------
+    InputError
+        The file is a link that leads nowhere, or a file that SQLite keeps beside it is a link.
+    """
+    beside = [path.with_name(f"{path.name}{suffix}") for suffix in _BESIDE]
+    link = next(
+        (p for p in beside if p.is_symlink()), path if path.is_symlink() and not path.exists() else None
+    )
+    if link is not None:
+        raise InputError("is a link", where=str(link), todo="Remove it, or choose another `out`")
 
 
 def _checksum(

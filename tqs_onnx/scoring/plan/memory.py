@@ -1,9 +1,10 @@
 """Estimate the memory of a sweep from the graph, before anything is rolled out.
 
-    weights      all once in the model and, at worst, half of them again while one is perturbed or prepacked
+    weights      all once in the model, and at worst half of them again for what the kernels prepare; or, if that is
+                 more, two perturbed targets (one is computed while the other is rolled out)
     contexts     the arrays as they were read, truths too, and what stays placed on the device (`rollout.chunks`)
-    activations  of one chunk, where most bytes are alive when the nodes run in stored order, and one step's
-                 differences, twice, because the runtime's arenas grow by powers of two
+    activations  of one chunk, where most bytes are alive when the nodes run in stored order, with one step's
+                 differences; twice, because the runtime's arenas grow by powers of two
     nominal      the trajectory outputs of every step of all contexts, kept once for comparisons (`rollout.held`)
 
 Only the last one grows with the number of steps. Under `max_memory` it gets what the others leave, and lies in a
@@ -15,7 +16,7 @@ unknown shape count as zero bytes. This is an estimate of what is taken beyond a
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -25,10 +26,13 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.held import Where, place_of
 from tqs_onnx.rollout.injection import Exposable
 from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.scoring.plan.perturbation import Perturbation
 from tqs_passes.errors import InputError
 
-#: Bytes per byte of weights.
-_WEIGHTS_HELD = 1.5
+#: Bytes that kernels prepare per byte of weights.
+_PREPARED = 0.5
+#: Perturbed targets in memory.
+_PERTURBED = 2
 #: Bytes per byte of one step: the nominal outputs beside its own, and their difference in float32 and in float64.
 _STEP_HELD = 4
 #: Bytes that the runtime takes per byte that is alive: its arenas grow by powers of two.
@@ -43,6 +47,8 @@ class Memory:
     ----------
     weights : int
         All weights, counted once.
+    target : int
+        Weights of the biggest target.
     contexts : int
         Arrays of all contexts, and those of them that stay placed.
     per_context : int
@@ -52,13 +58,15 @@ class Memory:
     """
 
     weights: int
+    target: int
     contexts: int
     per_context: int
     nominal: int
 
     def beside(self, chunk: int) -> int:
         """Return the bytes of everything but the nominal rollout, with `chunk` contexts in a chunk."""
-        return int(_WEIGHTS_HELD * self.weights) + self.contexts + chunk * self.per_context
+        held = self.weights + max(int(_PREPARED * self.weights), _PERTURBED * self.target)
+        return held + self.contexts + chunk * self.per_context
 
     def most_contexts(self, max_bytes: int, at_least: int = 1) -> int:
         """Return the largest chunk that fits when the nominal rollout lies in a file.
@@ -90,8 +98,10 @@ class Memory:
         return self.beside(chunk) + (0 if in_file else self.nominal)
 
 
-def memory_of(source: Exposable, spec: RolloutSpec, contexts: Contexts) -> Memory:
-    """Return the memory that a sweep of this model over these contexts needs."""
+def memory_of(
+    source: Exposable, spec: RolloutSpec, contexts: Contexts, targets: Iterable[Perturbation] = ()
+) -> Memory:
+    """Return the memory that a sweep of these targets over these contexts needs."""
     proto = onnx.ModelProto()
     proto.CopyFrom(source.proto)
     _fix_shapes(proto.graph, spec, contexts)
@@ -102,6 +112,7 @@ def memory_of(source: Exposable, spec: RolloutSpec, contexts: Contexts) -> Memor
     read = sum(a.nbytes for a in (*contexts.arrays.values(), *contexts.truth.values()))
     return Memory(
         weights=sum(a.nbytes for a in source.arrays.values()),
+        target=max((sum(source.arrays[w.name].nbytes for w in t.weights) for t in targets), default=0),
         contexts=read + min(placed, MOST_PLACED_BYTES),
         per_context=_ARENA * (_fullest(proto.graph, sizes, spec.inputs) + _STEP_HELD * step),
         nominal=step * spec.rollout.steps * contexts.n_contexts,

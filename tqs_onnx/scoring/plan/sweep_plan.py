@@ -138,7 +138,7 @@ def plan_sweep(bed: Testbed, source_sha256: str, options: ScoreOptions) -> Sweep
     fixed = fixed_batch(spec, signature_of(model.proto))
     most_held: int | None = None
     if options.max_memory is not None:
-        memory = memory_of(exposable(model, rolled), spec, contexts)
+        memory = memory_of(exposable(model, rolled), spec, contexts, targets)
         chunk = min(chunk, memory.most_contexts(options.max_memory, at_least=fixed or 1))
         most_held = memory.room_for_nominal(options.max_memory, fixed or chunk)
     chunk = fixed or chunk
