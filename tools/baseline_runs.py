@@ -248,7 +248,7 @@ def plan_of(request: Request, chosen: Sequence[Candidate]) -> Plan:
     base = uniform_plan(request, WIDTHS[0])
     scores = {s.weight: s for s in request.scores.weights}
     assignments = tuple(
-        scored(c, s, amplification(s, c.assignment.error_energy, request.scores))
+        scored(c, s, amplification(s, c.assignment.error_energy, request.scores), request.scores)
         for c, s in ((c, scores[c.assignment.weight]) for c in chosen)
     )
     update = {

@@ -1,5 +1,6 @@
 """The predicted drift comes from contexts that chose no integers, with an interval, and says what limits its worth."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,18 @@ def test_integers_from_other_contexts_are_judged_on_the_scoring_contexts(tmp_pat
     assert found is not None
     assert found.basis == "held-out"
     assert found.drift == pytest.approx(np.sqrt(apart.mean()), rel=1e-6)
+
+
+def test_series_of_one_start_are_halved_by_number(tmp_path: Path) -> None:
+    plan, instruments = case(tmp_path, 5)
+    rows = np.repeat(np.array([[0, 9]]), 5, axis=0)
+    bed = instruments.bed.on(replace(instruments.bed.contexts, rows=rows))
+    rolled = instruments_on(bed).cross_fit.rolled(plan, GPTQ)
+    assert rolled is not None
+    first, second = (bed.contexts.take(range(*half)) for half in ((0, 2), (2, 5)))
+    apart = [drifts(instruments, plan, first, second), drifts(instruments, plan, second, first)]
+    assert rolled.energies == pytest.approx(np.concatenate(apart), rel=1e-6)
+    assert rolled.at.tolist() == [2, 3, 4, 0, 1]
 
 
 def test_a_single_context_that_chose_the_integers_predicts_nothing(tmp_path: Path) -> None:

@@ -78,9 +78,15 @@ class CrossFit:
 
     @cached_property
     def _halves(self) -> tuple[tuple[Calibration, JointDrift, list[int]], ...]:
-        """The calibration of each half of the contexts, and the other half; nothing if there is only one start."""
+        """The calibration of each half of the contexts, and the other half; nothing if there is only one context.
+
+        Contexts of one start, the series of a table, are halved by number.
+        """
         contexts, halves = self._bed.contexts, held_out_indices(self._bed.contexts, 0.5)
         if halves is None:
+            every = list(range(contexts.n_contexts))
+            halves = every[: len(every) // 2], every[len(every) // 2 :]
+        if not halves[0]:
             return ()
         found: list[tuple[Calibration, JointDrift, list[int]]] = []
         for chosen, judged in (halves, halves[::-1]):
