@@ -4,7 +4,7 @@ const { readdirSync, readFileSync } = require("node:fs");
 const { join } = require("node:path");
 const ort = require("onnxruntime-web");
 
-const version = require("onnxruntime-web/package.json").version;
+const version = (ort.env.versions || {}).web;
 
 async function errorOf(path) {
   const kept = JSON.parse(readFileSync(path.replace(/\.onnx$/, ".json")));

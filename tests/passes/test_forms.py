@@ -169,6 +169,8 @@ def test_more_than_four_bits_are_never_packed() -> None:
         assert forms_of(tier, "small")["matrix"] is Form.DEQUANTIZE
 
 
+#: The profiles that store bit planes; `qdq` has native integers only, and nothing below 8 bits at opset 18.
+OF_PLANES = tuple(p for p in PROFILES if p != "qdq")
 CUDA = Serving(target=ServingTarget.ORT_CUDA)
 
 
@@ -242,7 +244,7 @@ def test_another_target_refuses_what_was_planned_for_this_one() -> None:
 # ---- what is written serves
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", OF_PLANES)
 @pytest.mark.parametrize("tier", BELOW_8)
 def test_every_form_decodes_to_the_plan_and_serves_it(tier: Tier, profile: Profile) -> None:
     found = verified(tier, profile)
@@ -339,3 +341,15 @@ def test_an_operand_is_unpacked_low_half_first() -> None:
     packed = np.array([[[0x98, 0x0F]]], np.uint8)
     assert unpacked(packed, np.array([2.0], np.float32)).tolist() == [[0.0, 2.0, 14.0, -16.0]]
     assert unpacked(packed, np.array([2.0], np.float32), 8).tolist() == [[48.0, -226.0]]
+
+
+def test_explicit_quantization_is_native_and_leaves_vectors_alone() -> None:
+    found = verify(emitted(Tier.INT8, "qdq"), bed(emitted(Tier.INT8, "qdq")))
+    assert found.runtime_gap < 2e-2
+    plan = emitted(Tier.INT8, "qdq").plan
+    assert {(a.form, a.encoding) for a in plan.assignments if a.tier.is_integer} <= {
+        (Form.DEQUANTIZE, Encoding.NATIVE),
+        (Form.CAST_MUL, Encoding.NATIVE),  # behind a Transpose, or in a body
+    }
+    assert not any(a.tier.is_integer for a in plan.assignments if len(a.shape) < 2)
+    assert not any(a.half_scales for a in plan.assignments)

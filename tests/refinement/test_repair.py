@@ -89,9 +89,8 @@ def test_drift_is_finite_for_every_tier_alone(lorenz):
 
 def test_data_aware_rounding_lowers_the_joint_drift_and_names_its_codes(lorenz, plan):
     options = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method="gptq"))
-    plain = refine(
-        plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), RefineOptions(repair_rounds=0)
-    )
+    free = RefineOptions(repair_rounds=0, rounding=RoundingOptions())
+    plain = refine(plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), free)
     aware = refine(plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), options)
     assert plain.plan.codes_sha256 is None
     assert plain.codes == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,10 +18,11 @@ from tqs_onnx.cli.main import cli, main
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.injection import exposable
 from tqs_onnx.rollout.spec.spec import parse_spec
-from tqs_onnx.scoring.measure.task import Task
+from tqs_onnx.scoring.measure.task import Finding, Task
 from tqs_onnx.scoring.plan.memory import memory_of
 from tqs_onnx.scoring.plan.perturbation import Perturbation
 from tqs_onnx.scoring.plan.strategy import Strategy
+from tqs_onnx.scoring.workers.local import _work
 from tqs_passes.errors import InputError
 
 
@@ -32,14 +34,38 @@ def test_two_workers_score_as_one_process(tmp_path: Path, strategy: Strategy) ->
     assert there.to_json() == here.to_json()
 
 
-def _die(*_: Task) -> None:
+def _dies_once(task: Task) -> list[Finding]:
+    """Work, in a worker; the first that rounds W2 dies, and leaves a file that says so."""
+    if any(w.name == "W2" for r in task.todo.values() for w in r.weights):
+        with contextlib.suppress(FileExistsError):
+            Path(os.environ["TQS_TEST_DEAD"]).touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return _work(task)
+
+
+def test_a_worker_that_dies_costs_what_it_was_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = opened(tmp_path, forecaster())
+    here = scored(source, spec_of(), values(1, 16))
+    monkeypatch.setenv("TQS_TEST_DEAD", str(tmp_path / "dead"))
+    monkeypatch.setattr("tqs_onnx.scoring.workers.local._work", _dies_once)
+    assert scored(source, spec_of(), values(1, 16), workers=2).to_json() == here.to_json()
+    assert caplog.messages == ["a worker process died; the rest of its task runs again"]
+
+
+def _dies(*_: Task) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tqs_onnx.scoring.workers.local._work", _die)
-    with pytest.raises(InputError, match="a worker process died"):
+def test_a_task_that_kills_its_workers_is_given_up_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tqs_onnx.scoring.workers.local._work", _dies)
+    monkeypatch.setattr("tqs_onnx.scoring.workers.local.DEATHS", 2)
+    with pytest.raises(InputError, match="2 times a worker process died in the same task") as caught:
         scored(opened(tmp_path, forecaster()), spec_of(), values(1, 16), workers=2)
+    assert set(caught.value.where.split(", ")) <= {"W1", "b1", "W2", "b2", "decay"}
 
 
 @pytest.fixture

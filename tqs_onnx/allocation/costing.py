@@ -128,6 +128,8 @@ class Request:
         Measured ‖ΔY‖² of one context, by `Bundle.key`; infinite when the rollout was not finite.
     times : TimeTable or None
         Measured times of the forms; required by a budget of time.
+    priced : dict
+        What `offers` keeps between the plans of one request, whatever was measured between them.
     """
 
     menus: tuple[Menu, ...]
@@ -137,6 +139,7 @@ class Request:
     serving: Serving = field(default_factory=Serving)
     responses: Mapping[str, float] = field(default_factory=dict[str, float])
     times: TimeTable | None = None
+    priced: dict[object, object] = field(default_factory=dict[object, object], repr=False, compare=False)
 
 
 def amplification(score: WeightScore, error_energy: float, scores: Scores) -> float:

@@ -97,6 +97,7 @@ def declared(build: BuildFile, folder: Path, out: Path | None, tick: Progress) -
         data.max_eval_contexts,
         place(data.calibration) if data.calibration else None,
         tuple(input_scale(text) for text in data.input_scale),
+        data.made_beside,
     )
     tables = {"score": build.score, "plan": build.plan, "gates": build.gates, "run": build.run}
     settings: dict[str, Any] = {}

@@ -13,15 +13,17 @@ import cloup
 from tqs_onnx.allocation.request import require_scores_of
 from tqs_onnx.cli.flags import ROLE
 from tqs_onnx.cli.options import FILE, flag_options, json_option
-from tqs_onnx.cli.show import kinds_line, print_json, print_table
+from tqs_onnx.cli.show import kinds_line, print_json, print_table, say
 from tqs_onnx.inputs.drafting import Draft, draft_text, drafted, questions
 from tqs_onnx.inputs.source import Source, open_source, parse_role
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
+from tqs_passes.files.save import save_model
 from tqs_passes.graph.random_ops import random_operators
 from tqs_passes.survey.bytes_by_kind import BytesByKind, bytes_by_kind
 from tqs_passes.survey.roles import with_roles
+from tqs_passes.transforms.split_gates import SplitGates
 from tqs_passes.weights import Weight
 
 #: What scores add to the table.
@@ -40,9 +42,19 @@ _MOST_COPIES = 3
     type=FILE,
     help="scores.json of MODEL: also show γ of every weight, and of the input of its reader.",
 )
+@cloup.option(
+    "--split-gates",
+    type=FILE,
+    help="Write the model to this file with one weight per gate, to score gates apart.",
+)
 @json_option
 def command(
-    model: Path, role: tuple[str, ...], write_rollout: Path | None, scores: Path | None, as_json: bool
+    model: Path,
+    role: tuple[str, ...],
+    write_rollout: Path | None,
+    scores: Path | None,
+    split_gates: Path | None,
+    as_json: bool,
 ) -> None:
     r"""List the weights of MODEL, their readers, and other tensors with the reasons; draft its rollout spec.
 
@@ -57,6 +69,8 @@ def command(
     if known is not None:
         require_scores_of(source, known)
     gammas = _gammas(known)
+    if split_gates is not None:
+        _write_gates(source, split_gates)
     if write_rollout is not None:
         if write_rollout.exists():
             raise InputError("exists", where=str(write_rollout), todo="Remove it, or write to another file")
@@ -121,6 +135,28 @@ def _gammas(scores: Scores | None) -> dict[str, dict[str, float | None]]:
             zip(_GAMMAS, (w.gamma_task, None if a is None else a.gamma_task, drift), strict=True)
         )
     return found
+
+
+def _write_gates(source: Source, path: Path) -> None:
+    """Write the model with its packed recurrent weights split.
+
+    Raises
+    ------
+    InputError
+        The file exists, or the model has nothing to split.
+    """
+    if path.exists():
+        raise InputError("exists", where=str(path), todo="Remove it, or write to another file")
+    labels = {w.name: w.label for w in source.survey.weights}
+    result = SplitGates(labels).apply(source.lifted)
+    for skip in result.skipped:
+        say(f"note: {skip.what} stays whole: {skip.why}")
+    if not result.changed:
+        raise InputError(
+            "no weight holds several gates", where=str(source.path), todo="Leave --split-gates out"
+        )
+    save_model(result.model, path)
+    say(f"written: {path}, {len(result.changed)} weights split by gate")
 
 
 def _kinds(source: Source) -> BytesByKind:

@@ -88,7 +88,6 @@ def show_outcome(v: Verification, emitted: Path, wall_s: float, scores: Scores |
     """Print the end of a job: the charts, four figures, the path of the file, what to do next, and the verdict."""
     for line in (*(sensitivity_chart(scores) if scores is not None else ()), *error_chart(v)):
         click.echo(line)
-    show_timing(v)
     for line in figures(v):
         click.echo(line)
     click.echo(f"written: {emitted} ({wall_s:.1f} s)")

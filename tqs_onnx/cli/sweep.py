@@ -31,7 +31,7 @@ from tqs_passes.errors import InfeasibleError, InputError
 
 T = TypeVar("T", bound=str)
 FLAGS = (
-    *(*table.DATA, *table.EVALUATION, table.CALIBRATION, *table.PLANNING, *table.SERVING, *table.REFINING),
+    *(*table.DATA, *table.EVALUATION, *table.CALIBRATION, *table.PLANNING, *table.SERVING, *table.REFINING),
     *(table.ROLE, *table.RUN),
 )
 
@@ -200,10 +200,9 @@ def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise InputError(f"{option} {text!r} is not a list of numbers", todo="Write e.g. 2,4,8") from error
-    if any(not v > above for v in values):
-        raise InputError(
-            f"{option} {text!r} contains a number that is not above {above:g}", todo="Correct it"
-        )
+    if any(not above < v < inf for v in values):
+        what = "finite" if above == -inf else f"above {above:g}"
+        raise InputError(f"{option} {text!r} contains a number that is not {what}", todo="Correct it")
     return values
 
 

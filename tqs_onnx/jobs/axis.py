@@ -100,7 +100,10 @@ class Axis:
             )
             parts = [bottom] if len(bottoms) > 1 else []
             parts += [text for text, shown in zip(texts, varied, strict=True) if shown]
-            yield replace(options, tiers=tiers, plan=chosen), ".".join(["", *parts])
+            # Where settings are compared, each point is the plan of its own settings.
+            apart = any(varied) or bool(self.scores)
+            refine = replace(options.refine, candidates=1) if apart else options.refine
+            yield replace(options, tiers=tiers, plan=chosen, refine=refine), ".".join(["", *parts])
 
 
 def named_scores(own: Path | Scores, further: Sequence[Path | Scores]) -> dict[str, Scores]:

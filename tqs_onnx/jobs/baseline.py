@@ -155,7 +155,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
     with run_directory(job.out, files, force=job.force) as begin:
         bed = stages.bed_of(source, data, options.run)
         bed = bed.scaled(bed.sigma)
-        instruments = instruments_on(bed, data.calibration)
+        instruments = instruments_on(bed, data.calibration, data.beside)
         rounding = options.rounding
         if options.tune:
             rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))

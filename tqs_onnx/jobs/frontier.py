@@ -28,6 +28,7 @@ from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto, Point, PointErrors, pareto_of
 from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
 from tqs_onnx.refinement.instruments import instruments_on
+from tqs_onnx.refinement.refine import Refined
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
@@ -191,7 +192,7 @@ class Sweeper:
             offered = stages.ranged(stages.offer(source, options), next(iter(scores.values())))
             self._times = stages.timed(source, offered, options, bed, times)
             bed = stages.rounding_inputs(bed, offered.menus)
-        self._instruments = instruments_on(bed, data.calibration)
+        self._instruments = instruments_on(bed, data.calibration, data.beside)
         self._judging = bed.on(data.evaluation)
         self._results = results
         self.on_made_contexts = data.evaluation.is_made
@@ -214,13 +215,16 @@ class Sweeper:
             for options, suffix in axis.series(self._options):
                 tiers = options.tiers
                 request = replace(requests.get(tiers) or self._request(tiers, scores), scores=scores)
-                for label, budget in budgets:
-                    max_bytes = budget.n_bytes(request.menus, request.size)
-                    asked = budget.compression or source.facts.n_bytes / max_bytes
+                asked = [(label, b, b.n_bytes(request.menus, request.size)) for label, b in budgets]
+                found: dict[str, Point] = {}
+                smaller: list[Refined] = []
+                for label, budget, max_bytes in sorted(asked, key=lambda item: item[2]):
+                    compression = budget.compression or source.facts.n_bytes / max_bytes
                     stem = f"{source.path.stem}.{label}{suffix}{f'.{name}' if name else ''}"
-                    blank = _blank(stem, asked, options, name)
-                    point, request = self._point(blank, request, max_bytes, options, nominal, out)
-                    yield point
+                    blank = _blank(stem, compression, options, name)
+                    point, request = self._point(blank, request, max_bytes, options, nominal, out, smaller)
+                    found[label] = point
+                yield from (found[label] for label, _ in budgets)
                 requests[tiers] = request
 
     def _point(
@@ -231,8 +235,12 @@ class Sweeper:
         options: QuantizeOptions,
         nominal: Kept,
         out: Path,
+        smaller: list[Refined],
     ) -> tuple[Point, Request]:
-        """Plan, write and measure one target; return its point, and the request with the responses measured for it."""
+        """Plan, write and measure one target; return its point, and the request with the responses measured for it.
+
+        `smaller` holds the results for smaller budgets, and gets this one.
+        """
         start = time.perf_counter()
         try:
             found, request = stages.planned(
@@ -242,7 +250,8 @@ class Sweeper:
             _LOG.warning("%s: %s", blank.name, error)
             return blank.model_copy(update={"allocate_s": time.perf_counter() - start}), request
         planned_s = time.perf_counter()
-        refined = stages.refined(found, request, self._instruments, options)
+        refined = stages.refined(found, request, self._instruments, options, smaller)
+        smaller.append(refined)
         prediction = refined.plan.prediction
         blank = blank.model_copy(
             update={
@@ -300,6 +309,7 @@ class Sweeper:
             "n_bytes": n_bytes,
             "unspent_bytes": None if facts is None else facts.budget_bytes - n_bytes,
             "found_by": None if facts is None else facts.solver,
+            "chosen": next((t.name for t in plan.tried if t.chosen), None),
             "saturated": facts is not None and facts.saturated,
             "emit_s": written_s - start,
         }

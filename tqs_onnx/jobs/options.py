@@ -181,6 +181,8 @@ def job_settings(
         return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
 
     limits = {name: getattr(data, name) for name in ("steps", "max_contexts", "max_eval_contexts")}
+    if data.made_beside:
+        limits["made_beside"] = data.made_beside
     if data.input_scale:
         limits["input_scale"] = [asdict(scale) for scale in data.input_scale]
     return {

@@ -73,6 +73,8 @@ class Point(BaseModel):
         Name of the scores that allocated it; empty if the sweep had only one set of scores.
     found_by : str or None
         The solver's own report, including failures.
+    chosen : str or None
+        The plan that was chosen of those compared on held-out contexts; None if no others were compared.
     drift_added, drift_calibrated, drift_predicted, drift_measured : float or None
         In order: the sum of the errors of single weights; that sum calibrated by one joint rollout of the series; all
         weights together on contexts that chose no integers (see `Prediction`); the file on the evaluation contexts.
@@ -109,6 +111,7 @@ class Point(BaseModel):
     rank_by: str = RankBy.TASK.value
     scores: str = ""
     found_by: str | None = None
+    chosen: str | None = None
     drift_added: float | None = None
     drift_calibrated: float | None = None
     drift_predicted: float | None = None

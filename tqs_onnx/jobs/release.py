@@ -110,6 +110,7 @@ def manifest_of(
         licence=licence,
         plan_sha256=subject.plan.digest(),
         unseen={a.label: a.unseen for a in subject.plan.assignments if a.unseen},
+        tried=subject.plan.tried,
         verification=verification,
         gates=gates,
     )

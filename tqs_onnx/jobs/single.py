@@ -138,8 +138,8 @@ class AllocateJob:
         Path of plan.json; integers chosen by data are written to codes.npz beside it.
     options : QuantizeOptions
     data : DataOptions or None
-        The contexts used for scoring. Without them nothing is rolled out: no repair, no data-aware rounding, no
-        objective `measured`, and no joint drift in the plan.
+        The contexts used for scoring. Without them nothing is rolled out: the integers are chosen from the weights
+        alone, no other plan is compared, and no drift is predicted.
     force : bool
     """
 

@@ -46,7 +46,6 @@ from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.scoring.measure.store import Results
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.score import Progress, on_trajectory, score
@@ -322,9 +321,15 @@ def planned(
     return plan, request
 
 
-def refined(plan: Plan, request: Request, instruments: Instruments, options: QuantizeOptions) -> Refined:
-    """Repair a plan, choose its integers, and measure their joint effect; see `refine`."""
-    return refine(plan, request, instruments, options.planning, options.refine)
+def refined(
+    plan: Plan,
+    request: Request,
+    instruments: Instruments,
+    options: QuantizeOptions,
+    smaller: Sequence[Refined] = (),
+) -> Refined:
+    """Choose among a plan and others of its budget, choose their integers, and predict the drift; see `refine`."""
+    return refine(plan, request, instruments, options.planning, options.refine, smaller)
 
 
 def decided(
@@ -360,11 +365,14 @@ def decided(
     InputError
         The target cannot serve the plan, or a target is given without evaluation contexts.
     """
+    every: list[Refined] = []
 
     def made(max_bytes: int) -> Refined:
         nonlocal request
         plan, request = planned(request, max_bytes, source, instruments, options, results)
-        return refined(plan, request, instruments, options)
+        smaller = [r for r in every if r.plan.n_bytes <= max_bytes]
+        every.append(refined(plan, request, instruments, options, smaller))
+        return every[-1]
 
     target = options.budget.target
     if target is None:
@@ -398,8 +406,8 @@ def allocated(
     source : Source
     scores : Scores
     data : Data or None
-        Holds the contexts used for scoring. Without them nothing is rolled out: no repair, no data-aware rounding, no
-        objective `measured`, and no joint drift in the plan.
+        Holds the contexts used for scoring. Without them nothing is rolled out: the integers are chosen from the
+        weights alone, no other plan is compared, and no drift is predicted.
     options : QuantizeOptions
     store : Path or None
         Path of the store of measured responses.
@@ -423,7 +431,7 @@ def allocated(
     require_contexts_of(scores, data.spec, data.scoring)
     bed = bed_of(source, data, options.run, scores)
     request = replace(request, times=timed(source, offered, options, bed, times))
-    instruments = instruments_on(rounding_inputs(bed, offered.menus), data.calibration)
+    instruments = instruments_on(rounding_inputs(bed, offered.menus), data.calibration, data.beside)
     judging = instruments.bed.on(data.evaluation) if options.budget.target is not None else None
     with Results(store) as results:
         if results.note:
@@ -458,16 +466,15 @@ def require_activations_of(scores: Scores, options: QuantizeOptions) -> None:
 
 
 def _planned_by_scores(request: Request, max_bytes: int, source: Source, options: QuantizeOptions) -> Plan:
-    planning = options.planning
+    planning = options.plan.decided(by_data=False)
     if options.budget.target is not None:
         raise InputError("a target needs rollouts", todo="Give `rollout` and `contexts`")
-    if planning.aim is Objective.MEASURED or options.refine.rounding.method in DATA_AWARE:
-        raise InputError(
-            "the objective `measured` and data-aware rounding need rollouts",
-            todo="Give `rollout` and `contexts`",
-        )
-    if options.refine.repair_rounds:
-        _LOG.info("note: joint repair is skipped: it needs the rollout spec and the contexts")
+    if planning.aim is Objective.MEASURED:
+        raise InputError("the objective `measured` needs rollouts", todo="Give `rollout` and `contexts`")
+    _LOG.info(
+        "note: nothing is rolled out without `rollout` or `contexts`: the weights alone choose integers, and no other "
+        "plan is compared"
+    )
     with hinting(source, options.serving, options.tiers):
         plan = plan_within(request, max_bytes, planning)
     require_served(plan, source, plan.target)

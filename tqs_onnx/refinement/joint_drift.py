@@ -6,7 +6,7 @@ measures this before a file is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,16 +29,19 @@ class JointDrift:
     ----------
     bed : Testbed
         Holds the contexts to measure on.
+    alone : callable, optional
+        Decodes an integer weight that has no codes yet; default: as the emitter would round it, from its values.
     """
 
-    def __init__(self, bed: Testbed) -> None:
+    def __init__(self, bed: Testbed, alone: Callable[[Assignment], NDArray[Any]] | None = None) -> None:
         self._bed = bed
+        self._alone = alone
         self._weights = {w.name: w for w in bed.weights}
         self._decoded: dict[tuple[object, ...], NDArray[Any]] = {}
 
     def on(self, contexts: Contexts) -> JointDrift:
         """Return the same over other contexts; decoded weights are shared."""
-        other = JointDrift(self._bed.on(contexts))
+        other = JointDrift(self._bed.on(contexts), self._alone)
         other._decoded = self._decoded
         return other
 
@@ -79,5 +82,10 @@ class JointDrift:
                 fed_weight(a, self._bed.exposed.values(self._weights[a.weight]), codes[a.weight])
             )
         if key not in self._decoded:
-            self._decoded[key] = np.asarray(fed_weight(a, self._bed.exposed.values(self._weights[a.weight])))
+            if self._alone is not None and a.tier.is_integer:
+                self._decoded[key] = self._alone(a)
+            else:
+                self._decoded[key] = np.asarray(
+                    fed_weight(a, self._bed.exposed.values(self._weights[a.weight]))
+                )
         return self._decoded[key]

@@ -12,7 +12,7 @@ With all other weights in FP32 there is no upstream error to correct, so GPTQ, G
 share their responses.
 
 Responses are kept in the store of the scores, under a separate job: another budget or a resumed run measures only
-what is missing. Deterministic for one runtime, thread count and batch size.
+what is missing. Deterministic for one runtime, thread count and batch size, whatever the store holds.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class MeasuredPlan:
     measured : int
         Number of choices measured in this search.
     reused : int
-        Number of choices measured earlier.
+        Number of choices that the search asked for and found in the store.
     """
 
     plan: Plan
@@ -122,9 +122,11 @@ class Responder:
 
     def measure(self, bundles: Iterable[Bundle]) -> dict[str, float]:
         """Measure and store responses; choices of one weight should be consecutive, because they share its inputs."""
+        todo = list(bundles)
+        if not todo:
+            return {}
         if self._open is None:
             self._open = _Open(self._instruments, self._rounding)
-        todo = list(bundles)
         for bundle in todo:
             self._results.put(self._job, [(self._key(bundle), self._open.measured(bundle))])
         return self.known(todo)
@@ -181,22 +183,25 @@ def plan_measured(
         No file that small can be written.
     """
     every = entries_of(replace(request, responses={}), options)
-    responses = {**request.responses, **responder.known(b for e in every for b in e.bundles)}
-    reused = len(responses)
-    n_measured = 0
+    # What is stored is not looked at before the search asks for it: the plan must not depend on what ran before.
+    responses = dict(request.responses)
+    reused = n_measured = 0
     for _ in range(_MOST_ROUNDS):
         request = replace(request, responses=dict(responses))
         plan = plan_within(request, max_bytes, options)
         wanted = _wanted(plan, every, responses)
         if not wanted:
             break
-        responses |= responder.measure(wanted)
-        n_measured += len(wanted)
+        known = responder.known(wanted)
+        lacking = [b for b in wanted if b.key not in known]
+        responses |= known | responder.measure(lacking)
+        reused += len(known)
+        n_measured += len(lacking)
     else:
         request = replace(request, responses=dict(responses))
         plan = plan_within(request, max_bytes, options)
     n_choices = sum(len(e.bundles) for e in every)
-    _LOG.info("measured the responses of %d choices; %d were known; %d exist", n_measured, reused, n_choices)
+    _LOG.info("measured the responses of %d choices; %d were stored; %d exist", n_measured, reused, n_choices)
     return MeasuredPlan(plan, request, n_measured, reused)
 
 

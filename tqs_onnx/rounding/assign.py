@@ -63,7 +63,7 @@ class RoundingOptions:
     alpha : float
         Strength of GPTAQ's correction.
     qep_damp, qep_strength : float
-        Damping and strength of QEP's correction.
+        Damping and strength of QEP's correction; it was published with 1 and 0.5.
     """
 
     method: Method = DEFAULT_ROUNDING
@@ -71,8 +71,8 @@ class RoundingOptions:
     damp: float = 0.01
     act_order: bool = True
     alpha: float = 0.25
-    qep_damp: float = 1.0
-    qep_strength: float = 0.5
+    qep_damp: float = 0.1
+    qep_strength: float = 1.0
 
     @property
     def free(self) -> FreeRounding:

@@ -16,6 +16,7 @@ from tqs_onnx.verification.verify import Verification
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import InputError
 from tqs_passes.files.text import LARGE, read_text
+from tqs_passes.plan.plan import Tried
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ortools")
 
@@ -58,6 +59,8 @@ class Manifest(BaseModel):
     plan_sha256 : str
     unseen : dict of str to str
         Weights of which no scoring context ran every part, kept at 8 bits or more: what was not run, by label.
+    tried : tuple of Tried
+        The plans that the file's plan was chosen from, by their drift on held-out contexts.
     verification : Verification
     gates : tuple of GateResult
     """
@@ -74,6 +77,7 @@ class Manifest(BaseModel):
     licence: str | None
     plan_sha256: str
     unseen: dict[str, str] = {}
+    tried: tuple[Tried, ...] = ()
     verification: Verification
     gates: tuple[GateResult, ...] = ()
 

@@ -86,13 +86,14 @@ class Fragment:
         return output
 
     def share(self, key: str, piece: Fragment) -> None:
-        """Register a shared fragment, and all fragments that it shares, once."""
-        for inner_key, inner in piece.shared.items():
-            self.shared.setdefault(inner_key, inner)
-        own = Fragment(
-            *(piece.prefix, piece.namespace, piece.tensors, piece.nodes), domain=piece.domain, late=piece.late
-        )
-        self.shared.setdefault(key, own)
+        """Register a shared fragment, and all fragments that it shares, once; they are copied, and `piece` is kept."""
+        for name, part in (*piece.shared.items(), (key, piece)):
+            if name not in self.shared:
+                tensors, nodes = list(part.tensors), list(part.nodes)
+                made = Fragment(
+                    part.prefix, part.namespace, tensors, nodes, domain=part.domain, late=part.late
+                )
+                self.shared[name] = made
 
     def n_bytes(self) -> int:
         """Return the bytes that this fragment adds to a serialized model, without shared pieces."""

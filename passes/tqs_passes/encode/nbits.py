@@ -8,14 +8,14 @@ The operator reads two 4-bit codes per byte, the first in the low half, with K a
 w = (code − 8) · scale. A level of at most 4 bits plus 8 is such a code, so 4-bit codes are stored packed. Narrower
 codes are stored as planes, and the look-up table returns packed bytes ::
 
-    plane (uint8 [m]) → Cast(int32) → Gather(table [256, 4/width]) → Reshape ( → Add of planes → Cast) = w
+    plane (uint8 [m]) → Cast(int32) → Gather(table [256, 4/width]) → Reshape ( → Add of planes) = w
 
-so that folding at load leaves half a byte per weight and never a float. 8-bit codes are stored as bytes, uint8 [N,
-K/block, block], with w = (code − 128) · scale. The graph repeats one scale per column for all blocks of that column.
-Blocks hold at most 128 rows: CUDA's kernels for few rows of x take no longer ones, and on the CPU 128 and 256 take the
-same time (measured, onnxruntime 1.31.1). At accuracy level 0 the runtime computes in float32: a product with a unit
-vector gives the decoded weight bit for bit (checked by `verify`, with onnxruntime 1.31.1). Source: onnxruntime's
-ContribOperators, MatMulNBits.
+(with a Cast before opset 14, where planes are added as int32), so that folding at load leaves half a byte per weight
+and never a float. 8-bit codes are stored as bytes, uint8 [N, K/block, block], with w = (code − 128) · scale. The graph
+repeats one scale per column for all blocks of that column. Blocks hold at most 128 rows: CUDA's kernels for few rows of
+x take no longer ones, and on the CPU 128 and 256 take the same time (measured, onnxruntime 1.31.1). At accuracy level 0
+the runtime computes in float32: a product with a unit vector gives the decoded weight bit for bit (checked by `verify`,
+with onnxruntime 1.31.1). Source: onnxruntime's ContribOperators, MatMulNBits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from tqs_passes.encode.fragment import Fragment, part_name
-from tqs_passes.encode.planes import affine, pack, plane_name, plane_widths, stored_shape
+from tqs_passes.encode.planes import INT8_ADD_OPSET, affine, pack, plane_name, plane_widths, stored_shape
 from tqs_passes.grids.grid import Codes, Grid
 
 DOMAIN = "com.microsoft"
@@ -55,7 +55,14 @@ def fits(bits: int, grid: Grid) -> bool:
 
 
 def encode_nbits(
-    fragment: Fragment, codes: Codes, reader: onnx.NodeProto, name: str, stem: str, *, turned: bool
+    fragment: Fragment,
+    codes: Codes,
+    reader: onnx.NodeProto,
+    name: str,
+    stem: str,
+    *,
+    turned: bool,
+    opset: int,
 ) -> Fragment:
     """Fill a fragment with the packed operand and the node that reads it.
 
@@ -83,7 +90,7 @@ def encode_nbits(
         shape = (n, k // block, block)
         fragment.store((across.levels.astype(np.int16) + _WIDE_ZERO).astype(np.uint8).reshape(shape), name)
     else:
-        _packed(fragment, across, (n, k // block, block // 2), name, stem)
+        _packed(fragment, across, (n, k // block, block // 2), name, stem, opset)
     scales = _scales(fragment, across.scales, n, k // block, stem)
     fragment.share(DOMAIN, Fragment("", domain=DOMAIN))
     fragment.reader = reader
@@ -106,7 +113,9 @@ def _turned(codes: Codes) -> Codes:
     return Codes(np.ascontiguousarray(codes.levels.T), scales, codes.bits, codes.grid, axis)
 
 
-def _packed(fragment: Fragment, codes: Codes, shape: tuple[int, int, int], name: str, stem: str) -> None:
+def _packed(
+    fragment: Fragment, codes: Codes, shape: tuple[int, int, int], name: str, stem: str, opset: int
+) -> None:
     if codes.bits == BITS:
         pairs = (codes.levels.astype(np.int16) + _ZERO).astype(np.uint8).reshape(-1, 2)
         fragment.store((pairs[:, 0] | np.left_shift(pairs[:, 1], 4)).reshape(shape), name)
@@ -114,20 +123,20 @@ def _packed(fragment: Fragment, codes: Codes, shape: tuple[int, int, int], name:
     unsigned = codes.unsigned()
     gain, lowest = affine(codes.bits, codes.grid)
     widths = plane_widths(codes.bits)
+    bytes_add = len(widths) == 1 or opset >= INT8_ADD_OPSET
     total, shift = "", 0
     for index, width in enumerate(widths):
         top = index == len(widths) - 1
         plane = fragment.store(pack(unsigned, shift, width), plane_name(part_name(stem, "quantized"), index))
-        table = _nibble_table(
-            fragment, width, gain << shift, lowest + _ZERO if top else 0, int8=len(widths) == 1
-        )
+        table = _nibble_table(fragment, width, gain << shift, lowest + _ZERO if top else 0, int8=bytes_add)
         rows = fragment.op("Cast", [plane], to=int(onnx.TensorProto.INT32))
         nibbles = fragment.op("Gather", [table, rows])
-        last = len(widths) == 1
-        part = fragment.op("Reshape", [nibbles, stored_shape(fragment, shape)], output=name if last else "")
-        total = fragment.op("Add", [total, part]) if total else part
+        own = name if len(widths) == 1 else ""
+        part = fragment.op("Reshape", [nibbles, stored_shape(fragment, shape)], output=own)
+        last = name if top and bytes_add else ""
+        total = fragment.op("Add", [total, part], output=last) if total else part
         shift += width
-    if len(widths) > 1:
+    if not bytes_add:
         fragment.op("Cast", [total], output=name, to=int(onnx.TensorProto.UINT8))
 
 

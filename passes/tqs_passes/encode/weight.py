@@ -169,7 +169,8 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     fragment = Fragment(target.prefix, target.namespace)
     name, stem = target.name, target.stem
     if target.reader is not None and form is Form.NBITS:
-        return encode_nbits(fragment, codes, target.reader, name, stem, turned=is_turned(target.reader))
+        turned = is_turned(target.reader)
+        return encode_nbits(fragment, codes, target.reader, name, stem, turned=turned, opset=target.opset)
     if target.reader is not None and form is Form.GATHERED:
         return encode_gathered(fragment, codes, target.reader, name, stem, target.opset)
     is_static = form is Form.STATIC and target.reader is not None

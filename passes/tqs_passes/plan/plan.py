@@ -298,6 +298,35 @@ class Prediction(_Frozen):
         return "; ".join([line, *caveats]) + ")"
 
 
+class Tried(_Frozen):
+    """A plan that was compared with others on contexts that chose none of its integers.
+
+    Attributes
+    ----------
+    name : str
+        How its choices were found.
+    rounding : str
+        How its integers were chosen.
+    n_bytes : int
+    drift : float
+        Joint drift on these contexts; infinite if a rollout is not finite.
+    low, high : float
+        Bounds of a 90 % bootstrap interval, over contexts, of its drift over that of the chosen plan.
+    chosen : bool
+        Whether the file is written from this plan.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    name: str
+    rounding: str
+    n_bytes: int
+    drift: float
+    low: float
+    high: float
+    chosen: bool = False
+
+
 class TimeFacts(_Frozen):
     """The predicted time of a file.
 
@@ -364,6 +393,8 @@ class Plan(_Frozen):
         Patterns of names that stay.
     solver : SolverFacts or None
     warnings : tuple of str
+    tried : tuple of Tried
+        The plans that this one was chosen from; left out of the file if no others were compared.
     time : TimeFacts or None
         Left out of the file unless times were measured.
     """
@@ -388,12 +419,14 @@ class Plan(_Frozen):
     pinned: tuple[str, ...] = ()
     solver: SolverFacts | None = None
     warnings: tuple[str, ...] = ()
+    tried: tuple[Tried, ...] = ()
     time: TimeFacts | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = write(self)
-        return found if self.time is not None else {k: v for k, v in found.items() if k != "time"}
+        absent = {name for name in ("time", "tried") if not getattr(self, name)}
+        return {k: v for k, v in found.items() if k not in absent}
 
     @model_validator(mode="after")
     def _names_once(self) -> Self:

@@ -73,10 +73,10 @@ class Serving:
     rows : bool
         Offer row tiers: channels of one weight at different widths.
     names : {"auto", "short", "keep"}
-        Whether inner names become short (`tqs_passes.transforms.slim.short_names`); auto: where they exceed 3 % of the
-        file.
+        Whether inner names become short (`tqs_passes.transforms.slim.short_names`); auto: where they exceed 3 % of a
+        file with weights of 4 bits.
     graph : {"auto", "slim", "keep"}
-        Whether the graph itself is made smaller (`tqs_passes.transforms.slim`); auto: where it exceeds 3 % of the file.
+        Whether the graph itself is made smaller (`tqs_passes.transforms.slim`); auto: where it exceeds 3 % of that.
     pinned : tuple of str
         Patterns of inner names to keep.
     groups : tuple of int

@@ -93,6 +93,25 @@ class Contexts:
         )
 
 
+def joined(first: Contexts, second: Contexts) -> Contexts:
+    """Return the contexts of two sets, those of the second last; what says where they come from is left out.
+
+    Raises
+    ------
+    InputError
+        An input has different shapes in the two sets.
+    """
+    for name, array in first.arrays.items():
+        other = second.arrays[name]
+        if array.shape[1:] != other.shape[1:]:
+            raise InputError(
+                f"input {name!r} has shape {list(array.shape[1:])} in one set and {list(other.shape[1:])} in the other",
+                where=second.source,
+            )
+    arrays = {name: np.concatenate([array, second.arrays[name]]) for name, array in first.arrays.items()}
+    return Contexts(arrays, {}, source=f"{first.source} and {second.source}")
+
+
 def thin(n: int, limit: int | None, groups: Sequence[str] | None = None) -> list[int]:
     """Return at most `limit` of the indices 0 … n − 1, spread evenly over them and over `groups`.
 
