@@ -106,7 +106,10 @@ def test_quantize_shows_tiers_and_drift_on_stdout(shell: Shell, tmp_path: Path, 
     assert main(shell.quantize(tmp_path / "run", "--compression", "2")) == 0
     shown = capsys.readouterr()
     assert "mean absolute error of y by step" in shown.out
-    assert "from 3 contexts only), all weights together, rounded on each half of the contexts" in shown.out
+    assert "from 3 contexts only" in shown.out
+    assert "all weights together, rounded on each half of the contexts and judged on the other" in shown.out
+    assert "compared on held-out contexts: measured" in shown.err
+    assert "\\x" not in shown.out
     assert "score: 5 weights in" in shown.err
 
 

@@ -170,7 +170,7 @@ def test_inputs_can_be_rounded_by_name_without_any_time(case: Case, tmp_path: Pa
 
 def test_a_sweep_spends_time_and_bytes(case: Case, run: Path, tmp_path: Path) -> None:
     (tmp_path / "times.json").write_text(table(case).to_json())
-    axes = ["--compressions", "2", "--speedups", "1,1.2,1.6"]
+    axes = ["--compressions", "2", "--speedups", "1.2,1,1.6"]
     fed = case.arguments("--out", str(tmp_path), "--scores", str(run / "scores.json"), *axes)
     assert main(["sweep", str(case.model), *fed]) == 0
     found = {p.speedup: p for p in read_pareto(tmp_path / "pareto.json").points}
@@ -181,7 +181,9 @@ def test_a_sweep_spends_time_and_bytes(case: Case, run: Path, tmp_path: Path) ->
     assert rounded == {1.0: 0, 1.2: 1, 1.6: 2}
     assert (found[1.2].latency_predicted, found[1.6].latency_predicted) == pytest.approx((0.8, 0.6))
     assert all(p.latency is not None for p in found.values())
-    assert read_plan(tmp_path / f"{found[1.2].name}.plan.json") == read_plan(run / "plan.json")
+    # Later points know the responses measured for earlier ones; the first is the plan of quantize.
+    first = read_plan(tmp_path / f"{found[1.2].name}.plan.json")
+    assert first.assignments == read_plan(run / "plan.json").assignments
 
 
 def static_table(case: Case) -> TimeTable:

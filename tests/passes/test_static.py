@@ -75,7 +75,7 @@ def ranges_for(serving: Serving) -> dict[str, tuple[Range, ...]]:
 
 @functools.cache
 def emitted(target: ServingTarget = ServingTarget.ORT_CPU) -> Subject:
-    serving = settled_serving(source(), Serving(target).under("qdq"))
+    serving = settled_serving(source(), Serving(target, names="keep", graph="keep").under("qdq"))
     ready = prepared_source(source(), serving)
     menus = menus_of(source(), ready, "qdq", (Tier.INT8,), serving, rounded=True)
     known = ranges_for(serving)

@@ -68,9 +68,9 @@ def test_beyond_the_bound_arrays_are_placed_when_they_are_needed(
     again = rolling.run().outputs["y"]
     assert again.tobytes() == whole.tobytes()
     assert expected - 2 <= len(placed) <= expected  # the last chunk is smaller, so a little more of it fits
-    assert rolling._chunks._n_bytes <= bound
+    assert rolling._calls.chunks._n_bytes <= bound
 
 
 def test_contexts_that_lie_in_a_row_are_not_copied() -> None:
-    (first, *_) = engine()._chunks.of(range(5))
+    (first, *_) = engine()._calls.chunks.of(range(5))
     assert np.shares_memory(first.inputs["x"].numpy(), CONTEXTS.arrays["x"])

@@ -26,6 +26,7 @@ from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.model import load_model
 from tqs_passes.files.save import save_model
 from tqs_passes.plan.plan import Plan
+from tqs_passes.plan.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS
 
 N = 16
@@ -57,7 +58,9 @@ class Job:
 def job_of(folder: Path, proto: onnx.ModelProto, budget: int, n: int = N) -> Job:
     source = opened(folder, proto)
     scores = scored(source, spec_of(), values(2, n))
-    plan = plan_within(request_for(source, scores, "fast", DEFAULT_TIERS), budget, PlanOptions())
+    serving = Serving(names="keep", graph="keep")  # tests edit stored tensors by name
+    request = request_for(source, scores, "fast", DEFAULT_TIERS, serving)
+    plan = plan_within(request, budget, PlanOptions())
     emit(source.lifted, plan, folder / "out.onnx")
     return Job(source, plan, scores.sigma, folder / "out.onnx")
 

@@ -69,7 +69,8 @@ def figures(v: Verification) -> list[str]:
     """Return the four figures of a file as the report shows them: size, drift, degradation, latency and memory."""
     tiles = tiles_of(v)
     width = max(len(tile.label) for tile in tiles)
-    return [f"{tile.label:<{width}}  {tile.value}  ({one_line(tile.note, 100)})" for tile in tiles]
+    notes = [one_line(tile.note.replace("\N{NO-BREAK SPACE}", " "), 100) for tile in tiles]
+    return [f"{t.label:<{width}}  {t.value}  ({note})" for t, note in zip(tiles, notes, strict=True)]
 
 
 def _shown(n: int) -> list[int]:

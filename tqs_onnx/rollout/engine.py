@@ -13,13 +13,13 @@ outputs are held (`Engine.hold`). Whatever the number of steps, everything else 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout import postprocess as mirror
+from tqs_onnx.rollout.calls import Calls, where
 from tqs_onnx.rollout.chunks import Chunk, Chunks
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.feedback import FeedbackSession
@@ -40,14 +40,10 @@ from tqs_onnx.rollout.trajectory import (
     require_length,
     shape_in_time,
 )
-from tqs_onnx.rollout.variables import variable_at
 from tqs_passes.errors import InputError
 
 #: Contexts per call by default: enough to amortise reading the weights.
 DEFAULT_BATCH = 32
-#: Limit for the kept values of the first step, over all chunks; beyond it they are recomputed, with the same result.
-_MOST_HEAD_BYTES = 256 << 20
-
 #: Called after every step of the first chunk with the step number, from 1, and the squares of every trajectory output
 #: at that step, float64 ``[context, time, *rest]`` (see `Squares`); returning True stops the rollout there.
 Watch = Callable[[int, Mapping[str, NDArray[np.float64]]], bool]
@@ -106,8 +102,8 @@ class Engine:
         self.feedback = feedback or FeedbackSession(spec, session)
         self._fixed = fixed_batch(spec, session.signature)
         size = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
-        self._chunks = Chunks(session, spec, contexts, size, fixed=self._fixed is not None)
-        self._mirrored: Chunks | None = None
+        chunks = Chunks(session, spec, contexts, size, fixed=self._fixed is not None)
+        self._calls = Calls(session, spec, chunks, self.feedback, self._fixed)
         # Shared by the engines over other contexts: one session for outputs of the same ranks and types.
         self._gauges: dict[object, Gauge] = {}
         self._covered = frozenset(spec.inputs)
@@ -118,7 +114,7 @@ class Engine:
             return self
         _require_inputs(self.session, self.spec, contexts)
         other = copy.copy(self)
-        other.contexts, other._chunks, other._mirrored = contexts, self._chunks.over(contexts), None
+        other.contexts, other._calls = contexts, self._calls.over(contexts)
         return other
 
     def of(self, session: Session) -> Engine:
@@ -131,7 +127,7 @@ class Engine:
         """
         _require_inputs(session, self.spec, self.contexts)
         other = copy.copy(self)
-        other.session = session
+        other.session, other._calls = session, self._calls.of(session)
         return other
 
     def run(
@@ -166,7 +162,7 @@ class Engine:
             raise InputError(
                 f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
             )
-        parts = [self._roll(chunk, overrides, keep_other) for chunk in self._chunks.of(chosen)]
+        parts = [self._roll(chunk, overrides, keep_other) for chunk in self._calls.chunks.of(chosen)]
         return join(parts, chosen, self.spec)
 
     def pieces(
@@ -179,18 +175,18 @@ class Engine:
         overrides, trajectory = self._complete(overrides), self.spec.trajectory.outputs
         names = [p.name for p in self.session.signature.outputs]
         extra = [n for n in names if n not in trajectory] if keep_other else []
-        for chunk in self._chunks.of(self._all):
+        for chunk in self._calls.chunks.of(self._all):
             after = [0]
-            steps = self._steps(chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps)
+            steps = self._calls.seen(chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps)
             for step, values in steps:
-                outputs = {n: self._on_host(values[n], n, step, chunk) for n in trajectory}
+                outputs = {n: self._calls.on_host(values[n], n, step, chunk) for n in trajectory}
                 other = {n: self._plain(values[n], chunk) for n in extra}
                 yield self._piece(chunk.contexts, step, after, outputs, other)
             require_length(after, self.spec)
 
     def kept_pieces(self, held: Held) -> Generator[Piece]:
         """Yield every step of every chunk of a held rollout; see `squares` for what it may be."""
-        for chunk in self._chunks.of(self._all):
+        for chunk in self._calls.chunks.of(self._all):
             after = [0]
             for step in range(1, len(held.time_after)):
                 values = held.outputs(chunk.contexts.start, step)
@@ -237,13 +233,15 @@ class Engine:
         gauge: Gauge | None = None
         kept: dict[int, list[Any]] = {}
         shapes: list[dict[str, tuple[int, ...]]] = []
-        for chunk in self._chunks.of(self._all):
+        for chunk in self._calls.chunks.of(self._all):
             mine = kept.setdefault(chunk.contexts.start, [])
-            for step, values in self._steps(chunk, overrides, trajectory, self.spec.rollout.steps):
+            for step, values in self._calls.seen(chunk, overrides, trajectory, self.spec.rollout.steps):
                 outputs = {n: values[n] for n in trajectory}
                 if store is None or gauge is None:
                     step_bytes = sum(v.n_bytes for v in outputs.values())
-                    n_steps = self.spec.rollout.steps * -(-self.contexts.n_contexts // self._chunks.size)
+                    n_steps = self.spec.rollout.steps * -(
+                        -self.contexts.n_contexts // self._calls.chunks.size
+                    )
                     on_host = self.session.on_host
                     store = Store(n_steps * step_bytes, on_host=on_host, most_bytes=most_bytes)
                     gauge = self._gauge_for(outputs)
@@ -280,11 +278,11 @@ class Engine:
         """Refuse outputs that are not finite; on a device only the sums of their self-differences are copied."""
         if self.session.on_host:
             for name, value in outputs.items():
-                self._on_host(value, name, step, chunk)
+                self._calls.on_host(value, name, step, chunk)
             return
-        for name, value in gauge.squares(outputs, outputs, where=_where(step, chunk)).items():
+        for name, value in gauge.squares(outputs, outputs, where=where(step, chunk)).items():
             if not np.isfinite(value.numpy()).all():  # inf − inf and NaN − NaN are NaN
-                self._on_host(outputs[name], name, step, chunk)
+                self._calls.on_host(outputs[name], name, step, chunk)
 
     def squares(
         self, held: Held, overrides: Mapping[str, Value] | None = None, *, watch: Watch | None = None
@@ -310,7 +308,7 @@ class Engine:
         overrides = self._complete(overrides)
         steps = self.spec.rollout.steps
         parts: list[ChunkOutputs] = []
-        for chunk in self._chunks.of(self._all):
+        for chunk in self._calls.chunks.of(self._all):
             parts.append(self._compared(chunk, overrides, held, steps, watch))
             steps, watch = parts[-1].steps, None
         joined = join(parts, self._all, self.spec)
@@ -348,99 +346,12 @@ class Engine:
         InputError
             An array changes its shape, or the model fails.
         """
-        for chunk in self._chunks.of(self._all):
+        for chunk in self._calls.chunks.of(self._all):
             asked = {*extra, *self.feedback.fed}
-            for _, inputs, outputs in self._calls(chunk, overrides or {}, asked, self.spec.rollout.steps):
+            for _, inputs, outputs in self._calls.made(
+                chunk, overrides or {}, asked, self.spec.rollout.steps
+            ):
                 yield inputs, outputs
-
-    def _steps(
-        self, chunk: Chunk, overrides: Mapping[str, Value], extra: Collection[str], steps: int
-    ) -> Generator[tuple[int, dict[str, Value]]]:
-        """Yield (step, outputs) of every call of a chunk, the trajectory's averaged and bounded as the spec says."""
-        rollout, axis = self.spec.rollout, self.spec.rollout.batch_axis
-        calls = self._calls(chunk, overrides, extra, steps)
-        if not rollout.is_made_whole:
-            for step, _, outputs in calls:
-                yield step, outputs
-            return
-        names = self.spec.trajectory.outputs
-        turned = self._turned(chunk, overrides, steps) if rollout.flip_invariant else None
-        free = (
-            mirror.without_negatives(self.contexts, self.spec, chunk.rows) if rollout.non_negative else None
-        )
-        for step, _, outputs in calls:
-            made = {n: self._finite(outputs[n], n, step, chunk) for n in names}
-            if turned is not None:
-                other = next(turned)
-                made = {n: mirror.averaged(a, other[n]) for n, a in made.items()}
-            if free is not None:
-                made = {n: mirror.bounded(a, free, axis) for n, a in made.items()}
-            yield step, outputs | {n: self.session.value(a) for n, a in made.items()}
-
-    def _turned(
-        self, chunk: Chunk, overrides: Mapping[str, Value], steps: int
-    ) -> Generator[dict[str, NDArray[np.float32]]]:
-        """Yield the trajectory outputs of the same contexts with negated states, step by step."""
-        if self._mirrored is None:
-            self._mirrored = self._chunks.over(mirror.flipped(self.contexts, self.spec))
-        (other,) = self._mirrored.of(chunk.contexts)
-        names = self.spec.trajectory.outputs
-        for step, _, outputs in self._calls(other, overrides, names, steps, self._mirrored):
-            yield {n: self._finite(outputs[n], n, step, chunk) for n in names}
-
-    def _finite(self, value: Value, name: str, step: int, chunk: Chunk) -> NDArray[np.float32]:
-        """Return an output as it is laid out, float32, and refuse one that is not finite."""
-        self._on_host(value, name, step, chunk)
-        return value.numpy().astype(np.float32, copy=False)
-
-    def _calls(
-        self,
-        chunk: Chunk,
-        overrides: Mapping[str, Value],
-        extra: Collection[str],
-        steps: int,
-        chunks: Chunks | None = None,
-    ) -> Generator[tuple[int, dict[str, Value], dict[str, Value]]]:
-        """Yield (step, inputs, outputs) of every call of a chunk; outputs are those in `extra` and those fed back."""
-        chunks = chunks or self._chunks
-        inputs = {**chunk.inputs, **chunks.forcing(chunk, 0)}
-        for step in range(1, steps + 1):
-            wanted = {*extra, *(self.feedback.fed if step < steps else ())}
-            where = _where(step, chunk)
-            asked = [p.name for p in self.session.signature.outputs if p.name in wanted]
-            try:
-                if step == 1 and isinstance(self.session, SplitSession):
-                    outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
-                else:
-                    outputs = self.session.run({**inputs, **overrides}, asked, where=where)
-            except InputError as error:
-                if len(chunk.contexts) < 2 or error.todo or self._fixed is not None:
-                    raise
-                todo = "Set `batch` to 1, in case the model takes one context a call"
-                raise InputError(error.what, where=error.where, todo=todo) from error
-            if step == 1:
-                self._require_stated(outputs, chunk)
-            yield step, inputs, outputs
-            if step < steps:
-                inputs = self.feedback.advance(inputs, outputs, chunks.forcing(chunk, step), step + 1)
-
-    def _require_stated(self, outputs: Mapping[str, Value], chunk: Chunk) -> None:
-        """Refuse outputs of other shapes than the model states, and outputs without one entry per context."""
-        axis, n = self.spec.rollout.batch_axis, self._fixed or len(chunk.contexts)
-        for name in {*self.spec.trajectory.outputs, *self.feedback.fed} & outputs.keys():
-            port, shape = self.session.signature.output(name), outputs[name].shape
-            stated = port.shape if port.shape is not None and len(port.shape) == len(shape) else None
-            wrong = port.shape is not None and stated is None
-            for at, (says, size) in enumerate(zip(stated or (), shape, strict=False)):
-                wrong = wrong or (isinstance(says, int) and says != size and at != axis)
-            if wrong or (axis is not None and (axis >= len(shape) or shape[axis] != n)):
-                per = f" for a batch of {n}" if axis is not None else ""
-                raise InputError(
-                    f"the model states output {port}, but gave {list(shape)}{per}",
-                    where=_where(1, chunk),
-                    todo="Export the model with the right shape"
-                    + (", or set rollout.batch_axis to the axis of the batch" if axis is not None else ""),
-                )
 
     def _roll(self, chunk: Chunk, overrides: Mapping[str, Value], keep_other: bool) -> ChunkOutputs:
         trajectory = self.spec.trajectory.outputs
@@ -448,9 +359,11 @@ class Engine:
         extra = [n for n in names if n not in trajectory] if keep_other else []
         kept: dict[str, list[NDArray[Any]]] = {n: [] for n in trajectory}
         other: dict[str, list[NDArray[Any]]] = {n: [] for n in extra}
-        for step, outputs in self._steps(chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps):
+        for step, outputs in self._calls.seen(
+            chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps
+        ):
             for name in trajectory:
-                kept[name].append(self._on_host(outputs[name], name, step, chunk))
+                kept[name].append(self._calls.on_host(outputs[name], name, step, chunk))
             for name in extra:
                 other[name].append(self._plain(outputs[name], chunk))
         return ChunkOutputs(kept, other)
@@ -462,11 +375,13 @@ class Engine:
         gauge = held.gauge
         found: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in gauge.outputs}
         at_once = self.session.on_host or watch is not None
-        for step, outputs in self._steps(chunk, overrides, gauge.outputs, steps):
+        for step, outputs in self._calls.seen(chunk, overrides, gauge.outputs, steps):
             others = held.outputs(chunk.contexts.start, step)
-            made = gauge.squares(outputs, others, where=_where(step, chunk))
+            made = gauge.squares(outputs, others, where=where(step, chunk))
             here = (
-                {n: self._on_host(v, n, step, chunk, np.float64) for n, v in made.items()} if at_once else {}
+                {n: self._calls.on_host(v, n, step, chunk, np.float64) for n, v in made.items()}
+                if at_once
+                else {}
             )
             for name, value in made.items():
                 found[name].append(here.get(name, value))
@@ -474,53 +389,10 @@ class Engine:
                 break
         return ChunkOutputs(
             {
-                n: [self._on_host(v, n, i, chunk, np.float64) for i, v in enumerate(vs, 1)]
+                n: [self._calls.on_host(v, n, i, chunk, np.float64) for i, v in enumerate(vs, 1)]
                 for n, vs in found.items()
             },
             {},
-        )
-
-    def _first(
-        self,
-        session: SplitSession,
-        chunk: Chunk,
-        inputs: Mapping[str, Value],
-        names: Sequence[str],
-        where: str,
-    ) -> dict[str, Value]:
-        """Make the first call of a rollout; only the overrides distinguish it from that of other rollouts."""
-        outputs = session.run(inputs, names, where=where, kept=chunk.head)
-        if self._chunks.head_bytes > _MOST_HEAD_BYTES:
-            chunk.head.clear()
-        return outputs
-
-    def _on_host(
-        self,
-        value: Value | NDArray[Any],
-        name: str,
-        step: int,
-        chunk: Chunk,
-        dtype: type[np.floating[Any]] = np.float32,
-    ) -> NDArray[Any]:
-        if not isinstance(value, Value):
-            return value
-        array = in_time(value.numpy(), self.spec, len(chunk.contexts), dtype)
-        if not np.isfinite(array).all():
-            raise self._not_finite(name, array, step, chunk)
-        return array
-
-    def _not_finite(self, name: str, array: NDArray[Any], step: int, chunk: Chunk) -> NonFiniteError:
-        position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        context = chunk.contexts.start + position[0]
-        variable = variable_at(self.spec, name, position)
-        series = self.contexts.series
-        label = f" of series {series[context]!r}" if series is not None else ""
-        return NonFiniteError(
-            f"variable {variable!r}{label} is NaN or infinite",
-            variable=variable,
-            step=step,
-            context=context,
-            todo="Check the contexts and the [[feedback]], or roll out fewer steps",
         )
 
     def _plain(self, value: Value, chunk: Chunk) -> NDArray[Any]:
@@ -540,7 +412,3 @@ def _require_inputs(session: Session | SplitSession, spec: RolloutSpec, contexts
         session.signature.input(name)
         if name not in contexts.arrays:
             raise InputError(f"has no array for input {name!r}", where=contexts.source)
-
-
-def _where(step: int, chunk: Chunk) -> str:
-    return f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"

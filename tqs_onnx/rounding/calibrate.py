@@ -30,6 +30,8 @@ from tqs_passes.errors import InputError
 
 #: Maximum bytes of FP32 activations and states kept between weights.
 KEPT_BYTES = 512 << 20
+#: Bytes that one call may be expected to show of all tensors together; beyond it they are never asked for at once.
+MOST_SHOWN_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -194,6 +196,9 @@ class Calibration:
         if not self._too_big:
             kept: list[_Call] = []
             size = 0
+            if self._expected_bytes(wanted) > MOST_SHOWN_BYTES:
+                self._too_big = True
+                return self._walk(wanted)
             for call in self._walk(list(self._seeing.outputs.values())):
                 kept.append(call)
                 size += sum(a.nbytes for a in call.seen.values())
@@ -204,6 +209,11 @@ class Calibration:
                 self._kept = tuple(kept)
                 return self._kept
         return self._walk(wanted)
+
+    def _expected_bytes(self, wanted: list[str]) -> float:
+        """Return about how many bytes one call shows if it shows all tensors, from those of a few of them."""
+        first = next(iter(self._walk(wanted)))
+        return sum(a.nbytes for a in first.seen.values()) * len(self._seeing.outputs) / max(1, len(wanted))
 
     def _walk(self, wanted: list[str]) -> Iterable[_Call]:
         for inputs, outputs in self._seeing.engine.walk(self._seeing.nominal, wanted):

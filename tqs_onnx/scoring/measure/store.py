@@ -16,13 +16,14 @@ import os
 import shutil
 import sqlite3
 import struct
-import zlib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,14 +184,14 @@ class Results:
         """Return the stored facts about the nominal rollout of a job, or None."""
         with self._explained():
             row = self._db.execute("SELECT frame, checksum FROM job WHERE id = ?", (job,)).fetchone()
-        if row is None or self._is_damaged(row[1], lambda: zlib.crc32(f"{job}\0{row[0]}".encode())):
+        if row is None or self._is_damaged(row[1], lambda: crc32(f"{job}\0{row[0]}".encode())):
             return None
         frame: str = row[0]
         return frame
 
     def put_frame(self, job: str, facts: str, frame: str) -> None:
         """Store a job: its settings, for readers of the file, and the facts about its nominal rollout."""
-        row = (job, facts, frame, zlib.crc32(f"{job}\0{frame}".encode()))
+        row = (job, facts, frame, crc32(f"{job}\0{frame}".encode()))
         with self._explained():
             self._db.execute("INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?)", row)
 
@@ -218,7 +219,7 @@ class Results:
         """Return a measurement; None if it is not stored, or does not match its checksum."""
         with self._explained():
             row = self._db.execute(f"{_SELECT} WHERE id = ?", (key,)).fetchone()
-        if row is None or self._is_damaged(row[7], partial(_checksum, key, *row[1:7])):
+        if row is None or not self._is_sound(row):
             return None
         energy = _floats(row[2]).reshape(row[1], -1)
         return Measurement(energy, _floats(row[3]), row[4], row[5], bool(row[6]))
@@ -234,7 +235,7 @@ class Results:
                     f"{_SELECT} WHERE id IN ({','.join('?' * len(some))})", some
                 ).fetchall()
             for row in rows:
-                if self._is_damaged(row[7], partial(_checksum, *row[:7])):
+                if not self._is_sound(row):
                     continue
                 if expected is None or expected.holds(*row[1:7]):
                     found.add(row[0])
@@ -265,6 +266,15 @@ class Results:
             damaged = True
         self.n_damaged += damaged
         return damaged
+
+    def _is_sound(self, row: tuple[Any, ...]) -> bool:
+        """Whether a measurement, as selected, matches its checksum; see `_is_damaged`."""
+        try:
+            sound = bool(_checksum(*row[:7]) == row[7])
+        except (struct.error, TypeError, ValueError, OverflowError):
+            sound = False
+        self.n_damaged += not sound
+        return sound
 
     def __enter__(self) -> Results:
         """Return the store itself."""
@@ -336,11 +346,11 @@ def _checksum(
         A value has another type.
     """
     numbers = _MEASURED.pack(contexts, delta_sq, steps, finite)
-    return zlib.crc32(b"".join((key.encode(), numbers, energy, variables)))
+    return crc32(variables, crc32(energy, crc32(numbers, crc32(key.encode()))))
 
 
 def _floors_sum(job: str, session: int, noise: float, rounding: float, at: bytes) -> int:
-    return zlib.crc32(at, zlib.crc32(_FLOORS.pack(session, noise, rounding), zlib.crc32(job.encode())))
+    return crc32(at, crc32(_FLOORS.pack(session, noise, rounding), crc32(job.encode())))
 
 
 def _text(raw: bytes) -> str:
