@@ -256,7 +256,7 @@ def test_no_flag_has_a_default_of_its_own(name: str) -> None:
 
 def test_help_shows_the_defaults_of_the_classes() -> None:
     shown = {flag.name: default_of(flag) for flag in QUANTIZE}
-    assert shown["--repair"] == str(tqs.RefineOptions().repair_rounds)
+    assert shown["--candidates"] == str(tqs.RefineOptions().candidates)
     assert shown["--rounding"] == tqs.RefineOptions().rounding.method
     assert shown["--providers"] == "auto"
     assert shown["--probe-bits"] == str(tqs.Probe().bits)

@@ -443,7 +443,8 @@ REFINING = (
         "--repair",
         "refine.repair_rounds",
         R,
-        "Rounds of joint repair: trial promotions and demotions, judged on held-out scoring contexts.",
+        "Rounds of joint repair: trial promotions and demotions, judged on held-out scoring contexts "
+        "[default: 3 where the weights alone choose integers, else 0].",
         click.IntRange(min=0),
     ),
     Flag(

@@ -33,6 +33,7 @@ from tqs_passes.plan.plan import Plan
 _LOG = logging.getLogger(__name__)
 #: Bytes of a neighbouring budget, as a share of the budget.
 _NEIGHBOUR = 0.9
+_REPAIRS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,9 @@ class RefineOptions:
     candidates : int
         Maximum number of plans that are compared by their joint drift on held-out contexts; 1: the allocated one is
         taken. Only with the solver `mckp` and the objectives `energy` and `measured`.
-    repair_rounds : int
-        Maximum number of rounds of joint repair; 0 turns it off. Likewise.
+    repair_rounds : int or None
+        Maximum number of rounds of joint repair; 0 turns it off. Likewise. None: 3 where the weights alone choose the
+        integers, else 0: trials round one weight at a time, and data-aware rounding of all together answers otherwise.
     rounding : RoundingOptions
         How integers are chosen; without contexts, the weights alone decide.
     tune : bool
@@ -53,9 +55,16 @@ class RefineOptions:
     """
 
     candidates: int = 4
-    repair_rounds: int = 3
+    repair_rounds: int | None = None
     rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions("qep"))
     tune: bool = False
+
+    @property
+    def repairs(self) -> int:
+        """The rounds of repair as they take effect."""
+        if self.repair_rounds is not None:
+            return self.repair_rounds
+        return 0 if self.rounding.method in DATA_AWARE else _REPAIRS
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +153,12 @@ def _contenders(
         first, key=lambda c: math.inf if c.rolled is None else float(c.rolled.energies.mean())
     ).rounding
     capped = planning.max_fp32 is not None and any(a.block for a in plan.assignments)
-    if free and options.repair_rounds and any(a.cost for a in plan.assignments) and not capped:
+    if free and options.repairs and any(a.cost for a in plan.assignments) and not capped:
         joint = instruments.joint
         if rounding.method in DATA_AWARE:
             joint = JointDrift(instruments.bed, Alone(instruments.calibration, _alone(rounding)).decoded)
         contexts = instruments.bed.contexts
-        mended = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
+        mended = repair(plan, request, joint, contexts, planning, options.repairs).plan
         if mended is not plan:
             yield Contender(f"{planning.aim.value}, repaired", mended, rounding)
     if alone:

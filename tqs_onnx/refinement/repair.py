@@ -121,6 +121,7 @@ class _Moves:
         self._base, self._request, self._options, self._budget = plan, request, options, budget
         held = {a.weight: a for a in plan.assignments}
         self._entries = entries_of(request, options)
+        self._below: dict[tuple[int, int], int | None] = {}
         self.start: Choices = tuple(_held(e, held) for e in self._entries)
         self._allowed = [
             self._offered(e, e.bundles[k], held) for e, k in zip(self._entries, self.start, strict=True)
@@ -173,24 +174,26 @@ class _Moves:
 
     def _filled(self, trial: list[int]) -> Choices:
         """Spend the bytes that a demotion freed in excess, at the largest drop of the cost per byte."""
-        refused: set[tuple[int, int]] = set()
-        while True:
-            room = self._budget - self._bytes(trial)
-            best: tuple[float, str, int, int] | None = None
-            for i, (entry, allowed) in enumerate(zip(self._entries, self._allowed, strict=True)):
-                sizes, costs, now = entry.item.sizes, entry.item.costs, trial[i]
-                for k in allowed:
-                    more, less = sizes[k] - sizes[now], costs[now] - costs[k]
-                    if less > 0 and 0 < more <= room and (i, k) not in refused:
-                        step = (-less / more, entry.item.name, i, k)
-                        best = step if best is None else min(best, step)
-            if best is None:
-                return tuple(trial)
-            _, _, i, k = best
-            refused.add((i, k))
-            before, trial[i] = trial[i], k
-            if self._bytes(trial) > self._budget:  # it needs a table that no other choice shares
+        room = self._budget - self._bytes(trial)
+        steps: list[tuple[float, str, int, int]] = []
+        for i, (entry, allowed) in enumerate(zip(self._entries, self._allowed, strict=True)):
+            sizes, costs, now = entry.item.sizes, entry.item.costs, trial[i]
+            steps += [
+                ((costs[k] - costs[now]) / (sizes[k] - sizes[now]), entry.item.name, i, k)
+                for k in allowed
+                if costs[k] < costs[now] and 0 < sizes[k] - sizes[now] <= room
+            ]
+        for _, _, i, k in sorted(steps):
+            item, before = self._entries[i].item, trial[i]
+            if item.costs[k] >= item.costs[before] or item.sizes[k] - item.sizes[before] > room:
+                continue
+            trial[i] = k
+            left = self._budget - self._bytes(trial)
+            if left < 0:  # it needs a table that no other choice shares
                 trial[i] = before
+            else:
+                room = left
+        return tuple(trial)
 
     def _finer(self, i: int, now: int) -> int | None:
         """Return the smallest choice that is markedly finer."""
@@ -200,9 +203,12 @@ class _Moves:
 
     def _coarser(self, i: int, now: int) -> int | None:
         """Return the largest choice that is smaller."""
-        item = self._entries[i].item
-        coarser = [k for k in self._allowed[i] if item.sizes[k] < item.sizes[now]]
-        return max(coarser, key=lambda k: (item.sizes[k], -item.costs[k]), default=None)
+        if (i, now) not in self._below:
+            item = self._entries[i].item
+            coarser = [k for k in self._allowed[i] if item.sizes[k] < item.sizes[now]]
+            found = max(coarser, key=lambda k: (item.sizes[k], -item.costs[k]), default=None)
+            self._below[i, now] = found
+        return self._below[i, now]
 
     def _bytes(self, choices: Sequence[int]) -> int:
         chosen = flat(e.bundles[k] for e, k in zip(self._entries, choices, strict=True))
