@@ -104,6 +104,6 @@ def soak(jobs: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Run many jobs in one process.")
-    parser.add_argument("--jobs", type=int, default=500)
-    sys.exit(soak(parser.parse_args().jobs))
+    options = argparse.ArgumentParser(description="Run many jobs in one process.")
+    options.add_argument("--jobs", type=int, default=500)
+    sys.exit(soak(options.parse_args().jobs))
