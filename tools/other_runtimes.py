@@ -3,7 +3,7 @@
 Models: the demo, an LSTM of the zoo, and a model with one reader of every form; each at INT8 and INT4 under every
 profile, and with rounded inputs (`dynamic`, and `qdq` with fixed ranges). The error of a file is that of its outputs
 against FP32's graph fed the weights that the file decodes to, at batch 2 on random inputs: what a runtime adds. Cells
-hold the largest over the models, or how many files fail (the first of them). For simplifiers: bytes of all files after over before,
+hold the largest over the models, or how many files fail. For simplifiers: bytes of all files after over before,
 and the error of the simplified files in onnxruntime. Runtimes are separate programs; what is not given is left out ::
 
     python -m venv other && other/bin/pip install openvino onnx onnxsim onnxslim
