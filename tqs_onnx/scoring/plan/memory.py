@@ -1,7 +1,8 @@
 """Estimate the memory of a sweep from the graph, before anything is rolled out.
 
     weights      all once in the model, and at worst half of them again for what the kernels prepare; or, if that is
-                 more, two perturbed targets (one is computed while the other is rolled out)
+                 more, two perturbed targets (one is computed while the other is rolled out); and what rounding the
+                 biggest weight takes meanwhile
     contexts     the arrays as they were read, truths too, and what stays placed on the device (`rollout.chunks`)
     activations  of one chunk, where most bytes are alive when the nodes run in stored order, with one step's
                  differences; twice, because the runtime's arenas grow by powers of two
@@ -33,6 +34,8 @@ from tqs_passes.errors import InputError
 _PREPARED = 0.5
 #: Perturbed targets in memory.
 _PERTURBED = 2
+#: Bytes per byte of a weight while it is rounded.
+_ROUNDED = 2
 #: Bytes per byte of one step: the nominal outputs beside its own, and their difference in float32 and in float64.
 _STEP_HELD = 4
 #: Bytes that the runtime takes per byte that is alive: its arenas grow by powers of two.
@@ -47,6 +50,8 @@ class Memory:
     ----------
     weights : int
         All weights, counted once.
+    biggest : int
+        The biggest weight.
     target : int
         Weights of the biggest target.
     contexts : int
@@ -58,6 +63,7 @@ class Memory:
     """
 
     weights: int
+    biggest: int
     target: int
     contexts: int
     per_context: int
@@ -66,7 +72,7 @@ class Memory:
     def beside(self, chunk: int) -> int:
         """Return the bytes of everything but the nominal rollout, with `chunk` contexts in a chunk."""
         held = self.weights + max(int(_PREPARED * self.weights), _PERTURBED * self.target)
-        return held + self.contexts + chunk * self.per_context
+        return held + _ROUNDED * self.biggest + self.contexts + chunk * self.per_context
 
     def most_contexts(self, max_bytes: int, at_least: int = 1) -> int:
         """Return the largest chunk that fits when the nominal rollout lies in a file.
@@ -112,6 +118,7 @@ def memory_of(
     read = sum(a.nbytes for a in (*contexts.arrays.values(), *contexts.truth.values()))
     return Memory(
         weights=sum(a.nbytes for a in source.arrays.values()),
+        biggest=max((a.nbytes for a in source.arrays.values()), default=0),
         target=max((sum(source.arrays[w.name].nbytes for w in t.weights) for t in targets), default=0),
         contexts=read + min(placed, MOST_PLACED_BYTES),
         per_context=_ARENA * (_fullest(proto.graph, sizes, spec.inputs) + _STEP_HELD * step),
