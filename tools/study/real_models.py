@@ -5,7 +5,7 @@ are cut from ETTm1 and weather, standardised: no owner's data come with the mode
 file that it is compared with. The models lie in `$TQS_DATA/models` and are not part of the repository; one that is
 missing is left out and named.
 
-    python tools/study_real_models.py --runs FOLDER --out models/zoo/REAL_MODELS.md [--model silero]
+    python -m tools.study.real_models --runs FOLDER --out models/zoo/REAL_MODELS.md [--model silero]
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from zoo_runs import ZOO, data_root
+
+from tools.study.zoo import ZOO, data_root
 
 sys.path.insert(1, str(ZOO / "timesfm_mini"))
 
@@ -314,7 +315,7 @@ def shown(value: object) -> str:
 
 HEAD = """# Real models
 
-Made by `python tools/study_real_models.py --runs RUNS --out models/zoo/REAL_MODELS.md`; no figure is typed in by hand.
+Made by `python -m tools.study.real_models --runs RUNS --out models/zoo/REAL_MODELS.md`; no figure is typed in by hand.
 Small models of other people (their licences lie beside them in `$TQS_DATA/models`; nothing of theirs is in this
 repository), rolled out as their tasks demand, on contexts cut from standardised ETTm1 and weather: six for scoring, six
 others for the drifts below. All files, also those of other methods, have short names and a slim graph. Ours get at most

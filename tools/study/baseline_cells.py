@@ -10,7 +10,7 @@ written file, rolled out in a stock session. The two stages share no rows::
 
 The Lorenz-96 demo has no rows: `choose` splits its scoring contexts in two, and `final` scores on all of them.
 
-    python tools/baseline_runs.py choose --runs FOLDER [--set ETTh1] [--bits 3]
+    python -m tools.study.baseline_cells choose --runs FOLDER [--set ETTh1] [--bits 3]
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoo_runs import ZOO, data_root
-
+from tools.study.zoo import ZOO, data_root
 from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, amplification, scored
 from tqs_onnx.allocation.file_size import file_bytes
 from tqs_onnx.allocation.objective import Objective
