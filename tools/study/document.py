@@ -13,7 +13,7 @@ HEAD = """# The paper's tables and claims, on the models of this repository
 
 Made by `python -m tools.study --runs RUNS --out models/zoo`; no figure here is typed by hand but those of the paper.
 Small models trained on public data stand for the paper's: what holds here need not hold for the big ones, and the other
-way round. [docs/paper.md](../../docs/paper.md) has the command of every table for your own model.
+way round. **False** means: not here. [docs/paper.md](../../docs/paper.md) has the command of every table for your own model.
 
 | the paper's protocol (A.1.4, A.4, A.5) | here |
 |---|---|
@@ -33,18 +33,36 @@ variable.
 TAIL = """## The runs
 
 {commands}
-Paths: RUNS is where they start; `$TQS_DATA` is that of [docs/data.md](../../docs/data.md).
+`*`: stopped and resumed, the seconds are those of the last part. Paths start in RUNS; `$TQS_DATA` is that of
+[docs/data.md](../../docs/data.md).
 """
 
 
 def sections(runs: Runs, size: Size) -> list[Section]:
-    """Return every section, in the order of the document."""
+    """Return every section, in the order of the paper's tables, then of its appendices."""
+    scores = sensitivity.both(runs)
+    known = rollout_sections.verified(runs)
     return [
-        *sensitivity.sections(runs, size.tables),
+        allocation_sections.cost(runs),
+        sensitivity.dead(scores),
+        allocation_sections.ablations(runs),
+        allocation_sections.allocator(runs),
+        sensitivity.spread(scores),
+        sensitivity.concentration(scores),
+        sensitivity.agreement(runs),
+        error_sections.gaps(runs),
+        allocation_sections.protected(runs),
+        rollout_sections.growth(runs, known),
+        sensitivity.transfer(runs, size.tables),
+        allocation_sections.sizes(runs),
+        allocation_sections.bottom(runs, size.floors),
+        error_sections.matched(runs),
+        error_sections.grids(runs),
+        sensitivity.roles(scores),
+        rollout_sections.curvature(runs),
+        rollout_sections.bands(runs, known),
+        sensitivity.structure(scores),
         quantile_heads.section(runs),
-        *allocation_sections.sections(runs, size.floors),
-        *error_sections.sections(runs),
-        *rollout_sections.sections(runs),
     ]
 
 

@@ -122,8 +122,3 @@ def _grid(found: Pareto, bits: int, title: str) -> Table:
 
 def _series(p: Point) -> str:
     return " ".join(("TQS", *p.name.split(".")[2:]))
-
-
-def sections(runs: Runs) -> list[Section]:
-    """Return the sections on errors."""
-    return [gaps(runs), matched(runs), grids(runs)]

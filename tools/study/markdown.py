@@ -35,6 +35,8 @@ def cell_text(value: object) -> str:
     """Return a cell: numbers with three digits, a dash for None."""
     if value is None or value == "":
         return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else str(value).replace("|", "/")

@@ -12,7 +12,7 @@ import json
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tools.study.zoo import ZOO, data_root
@@ -23,11 +23,15 @@ DONE = "done.json"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a command cost: its line, with short paths, and seconds on the clock and of CPU."""
+    """What a command cost: its line, with short paths, and seconds on the clock and of CPU.
+
+    `resumed`: it was stopped before; the seconds are those of its last part.
+    """
 
     command: str
     wall_s: float
     cpu_s: float
+    resumed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Runs:
         folder = self.folder / name
         if (folder / DONE).is_file():
             return folder
+        resumed = folder.exists()
         if file:
             folder.mkdir(parents=True, exist_ok=True)
         words = [str(a) for a in arguments]
@@ -72,16 +77,16 @@ class Runs:
             code = tqs([*line, "--json"])
         if code:
             raise SystemExit(f"tqs {shlex.join(line)} ended with {code}")
-        cost = Cost(self._short([*words, out, name]), time.perf_counter() - start, time.process_time() - used)
+        cost = Cost(
+            self._short([*words, out, name]), time.perf_counter() - start, time.process_time() - used, resumed
+        )
         (folder / "printed.json").write_text(printed.getvalue(), encoding="utf-8")
-        done = {"command": cost.command, "wall_s": cost.wall_s, "cpu_s": cost.cpu_s}
-        (folder / DONE).write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+        (folder / DONE).write_text(json.dumps(asdict(cost), indent=1) + "\n", encoding="utf-8")
         return folder
 
     def cost(self, name: str) -> Cost:
         """Return what a finished run cost."""
-        found = json.loads((self.folder / name / DONE).read_text(encoding="utf-8"))
-        return Cost(found["command"], found["wall_s"], found["cpu_s"])
+        return Cost(**json.loads((self.folder / name / DONE).read_text(encoding="utf-8")))
 
     def _short(self, words: list[str]) -> str:
         """Return a command with the paths that a reader can follow."""

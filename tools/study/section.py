@@ -88,5 +88,5 @@ def command_table(runs: Runs, sections: list[Section]) -> str:
     rows: list[list[str]] = []
     for name in names:
         cost = runs.cost(name)
-        rows.append([f"`{name}`", f"{cost.cpu_s:.0f}", f"`{cost.command}`"])
+        rows.append([f"`{name}`", f"{cost.cpu_s:.0f}{' *' if cost.resumed else ''}", f"`{cost.command}`"])
     return markdown(["run", "CPU s", "command"], rows)

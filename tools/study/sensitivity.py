@@ -235,17 +235,3 @@ def structure(scores: Mapping[str, Scores]) -> Section:
         (("a14_structure", table), ("a14_horizons", horizons)),
         (Claim("γ falls with size and with depth (two regimes)", says, both_negative),),
     )
-
-
-def sections(runs: Runs, tables: tuple[str, ...]) -> list[Section]:
-    """Return the sections on scores, in the order of the paper."""
-    scores = both(runs)
-    return [
-        dead(scores),
-        spread(scores),
-        concentration(scores),
-        agreement(runs),
-        transfer(runs, tables),
-        roles(scores),
-        structure(scores),
-    ]
