@@ -55,5 +55,7 @@ def test_a_section_names_its_data_and_its_runs(tmp_path: Path) -> None:
         "open |",
     ]
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "done.json").write_text('{"command": "tqs demo", "wall_s": 2.0, "cpu_s": 1.4, "resumed": false}')
+    (tmp_path / "x" / "done.json").write_text(
+        '{"command": "tqs demo", "wall_s": 2.0, "cpu_s": 1.4, "resumed": false}'
+    )
     assert "| `x` | 1 | `tqs demo` |" in command_table(Runs(tmp_path), [section])

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from tools.study import allocation_sections, error_sections, quantile_heads, rollout_sections, sensitivity
+from tools.study.frontiers import FRONTIER_RUNS
 from tools.study.protocols import Size
 from tools.study.runs import Runs
 from tools.study.section import Section, claim_table, command_table
+from tqs_onnx.report.write import write_report
 
 HEAD = """# The paper's tables and claims, on the models of this repository
 
 Made by `python -m tools.study --runs RUNS --out models/zoo`; no figure here is typed by hand but those of the paper.
 Small models trained on public data stand for the paper's: what holds here need not hold for the big ones, and the other
-way round. **False** means: not here. [docs/paper.md](../../docs/paper.md) has the command of every table for your own model.
+way round. **False** means: not here. [docs/paper.md](../../docs/paper.md) has the command of every table for your own
+model.
 
 | the paper's protocol (A.1.4, A.4, A.5) | here |
 |---|---|
@@ -67,7 +70,7 @@ def sections(runs: Runs, size: Size) -> list[Section]:
 
 
 def write(runs: Runs, size: Size, out: Path) -> list[Path]:
-    """Write STUDY.md and study/*.csv into a folder; return the files."""
+    """Write STUDY.md and study/*.csv into a folder, and a report of the runs beside them; return the files."""
     made = sections(runs, size)
     head = HEAD.format(steps=size.steps, judging=size.long_judging, claims=claim_table(made))
     parts = [head, *(s.text() for s in made), TAIL.format(commands=command_table(runs, made))]
@@ -76,4 +79,5 @@ def write(runs: Runs, size: Size, out: Path) -> list[Path]:
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    return list(texts)
+    shown = [runs.folder / name for name in (*sensitivity.SCORED.values(), *FRONTIER_RUNS)]
+    return [*texts, *write_report(shown, runs.folder / "report.html", force=True)]

@@ -60,8 +60,8 @@ def state_table(scores: Mapping[str, Scores], found: Mapping[str, Curvature]) ->
     """Return how an error of the state grows, beside the errors of the weights, by run.
 
     The exponent is that of ‖ΔY‖ by step in its linear range, with its interval; `growth` is that of A, which is squared
-    and summed over the steps, for the state and for the weights alike; weights are left out if their horizons are not those
-    of the state.
+    and summed over the steps, for the state and for the weights alike; weights are left out if their horizons are not
+    those of the state.
     """
     rows: list[tuple[Cell, ...]] = []
     for run, curvature in found.items():
