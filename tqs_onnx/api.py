@@ -83,6 +83,7 @@ def load_data(
     steps: int | None = None,
     max_contexts: int | None = None,
     max_eval_contexts: int | None = None,
+    made_beside: int = 0,
 ) -> Data:
     """Read a rollout spec and contexts, and check them against a model.
 
@@ -103,6 +104,8 @@ def load_data(
         Model calls per rollout; None: as in the spec.
     max_contexts, max_eval_contexts : int or None
         Maximum numbers of contexts in each set.
+    made_beside : int
+        Number of made contexts that data-aware rounding calibrates on beside the given ones.
 
     Raises
     ------
@@ -118,7 +121,8 @@ def load_data(
     4
     """
     options = DataOptions(
-        rollout, contexts, eval_contexts, steps, max_contexts, max_eval_contexts, calibration
+        *(rollout, contexts, eval_contexts, steps, max_contexts, max_eval_contexts, calibration),
+        made_beside=made_beside,
     )
     return read_data(options, stages.opened_quietly(model))
 

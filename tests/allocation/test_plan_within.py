@@ -363,3 +363,16 @@ def test_an_impossible_budget_says_what_the_smallest_file_is_made_of() -> None:
     said = f"of which {smallest - 700} are weights with their scales and tables, 100 of other constants, 500 of names"
     assert f"{said}, 100 of the graph" in str(caught.value)
     assert "set `names` to short" in str(caught.value)
+
+
+def test_what_a_request_keeps_between_plans_changes_no_entry(lorenz: Scored) -> None:
+    options = PlanOptions(objective=Objective.MEASURED)
+    plain = [e.item.costs for e in entries_of(lorenz.request, options)]
+    bundle = entries_of(lorenz.request, options)[0].bundles[-1]
+    responses = {bundle.key: 2 * plain[0][-1]}
+    again = entries_of(replace(lorenz.request, responses=responses), options)
+    fresh = entries_of(replace(lorenz.request, responses=responses, priced={}), options)
+    assert [e.item for e in again] == [e.item for e in fresh]
+    assert again[0].item.costs[-1] == pytest.approx(2 * plain[0][-1], rel=1e-12)
+    fewer = replace(lorenz.request, menus=lorenz.request.menus[:2])
+    assert [e.menus for e in entries_of(fewer, options)] == [(m,) for m in fewer.menus]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,9 @@ from tqs_passes.plan.plan import read_plan
 from tqs_passes.tier import parse_tiers
 
 
-def traced_over(lorenz, axis, out, method="mse"):
+def traced_over(lorenz, axis, out, method="mse", candidates=1):
     with Results(None) as results:
-        refine = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method))
+        refine = RefineOptions(candidates, repair_rounds=0, rounding=RoundingOptions(method))
         options = QuantizeOptions(profile="exact", refine=refine)
         sweeper = Sweeper(lorenz.source, {"": lorenz.scores}, options, lorenz.bed, lorenz.data, results)
         return trace(sweeper, axis, out)
@@ -53,6 +54,16 @@ def test_a_target_below_the_floor_is_a_point_without_a_file(traced):
     pareto, out = traced
     assert pareto.points[3].n_bytes is None
     assert not (out / f"{pareto.points[3].name}.onnx").exists()
+
+
+def test_drift_on_held_out_contexts_never_rises_with_bytes(lorenz, tmp_path):
+    pareto = traced_over(lorenz, Axis((8.0, 8.6, 8.3)), tmp_path, candidates=2)
+    by_budget = sorted(pareto.points, key=lambda p: -p.compression_asked)
+    drifts = [p.drift_predicted for p in by_budget]
+    # Plans within 1 % of the least are equal, and the smallest of them is written.
+    assert all(larger <= 1.01 * smaller for smaller, larger in pairwise(drifts))
+    assert all(p.chosen is not None for p in by_budget)
+    assert [p.compression_asked for p in pareto.points] == [8.0, 8.6, 8.3]
 
 
 def test_more_compression_drifts_more(traced):
@@ -147,7 +158,8 @@ def test_further_scores_are_series_of_their_own_and_their_gap_is_told(lorenz, tm
     scores = named_scores(lorenz.scores, (other, lorenz.scores))
     assert list(scores) == ["scores1", "scores2", "scores3"]
     with Results(None) as results:
-        options = QuantizeOptions(profile="exact", refine=RefineOptions(repair_rounds=0))
+        refine = RefineOptions(candidates=1, repair_rounds=0, rounding=RoundingOptions())
+        options = QuantizeOptions(profile="exact", refine=refine)
         sweeper = Sweeper(lorenz.source, scores, options, lorenz.bed, lorenz.data, results)
         done = []
         pareto = trace(sweeper, Axis((6.0,)), tmp_path, lambda n, name: done.append((n, name)))

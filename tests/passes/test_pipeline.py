@@ -42,6 +42,7 @@ from tqs_passes.transforms.rewrite import Rewrite
 from tqs_passes.transforms.shrink_constants import ShrinkConstants
 from tqs_passes.transforms.slim.short_names import ShortNames
 from tqs_passes.transforms.slim.slimming import slim_passes
+from tqs_passes.transforms.split_gates import SplitGates
 from tqs_passes.transforms.switch import Switch
 
 KEBAB = re.compile(r"[a-z]+(-[a-z]+)*")
@@ -358,6 +359,7 @@ def applied() -> dict[str, tuple[GraphPass, Model]]:
         (HalfCompute("float16", None, labels), lifted),
         (HalfWhole(), lifted),
         (ShrinkConstants(frozenset()), masked),
+        (SplitGates({"w": "w", "r": "r"}), states_of_zero()),
         (Switch(("up",)), lifted),
         (Rewrite(plan, {}, {}, "1"), lifted),
         (ShortNames(frozenset(labels)), lifted),

@@ -410,10 +410,15 @@ def test_shortening_twice_still_gives_the_first_names_back() -> None:
     assert {old: twice.names[new] for old, new in twice.stored.items()} == {old: old for old in twice.stored}
 
 
-def test_auto_slims_where_names_or_graph_take_a_notable_share() -> None:
-    small, large = block().proto, onnx.ModelProto()
-    large.CopyFrom(small)
-    large.graph.initializer.append(tensor("big", draws(0, 400, 400)))
+def test_auto_slims_what_takes_more_than_a_share_of_the_smaller_file() -> None:
+    small, middle, large = block().proto, onnx.ModelProto(), onnx.ModelProto()
+    for bigger, size in ((middle, 100), (large, 400)):
+        bigger.CopyFrom(small)
+        bigger.graph.initializer.append(tensor("big", draws(0, size, size)))
+    kinds = bytes_by_kind(Model(middle, Path()), frozenset())
+    assert kinds.names < 0.03 * kinds.total
+    assert kinds.names > 0.03 * (kinds.total - 7 / 8 * kinds.constants)
+    assert slimming_of(Model(middle, Path()), "auto", "auto").names
     assert slimming_of(Model(small, Path()), "auto", "auto").names
     assert slimming_of(Model(small, Path()), "auto", "auto").graph
     assert not slimming_of(Model(large, Path()), "auto", "auto").names

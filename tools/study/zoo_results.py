@@ -2,8 +2,9 @@
 
 Usage, from the repository root, with the data (see models/zoo/*/card.md) and h5py::
 
-    python -m tools.study.zoo_results --runs FOLDER --out models/zoo/RESULTS.md
+    python -m tools.study.zoo_results --runs FOLDER --out models/zoo/RESULTS.md [--only gates]
 
+With `--only gates` the section on gates of an existing file is written anew, and the others stay.
 Scores are stored in FOLDER and reused: delete it to start over. The study takes about 15 minutes on one core.
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.study import claims
+from tools.study import claims, gates
 from tools.study.markdown import Table, markdown, verdict
 from tools.study.scored import DRAWS, STARTS, Study
 from tools.study.zoo import GRIDS, ZOO, zoo_module
@@ -161,7 +162,7 @@ def drift(study: Study, model: str, scores: Scores, names: list[str] | dict[str,
         for w in bed.weights
         if w.name in set(names)
     }
-    return bed.drift(bed.exposed.run(coarse))
+    return bed.drift(bed.exposed.pieces(coarse))
 
 
 def skill() -> str:
@@ -238,6 +239,7 @@ def document(study: Study) -> str:
     return TEXT.format(
         claims=markdown(["claim of the paper", "here", "figure"], rows),
         roles=roles,
+        gates=gate_section(study),
         transfer=transfer,
         concentration=concentration,
         agreement=agreement,
@@ -247,6 +249,29 @@ def document(study: Study) -> str:
         starts=STARTS // 2,
     )
 
+
+def gate_section(study: Study) -> str:
+    """Return the section on the gates of the recurrent models."""
+    tables = "\n".join(markdown(head, rows) for head, rows in gates.section(study))
+    return GATES.format(tables=tables, draws=DRAWS).rstrip() + "\n"
+
+
+def with_gates(text: str, section: str) -> str:
+    """Return RESULTS.md with another section on gates, before that on transfer."""
+    start = text.find(GATES.splitlines()[0])
+    end = text.index("## Transfer")
+    return text[: end if start < 0 else start] + section + "\n" + text[end:]
+
+
+GATES = """## γ by gate
+
+The recurrent models, with one weight per gate (`tqs inspect --split-gates`): γ_task on validation rows, quant probe at
+6 bits, in brackets gauss probe with {draws} draws. Gates of LSTM and GRU as ONNX packs them; a bias has them twice, for
+the input and for the `state`. The cell of the decoder is made of products: its gates are the parts that Split returns.
+The first table has the mean percentile of γ_task (100: the most sensitive) of each gate's matrices, their number in
+brackets.
+
+{tables}"""
 
 TEXT = """# What the models of the zoo show
 
@@ -267,6 +292,7 @@ Mean percentile of γ_task (100: the most sensitive), number of weights in brack
 Roles are those that `tqs inspect` finds. "matrices" leaves out biases, norms and other vectors.
 
 {roles}
+{gates}
 ## Transfer of the ranking (A.11.2)
 
 Spearman's ρ of γ_task between sets, over all weights.
@@ -307,8 +333,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of the scores, made when missing")
     parser.add_argument("--out", type=Path, required=True, help="the Markdown file")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", choices=["gates"], help="write this section of an existing file anew")
     a = parser.parse_args()
-    a.out.write_text(document(Study(a.runs, a.threads)), encoding="utf-8")
+    study = Study(a.runs, a.threads)
+    only_gates = a.only == "gates"
+    text = with_gates(a.out.read_text("utf-8"), gate_section(study)) if only_gates else document(study)
+    a.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

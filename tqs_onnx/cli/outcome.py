@@ -55,6 +55,8 @@ def show_verification(v: Verification) -> None:
     for name, change in v.outputs.items():
         click.echo(f"output {name} outside the trajectory: relative change {change:.3g}")
     extra = f"; dead weights together {v.dead_drift:.3g}" if v.dead_drift is not None else ""
+    if v.tf32_gap is not None:
+        extra += f"; the provider's own settings (TF32) add {v.tf32_gap:.3g}"
     click.echo(
         f"{v.n_decoded} weights decode bit for bit as planned; the runtime adds drift {v.runtime_gap:.3g}{extra}"
     )

@@ -31,7 +31,7 @@ from tqs_passes.errors import InfeasibleError, InputError
 
 T = TypeVar("T", bound=str)
 FLAGS = (
-    *(*table.DATA, *table.EVALUATION, table.CALIBRATION, *table.PLANNING, *table.SERVING, *table.REFINING),
+    *(*table.DATA, *table.EVALUATION, *table.CALIBRATION, *table.PLANNING, *table.SERVING, *table.REFINING),
     *(table.ROLE, *table.RUN),
 )
 
@@ -58,6 +58,10 @@ FLAGS = (
         cloup.option(
             "--weight-compressions",
             help="Targets as bytes of the weights over their stored bytes (the paper's C), e.g. 8,16.",
+        ),
+        cloup.option(
+            "--speedups",
+            help="Budgets of time beside those of bytes, e.g. 1,1.5,2,3: how many times faster than FP32.",
         ),
         out_option(),
         force_option,
@@ -86,6 +90,7 @@ def command(
     scores: tuple[Path, ...],
     compressions: str | None,
     weight_compressions: str | None,
+    speedups: str | None,
     tier_sets: str | None,
     p_fp32_values: str | None,
     gamma_min_values: str | None,
@@ -124,6 +129,7 @@ def command(
         gamma_min=_thresholds(gamma_min_values) if gamma_min_values else (),
         solvers=_named(solvers, get_args(Solver), "--solvers") if solvers else (),
         objectives=_named(objectives, tuple(Objective), "--objectives") if objectives else (),
+        speedups=_numbers(speedups, "--speedups", 0.0) if speedups else (),
         rankings=_named(rankings, tuple(RankBy), "--rankings") if rankings else (),
         scores=scores[1:],
         baselines=_named(baselines, get_args(Method), "--baselines") if baselines else (),
@@ -141,8 +147,12 @@ def command(
 
 def show_pareto(pareto: Pareto) -> None:
     """Print the points of a frontier, and how well they were predicted."""
+    timed = any(p.latency is not None for p in pareto.points)
     print_table(
-        ["file", "asked", "compression", "bytes", "unspent", *_DRIFTS, "degradation %"],
+        [
+            *("file", "asked", "compression", "bytes", "unspent", *_DRIFTS, "degradation %"),
+            *(("latency asked", "predicted", "measured") if timed else ()),
+        ],
         [
             [
                 p.name,
@@ -155,6 +165,7 @@ def show_pareto(pareto: Pareto) -> None:
                 p.drift_predicted,
                 p.drift_measured,
                 p.degradation,
+                *((p.speedup and 1 / p.speedup, p.latency_predicted, p.latency) if timed else ()),
             ]
             for p in pareto.points
         ],
@@ -189,10 +200,9 @@ def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:
         values = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise InputError(f"{option} {text!r} is not a list of numbers", todo="Write e.g. 2,4,8") from error
-    if any(not v > above for v in values):
-        raise InputError(
-            f"{option} {text!r} contains a number that is not above {above:g}", todo="Correct it"
-        )
+    if any(not above < v < inf for v in values):
+        what = "finite" if above == -inf else f"above {above:g}"
+        raise InputError(f"{option} {text!r} contains a number that is not {what}", todo="Correct it")
     return values
 
 

@@ -11,6 +11,7 @@ from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.solver.algorithm2 import Solver
 from tqs_onnx.allocation.tier_set import TierSet
 from tqs_onnx.jobs.options import QuantizeOptions
+from tqs_onnx.jobs.run_directory import resolved
 from tqs_onnx.rounding.assign import Method
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_passes.errors import InputError
@@ -35,6 +36,8 @@ class Axis:
     objectives : tuple of Objective
     rankings : tuple of RankBy
         Which γ counts (A.13).
+    speedups : tuple of float
+        Budgets of time beside those of bytes: how many times faster than FP32. The scores must hold activations.
     scores : tuple of path or Scores
         Further scores of the model, by another probe (A.10) or on other contexts (A.11.2): each allocates a series of
         its own, beside the scores of the job; all are measured on the contexts of the job.
@@ -54,6 +57,7 @@ class Axis:
     baseline_bits: tuple[int, ...] = (2, 3, 4)
     weight_compressions: tuple[float, ...] = ()
     rankings: tuple[RankBy, ...] = ()
+    speedups: tuple[float, ...] = ()
     scores: tuple[Path | Scores, ...] = ()
 
     @property
@@ -66,18 +70,25 @@ class Axis:
         plan = options.planning
         tier_sets = self.tier_sets or (options.tiers,)
         bottoms = [t.tiers[-1].value.lower() for t in tier_sets]
-        axes = (self.objectives, self.solvers, self.p_fp32, self.gamma_min, self.rankings)
+        axes = (self.objectives, self.solvers, self.p_fp32, self.gamma_min, self.rankings, self.speedups)
         varied = [len(values) > 1 for values in axes]
-        for (i, tiers), objective, solver, share, least, rank_by in itertools.product(
+        for (i, tiers), objective, solver, share, least, rank_by, speedup in itertools.product(
             enumerate(tier_sets),
             self.objectives or (plan.aim,),
             self.solvers or (plan.solver,),
             self.p_fp32 or (plan.p_fp32,),
             self.gamma_min or (plan.gamma_min,),
             self.rankings or (plan.rank_by,),
+            self.speedups or (plan.speedup,),
         ):
             chosen = replace(
-                plan, objective=objective, solver=solver, p_fp32=share, gamma_min=least, rank_by=rank_by
+                plan,
+                objective=objective,
+                solver=solver,
+                p_fp32=share,
+                gamma_min=least,
+                rank_by=rank_by,
+                speedup=speedup,
             )
             bottom = bottoms[i] if bottoms.count(bottoms[i]) == 1 else f"tiers{i + 1}"
             texts = (
@@ -86,10 +97,14 @@ class Axis:
                 f"p{chosen.protected_share:g}",
                 "gamma-none" if least is None else f"gamma{least:g}",
                 f"by-{rank_by.value}",
+                "" if speedup is None else f"speed{speedup:g}",
             )
             parts = [bottom] if len(bottoms) > 1 else []
             parts += [text for text, shown in zip(texts, varied, strict=True) if shown]
-            yield replace(options, tiers=tiers, plan=chosen), ".".join(["", *parts])
+            # Where settings are compared, each point is the plan of its own settings.
+            apart = any(varied) or bool(self.scores)
+            refine = replace(options.refine, candidates=1) if apart else options.refine
+            yield replace(options, tiers=tiers, plan=chosen, refine=refine), ".".join(["", *parts])
 
 
 def named_scores(own: Path | Scores, further: Sequence[Path | Scores]) -> dict[str, Scores]:
@@ -103,7 +118,7 @@ def named_scores(own: Path | Scores, further: Sequence[Path | Scores]) -> dict[s
         A file cannot be read, or is given twice.
     """
     given = (own, *further)
-    files = [g.resolve() for g in given if isinstance(g, Path)]
+    files = [resolved(g) for g in given if isinstance(g, Path)]
     if len(set(files)) < len(files):
         twice = next(f for i, f in enumerate(files) if f in files[:i])
         raise InputError("is given twice", where=str(twice), todo="Give every file of scores once")

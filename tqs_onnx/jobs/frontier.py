@@ -18,6 +18,7 @@ from tqs_onnx.allocation.budget import Budget
 from tqs_onnx.allocation.costing import Request
 from tqs_onnx.allocation.request import request_for, require_contexts_of, require_scores_of
 from tqs_onnx.allocation.tier_set import TierSet
+from tqs_onnx.allocation.times import TIMES_NAME, TimeTable
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
@@ -27,6 +28,7 @@ from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto, Point, PointErrors, pareto_of
 from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
 from tqs_onnx.refinement.instruments import instruments_on
+from tqs_onnx.refinement.refine import Refined
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
@@ -38,6 +40,7 @@ from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.errors import VariableErrors, errors_of
 from tqs_onnx.verification.evaluate import drift_between
 from tqs_onnx.verification.moments import compared
+from tqs_onnx.verification.timing import measure_timing
 from tqs_onnx.verification.verify import require_runs
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.atomic import write_text
@@ -92,10 +95,13 @@ def sweep(job: SweepJob, progress: Progress | None = None) -> Pareto:
         See the stages; or scores are for another model. A budget that cannot be met becomes a point without a file.
     """
     options = job.options
+    if job.axis.speedups:  # readers that round their inputs are then offered
+        options = replace(options, plan=replace(options.plan, speedup=job.axis.speedups[0]))
     source = stages.opened(job.model, options.run, options.roles)
     scores = named_scores(job.scores, job.axis.scores)
     for known in scores.values():
         require_scores_of(source, known)
+        stages.require_activations_of(known, options)
     known = next(iter(scores.values()))
     data = stages.read(job.data, source)
     require_runs(options.serving.compute, resolve_provider(options.run.provider))
@@ -112,7 +118,7 @@ def sweep(job: SweepJob, progress: Progress | None = None) -> Pareto:
             _LOG.info(results.note)
         begin()
         bed = stages.bed_of(source, data, options.run, known)
-        sweeper = Sweeper(source, scores, options, bed, data, results)
+        sweeper = Sweeper(source, scores, options, bed, data, results, job.out / TIMES_NAME)
 
         def done(n: int, name: str) -> None:
             if progress is not None:
@@ -163,6 +169,8 @@ class Sweeper:
     data : Data
     results : Results
         Where measured responses are kept.
+    times : Path or None
+        The table of times: read if it exists, else measured and written. Only a budget of time needs it.
     """
 
     def __init__(
@@ -173,12 +181,18 @@ class Sweeper:
         bed: Testbed,
         data: Data,
         results: Results,
+        times: Path | None = None,
     ) -> None:
         self.source_sha256 = source.sha256
         self._source = source
         self._scores = scores
         self._options = options
-        self._instruments = instruments_on(bed, data.calibration)
+        self._times: TimeTable | None = None
+        if options.plan.rounds_inputs:
+            offered = stages.ranged(stages.offer(source, options), next(iter(scores.values())))
+            self._times = stages.timed(source, offered, options, bed, times)
+            bed = stages.rounding_inputs(bed, offered.menus)
+        self._instruments = instruments_on(bed, data.calibration, data.beside)
         self._judging = bed.on(data.evaluation)
         self._results = results
         self.on_made_contexts = data.evaluation.is_made
@@ -201,13 +215,16 @@ class Sweeper:
             for options, suffix in axis.series(self._options):
                 tiers = options.tiers
                 request = replace(requests.get(tiers) or self._request(tiers, scores), scores=scores)
-                for label, budget in budgets:
-                    max_bytes = budget.n_bytes(request.menus, request.size)
-                    asked = budget.compression or source.facts.n_bytes / max_bytes
+                asked = [(label, b, b.n_bytes(request.menus, request.size)) for label, b in budgets]
+                found: dict[str, Point] = {}
+                smaller: list[Refined] = []
+                for label, budget, max_bytes in sorted(asked, key=lambda item: item[2]):
+                    compression = budget.compression or source.facts.n_bytes / max_bytes
                     stem = f"{source.path.stem}.{label}{suffix}{f'.{name}' if name else ''}"
-                    blank = _blank(stem, asked, options, name)
-                    point, request = self._point(blank, request, max_bytes, options, nominal, out)
-                    yield point
+                    blank = _blank(stem, compression, options, name)
+                    point, request = self._point(blank, request, max_bytes, options, nominal, out, smaller)
+                    found[label] = point
+                yield from (found[label] for label, _ in budgets)
                 requests[tiers] = request
 
     def _point(
@@ -218,8 +235,12 @@ class Sweeper:
         options: QuantizeOptions,
         nominal: Kept,
         out: Path,
+        smaller: list[Refined],
     ) -> tuple[Point, Request]:
-        """Plan, write and measure one target; return its point, and the request with the responses measured for it."""
+        """Plan, write and measure one target; return its point, and the request with the responses measured for it.
+
+        `smaller` holds the results for smaller budgets, and gets this one.
+        """
         start = time.perf_counter()
         try:
             found, request = stages.planned(
@@ -229,7 +250,8 @@ class Sweeper:
             _LOG.warning("%s: %s", blank.name, error)
             return blank.model_copy(update={"allocate_s": time.perf_counter() - start}), request
         planned_s = time.perf_counter()
-        refined = stages.refined(found, request, self._instruments, options)
+        refined = stages.refined(found, request, self._instruments, options, smaller)
+        smaller.append(refined)
         prediction = refined.plan.prediction
         blank = blank.model_copy(
             update={
@@ -262,6 +284,11 @@ class Sweeper:
     def _request(self, tiers: TierSet, scores: Scores) -> Request:
         options = self._options
         rounding = options.refine.rounding.free
+        if options.plan.rounds_inputs:
+            offered = stages.ranged(stages.offer(self._source, replace(options, tiers=tiers)), scores)
+            return Request(
+                *(offered.menus, scores, offered.size, options.profile, offered.serving), times=self._times
+            )
         return request_for(self._source, scores, options.profile, tiers, options.serving, rounding)
 
     def _written(
@@ -282,6 +309,7 @@ class Sweeper:
             "n_bytes": n_bytes,
             "unspent_bytes": None if facts is None else facts.budget_bytes - n_bytes,
             "found_by": None if facts is None else facts.solver,
+            "chosen": next((t.name for t in plan.tried if t.chosen), None),
             "saturated": facts is not None and facts.saturated,
             "emit_s": written_s - start,
         }
@@ -291,6 +319,10 @@ class Sweeper:
         except NonFiniteError:
             _LOG.info("%s: %d bytes, drift not finite", blank.name, n_bytes)
             return blank.model_copy(update=update | {"evaluate_s": time.perf_counter() - written_s})
+        if plan.time is not None:
+            timing = measure_timing(self._source.path, file, judging)
+            update["latency"] = timing.latency[plan.time.batch]
+            update["latency_predicted"] = plan.time.predicted
         drift = drift_between(found, judging.sigma)
         errors = errors_of(found, judging.spec, judging.contexts)
         update["drift_measured"] = drift.total
@@ -335,5 +367,6 @@ def _blank(name: str, compression: float, options: QuantizeOptions, scores: str)
         solver=plan.solver,
         rank_by=plan.rank_by.value,
         scores=scores,
+        speedup=plan.speedup,
         allocate_s=0.0,
     )

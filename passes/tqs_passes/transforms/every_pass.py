@@ -20,6 +20,7 @@ from tqs_passes.transforms.slim.static import FoldStatic
 from tqs_passes.transforms.slim.storage import StoreCompactly
 from tqs_passes.transforms.slim.unused import DropUnused
 from tqs_passes.transforms.slim.zero_states import DropZeroStates
+from tqs_passes.transforms.split_gates import SplitGates
 from tqs_passes.transforms.switch import Switch
 
 EVERY_PASS: tuple[type[GraphPass], ...] = (
@@ -39,6 +40,7 @@ EVERY_PASS: tuple[type[GraphPass], ...] = (
     DropUnused,
     DropNotes,
     ShrinkConstants,
+    SplitGates,
     Switch,
     Rewrite,
 )

@@ -1,7 +1,8 @@
 """Decides whether a model's graph is slimmed, and lists the passes that do it.
 
-`auto` slims what takes more than `LEAST_SHARE` of the file: the names, and the graph besides names and stored tensors.
-The graph of a large model therefore stays as it was exported, node for node and name for name.
+`auto` slims what would take more than `LEAST_SHARE` of a file whose stored tensors have 4 bits a value: the names, and
+the graph besides names and stored tensors. What is a small part of the source is a large part of a file that is eight
+times smaller. The graph of a large model stays as it was exported, node for node and name for name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tqs_passes.transforms.slim.zero_states import DropZeroStates
 
 #: Share of the file above which `auto` slims.
 LEAST_SHARE = 0.03
+#: How many times smaller stored tensors are taken to become.
+_SMALLER = 8
 
 NamesRule = Literal["auto", "short", "keep"]
 GraphRule = Literal["auto", "slim", "keep"]
@@ -49,8 +52,8 @@ def slimming_of(model: Model, names: NamesRule, graph: GraphRule, pinned: tuple[
     """Return what is slimmed of a lifted model."""
     if names != "auto" and graph != "auto":
         return Slimming(names == "short", graph == "slim", pinned)
-    kinds = bytes_by_kind(model, frozenset())
-    least = LEAST_SHARE * kinds.total
+    kinds = bytes_by_kind(model, frozenset())  # all stored tensors are `constants`
+    least = LEAST_SHARE * (kinds.constants / _SMALLER + kinds.names + kinds.graph)
     return Slimming(
         names == "short" or (names == "auto" and kinds.names > least),
         graph == "slim" or (graph == "auto" and kinds.graph > least),
