@@ -3,7 +3,7 @@
 The models are those of `real_models.py`. Every file that another method makes is compared with ours of at most its
 bytes. Figures are kept row by row, so an interrupted study goes on where it stopped.
 
-    python tools/study_real_models.py --runs FOLDER --out models/zoo/REAL_MODELS.md [--model silero]
+    python -m tools.study.real_models --runs FOLDER --out models/zoo/REAL_MODELS.md [--model silero]
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from real_models import MODELS, RECURRENT, Case, case_of
 
+from tools.study.real_cases import MODELS, RECURRENT, Case, case_of
 from tqs_onnx.allocation.budget import Budget
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.options import QuantizeOptions
@@ -169,7 +169,7 @@ def shown(value: object) -> str:
 
 TEXT = """# Real models
 
-Made by `python tools/study_real_models.py --runs RUNS --out models/zoo/REAL_MODELS.md`; no figure is typed in by hand.
+Made by `python -m tools.study.real_models --runs RUNS --out models/zoo/REAL_MODELS.md`; no figure is typed in by hand.
 All files, also those of other methods, have short names and a slim graph. Ours get at most the bytes of the file they
 are compared with. Drifts are in units of each variable's deviation, on contexts that chose nothing.
 
