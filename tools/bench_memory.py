@@ -107,6 +107,9 @@ def main() -> None:
     )
     arguments.add_argument("--steps", type=int, default=40)
     arguments.add_argument("--contexts", type=int, default=4)
+    arguments.add_argument(
+        "--blocks", help="Score the big model in blocks, e.g. stored:4, which takes less time."
+    )
     given = arguments.parse_args()
     _, empty, _ = peak_of([sys.executable, "-c", "import tqs_onnx.cli.score"])
     print(f"An empty process takes {empty / 1e6:.0f} MB.\n")
@@ -133,7 +136,8 @@ def main() -> None:
             model = write_model(folder, n_layers)
             state = np.random.default_rng(0).standard_normal((given.contexts, WIDTH)).astype(np.float32)
             weights = (folder / "m.onnx.data").stat().st_size
-            wall_s, peak, told = scored(folder, model, f"h{n_layers - 1}", state, given.steps)
+            blocks = ("--blocks", given.blocks) if given.blocks else ()
+            wall_s, peak, told = scored(folder, model, f"h{n_layers - 1}", state, given.steps, *blocks)
             print(
                 f"\n{weights / 1e6:.0f} MB in {n_layers} matrices, {given.steps} steps, scored in {wall_s:.0f} s: peak "
                 f"{peak / 1e6:.0f} MB, {(peak - empty) / 1e6:.0f} MB beyond an empty process; --dry-run estimates "

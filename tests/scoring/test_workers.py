@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from tests.rollouts import REPLACE, Case, forecaster, opened, scored, spec_of, values, write_case
 from tqs_onnx.cli.main import cli, main
+from tqs_onnx.rollout import held
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.injection import exposable
 from tqs_onnx.rollout.spec.spec import parse_spec
@@ -164,3 +165,24 @@ def test_every_option_of_a_sweep_runs_together(case: Case) -> None:
     database.close()
     assert facts["early_stop"] == {"tolerance": 0.01, "window": 2}
     assert (facts["group_test"], facts["injection"]) == (True, "expose")
+
+
+def test_scores_have_the_same_bits_wherever_the_nominal_rollout_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = opened(tmp_path, forecaster())
+    contexts = Contexts({"x": values(3, 16)}, {})
+    targets = [Perturbation(w.name, (w,)) for w in source.survey.weights]
+    memory = memory_of(exposable(source.lifted, source.survey.weights), spec_of(), contexts, targets)
+    whole = scored(source, spec_of(), values(3, 16))
+    placed: list[str] = []
+    plain = held.place_of
+
+    def told(*sizes: int, **more: object) -> str:
+        placed.append(plain(*sizes, **more))  # type: ignore[arg-type]
+        return placed[-1]
+
+    monkeypatch.setattr(held, "place_of", told)
+    bounded = scored(source, spec_of(), values(3, 16), max_memory=memory.beside(3))
+    assert set(placed) == {"file"}
+    assert bounded.to_json() == whole.to_json()
