@@ -45,7 +45,7 @@ COMMANDS = ("allocate 16", "allocate qep 8", "emit 16", "verify 16")
 
 @dataclass(frozen=True)
 class Trip:
-    """The arguments for one model: of `tqs export`, of the rollouts, and of `tqs score`."""
+    """The arguments for one model: of `tqs export` (the architecture first), of the rollouts, and of `tqs score`."""
 
     title: str
     export: tuple[str, ...]
@@ -56,21 +56,42 @@ class Trip:
 TRIPS = {
     "pangu": Trip(
         "Pangu-shaped, 721 × 24, 13 levels",
-        ("--grid", "721x24", "--contexts", "2"),
+        ("pangu", "--grid", "721x24", "--contexts", "2"),
         ("--steps", "2", "--max-contexts", "1"),
         ("--blocks", "nodes:8", "--probe-bits", "3", "--response-bits", "none"),
     ),
     "timesfm": Trip(
         "TimesFM-2.5",
-        ("--contexts", "4"),
+        ("timesfm", "--contexts", "4"),
         ("--steps", "2", "--max-contexts", "2"),
         ("--blocks", r"pattern:^(stacked_xf\.\d+)\.\w*?(attn|ff)|^([a-z_]+)\."),
     ),
     "aurora": Trip(
         "Aurora-small, 32 × 64, 13 levels",
-        ("--contexts", "2"),
+        ("aurora", "--contexts", "2"),
         ("--steps", "2", "--max-contexts", "1"),
         ("--blocks", r"pattern:^(backbone\.\w+_layers\.\d+\.blocks\.\d+|[a-z]+\.[a-z_]+)"),
+    ),
+    "tiny": Trip(
+        "Pangu-shaped, 25 × 24, 3 levels: a rehearsal",
+        (
+            *(
+                "pangu",
+                "--grid",
+                "25x24",
+                "--levels",
+                "3",
+                "--contexts",
+                "2",
+                "--set",
+                "dim=12",
+                "--set",
+                "heads=2",
+            ),
+            *("--set", "window=2,3,6", "--set", "depths=1,1,1,1"),
+        ),
+        ("--steps", "2", "--max-contexts", "1"),
+        ("--blocks", "nodes:8"),
     ),
 }
 
@@ -124,7 +145,7 @@ def travel(
         record[key] = ran([str(a) for a in arguments], python, folder, threads)
         write(record, folder)
 
-    stage("export", model, "export", name, "--out", folder, *trip.export, "--force", python=exporter)
+    stage("export", model, "export", *trip.export, "--out", folder, "--force", python=exporter)
     # The responses at other widths are measured for the choices themselves.
     score = [*trip.score, "--response-bits", "none"] if measured else trip.score
     stage(

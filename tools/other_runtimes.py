@@ -3,7 +3,7 @@
 Models: the demo, an LSTM of the zoo, and a model with one reader of every form; each at INT8 and INT4 under every
 profile, and with rounded inputs (`dynamic`, and `qdq` with fixed ranges). The error of a file is that of its outputs
 against FP32's graph fed the weights that the file decodes to, at batch 2 on random inputs: what a runtime adds. Cells
-hold the largest over the models, or how many files fail and why. For simplifiers: bytes of all files after over before,
+hold the largest over the models, or how many files fail. For simplifiers: bytes of all files after over before,
 and the error of the simplified files in onnxruntime. Runtimes are separate programs; what is not given is left out ::
 
     python -m venv other && other/bin/pip install openvino onnx onnxsim onnxslim
@@ -35,7 +35,7 @@ from tqs_onnx.allocation.request import menus_of, prepared_source, settled_servi
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs.baseline import unscored_uniform_plan
-from tqs_onnx.rollout.session import Session, SessionOptions, Value, open_session, runtime_version
+from tqs_onnx.rollout.session import Session, SessionOptions, Value, open_session
 from tqs_passes.encode.static import Range, range_between
 from tqs_passes.encode.weight import ROUNDED, Form
 from tqs_passes.files.model import serialize
@@ -221,12 +221,14 @@ def main() -> None:
             slim[tool] = simplified(folder, options.python, code, out)
             columns[f"{tool}, error"] = ran([sys.executable, runner, out])
     labels = list(dict.fromkeys(r["file"].partition("@")[0] for r in columns["onnxruntime"]))
-    versions = ", ".join(f"{c} {rows[0].get('version', '?')}" for c, rows in columns.items() if rows)
+    named = {c: rows[0].get("version", "?") for c, rows in columns.items() if rows}
+    versions = "; ".join(f"{c} {v}" for c, v in named.items() if not c.endswith(("error", "exact")))
     heads = ["form", *columns, *(f"{tool}, bytes" for tool in slim)]
     lines = [
         "# Emitted files in other runtimes, and after simplifiers",
-        f"\nMade by `python tools/other_runtimes.py` with onnxruntime {runtime_version()} on {processor()}.",
-        f"{versions}. Errors: relative, against FP32's graph fed the decoded weights, the largest of three models.\n",
+        f"\nMade by `python tools/other_runtimes.py` on {processor()}.",
+        f"{versions}.",
+        "Errors: relative, against FP32's graph fed the decoded weights, the largest of three models.\n",
         f"| {' | '.join(heads)} |",
         "|---" * len(heads) + "|",
     ]

@@ -21,6 +21,7 @@ def gate_scores(study: Study, model: str) -> dict[str, Scores]:
     out = study.folder / f"{model}.gates"
     files = {"quant": out / "scores.json", "gauss": out / "scores.gauss.json"}
     if not all(f.is_file() for f in files.values()):
+        study.folder.mkdir(parents=True, exist_ok=True)
         split = study.folder / f"{model}.gates.onnx"
         if not split.is_file():
             _run("inspect", str(ZOO / model / "model.onnx"), "--split-gates", str(split), "--json")

@@ -185,12 +185,3 @@ def test_it_is_offered_only_where_the_runtime_has_it(direction: str, serving: Se
     offers = {m.weight.name: {c.assignment.form for c in m.candidates} for m in menus(direction, serving)}
     assert Form.DYNAMIC in offers["head"]
     assert Form.DYNAMIC not in offers["W"] | offers["R"]
-
-
-def test_explicit_quantization_leaves_no_dequantizelinear_before_an_lstm() -> None:
-    """OpenVINO refuses such a file when it also holds QuantizeLinear."""
-    opened = source()
-    found = menus_of(opened, prepared_source(opened, AS_IS), "qdq", (Tier.INT8,), AS_IS, rounded=True)
-    forms = {m.weight.name: {c.assignment.form for c in m.candidates} - {Form.KEEP} for m in found}
-    assert forms["W"] == forms["R"] == {Form.CAST_MUL}
-    assert forms["head"] == {Form.DEQUANTIZE, Form.STATIC}

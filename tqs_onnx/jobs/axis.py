@@ -11,6 +11,7 @@ from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.solver.algorithm2 import Solver
 from tqs_onnx.allocation.tier_set import TierSet
 from tqs_onnx.jobs.options import QuantizeOptions
+from tqs_onnx.jobs.run_directory import resolved
 from tqs_onnx.rounding.assign import Method
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_passes.errors import InputError
@@ -117,7 +118,7 @@ def named_scores(own: Path | Scores, further: Sequence[Path | Scores]) -> dict[s
         A file cannot be read, or is given twice.
     """
     given = (own, *further)
-    files = [g.resolve() for g in given if isinstance(g, Path)]
+    files = [resolved(g) for g in given if isinstance(g, Path)]
     if len(set(files)) < len(files):
         twice = next(f for i, f in enumerate(files) if f in files[:i])
         raise InputError("is given twice", where=str(twice), todo="Give every file of scores once")

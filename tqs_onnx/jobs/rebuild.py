@@ -12,6 +12,7 @@ from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.build import Declared
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
 from tqs_onnx.jobs.release import input_digests
+from tqs_onnx.jobs.run_directory import resolved
 from tqs_onnx.rollout.made.request import InputScale, made_request
 from tqs_onnx.scoring.score import Progress
 from tqs_onnx.verification.manifest import Manifest, read_manifest
@@ -42,7 +43,7 @@ def declared_by(file: Path, out: Path | None, progress: Progress | None = None) 
         has changed.
     """
     manifest = read_manifest(file)
-    folder = file.resolve().parent
+    folder = resolved(file).parent
     settings = manifest.settings
     if settings.get("command") != "quantize":
         raise InputError(
@@ -50,7 +51,7 @@ def declared_by(file: Path, out: Path | None, progress: Progress | None = None) 
             where=str(file),
             todo="Give one that `tqs quantize` or `tqs build` wrote",
         )
-    if out is None or out.resolve() == folder:
+    if out is None or resolved(out) == folder:
         raise InputError(
             "the rebuild would overwrite the run it reproduces", where=str(file), todo="Give another `out`"
         )

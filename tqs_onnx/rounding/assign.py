@@ -236,21 +236,27 @@ class _Work:
         scales = view.matrices(np.ascontiguousarray(base.wide_scales().astype(np.float64)))
         levels: Matrix | None = None
         error, least, round_column = 0.0, math.inf, _column_rounder(a, view)
-        for damp in self._damps(view):
+        damps, priced = self._damps(view), a.cost != 0
+        for damp in damps:
             tried = self._all_levels(a, target, scales, inputs, round_column, damp)
             if tried is None:
                 self.notes.append(
                     Skip(a.label, "rounded without data: H has no Cholesky factor at any damping up to 1")
                 )
                 return None
+            if len(damps) == 1 and not priced:
+                levels = tried
+                break
             residual = tried * scales - target
             energy = _output_energy(residual, statistics.H)
             product = energy * float(np.sum(residual * residual))
             if levels is None or product < least:
                 levels, least, error = tried, product, energy
         assert levels is not None
-        before = _output_energy(view.matrices(plain.decode()).astype(np.float64) - exact, statistics.H)
         codes = replace(base, levels=view.weight(levels, a.shape).astype(np.int8))
+        if not priced:
+            return codes, 1.0
+        before = _output_energy(view.matrices(plain.decode()).astype(np.float64) - exact, statistics.H)
         return codes, error / before if before > 0 else 1.0
 
     def _damps(self, view: View) -> tuple[float, ...]:

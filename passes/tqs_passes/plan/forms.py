@@ -32,7 +32,6 @@ from tqs_passes.weights import Weight
 Profile = Literal["fast", "exact", "small", "qdq"]
 PROFILES: tuple[Profile, ...] = ("fast", "exact", "small", "qdq")
 
-_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _DQ, _CM, _NBITS, _ROWS = Form.DEQUANTIZE, Form.CAST_MUL, Form.NBITS, Form.GATHERED
 #: Forms in order of preference; Cast → Mul is the last choice of every row.
 TABLE: dict[Profile, dict[Way, tuple[Form, ...]]] = {
@@ -83,10 +82,6 @@ def integer_form(setting: Setting, weight: Weight, tier: Tier, grid: Grid, axis:
     if setting.serving.target is ServingTarget.TENSORRT:
         return _DQ
     way = way_of(weight, setting.readers)
-    if setting.profile == "qdq" and any(r.op_type in _RECURRENT for r in weight.readers):
-        return (
-            _CM  # OpenVINO 2026.4 refuses an LSTM whose weights pass DequantizeLinear beside QuantizeLinear
-        )
     size = min(weight.shape) ** 2 if way in (Way.MATRIX, Way.TURNED) else weight.n_values
     for form in TABLE[setting.profile].get(way, ()):
         enough = size >= LEAST_VALUES.get((setting.profile, form), 0)
