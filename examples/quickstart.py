@@ -6,7 +6,7 @@ not a measurement. `tqs demo` does it with all of them.
 
 import tqs_onnx as tqs
 
-STEPS, CONTEXTS, EVALUATION = 20, 4, 8  # the demo has 40, 32 and 64
+STEPS, CONTEXTS, EVALUATION = 10, 4, 8  # the demo has 40, 32 and 64
 
 files = tqs.demo_files()
 data = tqs.DataOptions(files.rollout, files.contexts, files.evaluation, STEPS, CONTEXTS, EVALUATION)

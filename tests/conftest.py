@@ -87,7 +87,7 @@ def no_trial_load(monkeypatch: pytest.MonkeyPatch) -> None:
 
     It takes a third of a second a model, and the models here are good. Tests of the trial take this fixture's place.
     """
-    monkeypatch.setattr(tqs_onnx.rollout.crash_check, "loads_in_child", lambda *given: None)
+    monkeypatch.setattr(tqs_onnx.rollout.crash_check, "loads_in_child", lambda *_, **__: None)
 
 
 @pytest.fixture(autouse=True)

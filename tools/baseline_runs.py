@@ -10,7 +10,10 @@ written file, rolled out in a stock session. The two stages share no rows::
 
 The Lorenz-96 demo has no rows: `choose` splits its scoring contexts in two, and `final` scores on all of them.
 
-    python tools/baseline_runs.py choose --runs FOLDER [--set ETTh1] [--bits 3]
+The default configuration is measured on four kinds of contexts: real ones, made ones alone (no data), made ones beside
+real ones, and real ones for the scores with integers from the weights alone.
+
+    python tools/baseline_runs.py choose --runs FOLDER [--set ETTh1] [--bits 3] [--methods uniform,default]
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from zoo_runs import ZOO, data_root
 
+from tqs_onnx.allocation.budget import Budget
 from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, amplification, scored
 from tqs_onnx.allocation.file_size import file_bytes
 from tqs_onnx.allocation.objective import Objective
@@ -36,11 +41,16 @@ from tqs_onnx.allocation.uniform_plan import uniform_choices, uniform_plan
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.data import DataOptions, read_spec
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.refinement.instruments import instruments_on
+from tqs_onnx.jobs.options import QuantizeOptions
+from tqs_onnx.jobs.stages import planned, refined
+from tqs_onnx.refinement.instruments import Instruments, instruments_on
 from tqs_onnx.refinement.measured_objective import Responder, plan_measured
+from tqs_onnx.refinement.refine import Refined, RefineOptions
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.contexts.load import check_disjoint, load_contexts
 from tqs_onnx.rollout.distance import n_space, ruler_for
+from tqs_onnx.rollout.made.make import made_contexts_of
+from tqs_onnx.rollout.made.request import MadeRequest
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.testbed import Testbed
@@ -107,6 +117,31 @@ def split_of(name: str, stage: str) -> Split:
     return Split(source, spec, scoring, judging)
 
 
+class Ours:
+    """The default configuration on one set of contexts; a plan is made once for each budget and rounding."""
+
+    def __init__(
+        self, source: Source, request: Request, instruments: Instruments, results: Results | None = None
+    ) -> None:
+        self.results = Results(None) if results is None else results
+        self._source, self._request, self._instruments = source, request, instruments
+        self._made: dict[tuple[int, str], Refined] = {}
+
+    def refined(self, budget: int, refine: RefineOptions) -> Refined:
+        """Return what `tqs quantize` writes within a budget."""
+        key = budget, refine.rounding.title
+        if key not in self._made:
+            options = QuantizeOptions(Budget(max_bytes=budget), profile="exact", refine=refine)
+            plan, self._request = planned(
+                *(self._request, budget, self._source, self._instruments, options, self.results)
+            )
+            self._made[key] = refined(plan, self._request, self._instruments, options)
+        return self._made[key]
+
+
+_MADE: dict[str, Ours] = {}
+
+
 def alike(request: Request) -> Request:
     """Return the request in which everything but matrices is stored as in uniform files."""
     first = uniform_choices(request.menus, WIDTHS[0])
@@ -138,6 +173,33 @@ class Table:
             method: Responder(instruments, RoundingOptions(method), source.sha256, Results(None))
             for method in ("unbiased", "gptq")
         }
+        self.real = Ours(source, self.request, instruments)
+        self._threads, self._bed = threads, bed
+
+    @cached_property
+    def mixed(self) -> Ours:
+        """The default configuration with made contexts beside the real ones."""
+        split = self.split
+        beside = self._made_contexts(split.scoring)
+        return Ours(split.source, self.request, instruments_on(self._bed, None, beside), self.real.results)
+
+    def _made_contexts(self, like: Contexts | None = None) -> Contexts:
+        source, spec = self.split.source, self.split.spec
+        request = MadeRequest(MOST_SCORING)
+        return made_contexts_of(source.path, source.lifted, source.signature, spec, request, like=like)
+
+    @cached_property
+    def made(self) -> Ours:
+        """The default configuration on made contexts alone; one for all tables of a model."""
+        source, spec = self.split.source, self.split.spec
+        known = _MADE.get(source.sha256)
+        if known is None:
+            run = RunOptions("cpu", threads=self._threads)
+            bed = Testbed(source.lifted, source.survey, spec, self._made_contexts(), run)
+            scores = score(bed, source.sha256)
+            request = alike(request_for(source, scores, "exact", DEFAULT_TIERS))
+            known = _MADE[source.sha256] = Ours(source, request, instruments_on(bed.scaled(scores.sigma)))
+        return known
 
     def judged(self, assigned: Assigned) -> Cell:
         """Write a file, roll it out on the judging contexts, and return its figures."""
@@ -157,6 +219,8 @@ class Table:
         return {
             "bytes": n_bytes,
             "predicted": assigned.plan.predicted_drift,
+            "basis": None if assigned.plan.prediction is None else assigned.plan.prediction.basis,
+            "chosen": next((t.name for t in assigned.plan.tried if t.chosen), None),
             "drift": drift.total,
             "per_variable": drift.per_variable,
             "energies": {v: (s.mean(axis=1) / spaces[v]).tolist() for v, s in squares.items()},
@@ -184,7 +248,7 @@ def plan_of(request: Request, chosen: Sequence[Candidate]) -> Plan:
     base = uniform_plan(request, WIDTHS[0])
     scores = {s.weight: s for s in request.scores.weights}
     assignments = tuple(
-        scored(c, s, amplification(s, c.assignment.error_energy, request.scores))
+        scored(c, s, amplification(s, c.assignment.error_energy, request.scores), request.scores)
         for c, s in ((c, scores[c.assignment.weight]) for c in chosen)
     )
     update = {
@@ -209,13 +273,25 @@ class Judge:
 
     def one(self, name: str, plan: Plan, rounding: RoundingOptions) -> None:
         """Measure a plan under one rounding."""
-        if not self.lacks(name):
-            return
-        start = time.perf_counter()
-        cell = self.table.judged(round_plan(plan, self.table.calibration, rounding))
+        if self.lacks(name):
+            start = time.process_time()
+            assigned = round_plan(plan, self.table.calibration, rounding)
+            self.keep(name, assigned, rounding.title, start)
+
+    def ours(self, name: str, way: Ours, refine: RefineOptions) -> None:
+        """Measure the default configuration on a kind of contexts."""
+        if self.lacks(name):
+            start = time.process_time()
+            found = way.refined(self.budget, refine)
+            self.keep(name, Assigned(found.plan, found.codes, ()), refine.rounding.title, start)
+
+    def keep(self, name: str, assigned: Assigned, rounding: str, start: float) -> None:
+        """Write the file of a method, judge it, and save its figures; `start`: CPU seconds at which it began."""
+        made_s = time.process_time() - start
+        cell = self.table.judged(assigned)
         if cell["bytes"] > self.budget:
             raise SystemExit(f"{name} at W{self.bits} has {cell['bytes']} bytes, more than {self.budget}")
-        self.found[name] = {**cell, "rounding": rounding.title, "wall_s": time.perf_counter() - start}
+        self.found[name] = {**cell, "rounding": rounding, "cpu_s": made_s}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
         say(f"  W{self.bits} {name}: {cell['bytes']} bytes, drift {cell['drift']:.4g}")
@@ -272,6 +348,16 @@ def data_files_of(judge: Judge, methods: Sequence[str]) -> None:
         judge.tuned("measured + qep", plan, "unbiased")
 
 
+def default_files(judge: Judge) -> None:
+    """Measure the default configuration with and without data."""
+    table, usual = judge.table, RefineOptions()
+    weights = replace(usual, rounding=RoundingOptions(usual.rounding.free))
+    judge.ours("default, no data", table.made, usual)
+    judge.ours("default, weights only", table.real, weights)
+    judge.ours("default, real", table.real, usual)
+    judge.ours("default, mixed", table.mixed, usual)
+
+
 def controls(judge: Judge) -> None:
     """Measure two ways to spend the same bytes without rollouts, rounded like our best method."""
     table, budget = judge.table, judge.budget
@@ -296,6 +382,9 @@ def main() -> None:
     parser.add_argument("--set", dest="sets", action="append", choices=SETS)
     parser.add_argument("--bits", type=int, action="append", choices=WIDTHS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--methods", default="uniform,default,free,data,controls", help="Which methods to measure."
+    )
     given = parser.parse_args()
 
     for name in given.sets or SETS:
@@ -309,13 +398,18 @@ def main() -> None:
                 )
                 table = Table(split, given.threads)
             judge = Judge(table, bits, file)
-            uniform_files(judge)
-            free_files(judge)
-            if given.stage == "choose":
-                data_files_of(judge, ("gptq", "gptaq", "qep"))
-            else:
-                data_files_of(judge, ("gptq", "qep"))
-                controls(judge)
+            aware = ("gptq", "gptaq", "qep") if given.stage == "choose" else ("gptq", "qep")
+            steps: dict[str, Callable[[], None]] = {
+                "uniform": lambda judge=judge: uniform_files(judge),
+                "default": lambda judge=judge: default_files(judge),
+                "free": lambda judge=judge: free_files(judge),
+                "data": lambda judge=judge, aware=aware: data_files_of(judge, aware),
+            }
+            if given.stage == "final":
+                steps["controls"] = lambda judge=judge: controls(judge)
+            for wanted in given.methods.split(","):
+                if wanted in steps:
+                    steps[wanted]()
 
 
 if __name__ == "__main__":

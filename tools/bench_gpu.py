@@ -1,48 +1,55 @@
-"""Scores a Pangu-shaped model (276.66 M random weights) in 28 blocks on one GPU, and times it against bare rollouts.
+"""One run that says how this package does on a GPU: what it computes, where, and how long a sweep takes.
 
-Paper: 11.5 h on an H200, contexts and draws unstated. Here: T = 4, 4 contexts, 4 gauss draws, then the quant probe;
-each block has 8 of the 223 stored tensors, as in the paper; the two constant maps stay unchanged. Prints minutes, peak
-GPU memory, and the ratio to the same number of bare rollouts: only the calls, in the plain session, nothing copied. Run
-it again with the same --out to resume after a stop; the printed figures cover only the rollouts made in that run.
-Without a GPU it says so and exits. Usage::
+    correctness   rollouts and scores beside those of the CPU; the same bits again
+    tf32          the error of products and of a rollout with the provider's own settings, and with those of scoring
+    placement     nodes that the runtime leaves to the CPU, model by model
+    forms         every form of stored weights for the commonest readers (tools/measure_forms.py measures all of them)
+    blocks        files whose blocks compute with float16 and bfloat16: drift and latency
+    sweep         a Pangu-shaped model (276.66 M random weights) scored in 28 blocks as in the paper: as many as the
+                  time allows are measured, the rest extrapolated, and all held against as many bare rollouts
 
-    python tools/bench_gpu.py --out run [--grid 721x1440] [--contexts 4] [--draws 4]
-    python tools/bench_gpu.py --out run --provider cpu --grid 721x96 --contexts 1 --draws 1   # 16 GB of memory
-    python tools/bench_gpu.py --out run --provider cpu --tiny --contexts 1 --draws 1
+`--minutes` bounds the whole run: sections that no time is left for are named. Everything goes into OUT/gpu.md and
+OUT/gpu.json as soon as it is measured. Without a GPU it says so and exits with 0; the rehearsal runs everywhere::
+
+    python tools/bench_gpu.py --out gpu
+    python tools/bench_gpu.py --out gpu --only sweep --grid 721x1440 --contexts 4
+    python tools/bench_gpu.py --out gpu --provider cpu --tiny
+
+Paper: 11.5 h for Pangu-Weather on an H200, contexts and draws unstated.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
-import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import gpu_sections as sections
+from gpu_sections import Setting
 
-from tqs_models.pangu import rollout
-from tqs_models.pangu.climate import states
-from tqs_models.pangu.shaped import TINY, PanguShape, build
-from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.engine import Engine
-from tqs_onnx.rollout.options import RunOptions
-from tqs_onnx.rollout.session import open_session, probe_provider
-from tqs_onnx.rollout.spec.spec import load_spec
-from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
-from tqs_onnx.scoring.plan.options import Blocks, ScoreOptions
-from tqs_onnx.scoring.plan.probe import Probe, ProbeKind
-from tqs_onnx.scoring.plan.sweep_plan import plan_sweep
-from tqs_onnx.scoring.score import score
-from tqs_passes.files.model import Model
-from tqs_passes.files.save import save_model
-from tqs_passes.weights import Origin
+from tqs_onnx.rollout.gpu import card_names
+from tqs_onnx.rollout.session import probe_provider
+from tqs_onnx.verification.manifest import versions
+from tqs_passes.errors import TqsError
+
+Section = Callable[[Setting], str]
+SECTIONS: dict[str, Section] = {
+    "correctness": sections.correctness,
+    "tf32": sections.tf32,
+    "placement": sections.placement,
+    "blocks": sections.blocks,
+    "sweep": sections.sweep,
+    "forms": sections.forms,
+}
 
 
 class GpuMemory:
@@ -80,12 +87,36 @@ class GpuMemory:
             self._most = max(self._most, int(said) if said.strip().isdecimal() else 0)
 
 
-def model_file(folder: Path, shape: PanguShape) -> Source:
-    """Write the model once and open it."""
-    path = folder / f"pangu_{shape.lat}x{shape.lon}.onnx"
-    if not path.exists():
-        save_model(Model(build(shape), folder), path, external=True)
-    return open_source(path)
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a section said, its seconds and its peak GPU memory; `failed`: the error that ended it."""
+
+    said: str
+    seconds: float
+    memory: str
+    failed: bool
+
+
+def ran(section: Section, setting: Setting) -> Entry:
+    """Run a section; an error of this package or of the runtime is its result."""
+    start = time.monotonic()
+    with GpuMemory() as memory:
+        try:
+            said, failed = section(setting), False
+        except (TqsError, AssertionError) as error:
+            said, failed = f"**failed**: {error}", True
+    return Entry(said, time.monotonic() - start, str(memory), failed)
+
+
+def page(entries: dict[str, Entry], skipped: list[str], provider: str) -> str:
+    """Return the results as Markdown."""
+    chip = card_names() if provider != "cpu" else "a CPU: a rehearsal, its figures say nothing of a GPU"
+    lines = [f"# On {chip}", "", ", ".join(f"{k} {v}" for k, v in versions("cuda").items()), ""]
+    for name, entry in entries.items():
+        lines += [f"## {name} ({entry.seconds:.1f} s, GPU memory {entry.memory})", "", entry.said, ""]
+    if skipped:
+        lines += [f"No time was left for: {', '.join(skipped)}.", ""]
+    return "\n".join(lines)
 
 
 def main() -> int:
@@ -93,11 +124,12 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--grid", default="721x1440")
-    parser.add_argument("--tiny", action="store_true", help="1.35 M weights on 49x96.")
-    parser.add_argument("--contexts", type=int, default=4)
-    parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--only", default=",".join(SECTIONS), help="Sections, separated by commas.")
+    parser.add_argument("--minutes", type=float, default=5.5)
     parser.add_argument("--provider", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="Small models: a rehearsal of a few seconds.")
+    parser.add_argument("--grid", default="721x1440", help="Grid of the Pangu-shaped model.")
+    parser.add_argument("--contexts", type=int, default=1, help="Contexts of its sweep.")
     parser.add_argument("--threads", type=int, default=0)
     given = parser.parse_args()
     if given.provider == "cuda" and (why := probe_provider("cuda")) is not None:
@@ -105,64 +137,28 @@ def main() -> int:
         return 0
     given.out.mkdir(parents=True, exist_ok=True)
     lat, lon = (int(n) for n in given.grid.split("x"))
-    shape = TINY if given.tiny else PanguShape(lat=lat, lon=lon)
-    source, spec = model_file(given.out, shape), load_spec(rollout())
-    contexts = Contexts(dict(states(shape.levels, shape.lat, shape.lon, given.contexts, 0)), {})
-    survey = replace(
-        source.survey, weights=tuple(w for w in source.survey.weights if w.origin is Origin.INITIALIZER)
-    )
-    n_values = sum(w.n_values for w in survey.weights)
-    print(f"{n_values / 1e6:.2f} M weights in {len(survey.weights)} tensors, grid {shape.lat}x{shape.lon}")
-
-    with GpuMemory() as memory:
-        engine = Engine(open_session(source.path, provider=given.provider), spec, contexts)
-        bare: list[float] = []
-        for _ in range(4):
-            start = time.perf_counter()
-            for _ in engine.walk(extra=spec.trajectory.outputs):
-                pass
-            bare.append(time.perf_counter() - start)
-        bare_s = statistics.median(bare[1:])
-    print(f"one bare nominal rollout: {bare_s:.2f} s, GPU memory {memory}", flush=True)
-    del engine
-
-    gauss = ScoreOptions(
-        probe=Probe(kind=ProbeKind.GAUSS, bits=8, draws=given.draws),
-        response_bits=(),
-        blocks=Blocks("stored:8"),
-    )
-    run = RunOptions(given.provider, threads=given.threads)
-    bed = Testbed(source.lifted, survey, spec, contexts, run)
-    total_s, counted = 0.0, 0
-    for options in (gauss, replace(gauss, probe=Probe(kind=ProbeKind.QUANT, bits=8))):
-        plan = plan_sweep(bed, source.sha256, options)
-        keys = [r.key(plan.job) for group in plan.groups for t in group for r in plan.rollouts(t)]
-        with Results(given.out / RESULTS_NAME) as results:
-            n_kept = len(results.known(keys))
-        n = len(keys) - n_kept + plan.n_sessions if n_kept < len(keys) else 0
-        start = time.perf_counter()
-        with GpuMemory() as memory:
-            scores = score(
-                *(bed, source.sha256, options),
-                lambda done, total, label: print(f"  {done}/{total} {label}", file=sys.stderr, flush=True),
-                store=given.out / RESULTS_NAME,
+    end = time.monotonic() + 60 * given.minutes
+    entries: dict[str, Entry] = {}
+    skipped: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="tqs-gpu-") as scratch:
+        for name in given.only.split(","):
+            if time.monotonic() > end:
+                skipped.append(name)
+                continue
+            # Half of what is left, so that what comes after the sweep has time too.
+            until = time.monotonic() + (end - time.monotonic()) / 2
+            setting = Setting(
+                *(given.provider, Path(scratch), given.tiny, given.threads, (lat, lon), given.contexts, until)
             )
-        wall_s = time.perf_counter() - start
-        rates = [w.gamma_task for w in scores.weights if w.gamma_task is not None]
-        print(
-            f"{options.probe.kind.value}: {plan.n_rollouts // options.probe.n_draws} blocks, {n_kept} rollouts kept "
-            f"earlier, {n} counted now, {wall_s / 60:.2f} min, {ratio(wall_s, n * bare_s)} of the bare rollouts, "
-            f"GPU memory {memory}, γ_task {np.min(rates):.3g} … {np.max(rates):.3g}",
-            flush=True,
-        )
-        total_s, counted = total_s + wall_s, counted + n
-    print(f"both: {total_s / 60:.2f} min, {ratio(total_s, counted * bare_s)} of the bare rollouts")
-    return 0
-
-
-def ratio(wall_s: float, bare_s: float) -> str:
-    """Return a ratio of times, or a dash if nothing was rolled out."""
-    return f"{wall_s / bare_s:.2f}" if bare_s else "–"
+            entries[name] = ran(SECTIONS[name], setting)
+            text = page(entries, skipped, given.provider)
+            (given.out / "gpu.md").write_text(text, encoding="utf-8")
+            document: dict[str, Any] = {n: e.said for n, e in entries.items()}
+            (given.out / "gpu.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            print(text.split("\n## ")[-1], flush=True)
+    if skipped:
+        print(f"no time was left for {', '.join(skipped)}")
+    return 1 if any(entry.failed for entry in entries.values()) else 0
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ outputs = ["y"]
 """
 
 
-def transformer() -> onnx.ModelProto:
-    """Return a 76 MB transformer with random weights that maps a state [batch, 16, 512] to the next."""
+def transformer(width: int = WIDTH, hidden: int = HIDDEN, layers: int = LAYERS) -> onnx.ModelProto:
+    """Return a transformer (by default 76 MB) with random weights that maps a state [batch, 16, width] to the next."""
     rng = np.random.default_rng(0)
     stored: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
@@ -66,19 +66,19 @@ def transformer() -> onnx.ModelProto:
         return output
 
     x = "x"
-    for i in range(LAYERS):
-        scale, shift = weight(f"norm{i}.scale", WIDTH, scale=1.0), weight(f"norm{i}.bias", WIDTH, scale=0.1)
+    for i in range(layers):
+        scale, shift = weight(f"norm{i}.scale", width, scale=1.0), weight(f"norm{i}.bias", width, scale=0.1)
         h = node("LayerNormalization", [x, scale, shift], f"n{i}", axis=-1)
-        q, k, v = (node("MatMul", [h, weight(f"{c}{i}", WIDTH, WIDTH)], f"h{c}{i}") for c in "qkv")
+        q, k, v = (node("MatMul", [h, weight(f"{c}{i}", width, width)], f"h{c}{i}") for c in "qkv")
         kt = node("Transpose", [k], f"t{i}", perm=[0, 2, 1])
         share = node("Softmax", [node("MatMul", [q, kt], f"s{i}")], f"p{i}", axis=-1)
         mixed = node("MatMul", [share, v], f"a{i}")
-        r = node("Add", [x, node("MatMul", [mixed, weight(f"o{i}", WIDTH, WIDTH)], f"b{i}")], f"r{i}")
-        up = node("MatMul", [r, weight(f"up{i}", WIDTH, HIDDEN)], f"u{i}")
-        active = node("Relu", [node("Add", [up, weight(f"bias{i}", HIDDEN, scale=0.1)], f"w{i}")], f"g{i}")
-        x = node("Add", [r, node("MatMul", [active, weight(f"down{i}", HIDDEN, WIDTH)], f"d{i}")], f"x{i}")
+        r = node("Add", [x, node("MatMul", [mixed, weight(f"o{i}", width, width)], f"b{i}")], f"r{i}")
+        up = node("MatMul", [r, weight(f"up{i}", width, hidden)], f"u{i}")
+        active = node("Relu", [node("Add", [up, weight(f"bias{i}", hidden, scale=0.1)], f"w{i}")], f"g{i}")
+        x = node("Add", [r, node("MatMul", [active, weight(f"down{i}", hidden, width)], f"d{i}")], f"x{i}")
     node("Tanh", [x], "y")
-    shape = ["b", TOKENS, WIDTH]
+    shape = ["b", TOKENS, width]
     ports = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, shape) for n in ("x", "y")]
     graph = helper.make_graph(nodes, "bench", ports[:1], ports[1:], stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)

@@ -1,12 +1,16 @@
 """Runs all stages on a full-size model on this machine: export, score, allocate, emit, verify.
 
 Every stage is a child process that runs the command line, so wall time, CPU time and peak resident memory are its own.
-A stage whose file exists is skipped, so a long run can be split. Weights are random (see `tqs export`): bytes, time
-and memory are those of the real model; drift is that of the random one.
+A stage whose file exists is skipped, so a long run can be split; measured responses are kept as they arrive. Weights
+are random (see `tqs export`): bytes, time and memory are those of the real model; drift is that of the random one.
+
+Two trips: `energy` without data, and (`--measured`) the configuration that wins, `--objective measured --rounding qep`,
+with integers chosen on contexts that were not scored on.
 
     python tools/full_size.py pangu --folder big
     python tools/full_size.py timesfm --folder big --exporter /path/to/python/with/timesfm
     python tools/full_size.py aurora --folder big --exporter /path/to/python/with/aurora
+    python tools/full_size.py timesfm --folder big --measured --ratios 8,4,16
     python tools/full_size.py --folder big --write models/zoo/FULL_SIZE.md
 """
 
@@ -24,17 +28,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.verification.manifest import versions
 
 RATIOS = (4, 8, 16)
 RECORD = "full_size.json"
+#: The configuration that wins; QEP's published setting, because trying six takes six times as long.
+QEP = ("--rounding", "qep", "--objective", "measured", "--no-tune")
 Record = dict[str, Any]
+#: Names of the points of both trips, and the stages whose commands are shown.
+KINDS = (*(str(c) for c in RATIOS), *(f"qep {c}" for c in (8, 4, 16)))
+COMMANDS = ("allocate 16", "allocate qep 8", "emit 16", "verify 16")
 
 
 @dataclass(frozen=True)
 class Trip:
-    """The arguments for one model: of `tqs export`, of the rollouts, and of `tqs score`."""
+    """The arguments for one model: of `tqs export` (the architecture first), of the rollouts, and of `tqs score`."""
 
     title: str
     export: tuple[str, ...]
@@ -45,21 +56,42 @@ class Trip:
 TRIPS = {
     "pangu": Trip(
         "Pangu-shaped, 721 × 24, 13 levels",
-        ("--grid", "721x24", "--contexts", "2"),
+        ("pangu", "--grid", "721x24", "--contexts", "2"),
         ("--steps", "2", "--max-contexts", "1"),
         ("--blocks", "nodes:8", "--probe-bits", "3", "--response-bits", "none"),
     ),
     "timesfm": Trip(
         "TimesFM-2.5",
-        ("--contexts", "4"),
+        ("timesfm", "--contexts", "4"),
         ("--steps", "2", "--max-contexts", "2"),
         ("--blocks", r"pattern:^(stacked_xf\.\d+)\.\w*?(attn|ff)|^([a-z_]+)\."),
     ),
     "aurora": Trip(
         "Aurora-small, 32 × 64, 13 levels",
-        ("--contexts", "2"),
+        ("aurora", "--contexts", "2"),
         ("--steps", "2", "--max-contexts", "1"),
         ("--blocks", r"pattern:^(backbone\.\w+_layers\.\d+\.blocks\.\d+|[a-z]+\.[a-z_]+)"),
+    ),
+    "tiny": Trip(
+        "Pangu-shaped, 25 × 24, 3 levels: a rehearsal",
+        (
+            *(
+                "pangu",
+                "--grid",
+                "25x24",
+                "--levels",
+                "3",
+                "--contexts",
+                "2",
+                "--set",
+                "dim=12",
+                "--set",
+                "heads=2",
+            ),
+            *("--set", "window=2,3,6", "--set", "depths=1,1,1,1"),
+        ),
+        ("--steps", "2", "--max-contexts", "1"),
+        ("--blocks", "nodes:8"),
     ),
 }
 
@@ -73,10 +105,17 @@ def main() -> None:
     parser.add_argument(
         "--exporter", default=sys.executable, help="Interpreter with the packages `tqs export` needs."
     )
+    parser.add_argument("--measured", action="store_true", help="The trip with --rounding qep.")
+    parser.add_argument("--ratios", default="4,8,16", help="Weight compressions, in this order.")
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--write", type=Path, help="Write the table of all models in the folder.")
     options = parser.parse_args()
     if options.name:
-        travel(options.name, options.folder / options.name, options.exporter)
+        ratios = tuple(int(text) for text in options.ratios.split(","))
+        folder = options.folder / options.name
+        travel(
+            options.name, folder, options.exporter, ratios, measured=options.measured, threads=options.threads
+        )
     found = {name: read(options.folder / name) for name in TRIPS if (options.folder / name / RECORD).exists()}
     text = page(found, options.folder)
     if options.write:
@@ -89,38 +128,52 @@ def read(folder: Path) -> Record:
     return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
-def travel(name: str, folder: Path, exporter: str) -> None:
+def travel(
+    name: str, folder: Path, exporter: str, ratios: tuple[int, ...], *, measured: bool, threads: int
+) -> None:
     """Run the stages whose files are missing; write the record after each."""
     trip, record = TRIPS[name], read(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model, run = folder / "model.onnx", folder / "run"
+    model, run = folder / "model.onnx", folder / ("qep" if measured else "run")
+    kind = "qep " if measured else ""
     rolled = ["--rollout", folder / "rollout.toml", "--contexts", folder / "contexts.npz", *trip.rollout]
+    rolled += ["--threads", threads] if threads else []
 
     def stage(key: str, made: Path, *arguments: object, python: str = sys.executable) -> None:
         if made.exists() and key in record:
             return
-        record[key] = measured([str(a) for a in arguments], python, folder)
+        record[key] = ran([str(a) for a in arguments], python, folder, threads)
         write(record, folder)
 
-    stage("export", model, "export", name, "--out", folder, *trip.export, "--force", python=exporter)
+    stage("export", model, "export", *trip.export, "--out", folder, "--force", python=exporter)
+    # The responses at other widths are measured for the choices themselves.
+    score = [*trip.score, "--response-bits", "none"] if measured else trip.score
     stage(
-        "score", run / "scores.json", "score", model, *rolled, *trip.score, "--out", run, "--force", "--json"
-    )
-    for ratio in RATIOS:
-        plan, out = run / f"plan{ratio}.json", run / f"w{ratio}.onnx"
-        manifest = run / f"manifest{ratio}.json"
-        scores = ["--scores", run / "scores.json"]
+        f"score {kind}".strip(), run / "scores.json",
+        "score", model, *rolled, *score, "--out", run, "--force", "--json",
+    )  # fmt: skip
+    scores = ["--scores", run / "scores.json"]
+    data: list[object] = []
+    if measured:
+        held_out(folder / "contexts.npz", int(trip.rollout[-1]), folder / "calibration.npz")
+        data = [*rolled, "--calibration", folder / "calibration.npz", *QEP]
+    for ratio in ratios:
+        at = run / f"w{ratio}"
+        at.mkdir(exist_ok=True)
+        plan, out, manifest = at / "plan.json", at / "model.onnx", at / "manifest.json"
+        which = f"{kind}{ratio}"
         target = ["--weight-compression", ratio]
         stage(
-            f"allocate {ratio}", plan, "allocate", model, *scores, *target, "--out", plan, "--force", "--json"
-        )
-        stage(f"emit {ratio}", out, "emit", model, "--plan", plan, "--out", out, "--force", "--json")
+            f"allocate {which}", plan,
+            "allocate", model, *scores, *data, *target, "--out", plan, "--force", "--json",
+        )  # fmt: skip
+        stage(f"emit {which}", out, "emit", model, "--plan", plan, "--out", out, "--force", "--json")
         stage(
-            f"verify {ratio}", manifest, "verify", out, "--source", model, "--plan", plan, *scores, *rolled,
+            f"verify {which}", manifest, "verify", out, "--source", model, "--plan", plan, *scores, *rolled,
             "--eval-contexts", folder / "eval.npz", "--max-eval-contexts", 1, "--manifest", manifest, "--force",
             "--json",
         )  # fmt: skip
-        record[f"facts {ratio}"] = facts(manifest)
+        record[f"facts {which}"] = facts(manifest)
         write(record, folder)
     source = open_source(model)
     record["model"] = {
@@ -132,15 +185,22 @@ def travel(name: str, folder: Path, exporter: str) -> None:
     write(record, folder)
 
 
+def held_out(contexts: Path, n_scored: int, out: Path) -> None:
+    """Write the contexts that are not scored on; integers are chosen on them, so that a prediction needs no others."""
+    with np.load(contexts) as arrays:
+        np.savez(out, **{name: arrays[name][n_scored:] for name in arrays.files})
+
+
 def write(record: Record, folder: Path) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def measured(arguments: list[str], python: str, folder: Path) -> Record:
+def ran(arguments: list[str], python: str, folder: Path, threads: int) -> Record:
     """Run `tqs` with these arguments in a child process; exit if it fails."""
     start = time.perf_counter()
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     child = subprocess.Popen(
-        [python, "-m", "tqs_onnx.cli.main", *arguments], stdout=subprocess.PIPE, text=True
+        [python, "-m", "tqs_onnx.cli.main", *arguments], stdout=subprocess.PIPE, text=True, env=environment
     )
     assert child.stdout is not None
     printed = child.stdout.read()
@@ -202,8 +262,7 @@ def page(found: dict[str, Record], folder: Path) -> str:
         "Other jobs ran on the machine: CPU seconds are the steadier figure.",
         "",
     ]
-    done = {name: r for name, r in found.items() if "model" in r}
-    for name, r in done.items():
+    for name, r in ((name, r) for name, r in found.items() if "model" in r):
         m = r["machine"]
         lines += [
             f"## {TRIPS[name].title}: {r['model']['weights'] / 1e6:.2f} M weights in {r['model']['tensors']} tensors, "
@@ -217,7 +276,13 @@ def page(found: dict[str, Record], folder: Path) -> str:
             "| stage | wall s | CPU s | peak MB |",
             "|---|---:|---:|---:|",
         ]
-        for key in ("export", "score", *(f"{s} {c}" for c in RATIOS for s in ("allocate", "emit", "verify"))):
+        done = [c for c in KINDS if f"facts {c}" in r]
+        for key in (
+            "export",
+            "score",
+            "score qep",
+            *(f"{s} {c}" for c in done for s in ("allocate", "emit", "verify")),
+        ):
             if key in r:
                 s = r[key]
                 lines.append(f"| {key} | {s['wall_s']:.0f} | {s['cpu_s']:.0f} | {s['peak_mb']:,.0f} |")
@@ -226,7 +291,7 @@ def page(found: dict[str, Record], folder: Path) -> str:
             "| weights asked | weights | file | planned bytes | file bytes | off | predicted drift | drift | runtime |",
             "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
-        for c in RATIOS:
+        for c in done:
             f = r[f"facts {c}"]
             off = 100 * (f["bytes"] / f["planned_bytes"] - 1)
             lines.append(
@@ -237,7 +302,7 @@ def page(found: dict[str, Record], folder: Path) -> str:
         lines += [
             "",
             "```",
-            *(r[k]["command"] for k in ("export", "score", "allocate 16", "emit 16", "verify 16") if k in r),
+            *(r[k]["command"] for k in ("export", "score", "score qep", *COMMANDS) if k in r),
             "```",
             "",
         ]

@@ -6,6 +6,7 @@ weights, file size, resident memory and its peak against FP32's. `--out` writes 
 of the runtime and the CPU; figures of kinds that are not measured again are kept from `--json`. Usage::
 
     python tools/measure_forms.py --json tools/forms.json --out tools/forms.md [--only MatMul,Conv3x3] [--rounds 7]
+    python tools/measure_forms.py --provider cuda --json tools/forms_cuda.json --out tools/forms_cuda.md
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from serving import feeds_of, measure, processor
 
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source, open_source
+from tqs_onnx.rollout.gpu import card_names
+from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.session import SessionOptions, open_session, runtime_version
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
@@ -138,7 +141,7 @@ def block_quantized(source: Source, out: Path) -> None:
     onnx.save(proto, out)
 
 
-def error_of(path: Path, source: Source, plan: Plan) -> float:
+def error_of(path: Path, source: Source, plan: Plan, provider: Provider) -> float:
     """Return ‖y − y'‖ / ‖y'‖ at batch 3; y' is the source's output with the plan's decoded weights."""
     fed = onnx.ModelProto()
     fed.CopyFrom(source.lifted.proto)
@@ -149,39 +152,41 @@ def error_of(path: Path, source: Source, plan: Plan) -> float:
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     outputs = []
     for model in (fed.SerializeToString(), path):
-        session = open_session(model, options=SessionOptions(threads=1))
+        session = open_session(model, provider=provider, options=SessionOptions(threads=1))
         outputs.append(session.run(feeds_of(session, 3, 1000))["y"].numpy().astype(np.float64))
     return float(np.linalg.norm(outputs[1] - outputs[0]) / np.linalg.norm(outputs[0]))
 
 
-def measured(name: str, rounds: int) -> list[dict[str, object]]:
+def measured(
+    name: str, rounds: int, provider: Provider = "cpu", tiers: tuple[Tier, ...] = TIERS
+) -> list[dict[str, object]]:
     """Return a row for every form that a kind of reader can take."""
     with tempfile.TemporaryDirectory(prefix="tqs-forms-") as folder:
         path = Path(folder) / "fp32.onnx"
         onnx.save(model_of(KINDS[name]), path)
         source = open_source(path)
         files, errors = {"FP32": path}, {"FP32": 0.0}
-        for tier in TIERS:
+        for tier in tiers:
             for form in (Form.CAST_MUL, Form.DEQUANTIZE, Form.NBITS, Form.GATHERED):
                 for encoding in Encoding:
                     label = f"{tier} {form.value}{' native' if encoding is Encoding.NATIVE else ''}"
                     out = Path(folder) / f"{label.replace(' ', '-')}.onnx"
                     if encoding is Encoding.NATIVE and (form is not Form.DEQUANTIZE or tier is Tier.INT3):
                         continue
-                    if form is Form.NBITS and (tier is Tier.INT8 or not name.startswith(("MatMul", "Gemm"))):
+                    if form is Form.NBITS and not name.startswith(("MatMul", "Gemm")):
                         continue
                     if form is Form.GATHERED and name != "Gather":
                         continue
                     plan = stored(source, tier, form, encoding, out)
                     files[label] = out
                     try:
-                        errors[label] = error_of(out, source, plan)
+                        errors[label] = error_of(out, source, plan, provider)
                     except InputError as error:
                         print(f"{name}, {label}: {error}", file=sys.stderr)
         if name == "Gather":
             files["INT4 GatherBlockQuantized"] = Path(folder) / "gbq.onnx"
             block_quantized(source, files["INT4 GatherBlockQuantized"])
-        found = measure(files, BATCHES, rounds=rounds, most_index=1000)
+        found = measure(files, BATCHES, rounds=rounds, most_index=1000, provider=provider)
     base = found["FP32"]
     rows: list[dict[str, object]] = []
     for label, row in found.items():
@@ -204,9 +209,9 @@ def markdown(document: dict[str, dict[str, object]]) -> str:
     lines = [
         "# What every form costs, by kind of reader",
         "",
-        "Made by `python tools/measure_forms.py --json tools/forms.json --out tools/forms.md`.",
-        "Processor time of one call on one thread as a multiple of FP32 (least of interleaved rounds), error against",
-        "the model fed the decoded weights, bytes of the file, resident memory and its peak as multiples of FP32's.",
+        "Made by `python tools/measure_forms.py`. Time of one call as a multiple of FP32 (least of interleaved rounds;",
+        "of one thread of the processor on the CPU, of the wall clock on a GPU), error against the model fed the",
+        "decoded weights, bytes of the file, resident memory and its peak as multiples of FP32's.",
         "",
         "| reader | form | batch 1 | batch 32 | error | file | memory | peak | measured with |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
@@ -230,6 +235,7 @@ def main() -> None:
     )
     arguments.add_argument("--only", default="", help="Kinds to measure, separated by commas; default all.")
     arguments.add_argument("--rounds", type=int, default=7)
+    arguments.add_argument("--provider", choices=["cpu", "cuda"], default="cpu")
     arguments.add_argument(
         "--json", type=Path, help="Keep the figures here, and take those of other kinds from here."
     )
@@ -237,9 +243,10 @@ def main() -> None:
     options = arguments.parse_args()
     kept = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
     names = [n for n in KINDS if n in options.only.split(",")] if options.only else list(KINDS)
-    where = f"onnxruntime {runtime_version()}, {processor()}"
+    chip = processor() if options.provider == "cpu" else card_names()
+    where = f"onnxruntime {runtime_version()}, {chip}"
     for name in names:
-        kept[name] = {"where": where, "rows": measured(name, options.rounds)}
+        kept[name] = {"where": where, "rows": measured(name, options.rounds, options.provider)}
         if options.json:
             options.json.write_text(json.dumps({k: kept[k] for k in KINDS if k in kept}, indent=1) + "\n")
     text = markdown({k: kept[k] for k in KINDS if k in kept})

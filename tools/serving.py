@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout.options import Provider
 from tqs_onnx.rollout.session import Session, Value
 from tqs_onnx.rollout.stopwatch import processor, race
 from tqs_passes.errors import InputError
@@ -61,22 +62,29 @@ def measure(
     threads: int = 1,
     rounds: int = 7,
     most_index: int = 1,
+    provider: Provider = "cpu",
 ) -> dict[str, dict[str, float]]:
-    """Return the figures of every file that loads: ``mb``, ``load_s``, ``ram_mb``, ``peak_mb`` and ``ms@<batch>``."""
+    """Return the figures of every file that loads: ``mb``, ``load_s``, ``ram_mb``, ``peak_mb`` and ``ms@<batch>``.
+
+    Milliseconds are of the processor on the CPU, and of the wall clock on a GPU; memory is that of the host.
+    """
     ports = _ports(next(iter(files.values())))
     feeds = {batch: _random(ports, batch, most_index) for batch in batches}
     loading: dict[str, Path] = {}
     for name, path in files.items():
         try:
-            race({name: path}, feeds, threads=threads, rounds=0, loads=0)
+            race({name: path}, feeds, provider=provider, threads=threads, rounds=0, loads=0)
             loading[name] = path
         except InputError as error:
             print(f"{name}: {error}", file=sys.stderr)
     found: dict[str, dict[str, float]] = {}
-    for name, laps in race(loading, feeds, threads=threads, rounds=rounds, loads=0).items():
+    for name, laps in race(
+        loading, feeds, provider=provider, threads=threads, rounds=rounds, loads=0
+    ).items():
         size = sum(p.stat().st_size for p in files[name].parent.glob(f"{files[name].name}*"))
         memory = {"loaded_mb": laps.loaded_mb, "ram_mb": laps.resident_mb, "peak_mb": laps.peak_mb}
         found[name] = {"mb": size / 1e6, "load_s": laps.first_load_s}
         found[name] |= {key: float("nan") if value is None else value for key, value in memory.items()}
-        found[name] |= {f"ms@{batch}": 1000 * min(laps.processor_s[batch]) for batch in batches}
+        taken = laps.processor_s if provider == "cpu" else laps.wall_s
+        found[name] |= {f"ms@{batch}": 1000 * min(taken[batch]) for batch in batches}
     return found

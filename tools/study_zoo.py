@@ -178,7 +178,7 @@ def drift(study: Study, model: str, scores: Scores, names: list[str] | dict[str,
         for w in bed.weights
         if w.name in set(names)
     }
-    return bed.drift(bed.exposed.run(coarse))
+    return bed.drift(bed.exposed.pieces(coarse))
 
 
 def skill() -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tqs_onnx.allocation.budget import Budget as Budget
     from tqs_onnx.allocation.costing import PlanOptions as PlanOptions
     from tqs_onnx.allocation.objective import Objective as Objective
+    from tqs_onnx.allocation.objective import RankBy as RankBy
     from tqs_onnx.allocation.tier_set import TierSet as TierSet
     from tqs_onnx.api import (
         allocate as allocate,
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     )
     from tqs_onnx.inputs.bundled import demo_files as demo_files
     from tqs_onnx.inputs.data import DataOptions as DataOptions
-    from tqs_onnx.jobs.frontier import Axis as Axis
+    from tqs_onnx.jobs.axis import Axis as Axis
     from tqs_onnx.jobs.options import BaselineOptions as BaselineOptions
     from tqs_onnx.jobs.options import QuantizeOptions as QuantizeOptions
     from tqs_onnx.packaging.package import PackageOptions as PackageOptions
@@ -89,10 +90,10 @@ _HOMES = {
     "tqs_onnx.inputs.bundled": ("demo_files",),
     "tqs_onnx.inputs.data": ("DataOptions",),
     "tqs_onnx.jobs.options": ("QuantizeOptions", "BaselineOptions"),
-    "tqs_onnx.jobs.frontier": ("Axis",),
+    "tqs_onnx.jobs.axis": ("Axis",),
     "tqs_onnx.allocation.budget": ("Budget",),
     "tqs_onnx.allocation.costing": ("PlanOptions",),
-    "tqs_onnx.allocation.objective": ("Objective",),
+    "tqs_onnx.allocation.objective": ("Objective", "RankBy"),
     "tqs_onnx.allocation.tier_set": ("TierSet",),
     "tqs_onnx.packaging.package": ("PackageOptions",),
     "tqs_onnx.refinement.refine": ("RefineOptions",),

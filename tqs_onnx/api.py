@@ -17,9 +17,10 @@ from tqs_onnx.emission import emit as _emit
 from tqs_onnx.inputs.data import MADE, Arrays, Data, DataOptions, Rollout, read_data, read_spec
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.axis import Axis
 from tqs_onnx.jobs.baseline import BaselineJob, BaselineOutcome
 from tqs_onnx.jobs.baseline import baseline as _baseline
-from tqs_onnx.jobs.frontier import Axis, SweepJob
+from tqs_onnx.jobs.frontier import SweepJob
 from tqs_onnx.jobs.frontier import sweep as _sweep
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto
@@ -82,6 +83,7 @@ def load_data(
     steps: int | None = None,
     max_contexts: int | None = None,
     max_eval_contexts: int | None = None,
+    made_beside: int = 0,
 ) -> Data:
     """Read a rollout spec and contexts, and check them against a model.
 
@@ -102,6 +104,8 @@ def load_data(
         Model calls per rollout; None: as in the spec.
     max_contexts, max_eval_contexts : int or None
         Maximum numbers of contexts in each set.
+    made_beside : int
+        Number of made contexts that data-aware rounding calibrates on beside the given ones.
 
     Raises
     ------
@@ -117,7 +121,8 @@ def load_data(
     4
     """
     options = DataOptions(
-        rollout, contexts, eval_contexts, steps, max_contexts, max_eval_contexts, calibration
+        *(rollout, contexts, eval_contexts, steps, max_contexts, max_eval_contexts, calibration),
+        made_beside=made_beside,
     )
     return read_data(options, stages.opened_quietly(model))
 

@@ -5,7 +5,11 @@ The library raises; only the command line turns an error into one line and an ex
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
 from typing import ClassVar
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -47,6 +51,15 @@ class TqsError(Exception):
 
 class InputError(TqsError):
     """Bad input or usage: exit code 2."""
+
+
+def not_written(error: OSError, where: Path, what: str = "cannot be written") -> InputError:
+    """Return the error of a file or folder that the system does not let us write; a full disk is called that."""
+    if error.errno in _FULL:
+        what, todo = "the disk is full", "Free disk space and run the same command again"
+    else:
+        what, todo = f"{what} ({error.strerror})", "Choose another `out`"
+    return InputError(what, where=str(where), todo=todo)
 
 
 class GateError(TqsError):

@@ -161,8 +161,7 @@ def test_data_choose_the_integers_of_all_copies_together(rounding: str, tmp_path
         "INT4",
         "--compression",
         "15",
-        "--repair",
-        "0",
+        *("--repair", "0", "--candidates", "1"),
         "--objective",
         "energy",
     ]

@@ -1,6 +1,7 @@
 """Plans: budgets kept to the byte, and what each status does to a weight."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from tests.conftest import Scored
 from tests.rollouts import forecaster, motley, opened, scored, spec_of, values
 from tqs_onnx.allocation import spend
 from tqs_onnx.allocation.budget import Budget, source_weight_bytes
-from tqs_onnx.allocation.costing import PlanOptions, Request, amplification
+from tqs_onnx.allocation.costing import PlanOptions, Request, amplification, gamma_of
 from tqs_onnx.allocation.file_size import FileSize, require_feasible, shared_bytes
-from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.offers import UNMEASURED_BITS, entries_of, offered
 from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.allocation.request import request_for
@@ -171,6 +172,27 @@ def test_gamma_min_sends_weights_at_or_below_it_to_the_bottom(request_: Request)
         menu = next(m for m in request_.menus if m.weight.name == a.weight)
         least = min(c.assignment.n_bytes for c in menu.candidates)
         assert (a.n_bytes == least) == (a.weight in low or len(menu.candidates) == 1)
+
+
+@pytest.mark.parametrize(
+    ("by", "kept"), [(RankBy.TASK, "W1"), (RankBy.PLAIN, "W2"), (RankBy.MEAN, "b1")], ids=str
+)
+def test_rank_by_says_which_score_counts(request_: Request, by: RankBy, kept: str) -> None:
+    """Eq. 1 puts W1 above the threshold, Eq. 2 at the last horizon W2, and the mean over horizons b1."""
+    known = {"W1": (1.0, 0.0, 0.0), "W2": (0.0, 1.0, 0.0), "b1": (0.0, 0.0, 1.0)}
+    weights = tuple(
+        s.model_copy(update={"gamma_task": task, "gamma": (9.0, plain), "gamma_task_mean": mean})
+        for s in request_.scores.weights
+        for task, plain, mean in (known.get(s.weight, (0.0, 0.0, 0.0)),)
+    )
+    asked = replace(request_, scores=request_.scores.model_copy(update={"weights": weights}))
+    gammas = {s.weight: gamma_of(s, asked.scores, by) for s in weights}
+    assert gammas == {name: float(name == kept) for name in gammas}
+    plan = plan_within(asked, 10**6, PlanOptions(gamma_min=0.5, rank_by=by))
+    for menu in request_.menus:
+        least = min(c.assignment.n_bytes for c in menu.candidates)
+        lowest = of(plan, menu.weight.name).n_bytes == least
+        assert lowest == (menu.weight.name != kept or len(menu.candidates) == 1)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
@@ -341,3 +363,16 @@ def test_an_impossible_budget_says_what_the_smallest_file_is_made_of() -> None:
     said = f"of which {smallest - 700} are weights with their scales and tables, 100 of other constants, 500 of names"
     assert f"{said}, 100 of the graph" in str(caught.value)
     assert "set `names` to short" in str(caught.value)
+
+
+def test_what_a_request_keeps_between_plans_changes_no_entry(lorenz: Scored) -> None:
+    options = PlanOptions(objective=Objective.MEASURED)
+    plain = [e.item.costs for e in entries_of(lorenz.request, options)]
+    bundle = entries_of(lorenz.request, options)[0].bundles[-1]
+    responses = {bundle.key: 2 * plain[0][-1]}
+    again = entries_of(replace(lorenz.request, responses=responses), options)
+    fresh = entries_of(replace(lorenz.request, responses=responses, priced={}), options)
+    assert [e.item for e in again] == [e.item for e in fresh]
+    assert again[0].item.costs[-1] == pytest.approx(2 * plain[0][-1], rel=1e-12)
+    fewer = replace(lorenz.request, menus=lorenz.request.menus[:2])
+    assert [e.menus for e in entries_of(fewer, options)] == [(m,) for m in fewer.menus]

@@ -66,7 +66,7 @@ def test_a_pin_may_name_a_tier_that_is_larger_than_the_weight_itself(source: Sou
 
 
 def test_a_forbidden_tier_is_not_used(source: Source, scores: Scores) -> None:
-    tight = plan_within(asked(source, scores), 2200, PlanOptions())
+    tight = plan_within(asked(source, scores), 1900, PlanOptions())
     low = {tiers_of(tight)["W1"], tiers_of(tight)["W2"]}
     assert min(t.bits for t in low) < 4
     request = asked(source, scores, bans=("W*=INT3,INT2,INT1",))

@@ -28,7 +28,7 @@ from tqs_passes.tier import DEFAULT_TIERS
 @pytest.fixture(scope="module")
 def request_(lorenz: Scored) -> Request:
     """The demo's request with made-up activations and times: each matrix saves 5 % of FP32's time, the last none."""
-    made = request_for(lorenz.source, lorenz.scores, "exact", DEFAULT_TIERS, dynamic=True)
+    made = request_for(lorenz.source, lorenz.scores, "exact", DEFAULT_TIERS, rounded=True)
     names = [m.weight.name for m in made.menus if any(is_dynamic(c) for c in m.candidates)]
     activations = tuple(
         ActivationScore(weight=n, label=n, energy=1e-3 * 4.0 ** (i % 5), delta_norm=1.0)

@@ -105,6 +105,21 @@ def test_structure_correlates_gamma_with_size_and_place(scores) -> None:
     ] == pytest.approx(-1.0)
 
 
+def test_a_block_is_as_large_as_all_its_weights(scores) -> None:
+    """Blocks of 48 + 768, 768 and 16 + 16 values, by falling γ: only their sums fall, not their first weights."""
+    blocks = {"b1": ("first", 3.0), "W2": ("first", 3.0), "W1": ("second", 2.0), "b2": ("third", 1.0)}
+    blocks["decay"] = ("third", 1.0)
+    weights = [
+        w.model_copy(update={"block": blocks[w.weight][0], "gamma_task": blocks[w.weight][1]})
+        for w in sorted(scores.weights, key=lambda w: list(blocks).index(w.weight))
+    ]
+    found = row(
+        structure_table({"a": scores.model_copy(update={"weights": tuple(weights)})}),
+        **{"γ against": "number of values"},
+    )
+    assert (found["n"], found["Spearman's ρ"]) == (3, pytest.approx(1.0))
+
+
 def test_every_alive_weight_has_a_role(scores) -> None:
     table = role_table({"a": scores})
     assert sum(r[2] for r in table.rows) == len(gammas(scores))

@@ -117,3 +117,26 @@ def test_a_list_of_unfinished_files_that_is_none_counts_as_absent(
     (tmp_path / "run" / ".unfinished").write_text(text)
     (tmp_path / "run" / "plan.json").write_text("{}")
     assert "already holds plan.json" in refused(capsys, *quantize(case, tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["build", "loop"],
+        ["build", "loop.json", "--out", "again"],
+        ["report", "loop"],
+        ["analyse", "loop"],
+        ["diff", "m.onnx", "loop"],
+        ["compare", "m.onnx", "loop", "--rollout", "rollout.toml", "--contexts", "contexts.npz"],
+        ["inspect", "loop"],
+        ["package", "loop", "--format", "olive", "--out", "out"],
+    ],
+    ids=" ".join,
+)
+def test_an_input_that_is_a_loop_of_links_is_one_line(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(case.model.parent)
+    for name in ("loop", "loop.json"):
+        Path(name).symlink_to(name)
+    refused(capsys, *words)

@@ -2,6 +2,9 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,7 @@ COMMANDS = cli.list_commands(click.Context(cli))
 KEYS = [
     *("out", "bytes_in", "bytes_out", "compression", "drift_predicted", "drift_predicted_interval"),
     *("drift_measured", "on_made_contexts", "degradation", "plan", "manifest", "drift_joint", "drift_added"),
-    *("n_weights", "n_dead", "unseen", "wall_s"),
+    *("tried", "n_weights", "n_dead", "unseen", "wall_s"),
 ]
 
 
@@ -103,7 +106,10 @@ def test_quantize_shows_tiers_and_drift_on_stdout(shell: Shell, tmp_path: Path, 
     assert main(shell.quantize(tmp_path / "run", "--compression", "2")) == 0
     shown = capsys.readouterr()
     assert "mean absolute error of y by step" in shown.out
-    assert "from 3 contexts only), all weights together on the scoring contexts" in shown.out
+    assert "from 3 contexts only" in shown.out
+    assert "all weights together, rounded on each half of the contexts and judged on the other" in shown.out
+    assert "compared on held-out contexts: measured" in shown.err
+    assert "\\x" not in shown.out
     assert "score: 5 weights in" in shown.err
 
 
@@ -153,10 +159,8 @@ def test_score_allocate_and_emit_give_the_file_of_quantize(
     assert main(["score", model, *files, "--out", run, "--json"]) == 0
     counts = json.loads(capsys.readouterr().out)
     assert counts["alive"] == 5
-    assert (
-        main(["allocate", model, "--scores", counts["scores"], "--compression", "2", "--out", plan, "--json"])
-        == 0
-    )
+    allocate = ["allocate", model, "--scores", counts["scores"], *files, "--compression", "2"]
+    assert main([*allocate, "--out", plan, "--json"]) == 0
     planned = json.loads(capsys.readouterr().out)
     assert main(["emit", model, "--plan", plan, "--out", out, "--json"]) == 0
     emitted = json.loads(capsys.readouterr().out)
@@ -208,7 +212,13 @@ def test_verify_writes_down_how_it_rolled_out(shell: Shell, tmp_path: Path) -> N
     assert main(shell.verify("--manifest", str(tmp_path / "m.json"), "--batch", "2")) == 0
     settings = json.loads((tmp_path / "m.json").read_text())["settings"]
     assert settings["command"] == "verify"
-    assert settings["options"]["run"] == {"provider": "auto", "batch": 2, "threads": 1}
+    assert settings["options"]["run"] == {
+        "provider": "auto",
+        "batch": 2,
+        "threads": 1,
+        "devices": [],
+        "strict_device": False,
+    }
 
 
 def test_a_spec_error_names_the_file_that_was_given(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
@@ -259,6 +269,15 @@ def test_allocate_never_overwrites_what_it_reads(shell: Shell, capsys: Capture, 
     assert main([*arguments, "--out", str(out), "--force"]) == 2
     assert "would overwrite an input" in capsys.readouterr().err
     assert out.read_bytes() == before
+
+
+def test_score_never_overwrites_the_model(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
+    model = tmp_path / "scores.csv"
+    model.write_bytes(shell.before)
+    arguments = ["score", str(model), *shell.case.arguments()[:4], "--out", str(tmp_path), "--force"]
+    assert main(arguments) == 2
+    assert "would overwrite an input" in capsys.readouterr().err
+    assert model.read_bytes() == shell.before
 
 
 def test_allocate_never_writes_codes_over_contexts(shell: Shell, tmp_path: Path, capsys: Capture) -> None:
@@ -344,6 +363,22 @@ def test_ctrl_c_is_one_line_that_says_how_to_go_on(monkeypatch: pytest.MonkeyPat
         capsys.readouterr().err.splitlines()[-1]
         == "tqs: error: stopped. Run the same command again to resume"
     )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "terminate"])
+def test_a_signal_that_comes_when_the_command_is_done_does_not_change_its_code(
+    number: signal.Signals,
+) -> None:
+    script = f"""
+import atexit, os, sys
+from tqs_onnx.cli.main import main
+atexit.register(lambda: os.kill(os.getpid(), {number:d}))
+sys.exit(main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "inspect", "missing.onnx"], check=False, capture_output=True, text=True
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from tests.rollouts import Case, forecaster, values, write_case
 from tqs_onnx.analysis.changes import changes_of
 from tqs_onnx.cli.main import main
 from tqs_onnx.rollout.session import open_session
+from tqs_passes.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,15 @@ def test_equal_files_differ_in_nothing(case: Case) -> None:
 def test_a_changed_weight_is_named(case: Case, tmp_path: Path) -> None:
     found = changes_of(case.model, edited(case, "other.onnx", lambda w: w + 1))
     assert [(row[0], row[2]) for row in found.weights.rows] == [("W1", "other values")]
+
+
+def test_a_weight_of_an_unknown_type_is_one_line(case: Case, tmp_path: Path) -> None:
+    proto = onnx.load(case.model)
+    next(t for t in proto.graph.initializer if t.name == "W1").data_type = 99
+    onnx.save(proto, tmp_path / "other.onnx")
+    for files in ((case.model, tmp_path / "other.onnx"), (tmp_path / "other.onnx", case.model)):
+        with pytest.raises(InputError, match="W1: stored data does not fit the tensor's shape and type"):
+            changes_of(*files)
 
 
 def test_an_emitted_file_says_how_each_weight_is_decoded(case: Case, tmp_path: Path, capsys) -> None:

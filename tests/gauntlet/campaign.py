@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -21,10 +22,13 @@ from pathlib import Path
 
 import tqs_onnx.inputs.drafting
 import tqs_onnx.rollout.crash_check
-from tests.gauntlet.attacks import KINDS
+from tests.gauntlet import attacks, inputs
+from tests.gauntlet.commands import COMMANDS, FILES, WHOLE, command_of
 from tests.gauntlet.kills import killed_at_every_event
 from tests.rollouts import forecaster, write_case
 
+#: Every kind of attack, and its share of all.
+KINDS = attacks.KINDS | inputs.KINDS
 #: An attack that takes longer than this is bad.
 MOST_S = 60.0
 #: Attacks that a worker takes at once.
@@ -75,34 +79,20 @@ def attacked(kind: str, numbers: range) -> Row:
     return row
 
 
-def killed(step: int) -> dict[str, Row]:
+def killed(step: int, names: Iterable[str] = COMMANDS) -> dict[str, Row]:
     """Kill commands at every `step`-th of their file-system events."""
     rows: dict[str, Row] = {}
-    commands = {
-        "package": ["--format", "triton"],
-        "emit": [],
-        "score": ["--providers", "cpu", "--threads", "1", "--response-bits", "none"],
-    }
-    for name, more in commands.items():
+    for name in names:
         with tempfile.TemporaryDirectory(prefix="tqs-kill-") as folder:
-            case = write_case(Path(folder) / "in", forecaster(6, 8), n=1, steps=2)
-            out = Path(folder) / ("o.onnx" if name == "emit" else "out")
-            arguments = [name, str(case.model), *more, "--out", str(out)]
-            if name == "emit":
-                arguments += ["--plan", str(_planned(case.model, Path(folder) / "in"))]
-            if name == "score":
-                arguments += case.arguments()[:4]
-            found = killed_at_every_event(Path(folder), out, arguments, step=step, whole=name != "score")
+            inputs = Path(folder) / "in"
+            case = write_case(inputs, forecaster(16, 24), n=1, steps=2)
+            out = Path(folder) / "out"
+            arguments = [*command_of(name, case, inputs), "--out", str(out / FILES.get(name, ""))]
+            found = killed_at_every_event(
+                Path(folder), out, arguments, step=step, whole=name in WHOLE, there=name in FILES
+            )
             rows[f"killed: {name}"] = Row(Counter(done=found.kills, bad=len(found.bad)), found.bad)
     return rows
-
-
-def _planned(model: Path, folder: Path) -> Path:
-    from tests.cli.test_fuzz import options_of
-    from tqs_onnx.inputs.source import open_source
-
-    (folder / "plan.json").write_text(options_of(open_source(model))[0].to_json())
-    return folder / "plan.json"
 
 
 def table(rows: dict[str, Row]) -> str:
@@ -122,7 +112,7 @@ def table(rows: dict[str, Row]) -> str:
 def run(arguments: list[str]) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.gauntlet", description="Attack the project.")
-    parser.add_argument("--attacks", type=int, default=3200)
+    parser.add_argument("--attacks", type=int, default=4800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", choices=KINDS)

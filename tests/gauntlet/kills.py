@@ -28,8 +28,10 @@ _EVENTS = {
     *("open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "sqlite3.connect"),
     *("shutil.copyfile", "shutil.rmtree", "tqs.exchange"),
 }
-#: Contents that depend on the clock or on the way there, not on the job.
+#: Files that depend on the way there, not on the job.
 _PRIVATE = {"sweep.sqlite", "sweep.sqlite-wal", "sweep.sqlite-shm"}
+#: Files that contain times.
+_TIMED = {"pareto.json", "pareto.csv"}
 
 
 @dataclass
@@ -81,8 +83,12 @@ def forked(folder: Path, command: list[str], kill_at: int | None = None) -> tupl
 def contents(out: Path) -> dict[str, str]:
     """Return the digest of every file under an output, by its relative name; claims are no part of it."""
     if out.is_file():
-        return {out.name: hashlib.sha256(out.read_bytes()).hexdigest()}
-    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted(_names(out))}
+        return {out.name: _digest(out)}
+    return {name: _digest(out / name) for name in sorted(_names(out))}
+
+
+def _digest(path: Path) -> str:
+    return "" if path.name in _TIMED else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _names(out: Path) -> Iterator[str]:
@@ -103,8 +109,21 @@ def cleared(out: Path) -> None:
     out.unlink(missing_ok=True)
 
 
+def _prepared(out: Path, there: bool) -> None:
+    cleared(out)
+    if there:
+        out.mkdir()
+
+
 def killed_at_every_event(
-    folder: Path, out: Path, command: list[str], *, step: int = 1, first: int = 1, whole: bool = False
+    folder: Path,
+    out: Path,
+    command: list[str],
+    *,
+    step: int = 1,
+    first: int = 1,
+    whole: bool = False,
+    there: bool = False,
 ) -> Killed:
     """Return what becomes of a command that is killed at its events.
 
@@ -120,16 +139,19 @@ def killed_at_every_event(
         Kill at every `step`-th event from the `first`.
     whole : bool
         The output appears at once: after a kill it is absent or complete.
+    there : bool
+        `out` is a folder that is there before.
     """
     importlib.import_module(f"tqs_onnx.cli.{command[0]}")  # once, here, and not in every fork
     inputs = beside(folder)
+    _prepared(out, there)
     code, events = forked(folder, command)
     if code:
         return Killed(bad=[f"the undisturbed run ended with {code}"])
     expected, everything = contents(out), beside(folder)
     result = Killed(events=events)
     for at in range(first, events + 1, step):
-        cleared(out)
+        _prepared(out, there)
         result.kills += 1
         status, _ = forked(folder, command, at)
         if whole and contents(out) not in ({}, expected):

@@ -14,6 +14,7 @@ def test_a_small_model_becomes_smaller_and_is_verified(tmp_path: Path) -> None:
     names = {
         "m.tqs.onnx",
         "plan.json",
+        "codes.npz",
         "scores.json",
         "scores.csv",
         "manifest.json",

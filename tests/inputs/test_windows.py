@@ -387,7 +387,7 @@ BAD_FILES: list[tuple[dict[str, Any], str]] = [
     ),
     ({"data_min_": [0], "data_max_": [1], "feature_range": [0, 1, 2]}, "feature_range is not two rising"),
     ({"data_min_": [0], "data_max_": [1], "feature_range": [1, 1]}, "feature_range is not two rising"),
-    ({"data_min_": [0], "data_max_": [1], "feature_range": ["a", "b"]}, "feature_range is not two rising"),
+    ({"data_min_": [0], "data_max_": [1], "feature_range": ["a", "b"]}, "feature_range is not numbers"),
     ({"min_": [0], "scale_": [0]}, "min 0 and scale 0 of column 0 scale nothing"),
     ({"min_": [0], "scale_": [1e-320]}, "of column 0 scale nothing"),
     ({"mean_": [0], "var_": [-1]}, "mean 0 and var -1 of column 0 scale nothing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,25 +12,28 @@ import pytest
 from tests.rollouts import forecaster, write_case
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.tier_set import TierSet
-from tqs_onnx.analysis.frontiers import matched_table
+from tqs_onnx.analysis.frontiers import gap_table, matched_table
 from tqs_onnx.cli.main import main
 from tqs_onnx.emission import emit
-from tqs_onnx.jobs.frontier import Axis, Sweeper, trace
+from tqs_onnx.jobs.axis import Axis, file_labels, named_scores
+from tqs_onnx.jobs.frontier import Sweeper, trace
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Point, pareto_of, read_pareto
 from tqs_onnx.refinement.refine import RefineOptions
 from tqs_onnx.rounding.assign import RoundingOptions
 from tqs_onnx.rounding.codes_file import codes_beside
 from tqs_onnx.scoring.measure.store import Results
+from tqs_onnx.scoring.plan.probe import ProbeKind
+from tqs_passes.errors import InputError
 from tqs_passes.plan.plan import read_plan
 from tqs_passes.tier import parse_tiers
 
 
-def traced_over(lorenz, axis, out, method="mse"):
+def traced_over(lorenz, axis, out, method="mse", candidates=1):
     with Results(None) as results:
-        refine = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method))
+        refine = RefineOptions(candidates, repair_rounds=0, rounding=RoundingOptions(method))
         options = QuantizeOptions(profile="exact", refine=refine)
-        sweeper = Sweeper(lorenz.source, lorenz.scores, options, lorenz.bed, lorenz.data, results)
+        sweeper = Sweeper(lorenz.source, {"": lorenz.scores}, options, lorenz.bed, lorenz.data, results)
         return trace(sweeper, axis, out)
 
 
@@ -50,6 +54,16 @@ def test_a_target_below_the_floor_is_a_point_without_a_file(traced):
     pareto, out = traced
     assert pareto.points[3].n_bytes is None
     assert not (out / f"{pareto.points[3].name}.onnx").exists()
+
+
+def test_drift_on_held_out_contexts_never_rises_with_bytes(lorenz, tmp_path):
+    pareto = traced_over(lorenz, Axis((8.0, 8.6, 8.3)), tmp_path, candidates=2)
+    by_budget = sorted(pareto.points, key=lambda p: -p.compression_asked)
+    drifts = [p.drift_predicted for p in by_budget]
+    # Plans within 1 % of the least are equal, and the smallest of them is written.
+    assert all(larger <= 1.01 * smaller for smaller, larger in pairwise(drifts))
+    assert all(p.chosen is not None for p in by_budget)
+    assert [p.compression_asked for p in pareto.points] == [8.0, 8.6, 8.3]
 
 
 def test_more_compression_drifts_more(traced):
@@ -125,6 +139,54 @@ def test_data_aware_points_measure_their_responses_and_keep_their_codes(lorenz, 
     emit(lorenz.source.lifted, plan, tmp_path / "again.onnx", codes_beside(plan_file, plan))
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / f"{point.name}.onnx").read_bytes()
     assert plan.solver.objective == "measured"
+
+
+def test_further_scores_are_series_of_their_own_and_their_gap_is_told(lorenz, tmp_path):
+    """Scores whose amplifications are turned round allocate worse; the same scores again allocate the same file."""
+    most = max(w.amplification or 0.0 for w in lorenz.scores.weights) ** 2
+    turned = [
+        w.model_copy(
+            update={
+                "response": tuple(
+                    p.model_copy(update={"amplification": most / p.amplification}) for p in w.response
+                )
+            }
+        )
+        for w in lorenz.scores.weights
+    ]
+    other = lorenz.scores.model_copy(update={"weights": tuple(turned)})
+    scores = named_scores(lorenz.scores, (other, lorenz.scores))
+    assert list(scores) == ["scores1", "scores2", "scores3"]
+    with Results(None) as results:
+        refine = RefineOptions(candidates=1, repair_rounds=0, rounding=RoundingOptions())
+        options = QuantizeOptions(profile="exact", refine=refine)
+        sweeper = Sweeper(lorenz.source, scores, options, lorenz.bed, lorenz.data, results)
+        done = []
+        pareto = trace(sweeper, Axis((6.0,)), tmp_path, lambda n, name: done.append((n, name)))
+    names = ["model.C6.scores1", "model.C6.scores2", "model.C6.scores3"]
+    assert done == [(i, name) for i, name in enumerate(names, 1)]
+    assert list(file_labels(Axis((6.0,)), options, scores)) == [n.removeprefix("model.") for n in names]
+    own, worse, same = (p.drift_measured for p in pareto.points)
+    assert same == own < worse
+    rows = {row[1]: row for row in gap_table({"run": pareto}).rows if row[0] == "run: scores1"}
+    assert rows["run: scores2"][4:] == pytest.approx((worse / own, worse / own))
+    assert rows["run: scores3"][4:] == (1.0, 1.0)
+
+
+def test_scores_are_named_by_what_tells_them_apart(lorenz, tmp_path):
+    gauss = lorenz.scores.model_copy(
+        update={"probe": lorenz.scores.probe.model_copy(update={"kind": ProbeKind.GAUSS})}
+    )
+    assert list(named_scores(lorenz.scores, ())) == [""]
+    assert list(named_scores(lorenz.scores, (gauss,))) == ["quant", "gauss"]
+    files = []
+    for folder in ("winter", "summer"):
+        files.append(tmp_path / folder / "scores.json")
+        files[-1].parent.mkdir()
+        files[-1].write_text(lorenz.scores.to_json())
+    assert list(named_scores(files[0], (files[1],))) == ["winter", "summer"]
+    with pytest.raises(InputError, match="is given twice"):
+        named_scores(files[0], (files[0],))
 
 
 def point(added, predicted, measured, **changes):

@@ -256,8 +256,8 @@ def test_no_flag_has_a_default_of_its_own(name: str) -> None:
 
 def test_help_shows_the_defaults_of_the_classes() -> None:
     shown = {flag.name: default_of(flag) for flag in QUANTIZE}
-    assert shown["--repair"] == str(tqs.RefineOptions().repair_rounds)
-    assert shown["--rounding"] == tqs.RoundingOptions().method
+    assert shown["--candidates"] == str(tqs.RefineOptions().candidates)
+    assert shown["--rounding"] == tqs.RefineOptions().rounding.method
     assert shown["--providers"] == "auto"
     assert shown["--probe-bits"] == str(tqs.Probe().bits)
     assert shown["--rows/--no-rows"] == "rows"
@@ -290,11 +290,11 @@ def test_a_testbed_that_was_closed_opens_its_sessions_again(case: Case) -> None:
     source = tqs.open_model(case.model, run=RUN)
     data = tqs.load_data(source, case.rollout, case.contexts, case.evaluation)
     bed = bed_of(source, data.spec, data.scoring, {"y": 1.0})
-    before = bed.drift(bed.exposed.run({}))
+    before = bed.drift(bed.exposed.pieces({}))
     first = bed.exposed.session
     bed.close()
     assert bed.on(data.evaluation).exposed.session is not first
-    assert bed.drift(bed.exposed.run({})) == before == 0.0
+    assert bed.drift(bed.exposed.pieces({})) == before == 0.0
 
 
 # ---- what a reviewer found
@@ -390,6 +390,6 @@ def test_sessions_and_contexts_are_opened_once_for_a_testbed(
         plain(self, *arguments)
 
     monkeypatch.setattr(FeedbackSession, "__init__", counted)
-    assert [bed.drift(bed.exposed.run({})) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert [bed.drift(bed.exposed.pieces({})) for _ in range(3)] == [0.0, 0.0, 0.0]
     assert bed.exposed is bed.exposed
     assert len(made) == 1

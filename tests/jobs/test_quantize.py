@@ -41,7 +41,7 @@ def job(case: Case, **changes: object) -> Job:
 
 
 #: What took long and is whole.
-KEPT = [".unfinished", "plan.json", "scores.csv", "scores.json", "sweep.sqlite"]
+KEPT = [".unfinished", "codes.npz", "plan.json", "scores.csv", "scores.json", "sweep.sqlite"]
 
 
 def left(job: Job) -> list[str]:

@@ -147,4 +147,5 @@ def test_codes_that_are_none_are_one_line(run: Run, capsys: pytest.CaptureFixtur
         at = len(raw) // 2
         changed = {"flipped": raw[:at] + bytes([raw[at] ^ 8]) + raw[at + 1 :], "cut": raw[:at], "empty": b""}
         path.write_bytes(changed[kind])
-    assert "codes.npz: is not a codes file, or is damaged" in refused(run, capsys)
+    damaged = "is not a codes file" if kind == "folder" else "cannot be read as NumPy arrays (damaged"
+    assert f"codes.npz: {damaged}" in refused(run, capsys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.models import NOWHERE, block, draws, info, model_of, run, tensor
 from tqs_passes.errors import InputError
@@ -122,6 +122,20 @@ def test_a_node_that_draws_is_named() -> None:
 def test_nothing_draws_in_a_plain_model_or_in_another_domain() -> None:
     assert random_operators(block().proto) == ()
     assert random_operators(model_of([drawing("mine")], [], [], []).proto) == ()
+
+
+@pytest.mark.parametrize(
+    ("training", "named"),
+    [("yes", True), ("no", False), ("made_no", False), ("flag", True), ("", False)],
+)
+def test_dropout_draws_unless_its_training_mode_is_a_constant_false(training: str, named: bool) -> None:
+    node = helper.make_node("Dropout", ["a", "", training], ["b"], name="drop")
+    no = numpy_helper.from_array(np.array(False), "no")
+    made = helper.make_node("Constant", [], ["made_no"], value=no)
+    stored = [no, numpy_helper.from_array(np.array(True), "yes")]
+    flag = helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, [])
+    model = model_of([made, node], [info("a", [2]), flag], [info("b", [2])], stored)
+    assert random_operators(model.proto) == (("Dropout 'drop'",) if named else ())
 
 
 def test_draws_in_bodies_and_in_bodies_of_functions_are_found() -> None:

@@ -31,7 +31,7 @@ from tqs_passes.plan.candidates import Candidate
 from tqs_passes.plan.plan import Plan, ServingTarget
 from tqs_passes.plan.targets import Serving
 from tqs_passes.tier import Tier
-from tqs_passes.transforms.switch import Switch, switch_names
+from tqs_passes.transforms.switch import Switch, switch_inputs
 
 TEXT = """<ir_version: 8, opset_import: ["" : OPSET]>
 g (float[b, 32] x) => (float[b, 32] y) {
@@ -56,7 +56,7 @@ def source(opset: int = 18) -> Source:
 def offers(tiers: tuple[Tier, ...], opset: int = 18, serving: Serving | None = None) -> list[list[Candidate]]:
     serving = serving or Serving()
     ready = prepared_source(source(opset), serving)
-    menus = menus_of(source(opset), ready, "exact", tiers, serving, dynamic=True)
+    menus = menus_of(source(opset), ready, "exact", tiers, serving, rounded=True)
     return [
         [c for c in m.candidates if c.assignment.form is Form.DYNAMIC] or [m.candidates[0]] for m in menus
     ]
@@ -185,11 +185,14 @@ def test_a_switch_rounds_the_input_of_its_reader_alone_and_nothing_when_off() ->
     assert [s.what for s in found.skipped] == ["bias"]
     plain = open_session(source().path)
     session = open_session(found.model.proto.SerializeToString())
-    names = switch_names(weights)
+    switches = switch_inputs(found.model.proto, weights)
 
     def run(*on: str):
-        states = {names[n]: session.value(np.array(n in on)) for n in found.changed}
-        return session.run({"x": session.value(X), **states})["y"].numpy()
+        states = {}
+        for n in found.changed:
+            states |= switches[n].on() if n in on else switches[n].off()
+        fed = {name: session.value(value) for name, value in states.items()}
+        return session.run({"x": session.value(X), **fed})["y"].numpy()
 
     bare = plain.run({"x": plain.value(X)})["y"].numpy()
     assert np.array_equal(run(), bare)

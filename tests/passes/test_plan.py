@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError, TqsError, one_line
 from tqs_passes.grids.grid import Grid, grids_for
-from tqs_passes.plan.plan import Assignment, Plan, SolverFacts, TimeFacts, read_plan
+from tqs_passes.plan.plan import Assignment, Plan, SolverFacts, TimeFacts, Tried, read_plan
 from tqs_passes.tier import Tier
 
 INTEGERS = [t for t in Tier if t.is_integer]
@@ -173,12 +173,13 @@ def test_a_missing_plan_and_a_folder_are_refused(tmp_path: Path) -> None:
 
 def test_keys_are_written_in_schema_order() -> None:
     keys = list(json.loads(plan().to_json()))
-    assert [*keys, "time"] == list(Plan.model_fields)
+    assert keys == [name for name in Plan.model_fields if name not in ("tried", "time")]
 
 
 def test_times_are_in_the_file_if_they_were_measured() -> None:
     facts = TimeFacts(predicted=0.5, limit=0.6, batch=32, threads=1, processor="a CPU")
-    timed = plan().model_copy(update={"time": facts})
+    tried = Tried(name="knapsack", rounding="qep", n_bytes=9, drift=0.1, low=1.0, high=1.0, chosen=True)
+    timed = plan().model_copy(update={"time": facts, "tried": (tried,)})
     assert list(json.loads(timed.to_json())) == list(Plan.model_fields)
     assert Plan.model_validate_json(timed.to_json()) == timed
     assert timed.digest() == plan().digest()  # they decide no byte of the file

@@ -240,7 +240,7 @@ def test_a_planned_file_has_the_bytes_planned_and_rolls_out_the_same(tmp_path: P
     scores = scored(source, spec_of(), values(2, 40))
     sizes = {}
     for constants in ("keep", "small"):
-        serving = Serving(constants=constants)
+        serving = Serving(constants=constants, names="keep", graph="keep")
         request = request_for(source, scores, "exact", (Tier.FP32,), serving)
         plan = plan_within(request, 10**6, PlanOptions())
         emit(source.lifted, plan, tmp_path / f"{constants}.onnx")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.rollouts import forecaster, model, opened, scored, spec_of, values
 from tqs_onnx.inputs.source import Source
+from tqs_onnx.rollout import calls
 from tqs_onnx.rollout import engine as run
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.injection import GroupSession, exposable
@@ -122,7 +123,7 @@ def test_what_was_kept_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     kept = _session(source, "W2", n=3, batch=2)
     first = kept.run({}).outputs["y"]
     again = kept.run({}).outputs["y"]
-    monkeypatch.setattr(run, "_MOST_KEPT_BYTES", 0)
+    monkeypatch.setattr(calls, "_MOST_HEAD_BYTES", 0)
     computed = _session(source, "W2", n=3, batch=2).run({}).outputs["y"]
     assert np.array_equal(first, again)
     assert np.array_equal(first, computed)
@@ -131,7 +132,7 @@ def test_what_was_kept_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_nothing_is_kept_beyond_the_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head_calls: list[str]
 ) -> None:
-    monkeypatch.setattr(run, "_MOST_KEPT_BYTES", 0)
+    monkeypatch.setattr(calls, "_MOST_HEAD_BYTES", 0)
     session = _session(opened(tmp_path, forecaster()), "W2", steps=1)
     session.run({})
     session.run({})
@@ -141,7 +142,7 @@ def test_nothing_is_kept_beyond_the_bound(
 def test_other_contexts_have_a_first_step_of_their_own(tmp_path: Path) -> None:
     session = _session(opened(tmp_path, forecaster()), "W2")
     here = session.run({}).outputs["y"]
-    _, held = session.hold()
+    held = session.hold()
     there = session.squares_from(Contexts({"x": values(2, 16, seed=9)}, {}), held).outputs["y"]
     assert (there[:, 0] > 0.0).all()
     assert np.array_equal(session.run({}).outputs["y"], here)

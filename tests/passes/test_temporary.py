@@ -136,3 +136,28 @@ def test_foreign_files_in_the_folder_of_temporary_files_are_left_alone(tmp_path:
     with temporary_file(tmp_path), atomic_file(tmp_path / "f"):
         pass
     assert (tmp_path / ".tqs" / "notes").read_text() == "mine"
+
+
+def test_a_lock_never_follows_a_link_out_of_its_folder(tmp_path: Path) -> None:
+    with claimed(tmp_path / "run"):
+        (claim,) = (tmp_path / ".tqs").iterdir()
+    valued = tmp_path / "valued"
+    valued.write_text("not ours")
+    claim.parent.mkdir()
+    claim.symlink_to(valued)
+    with pytest.raises(InputError, match="cannot write to this folder"), claimed(tmp_path / "run"):
+        pass
+    assert valued.read_text() == "not ours"
+
+
+@pytest.mark.parametrize("where", ["elsewhere", "nowhere"])
+def test_a_folder_of_temporary_files_that_is_a_link_is_refused(tmp_path: Path, where: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("1-0.lock", "1-0.tmp"):
+        (tmp_path / "elsewhere" / name).touch()
+    (tmp_path / "out" / ".tqs").symlink_to(tmp_path / where)
+    with pytest.raises(InputError, match="cannot write to this folder"):
+        write_text(tmp_path / "out" / "f", "whole")
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+    assert not (tmp_path / "nowhere").exists()

@@ -1,5 +1,6 @@
 """The predicted drift comes from contexts that chose no integers, with an interval, and says what limits its worth."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 from tests.rollouts import bed_of, forecaster, opened, spec_of, values
 from tqs_onnx.jobs.baseline import unscored_uniform_plan
 from tqs_onnx.refinement.instruments import Instruments, instruments_on
-from tqs_onnx.refinement.prediction import predict, prediction_of
+from tqs_onnx.refinement.prediction import prediction_of
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rounding.assign import RoundingOptions, decoded_weights, round_plan
 from tqs_onnx.rounding.calibrate import Calibration
-from tqs_passes.plan.plan import Plan
+from tqs_passes.plan.plan import Plan, Prediction
 from tqs_passes.plan.targets import Serving
 
 GPTQ = RoundingOptions("gptq")
@@ -28,6 +29,13 @@ def case(folder: Path, n: int, calibration: Contexts | None = None) -> tuple[Pla
     return unscored_uniform_plan(source, 3, "exact", Serving()), instruments_on(bed, calibration)
 
 
+def predicted(plan: Plan, instruments: Instruments, rounding: RoundingOptions) -> Prediction | None:
+    rolled = instruments.cross_fit.rolled(plan, rounding)
+    if rolled is None:
+        return None
+    return prediction_of(instruments.bed.contexts.take(rolled.at.tolist()), rolled.energies, rolled.basis)
+
+
 def drifts(instruments: Instruments, plan: Plan, chosen: Contexts, judged: Contexts) -> np.ndarray:
     """Return the squared drift of every context, of integers chosen on other contexts, worked out in NumPy."""
     bed = instruments.bed
@@ -40,13 +48,13 @@ def drifts(instruments: Instruments, plan: Plan, chosen: Contexts, judged: Conte
 
 def test_integers_from_the_scoring_contexts_are_cross_fitted(tmp_path: Path) -> None:
     plan, instruments = case(tmp_path, 10)
-    assigned = round_plan(plan, instruments.calibration, GPTQ)
-    found = predict(plan, assigned.plan, assigned.codes, instruments, GPTQ)
+    found = predicted(plan, instruments, GPTQ)
     first, second = (instruments.bed.contexts.take(range(*half)) for half in ((0, 5), (5, 10)))
     apart = [drifts(instruments, plan, first, second), drifts(instruments, plan, second, first)]
     assert found is not None
     assert found.basis == "cross-fit"
     assert found.drift == pytest.approx(np.sqrt(np.concatenate(apart).mean()), rel=1e-6)
+    assigned = round_plan(plan, instruments.calibration, GPTQ)
     assert found.drift != pytest.approx(
         instruments.joint.drift(assigned.plan.assignments, assigned.codes), rel=1e-3
     )
@@ -55,23 +63,33 @@ def test_integers_from_the_scoring_contexts_are_cross_fitted(tmp_path: Path) -> 
 def test_integers_from_other_contexts_are_judged_on_the_scoring_contexts(tmp_path: Path) -> None:
     other = contexts(6, 2)
     plan, instruments = case(tmp_path, 5, other)
-    assigned = round_plan(plan, instruments.calibration, GPTQ)
-    found = predict(plan, assigned.plan, assigned.codes, instruments, GPTQ)
+    found = predicted(plan, instruments, GPTQ)
     apart = drifts(instruments, plan, other, instruments.bed.contexts)
     assert found is not None
     assert found.basis == "held-out"
     assert found.drift == pytest.approx(np.sqrt(apart.mean()), rel=1e-6)
 
 
+def test_series_of_one_start_are_halved_by_number(tmp_path: Path) -> None:
+    plan, instruments = case(tmp_path, 5)
+    rows = np.repeat(np.array([[0, 9]]), 5, axis=0)
+    bed = instruments.bed.on(replace(instruments.bed.contexts, rows=rows))
+    rolled = instruments_on(bed).cross_fit.rolled(plan, GPTQ)
+    assert rolled is not None
+    first, second = (bed.contexts.take(range(*half)) for half in ((0, 2), (2, 5)))
+    apart = [drifts(instruments, plan, first, second), drifts(instruments, plan, second, first)]
+    assert rolled.energies == pytest.approx(np.concatenate(apart), rel=1e-6)
+    assert rolled.at.tolist() == [2, 3, 4, 0, 1]
+
+
 def test_a_single_context_that_chose_the_integers_predicts_nothing(tmp_path: Path) -> None:
     plan, instruments = case(tmp_path, 1)
-    assigned = round_plan(plan, instruments.calibration, GPTQ)
-    assert predict(plan, assigned.plan, assigned.codes, instruments, GPTQ) is None
+    assert instruments.cross_fit.rolled(plan, GPTQ) is None
 
 
 def test_integers_from_the_weights_alone_are_judged_on_every_scoring_context(tmp_path: Path) -> None:
     plan, instruments = case(tmp_path, 6)
-    found = predict(plan, plan, {}, instruments, RoundingOptions())
+    found = predicted(plan, instruments, RoundingOptions())
     assert found is not None
     assert found.basis == "scoring"
     assert found.drift == pytest.approx(instruments.joint.drift(plan.assignments), rel=1e-9)

@@ -8,6 +8,7 @@ import pytest
 from tqs_onnx.allocation.costing import PlanOptions
 from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.emission import emit
+from tqs_onnx.refinement import repair as repair_module
 from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.refinement.joint_drift import JointDrift
 from tqs_onnx.refinement.refine import RefineOptions, refine
@@ -89,9 +90,8 @@ def test_drift_is_finite_for_every_tier_alone(lorenz):
 
 def test_data_aware_rounding_lowers_the_joint_drift_and_names_its_codes(lorenz, plan):
     options = RefineOptions(repair_rounds=0, rounding=RoundingOptions(method="gptq"))
-    plain = refine(
-        plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), RefineOptions(repair_rounds=0)
-    )
+    free = RefineOptions(repair_rounds=0, rounding=RoundingOptions())
+    plain = refine(plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), free)
     aware = refine(plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), options)
     assert plain.plan.codes_sha256 is None
     assert plain.codes == {}
@@ -109,3 +109,19 @@ def test_codes_of_another_plan_are_refused(lorenz, plan, tmp_path):
     write_codes(tmp_path / "codes.npz", fewer)
     with pytest.raises(InputError, match="belong to another plan"):
         codes_beside(tmp_path / "plan.json", aware.plan)
+
+
+def test_a_trial_spends_what_its_demotions_freed(lorenz, plan):
+    budget = plan.solver.budget_bytes
+    moves = repair_module._Moves(plan, lorenz.request, PlanOptions(), budget)
+    trials = moves.trials(moves.start)
+    assert trials
+    for choices in trials.values():
+        made = moves.plan(choices)
+        assert made.n_bytes <= budget
+        # No single choice that lowers the cost fits into the bytes that are left.
+        for i, entry in enumerate(moves._entries):
+            item, now = entry.item, choices[i]
+            for k in moves._allowed[i]:
+                if item.costs[k] < item.costs[now]:
+                    assert moves._bytes([*choices[:i], k, *choices[i + 1 :]]) > budget

@@ -74,7 +74,9 @@ def test_search_sort_choice_and_download_work(opened) -> None:
     page, said, _, _ = opened
     table = page.locator('[data-table="points"]')
     table.locator("th button", has_text="bytes").first.click()
-    column = [cell.inner_text() for cell in table.locator("tbody tr td:nth-child(6)").all()]
+    heads = [cell.inner_text().strip() for cell in table.locator("thead th").all()]
+    place = 1 + next(i for i, text in enumerate(heads) if text.startswith("bytes"))
+    column = [cell.inner_text() for cell in table.locator(f"tbody tr td:nth-child({place})").all()]
     numbers = [int(text.replace(",", "")) for text in column]
     assert numbers == sorted(numbers)
     with page.expect_download() as download:

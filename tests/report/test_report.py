@@ -178,9 +178,15 @@ def test_runs_of_equal_names_are_told_apart(run: Path, tmp_path: Path) -> None:
 def test_a_report_is_not_overwritten_unless_forced(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "r.html"
     write_report([run], out)
+    page, card = out.read_text(), tmp_path / "card.md"
+    out.write_text(page.replace("a", "b"))
     with pytest.raises(InputError, match="already exists"):
         write_report([run], out)
     write_report([run], out, force=True)
+    assert out.read_text() == page
+    card.unlink()  # as if the first run had been stopped between the two files
+    write_report([run], out)
+    assert card.exists()
 
 
 def test_a_report_never_replaces_a_file_it_read(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,25 @@ def test_a_file_that_crashes_the_runtime_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, line.partition("m.onnx: ")[0]) == (2, f"tqs: error: {tmp_path}/")
     assert loads_in_child(tmp_path / "m.onnx") is None or "crashes the runtime (SIG" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_the_trial_load_preloads_the_cuda_libraries_and_asks_for_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime of the test's own writes down, in order, what the child asks of it."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "import json\n"
+        "def note(*what):\n"
+        f"    open({str(tmp_path / 'log')!r}, 'a').write(json.dumps(what) + '\\n')\n"
+        "class SessionOptions: pass\n"
+        "def set_default_logger_severity(n): pass\n"
+        "def preload_dlls(): note('preload')\n"
+        "def InferenceSession(path, options, providers): note('load', providers)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    onnx.save(forecaster(), tmp_path / "m.onnx")
+    assert loads_in_child(tmp_path / "m.onnx", "cuda", device=1) is None
+    asked = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    both = [["CUDAExecutionProvider", {"device_id": "1"}], ["CPUExecutionProvider", {}]]
+    alone = [["load", [both[1]]]] if sys.platform == "linux" else []
+    assert asked == [*alone, ["preload"], ["load", both]]

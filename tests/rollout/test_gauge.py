@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import onnx
 import pytest
 
 from tests.rollout.test_engine import model, session_of, values
-from tqs_onnx.rollout import engine as run
+from tqs_onnx.rollout import held as holding
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.distance import ruler_for
-from tqs_onnx.rollout.engine import Engine, Held, NonFiniteError, Squares
+from tqs_onnx.rollout.engine import Engine, NonFiniteError, Squares
+from tqs_onnx.rollout.held import Held, place_of
 from tqs_onnx.rollout.session import Session, Value
 from tqs_onnx.rollout.spec.spec import RolloutSpec, parse_spec
+from tqs_onnx.rollout.stream import Piece
 from tqs_onnx.rollout.variables import sigma
+from tqs_passes.errors import InputError
 
 ROLLOUT = "version = 1\n[rollout]\nsteps = 3\nbatch_axis = 0\n"
 FED = '[[feedback]]\noutput = "y"\ninput = "x"\nmode = "replace"\n'
@@ -43,9 +48,18 @@ def rolled(
         {"c": engine.session.value(w)}
         for w in (weight(1) if plain is None else plain, weight(2) if moved is None else moved)
     )
-    nominal, held = engine.hold(before)
-    np.testing.assert_array_equal(engine.run(before).outputs["y"], nominal.outputs["y"])
-    return engine, held, engine.squares(held, after), nominal.outputs, engine.run(after).outputs
+    held = engine.hold(before)
+    nominal = engine.run(before).outputs
+    np.testing.assert_array_equal(whole(engine.kept_pieces(held)), nominal["y"])
+    return engine, held, engine.squares(held, after), nominal, engine.run(after).outputs
+
+
+def whole(pieces: Iterable[Piece]) -> np.ndarray:
+    """Put the pieces of output y together."""
+    chunks: dict[int, list[np.ndarray]] = {}
+    for piece in pieces:
+        chunks.setdefault(piece.rows.start, []).append(piece.outputs["y"])
+    return np.concatenate([np.concatenate(steps, 1) for steps in chunks.values()])
 
 
 def assert_measured(
@@ -152,7 +166,7 @@ def test_a_value_that_is_not_finite_is_found_with_its_place() -> None:
     named = "".join(f'[[variable]]\nname = "v{i}"\noutput = "y"\naxis = 1\nindex = {i}\n' for i in range(2))
     spec = parse_spec(ROLLOUT + FED + SHOWN + named)
     engine = Engine(session_of(model(PLAIN)), spec, Contexts({"x": values(5, 2, 3)}, {}), batch=2)
-    _, held = engine.hold({"c": engine.session.value(weight(1))})
+    held = engine.hold({"c": engine.session.value(weight(1))})
     moved = weight(1)
     moved[1, 2] = np.inf
     with pytest.raises(NonFiniteError, match="'v1' is NaN or infinite") as caught:
@@ -163,7 +177,7 @@ def test_a_value_that_is_not_finite_is_found_with_its_place() -> None:
 def test_a_watch_sees_the_squares_of_each_step_and_stops_all_chunks() -> None:
     spec = parse_spec(ROLLOUT + FED + SHOWN)
     engine = Engine(session_of(model(PLAIN)), spec, Contexts({"x": values(5, 2, 3)}, {}), batch=2)
-    _, held = engine.hold({"c": engine.session.value(weight(1))})
+    held = engine.hold({"c": engine.session.value(weight(1))})
     moved = {"c": engine.session.value(weight(2))}
     whole = engine.squares(held, moved).outputs["y"]
     seen: list[np.ndarray] = []
@@ -224,7 +238,7 @@ def test_only_sums_come_to_the_host_and_only_at_the_end(
     contexts = Contexts({"x": values(5, 2, 3)}, {})
     expected = rolled(PLAIN, spec, contexts)[2].outputs["y"]
     engine = Engine(remote(model(PLAIN)), spec, contexts)
-    _, held = engine.hold({"c": engine.session.value(weight(1))})
+    held = engine.hold({"c": engine.session.value(weight(1))})
     moved = {"c": engine.session.value(weight(2))}
     read_bytes.clear()
     calls: list[int] = []
@@ -247,10 +261,67 @@ def test_a_rollout_too_big_for_the_device_is_held_by_the_host(monkeypatch: pytes
     contexts = Contexts({"x": values(5, 2, 3)}, {})
     kept: list[bool] = []
     for bound in (3 * 3 * 48, 3 * 3 * 48 - 1):  # three chunks of two contexts, three steps
-        monkeypatch.setattr(run, "_MOST_HELD_BYTES", bound)
+        monkeypatch.setattr(holding, "MOST_DEVICE_BYTES", bound)
         engine = Engine(remote(model(PLAIN)), spec, contexts, batch=2)
-        _, held = engine.hold({"c": engine.session.value(weight(1))})
-        kept.append(held.steps[0][0]["y"]._held is None)
+        held = engine.hold({"c": engine.session.value(weight(1))})
+        kept.append(held.store.where == "device")
         squares = engine.squares(held, {"c": engine.session.value(weight(2))})
         np.testing.assert_array_equal(squares.outputs["y"], rolled(PLAIN, spec, contexts, 2)[2].outputs["y"])
     assert kept == [True, False]
+
+
+def test_a_held_rollout_lies_where_there_is_room_for_all_its_steps() -> None:
+    gib = 1 << 30
+    assert place_of(8 * gib, on_host=False) == "device"
+    assert place_of(8 * gib + 1, on_host=False, most_bytes=9 * gib) == "memory"
+    assert place_of(9 * gib + 1, on_host=False, most_bytes=9 * gib) == "file"
+    assert place_of(5, on_host=True, most_bytes=5) == "device"  # the CPU's memory is its device
+    assert place_of(6, on_host=True, most_bytes=5) == "file"
+    assert place_of(0, on_host=True, most_bytes=0) == "device"
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16", "bfloat16", "double"])
+@pytest.mark.parametrize("on_host", [True, False])
+def test_a_rollout_in_a_file_gives_the_bits_of_one_in_memory(dtype: str, on_host: bool) -> None:
+    code = {"float": 1, "float16": 10, "bfloat16": 16, "double": 11}[dtype]
+    graph = PLAIN.replace("(float[b, 2, 3] y)", f"(float[b, 2, 3] z, {dtype}[b, 2, 3] y)")
+    graph = graph.replace("y = Add(p, q)", f"z = Add(p, q)  y = Cast <to = {code}> (z)")
+    spec = parse_spec(ROLLOUT + FED.replace('"y"', '"z"') + SHOWN)
+    contexts = Contexts({"x": values(5, 2, 3)}, {})
+    session = session_of(model(graph)) if on_host else remote(model(graph))
+    engine = Engine(session, spec, contexts, batch=2)
+    before, after = ({"c": session.value(weight(i))} for i in (1, 2))
+    memory, file = engine.hold(before), engine.hold(before, most_bytes=0)
+    if not on_host:
+        assert memory.store.where == "device"
+        return
+    assert (memory.store.where, file.store.where) == ("device", "file")
+    assert file.shapes == memory.shapes == {"y": (5, 3, 2, 3)}
+    assert whole(engine.kept_pieces(file)).tobytes() == whole(engine.kept_pieces(memory)).tobytes()
+    made = [engine.squares(held, after).outputs["y"].tobytes() for held in (memory, file, memory, file)]
+    assert len(set(made)) == 1
+
+
+def test_a_value_that_is_not_finite_is_found_on_a_device_by_its_sums(read_bytes: list[int]) -> None:
+    spec = parse_spec(ROLLOUT + FED + SHOWN)
+    engine = Engine(remote(model(PLAIN)), spec, Contexts({"x": values(5, 2, 3)}, {}), batch=2)
+    engine.hold({"c": engine.session.value(weight(1))})
+    assert max(read_bytes) == 2 * 8  # a float64 a context
+    moved = weight(1)
+    moved[1, 2] = np.nan
+    with pytest.raises(NonFiniteError) as caught:
+        engine.hold({"c": engine.session.value(moved)})
+    assert (caught.value.step, caught.value.context) == (1, 0)
+
+
+def test_where_no_temporary_file_can_be_written_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(holding.tempfile, "TemporaryFile", full)
+    engine = Engine(
+        session_of(model(PLAIN)), parse_spec(ROLLOUT + FED + SHOWN), Contexts({"x": values(5, 2, 3)}, {})
+    )
+    with pytest.raises(InputError, match=r"temporary file \(No space left on device\)") as caught:
+        engine.hold({"c": engine.session.value(weight(1))}, most_bytes=0)
+    assert "TMPDIR" in caught.value.todo

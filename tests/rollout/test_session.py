@@ -12,6 +12,7 @@ from tqs_onnx.rollout.session import (
     PROVIDERS,
     SessionOptions,
     available_providers,
+    host_value,
     open_session,
     probe_provider,
     runtime_version,
@@ -199,3 +200,11 @@ def test_values_stay_on_a_cuda_device():
 
 def test_the_runtime_has_a_version():
     assert runtime_version()[0].isdigit()
+
+
+def test_what_is_read_from_a_value_outlives_it():
+    """The runtime's own view of a shared array would not: what is freed is soon written over."""
+    array = host_value(np.full(1000, 3, np.float32)).numpy()
+    others = [np.full(1000, float(i), np.float32) for i in range(50)]
+    assert len(others) == 50
+    assert (array == 3).all()

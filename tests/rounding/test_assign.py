@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.rounding.published.gptq import gptaq, gptq
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs.baseline import unscored_uniform_plan
 from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.session import Session
 from tqs_onnx.rollout.spec.spec import RolloutSpec, load_spec
 from tqs_onnx.rounding import calibrate
 from tqs_onnx.rounding.assign import (
@@ -146,15 +148,25 @@ def test_what_nobody_needs_is_zero(opened: tuple[Source, RolloutSpec]) -> None:
     assert not found.statistics("b", {}).D.any()
 
 
+@pytest.mark.parametrize("bound", ["KEPT_BYTES", "MOST_SHOWN_BYTES"])
 def test_sums_are_the_same_when_nothing_is_kept_between_weights(
-    opened: tuple[Source, RolloutSpec], monkeypatch: pytest.MonkeyPatch
+    opened: tuple[Source, RolloutSpec], monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
     kept = calibration(*opened, batch=4)
     expected = [kept.statistics(name, {}).H for name in ("a", "b")]
-    monkeypatch.setattr(calibrate, "KEPT_BYTES", 0)
+    monkeypatch.setattr(calibrate, bound, 0)
     walked = calibration(*opened, batch=4)
+    asked: list[int] = []
+    plain = Session.run
+
+    def counted(self: Session, inputs: object, outputs: Sequence[str], **more: object) -> object:
+        asked.append(len(outputs))
+        return plain(self, inputs, outputs, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Session, "run", counted)
     for name, H in zip(("a", "b"), expected, strict=True):
         np.testing.assert_array_equal(walked.statistics(name, {}).H, H)
+    assert (max(asked) < len(walked._seeing.outputs) + 1) == (bound == "MOST_SHOWN_BYTES")
 
 
 def output_error(assigned: Assigned, found: Calibration) -> float:

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from tests.rollouts import REPLACE, bed_of, forecaster, linear, model, opened, scored, spec_of, values
+from tqs_onnx.rollout.calls import Calls
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.spec.spec import parse_spec
 from tqs_onnx.scoring.judge import Judged, settle_minimum
 from tqs_onnx.scoring.measure.gamma import gammas
@@ -42,13 +42,13 @@ def modulated(n: int = 8, alive: tuple[int, ...] = ()) -> onnx.ModelProto:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count rollouts, whose contexts are one chunk."""
     calls: list[int] = []
-    plain = Engine._calls
+    plain = Calls.seen
 
-    def counting(self: Engine, *given: object) -> object:
+    def counting(self: Calls, *given: object) -> object:
         calls.append(1)
         return plain(self, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Engine, "_calls", counting)
+    monkeypatch.setattr(Calls, "seen", counting)
     return calls
 
 

@@ -294,6 +294,45 @@ def test_a_task_that_kills_its_actors_is_given_up(two: Two, source: Source, watc
         swept(source, engine="ray", address=two.address)
 
 
+@pytest.fixture
+def dying(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """Let so many actors die before they start; return the nodes that they were for."""
+
+    def let(most: int) -> list[str]:
+        seated, dead = OnCluster._seated, list[str]()
+
+        def seated_and_killed(self: OnCluster, node: dict[str, Any]) -> Any:
+            seat = seated(self, node)
+            if len(dead) < most:
+                ray.kill(seat.actor)
+                dead.append(node["NodeID"])
+            return seat
+
+        monkeypatch.setattr(OnCluster, "_seated", seated_and_killed)
+        return dead
+
+    return let
+
+
+@pytest.mark.slow
+def test_an_actor_that_dies_before_it_starts_is_replaced(
+    two: Two, source: Source, local: str, dying: Callable[[int], list[str]]
+) -> None:
+    dead = dying(1)
+    assert swept(source, engine="ray", address=two.address).to_json() == local
+    assert len(dead) == 1
+
+
+def test_nodes_on_which_no_actor_starts_are_given_up_in_one_line(
+    two: Two, source: Source, dying: Callable[[int], list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    dead = dying(1000)
+    with pytest.raises(InputError, match="no usable node of the Ray cluster has a core"):
+        swept(source, engine="ray", address=two.address)
+    said = [line for line in caplog.messages if line.endswith("is not used: 3 actors died on it")]
+    assert (len(said), len(dead)) == (2, 6)
+
+
 def test_nodes_that_would_measure_otherwise_are_not_used(
     two: Two, source: Source, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -135,6 +136,33 @@ def test_a_file_that_is_no_store_is_refused_in_one_line_and_left_alone(tmp_path:
     assert (tmp_path / "s.sqlite").read_text().startswith("scores, but")
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        "CREATE TABLE payments (amount REAL)",
+        "CREATE VIEW measurement AS SELECT 1",
+        "CREATE TABLE job (id); CREATE TRIGGER t AFTER INSERT ON job BEGIN DELETE FROM job; END",
+    ],
+)
+def test_the_database_of_another_program_is_refused_and_left_alone(tmp_path: Path, made: str) -> None:
+    with sqlite3.connect(tmp_path / "s.sqlite") as database:
+        database.executescript(made)
+    database.close()
+    before = (tmp_path / "s.sqlite").read_bytes()
+    with pytest.raises(InputError, match="is not a store of measurements"):
+        Results(tmp_path / "s.sqlite")
+    assert (tmp_path / "s.sqlite").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["s.sqlite", "s.sqlite-wal", "s.sqlite-journal"])
+def test_no_link_leads_sqlite_to_another_place(tmp_path: Path, name: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=rf"{name}: is a link"):
+        Results(tmp_path / "run" / "s.sqlite")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_store_of_a_later_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "s.sqlite") as database:
         database.execute("PRAGMA user_version = 99")
@@ -154,6 +182,7 @@ def test_a_full_disk_gives_one_line_and_keeps_what_was_measured(tmp_path: Path) 
     script = f"""
 import resource, numpy as np
 from pathlib import Path
+from types import SimpleNamespace
 from tqs_onnx.scoring.measure.meter import Measurement
 from tqs_onnx.scoring.measure.store import Results
 from tqs_onnx.scoring.plan.strategy import Strategy
@@ -177,6 +206,22 @@ except InputError as error:
         assert results.known(counted) == set(counted)
     assert 0 < len(counted) < 1000
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 200_000
+
+
+@pytest.mark.parametrize(("free", "said"), [(0, "the disk is full"), (1 << 30, "cannot be written")])
+def test_an_io_error_of_sqlite_on_a_full_disk_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, said: str
+) -> None:
+    class Broken(sqlite3.Connection):
+        def executemany(self, *_: object) -> sqlite3.Cursor:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=Broken, **k))
+    room = SimpleNamespace(total=1 << 40, used=(1 << 40) - free, free=free)
+    monkeypatch.setattr("tqs_onnx.scoring.measure.store.shutil.disk_usage", lambda _: room)
+    with Results(tmp_path / "s.sqlite") as results, pytest.raises(InputError, match=f"s.sqlite: {said}"):
+        results.put("job", [("key", M)])
 
 
 def _swept(folder: Path, out: Path, **changes: object) -> tuple[str, int]:

@@ -46,7 +46,8 @@ def test_a_rebuilt_session_sees_the_weight_that_was_replaced(tmp_path: Path) -> 
     made = Rebuilt(
         exposable(source.lifted, source.survey.weights), spec_of(1), Contexts({"x": x}, {}), RunOptions()
     )
-    nominal, held = made.hold()
+    held = made.hold()
+    nominal = next(made.kept_pieces(held))
     moved = made.prepare({"A": 2 * matrix}).squares(held).outputs["y"]
     assert moved.tolist() == [[[float(np.square(x @ matrix).sum())]]]  # sums of powers of two: exact
     assert nominal.outputs["y"][0, 0].tolist() == (x @ matrix)[0].tolist()

@@ -190,6 +190,18 @@ def test_unseen_weights_keep_eight_bits_and_the_plan_says_why(tmp_path: Path) ->
     assert any("'B' keeps 8 bits or more: no context ran rate/else_branch" in w for w in plan.warnings)
 
 
+def test_the_unseen_weights_of_a_branch_share_one_warning(tmp_path: Path) -> None:
+    proto = with_weights(
+        """most = ReduceMax<keepdims = 0>(k)  flag = Greater(most, eight)
+        [rate] y = If(flag)<
+          then_branch = t () => (float[b, 32] ty) { ta = MatMul(x, A)  ty = Tanh(ta) },
+          else_branch = e () => (float[b, 32] ey) { ea = MatMul(x, B)  eb = Tanh(ea)  ey = MatMul(eb, C) }>""",
+        {"A": square(1), "B": square(2), "C": square(3), "eight": np.array(8, np.int64)},
+    )
+    (said,) = planned(tmp_path, proto, [16, 16], TierSet(), 4500).warnings
+    assert said.startswith("'B' and 1 more keep 8 bits or more: no context ran rate/else_branch")
+
+
 def test_a_table_with_unread_rows_keeps_eight_bits(tmp_path: Path) -> None:
     plan = planned(tmp_path, embedding(), [0, 1, 2], TierSet(), 2000)
     found = {a.weight: a.least_bits for a in plan.assignments}
@@ -200,7 +212,7 @@ def test_a_pin_overrules_it_and_the_plan_says_so(tmp_path: Path) -> None:
     tiers = TierSet(pins=(parse_rule("B=INT4", "pin"),))
     plan = planned(tmp_path, branching(), [16, 16], tiers, 4000)
     assert {a.label: a.tier for a in plan.assignments}["B"] is Tier.INT4
-    assert any("'B' gets INT4, as it was told to" in w for w in plan.warnings)
+    assert any("'B' keeps INT4, as told to" in w for w in plan.warnings)
 
 
 def test_a_budget_that_it_forbids_says_so_and_what_would_help(tmp_path: Path) -> None:

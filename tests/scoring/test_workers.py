@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +18,11 @@ from tqs_onnx.cli.main import cli, main
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.injection import exposable
 from tqs_onnx.rollout.spec.spec import parse_spec
-from tqs_onnx.scoring.measure.task import Task
+from tqs_onnx.scoring.measure.task import Finding, Task
 from tqs_onnx.scoring.plan.memory import memory_of
+from tqs_onnx.scoring.plan.perturbation import Perturbation
 from tqs_onnx.scoring.plan.strategy import Strategy
+from tqs_onnx.scoring.workers.local import _work
 from tqs_passes.errors import InputError
 
 
@@ -30,14 +34,38 @@ def test_two_workers_score_as_one_process(tmp_path: Path, strategy: Strategy) ->
     assert there.to_json() == here.to_json()
 
 
-def _die(*_: Task) -> None:
+def _dies_once(task: Task) -> list[Finding]:
+    """Work, in a worker; the first that rounds W2 dies, and leaves a file that says so."""
+    if any(w.name == "W2" for r in task.todo.values() for w in r.weights):
+        with contextlib.suppress(FileExistsError):
+            Path(os.environ["TQS_TEST_DEAD"]).touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return _work(task)
+
+
+def test_a_worker_that_dies_costs_what_it_was_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = opened(tmp_path, forecaster())
+    here = scored(source, spec_of(), values(1, 16))
+    monkeypatch.setenv("TQS_TEST_DEAD", str(tmp_path / "dead"))
+    monkeypatch.setattr("tqs_onnx.scoring.workers.local._work", _dies_once)
+    assert scored(source, spec_of(), values(1, 16), workers=2).to_json() == here.to_json()
+    assert caplog.messages == ["a worker process died; the rest of its task runs again"]
+
+
+def _dies(*_: Task) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tqs_onnx.scoring.workers.local._work", _die)
-    with pytest.raises(InputError, match="a worker process died"):
+def test_a_task_that_kills_its_workers_is_given_up_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tqs_onnx.scoring.workers.local._work", _dies)
+    monkeypatch.setattr("tqs_onnx.scoring.workers.local.DEATHS", 2)
+    with pytest.raises(InputError, match="2 times a worker process died in the same task") as caught:
         scored(opened(tmp_path, forecaster()), spec_of(), values(1, 16), workers=2)
+    assert set(caught.value.where.split(", ")) <= {"W1", "b1", "W2", "b2", "decay"}
 
 
 @pytest.fixture
@@ -66,11 +94,22 @@ def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) 
     contexts = Contexts({"x": values(3, 16)}, {})
     memory = memory_of(exposable(source.lifted, weights), spec_of(), contexts)
     assert memory.weights == 4 * sum(w.n_values for w in weights)
-    # the fullest moment holds two or three hidden vectors; a difference is one in float32 and one in float64
-    assert 4 * 2 * 48 <= memory.per_context - 3 * 4 * 16 <= 4 * 3 * 48
-    assert memory.held == 4 * 4 * 4 * 16 * contexts.n_contexts  # four steps, held four times at worst
+    # The fullest moment holds the state and two or three hidden vectors. Of a step there are the nominal values, and
+    # the difference in float32 and in float64. The runtime takes twice of it.
+    assert 4 * 2 * 48 <= memory.per_context / 2 - 4 * (1 + 4) * 16 <= 4 * 3 * 48
+    assert memory.nominal == 4 * 4 * 16 * contexts.n_contexts  # four steps, once
+    assert memory.contexts == 2 * 4 * 16 * contexts.n_contexts  # as read, and as placed
     bounded = parse_spec(REPLACE.format(steps="4\nnon_negative = true"))
-    assert memory_of(exposable(source.lifted, weights), bounded, contexts).held == 6 * memory.held // 4
+    assert memory_of(exposable(source.lifted, weights), bounded, contexts) == memory
+    both = (Perturbation("both", weights),)  # a block of all weights: its perturbed values are there twice
+    blocked = memory_of(exposable(source.lifted, weights), spec_of(), contexts, both)
+    assert blocked.beside(1) - memory.beside(1) == 3 * memory.weights - int(1.5 * memory.weights)
+    longer = memory_of(exposable(source.lifted, weights), spec_of(400), contexts)
+    assert longer == replace(memory, nominal=100 * memory.nominal)
+    least = memory.beside(3)
+    assert longer.place(least, 3, on_host=True) == "file"
+    assert longer.total(3, in_file=True) == memory.total(3, in_file=True) == least
+    assert memory.place(least + memory.nominal, 3, on_host=True) == "device"
 
 
 def test_contexts_are_chunked_to_the_memory_allowed(case: Case) -> None:
@@ -90,9 +129,10 @@ def test_memory_that_holds_no_context_is_refused(tmp_path: Path) -> None:
 def test_a_memory_bound_splits_the_contexts(tmp_path: Path) -> None:
     source = opened(tmp_path, forecaster())
     contexts = Contexts({"x": values(3, 16)}, {})
-    memory = memory_of(exposable(source.lifted, source.survey.weights), spec_of(), contexts)
+    targets = [Perturbation(w.name, (w,)) for w in source.survey.weights]
+    memory = memory_of(exposable(source.lifted, source.survey.weights), spec_of(), contexts, targets)
     whole = scored(source, spec_of(), values(3, 16))
-    split = scored(source, spec_of(), values(3, 16), max_memory=memory.total(2))
+    split = scored(source, spec_of(), values(3, 16), max_memory=memory.beside(2))
     # another batch size may round otherwise
     assert split.weights[0].gamma_task == pytest.approx(whole.weights[0].gamma_task, abs=1e-4)
 

@@ -59,3 +59,32 @@ def test_another_file_holds_no_traces(tmp_path) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros(2))
     with pytest.raises(InputError, match="holds no traces"):
         read_traces(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: {"fp32/0": a["fp32/0"][:-1]},
+        lambda a: {"truth/1": a["truth/1"][..., None]},
+        lambda a: {"file/0": a["file/0"].astype(str)},
+        lambda a: {"time_after": np.array([0, 99])},
+        lambda a: {"time_after": np.zeros(0, int)},
+        lambda a: {"variables": np.array(["a", "b", "c"])},
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_hold_no_traces(bed, tmp_path, change) -> None:
+    arrays = traced(bed, 5).arrays()
+    np.savez(tmp_path / "x.npz", **(arrays | change(arrays)))
+    with pytest.raises(InputError, match="holds no traces"):
+        read_traces(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("method", [1, 99])
+def test_a_damaged_archive_of_traces_is_one_line(bed, tmp_path, method) -> None:
+    traced(bed, 5).write(tmp_path / "x.npz")
+    raw = bytearray((tmp_path / "x.npz").read_bytes())
+    entry = raw.index(b"PK\x01\x02")
+    raw[entry + 10] = method  # of compression
+    (tmp_path / "x.npz").write_bytes(raw)
+    with pytest.raises(InputError, match=r"cannot be read as NumPy arrays.*Run tqs verify again"):
+        read_traces(tmp_path / "x.npz")

@@ -56,6 +56,8 @@ def test_of_several_variables_the_worst_is_named() -> None:
     [
         ((0.001, 0.009), "its forecasts stay within 0.01 σ of FP32 at all 2 steps"),
         ((0.001, 0.3), "its forecasts stay within 0.01 σ of FP32 to step 1 and are 0.3 σ away at step 2"),
+        ((0.1,), "its forecasts are 0.1 σ away from FP32"),
+        ((0.001,), "its forecasts stay within 0.01 σ of FP32"),
         ((0.1, 0.3), "its forecasts are 0.1 σ away from FP32 at step 1 and 0.3 σ away at step 2"),
     ],
 )

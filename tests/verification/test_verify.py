@@ -14,8 +14,11 @@ from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.allocation.request import request_for
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.source import Source
+from tqs_onnx.rollout import feedback, injection, testbed
 from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.options import SessionOptions
 from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.verification import decode
 from tqs_onnx.verification.decode import check_decoding
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.verify import Verification, verify
@@ -23,6 +26,7 @@ from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.model import load_model
 from tqs_passes.files.save import save_model
 from tqs_passes.plan.plan import Plan
+from tqs_passes.plan.targets import Serving
 from tqs_passes.tier import DEFAULT_TIERS
 
 N = 16
@@ -54,7 +58,9 @@ class Job:
 def job_of(folder: Path, proto: onnx.ModelProto, budget: int, n: int = N) -> Job:
     source = opened(folder, proto)
     scores = scored(source, spec_of(), values(2, n))
-    plan = plan_within(request_for(source, scores, "fast", DEFAULT_TIERS), budget, PlanOptions())
+    serving = Serving(names="keep", graph="keep")  # tests edit stored tensors by name
+    request = request_for(source, scores, "fast", DEFAULT_TIERS, serving)
+    plan = plan_within(request, budget, PlanOptions())
     emit(source.lifted, plan, folder / "out.onnx")
     return Job(source, plan, scores.sigma, folder / "out.onnx")
 
@@ -244,3 +250,45 @@ def test_damage_in_external_data_is_found(outside: Job, tmp_path: Path) -> None:
     (tmp_path / "e.onnx.data").write_bytes(damaged)
     with pytest.raises(GateError, match=r"does not decode|differs from the source"):
         verify(replace(outside.subject, emitted=tmp_path / "e.onnx"), outside.bed(WIDE))
+
+
+def rounded_to_tf32(array: np.ndarray) -> np.ndarray:
+    """Return float32 values with 10 bits behind the leading one, as the tensor cores of a GPU read them."""
+    bits = array.astype(np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def test_on_a_gpu_the_file_as_served_is_compared_with_the_file_without_tf32(
+    job: Job, found: Verification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU whose own settings round matrices to TF32 is played by a second file; nothing else differs."""
+    inexact = onnx.load(job.source.path)
+    for tensor in inexact.graph.initializer:
+        if len(tensor.dims) == 2:
+            tensor.CopyFrom(
+                numpy_helper.from_array(rounded_to_tf32(numpy_helper.to_array(tensor)), tensor.name)
+            )
+    onnx.save(inexact, tmp_path / "served.onnx")
+    subject = job.subject
+    plain = testbed.open_session
+
+    def played(model: bytes | Path, *, options: SessionOptions, **given: object):
+        changed = tmp_path / "served.onnx" if options.stock and model == subject.emitted else model
+        return plain(
+            changed, options=options, provider="cpu", **{k: v for k, v in given.items() if k != "provider"}
+        )
+
+    for module in (testbed, injection, feedback, decode):
+        monkeypatch.setattr(module, "open_session", played)
+    bed = job.bed()
+    exact = bed.roll_file(job.source.path).outputs["y"].astype(float)
+    bed.provider = "cuda"
+    there = verify(subject, bed)
+    served = bed.roll_file(tmp_path / "served.onnx").outputs["y"].astype(float)
+    monkeypatch.undo()
+    emitted = job.bed().roll_file(job.emitted).outputs["y"].astype(float)
+    sigma = job.sigma["y"]
+    assert there.tf32_gap == pytest.approx(np.sqrt(np.mean(((served - emitted) / sigma) ** 2)), rel=1e-9)
+    assert there.drift.total == pytest.approx(np.sqrt(np.mean(((served - exact) / sigma) ** 2)), rel=1e-9)
+    assert there.runtime_gap == found.runtime_gap  # TF32 is no fault of the file
+    assert found.tf32_gap is None  # on the CPU

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from tqs_passes.plan.candidates import Candidate
 from tqs_passes.plan.plan import Assignment
@@ -25,7 +26,7 @@ _FOUND = frozenset(
 _STORED = tuple(sorted(Assignment.model_fields.keys() - _FOUND))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: what is derived is kept, because every solve asks for it again
 class Bundle:
     """One choice: a candidate for each member of a weight or tie group.
 
@@ -40,22 +41,22 @@ class Bundle:
     candidates: tuple[Candidate, ...]
     tier: Tier
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Bytes added to the file, without shared tables."""
         return sum(c.assignment.n_bytes for c in self.candidates)
 
-    @property
+    @cached_property
     def error_energy(self) -> float:
         """Σ ‖Q(θ) − θ‖² of the members."""
         return sum(c.assignment.error_energy for c in self.candidates)
 
-    @property
+    @cached_property
     def shared(self) -> dict[str, int]:
         """Bytes of the tables and shapes that it shares with others, by key."""
         return {key: size for c in self.candidates for key, size in c.shared.items()}
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of how its members are stored, independent of costs and bytes: the key of its response."""
         return storage_key(c.assignment for c in self.candidates)
@@ -63,7 +64,11 @@ class Bundle:
 
 def storage_key(assignments: Iterable[Assignment]) -> str:
     """Return the digest of how weights are stored together (see `Bundle.key`)."""
-    rows = sorted(repr([(name, str(getattr(a, name))) for name in _STORED]) for a in assignments)
+    # Ranges came later: without them the key is what it was.
+    rows = sorted(
+        repr([(name, str(getattr(a, name))) for name in _STORED if name != "ranges" or a.ranges])
+        for a in assignments
+    )
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 

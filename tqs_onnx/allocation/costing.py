@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from tqs_onnx.allocation.file_size import FileSize
-from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.solver.algorithm2 import Solver
 from tqs_onnx.allocation.times import TimeTable
 from tqs_onnx.scoring.scores import Scores, Status, WeightScore
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import ROUNDED
 from tqs_passes.errors import InputError
 from tqs_passes.plan.candidates import Candidate, Menu
 from tqs_passes.plan.forms import Profile
@@ -44,6 +44,8 @@ class PlanOptions:
         Fraction of the FP32 bytes kept by the most sensitive weights; None: 0.02 for the paper's objectives, else 0.
     gamma_min : float or None
         Weights with γ at or below it get the lowest tier; None: only dead weights do.
+    rank_by : RankBy
+        The γ that the paper's objectives, `p_fp32` and `gamma_min` go by.
     drop_outputs : bool
         Ignore outputs outside the trajectory: off-trajectory weights get the lowest tier.
     max_fp32 : int or None
@@ -54,6 +56,8 @@ class PlanOptions:
         Weights that were scored as a block may get different tiers.
     speedup : float or None
         The file must be at least so many times faster than FP32, as predicted from measured times; None: any.
+    round_inputs : tuple of str
+        Patterns of weights whose readers must round their inputs to 8 bits, wherever they can.
 
     Raises
     ------
@@ -65,23 +69,31 @@ class PlanOptions:
     solver: Solver = "mckp"
     p_fp32: float | None = None
     gamma_min: float | None = None
+    rank_by: RankBy = RankBy.TASK
     drop_outputs: bool = False
     max_fp32: int | None = None
     ties: tuple[str, ...] = ()
     untie: bool = False
     speedup: float | None = None
+    round_inputs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Validate the speedup (see Raises)."""
-        if self.speedup is None:
+        if not self.rounds_inputs:
             return
-        if not 0 < self.speedup < math.inf:
+        if self.speedup is not None and not 0 < self.speedup < math.inf:
             raise InputError(f"`speedup` must be positive, not {self.speedup}", todo="Give e.g. 2")
         if self.aim not in (Objective.ENERGY, Objective.MEASURED) or self.solver != "mckp" or self.p_fp32:
             raise InputError(
-                "a `speedup` needs costs that hold the effect of rounded activations, and free choice of all weights",
+                "a `speedup`, or `round_inputs`, needs costs that hold the effect of rounded activations, and free "
+                "choice of all weights",
                 todo="Use the objective energy or measured, the solver mckp, and no `p_fp32`",
             )
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether readers that round their inputs are offered."""
+        return self.speedup is not None or bool(self.round_inputs)
 
     @property
     def aim(self) -> Objective:
@@ -116,6 +128,8 @@ class Request:
         Measured ‖ΔY‖² of one context, by `Bundle.key`; infinite when the rollout was not finite.
     times : TimeTable or None
         Measured times of the forms; required by a budget of time.
+    priced : dict
+        What `offers` keeps between the plans of one request, whatever was measured between them.
     """
 
     menus: tuple[Menu, ...]
@@ -125,6 +139,7 @@ class Request:
     serving: Serving = field(default_factory=Serving)
     responses: Mapping[str, float] = field(default_factory=dict[str, float])
     times: TimeTable | None = None
+    priced: dict[object, object] = field(default_factory=dict[object, object], repr=False, compare=False)
 
 
 def amplification(score: WeightScore, error_energy: float, scores: Scores) -> float:
@@ -145,11 +160,22 @@ def amplification(score: WeightScore, error_energy: float, scores: Scores) -> fl
     return 0.0
 
 
-def gamma_of(score: WeightScore, scores: Scores) -> float:
-    """Return γ_task: −inf for a dead weight, the largest of all weights when the probe could not measure it."""
+def gamma_of(score: WeightScore, scores: Scores, by: RankBy = RankBy.TASK) -> float:
+    """Return γ of a weight: −inf if it is dead, the largest of all weights when the probe could not measure it."""
     if score.status in _UNKNOWN:
-        return max((s.gamma_task for s in scores.weights if s.gamma_task is not None), default=0.0)
-    return -math.inf if score.gamma_task is None else score.gamma_task
+        return max((g for s in scores.weights if (g := _gamma(s, by)) is not None), default=0.0)
+    found = _gamma(score, by)
+    return -math.inf if found is None else found
+
+
+def _gamma(score: WeightScore, by: RankBy) -> float | None:
+    match by:
+        case RankBy.TASK:
+            return score.gamma_task
+        case RankBy.MEAN:
+            return score.gamma_task_mean
+        case RankBy.PLAIN:
+            return None if score.gamma is None else score.gamma[-1]
 
 
 def activation_cost(a: Assignment, scores: Scores) -> float:
@@ -157,9 +183,9 @@ def activation_cost(a: Assignment, scores: Scores) -> float:
 
     Infinite if it was not measured, or made the rollout NaN or infinite.
     """
-    if a.form is not Form.DYNAMIC:
+    if a.form not in ROUNDED:
         return 0.0
-    found = next((s for s in scores.activations if s.weight == a.weight), None)
+    found = next((s for s in scores.activations if s.weight == a.weight and s.ranges == a.ranges), None)
     return found.energy if found is not None and found.finite else math.inf
 
 

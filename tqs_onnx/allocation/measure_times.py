@@ -31,7 +31,7 @@ from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving
 
 #: Forms that differ from FP32 in what runs at every call; the others are folded at load.
-_TIMED = (Form.DEQUANTIZE, Form.NBITS, Form.DYNAMIC)
+_TIMED = (Form.DEQUANTIZE, Form.NBITS, Form.DYNAMIC, Form.STATIC)
 #: Files that run side by side, besides FP32; each holds a session.
 _AT_ONCE = 6
 ROUNDS = 15
@@ -72,16 +72,16 @@ def measure_times(
     feeds = {batch: first_inputs(bed.spec, bed.contexts, batch)}
     with tempfile.TemporaryDirectory(prefix="tqs-times-") as folder:
 
-        def written(name: str, forms: Mapping[str, Form]) -> Path:
+        def written(name: str, forms: Mapping[str, TimedForm]) -> Path:
             path = Path(folder) / f"{name}.onnx"
-            chosen = [_in_form(m, forms.get(m.weight.name)) for m in menus]
+            chosen = [_finest(m, forms.get(m.weight.name)) for m in menus]
             emit(source.lifted, bare_plan(source, chosen, size, profile, serving), path)
             return path
 
         def raced(files: Mapping[str, Path]) -> dict[str, Laps]:
             every = {"fp32": source.path, **files}
-            run = bed.run
-            return race(every, feeds, provider=bed.provider, threads=run.threads, rounds=rounds, loads=0)
+            where = {"threads": bed.run.threads, "device": bed.run.device}
+            return race(every, feeds, provider=bed.provider, rounds=rounds, loads=0, **where)
 
         def ratio(found: Mapping[str, Laps], name: str) -> float:
             if bed.run.threads == 1:
@@ -90,7 +90,7 @@ def measure_times(
 
         files = {"unchanged": written("unchanged", {})}
         files |= {
-            f"g{i}": written(f"g{i}", dict.fromkeys(names, form)) for i, (form, names) in enumerate(groups)
+            f"g{i}": written(f"g{i}", dict.fromkeys(group.weights, group)) for i, group in enumerate(groups)
         }
         ratios: dict[str, float] = {}
         names = list(files)
@@ -101,14 +101,14 @@ def measure_times(
         plain = serving.opset is None and serving.compute is None
         base = 1.0 if plain else ratios["unchanged"]
         timed = [
-            TimedForm(form=form, weights=names, share=(ratios[f"g{i}"] - base) / len(names))
-            for i, (form, names) in enumerate(groups)
+            group.model_copy(update={"share": (ratios[f"g{i}"] - base) / len(group.weights)})
+            for i, group in enumerate(groups)
         ]
         best = _fastest(timed)
         found = raced({"unchanged": files["unchanged"], "best": written("best", best)})
         fp32_ms = 1000 * median(found["fp32"].wall_s[batch])
         checked = ratio(found, "best")
-    summed = base + sum(t.share for t in timed for n in t.weights if best.get(n) is t.form)
+    summed = base + sum(t.share for t in timed for n in t.weights if best.get(n) is t)
     scale = (checked - base) / (summed - base) if summed < base and checked < base else 1.0
     scale = min(max(scale, _SLOWEST), _FASTEST)
     return TimeTable(
@@ -127,28 +127,38 @@ def measure_times(
     )
 
 
-def _groups(source: Source, menus: Sequence[Menu]) -> list[tuple[Form, tuple[str, ...]]]:
-    """Return the forms to time, each with the weights of one operator and shape that have it."""
+def _groups(source: Source, menus: Sequence[Menu]) -> list[TimedForm]:
+    """Return the forms to time, each with the weights of one operator and shape that have it; shares are 0."""
     readers = sole_readers(source.lifted.proto.graph)
-    found: dict[tuple[object, ...], list[str]] = {}
+    shape_of = {m.weight.name: m.weight.shape for m in menus}
+    found: dict[tuple[object, ...], TimedForm] = {}
     for menu in menus:
         name = menu.weight.name
-        operator = readers[name].op_type if name in readers else ""
+        reader = readers.get(name)
+        operator = "" if reader is None else reader.op_type
+        shapes: tuple[object, ...] = (menu.weight.shape,)
+        if reader is not None and operator == "LSTM":  # both matrices change together
+            shapes = tuple(shape_of.get(stored) for stored in reader.input[1:3])
         for form in _TIMED:
-            if any(c.assignment.form is form for c in menu.candidates):
-                found.setdefault((form, operator, menu.weight.shape), []).append(name)
-    return [(key[0], tuple(names)) for key, names in found.items() if isinstance(key[0], Form)]
+            scales = {c.assignment.axis is None for c in menu.candidates if c.assignment.form is form}
+            for one_scale in sorted(scales) if operator == "LSTM" else [None] * bool(scales):
+                key = (form, one_scale, operator, shapes)
+                group = found.get(key, TimedForm(form=form, weights=(), share=0.0, one_scale=one_scale))
+                found[key] = group.model_copy(update={"weights": (*group.weights, name)})
+    return list(found.values())
 
 
-def _in_form(menu: Menu, form: Form | None) -> Candidate:
+def _finest(menu: Menu, wanted: TimedForm | None) -> Candidate:
     """Return the finest candidate of a form; without a form the finest of all."""
-    chosen = [c for c in menu.candidates if form is None or c.assignment.form is form]
+    chosen = [c for c in menu.candidates if wanted is None or wanted.covers(c.assignment)]
     return min(chosen or menu.candidates, key=lambda c: (c.assignment.error_energy, -c.assignment.n_bytes))
 
 
-def _fastest(timed: Sequence[TimedForm]) -> dict[str, Form]:
-    best: dict[str, tuple[float, Form]] = {}
-    for t in timed:
+def _fastest(timed: Sequence[TimedForm]) -> dict[str, TimedForm]:
+    """Return the fastest form of each weight for which one is faster than FP32."""
+    best: dict[str, TimedForm] = {}
+    for t in (t for t in timed if t.share < 0):
         for name in t.weights:
-            best[name] = min(best.get(name, (0.0, Form.KEEP)), (t.share, t.form))
-    return {name: form for name, (_, form) in best.items() if form is not Form.KEEP}
+            if name not in best or t.share < best[name].share:
+                best[name] = t
+    return best

@@ -33,6 +33,19 @@ class Objective(StrEnum):
     LOCAL = "local"
 
 
+class RankBy(StrEnum):
+    """Which score of a weight counts as γ: in the paper's objectives, for `p_fp32`, and for `gamma_min`.
+
+    `gamma-task`: Eq. 1, over all contexts at the last horizon. `gamma`: Eq. 2, the mean over contexts at the last
+    horizon. `gamma-task-mean`: Eq. 1, averaged over the horizons (A.13). With the two probes these are the variants
+    that the paper compares.
+    """
+
+    TASK = "gamma-task"
+    PLAIN = "gamma"
+    MEAN = "gamma-task-mean"
+
+
 def costs(
     objective: Objective,
     *,

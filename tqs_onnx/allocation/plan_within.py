@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tqs_onnx.allocation.cap import capped
+from tqs_onnx.allocation.choice import flat
 from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, scored
-from tqs_onnx.allocation.file_size import require_feasible
+from tqs_onnx.allocation.file_size import file_bytes, require_feasible
 from tqs_onnx.allocation.offers import UNMEASURED_BITS, Entry, entries_of
 from tqs_onnx.allocation.solver.algorithm2 import Allocation
 from tqs_onnx.allocation.spend import Spent
@@ -32,15 +35,49 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
 
 
 def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) -> Plan:
+    allocation, solution = found.allocation, found.allocation.solution
+    facts = SolverFacts(
+        solver=solution.solver,
+        objective=options.aim.value,
+        cost=solution.cost,
+        bound=solution.bound,
+        gap=solution.gap,
+        optimal=solution.optimal,
+        p_fp32=_protected_share(found.entries, allocation),
+        budget_bytes=max_bytes,
+        saturated=allocation.saturated,
+    )
+    plan = plan_of(request, found.entries, found.choices, options, facts)
+    return plan.model_copy(update={"warnings": (*allocation.warnings, *plan.warnings)})
+
+
+def plan_of(
+    request: Request,
+    entries: Sequence[Entry],
+    choices: Sequence[int],
+    options: PlanOptions,
+    facts: SolverFacts,
+) -> Plan:
+    """Return the plan that these choices make, with its predicted costs.
+
+    Parameters
+    ----------
+    request : Request
+    entries : sequence of Entry
+    choices : sequence of int
+        Index into the bundles of each entry.
+    options : PlanOptions
+    facts : SolverFacts
+        How the choices were found.
+    """
     by_name = {s.weight: s for s in request.scores.weights}
-    allocation = found.allocation
     made = {
         m.weight.name: scored(c, by_name[m.weight.name], a, request.scores, block=e.block)
-        for e, k in zip(found.entries, found.choices, strict=True)
+        for e, k in zip(entries, choices, strict=True)
         for m, c, a in zip(e.menus, e.bundles[k].candidates, e.amplifications[k], strict=True)
     }
     assignments = tuple(made[m.weight.name] for m in request.menus)
-    solution = allocation.solution
+    predicted = added_drift(assignments, request.scores)
     return Plan(
         source_sha256=request.scores.source_sha256,
         profile=request.profile,
@@ -52,22 +89,12 @@ def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) 
         graph=request.serving.graph_as_stored,
         pinned=request.serving.pinned,
         assignments=assignments,
-        n_bytes=found.file_bytes,
+        n_bytes=file_bytes(request.size, flat(e.bundles[k] for e, k in zip(entries, choices, strict=True))),
         source_bytes=request.size.source_bytes,
-        predicted_drift=added_drift(assignments, request.scores),
-        added_drift=added_drift(assignments, request.scores),
-        solver=SolverFacts(
-            solver=solution.solver,
-            objective=options.aim.value,
-            cost=solution.cost,
-            bound=solution.bound,
-            gap=solution.gap,
-            optimal=solution.optimal,
-            p_fp32=_protected_share(found.entries, allocation),
-            budget_bytes=max_bytes,
-            saturated=allocation.saturated,
-        ),
-        warnings=(*allocation.warnings, *_unseen(assignments)),
+        predicted_drift=predicted,
+        added_drift=predicted,
+        solver=facts,
+        warnings=_unseen(assignments),
         time=_time(request, assignments, options),
     )
 
@@ -87,13 +114,15 @@ def _time(request: Request, assignments: tuple[Assignment, ...], options: PlanOp
 
 
 def _unseen(assignments: tuple[Assignment, ...]) -> tuple[str, ...]:
-    """Return a warning for each weight of which no context ran every part."""
-    found: list[str] = []
+    """Return a warning for each reason why no context ran every part of a weight; it names the weights."""
+    labels: dict[tuple[str, str], list[str]] = {}
     for a in (a for a in assignments if a.unseen):
-        kept = (
-            "keeps 8 bits or more" if a.least_bits >= UNMEASURED_BITS else f"gets {a.tier}, as it was told to"
-        )
-        found.append(f"{a.label!r} {kept}: {a.unseen}; give contexts that run it to measure what it may have")
+        kept = "8 bits or more" if a.least_bits >= UNMEASURED_BITS else f"{a.tier}, as told to"
+        labels.setdefault((kept, a.unseen), []).append(a.label)
+    found: list[str] = []
+    for (kept, why), (first, *others) in labels.items():
+        names = f"{first!r} and {len(others)} more keep" if others else f"{first!r} keeps"
+        found.append(f"{names} {kept}: {why}; give contexts that run it to measure what it needs")
     return tuple(found)
 
 

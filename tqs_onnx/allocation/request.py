@@ -43,7 +43,7 @@ def request_for(
     serving: Serving | None = None,
     rounding: FreeRounding = DEFAULT_ROUNDING,
     *,
-    dynamic: bool = False,
+    rounded: bool = False,
 ) -> Request:
     """Return the input of allocation: candidates with exact bytes and errors, scores and sizes; see `menus_of`.
 
@@ -53,10 +53,10 @@ def request_for(
         The scores are for another model.
     """
     require_scores_of(source, scores)
-    serving = settled_serving(source, serving or Serving())
+    serving = settled_serving(source, (serving or Serving()).under(profile))
     ready = prepared_source(source, serving)
     return Request(
-        menus_of(source, ready, profile, tiers, serving, rounding, dynamic=dynamic),
+        menus_of(source, ready, profile, tiers, serving, rounding, rounded=rounded),
         scores,
         size_of(source, ready),
         profile,
@@ -121,11 +121,11 @@ def menus_of(
     serving: Serving,
     rounding: FreeRounding = DEFAULT_ROUNDING,
     *,
-    dynamic: bool = False,
+    rounded: bool = False,
 ) -> tuple[Menu, ...]:
     """Return every way to store each weight of a source, with the errors of this rounding; `ready`: its prepared model.
 
-    With `dynamic`, matrices are also offered with readers that round their inputs to 8 bits (form `dynamic`).
+    With `rounded`, readers that round their inputs to 8 bits are offered too (forms `dynamic` and `static`).
 
     Raises
     ------
@@ -135,7 +135,7 @@ def menus_of(
     tier_set = tiers if isinstance(tiers, TierSet) else TierSet(tiers)
     weights = tuple(replace(w, dtype=ready.computed.get(w.name, w.dtype)) for w in source.survey.weights)
     exceptions = tier_set.exceptions(weights)
-    kitchen = kitchen_of(ready.model, profile, serving, rounding, dynamic=dynamic)
+    kitchen = kitchen_of(ready.model, profile, serving, rounding, rounded=rounded)
     found = menus(kitchen, weights, tier_set.tiers, exceptions)
     refuse([m.weight for m in found if not m.candidates], "the rules leave no tier that can be stored")
     return found

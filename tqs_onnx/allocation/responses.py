@@ -43,9 +43,10 @@ def expected(
     ]
 
 
-def offered_finite(bundles: Sequence[Bundle], responses: Mapping[str, float]) -> tuple[Bundle, ...]:
-    """Return the choices that kept the rollout finite; all choices when none did."""
-    return tuple(b for b in bundles if responses.get(b.key) != math.inf) or tuple(bundles)
+def finite_choices(bundles: Sequence[Bundle], responses: Mapping[str, float]) -> list[int]:
+    """Return the indices of the choices that kept the rollout finite; all choices when none did."""
+    every = list(range(len(bundles)))
+    return [i for i in every if responses.get(bundles[i].key) != math.inf] or every
 
 
 def _points(guesses: Sequence[float], found: Sequence[float | None]) -> list[tuple[float, float]]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tqs_passes.encode.weight import Form
 from tqs_passes.errors import InputError
+from tqs_passes.plan.plan import Assignment
 
 TIMES_NAME = "times.json"
 
@@ -34,11 +35,20 @@ class TimedForm(_Frozen):
     weights : tuple of str
     share : float
         Share of FP32's time, per weight; negative if the form is faster.
+    one_scale : bool or None
+        Only for weights with one scale, or only for those with more: the runtime's LSTM takes longer for one a channel.
+        None: for both.
     """
 
     form: Form
     weights: tuple[str, ...]
     share: float
+    one_scale: bool | None = None
+
+    def covers(self, a: Assignment) -> bool:
+        """Return whether this is the time of an assignment."""
+        fits = self.one_scale is None or self.one_scale is (a.axis is None)
+        return self.form is a.form and fits and a.weight in self.weights
 
 
 class TimeTable(_Frozen):
@@ -75,9 +85,9 @@ class TimeTable(_Frozen):
     checked: float
     summed: float
 
-    def ratio_of(self, weight: str, form: Form) -> float:
-        """Return the share that a form adds at a weight; 0 for forms that are folded at load or were not timed."""
-        return next((t.share for t in self.forms if t.form is form and weight in t.weights), 0.0)
+    def ratio_of(self, a: Assignment) -> float:
+        """Return the share that an assignment adds; 0 for forms that are folded at load or were not timed."""
+        return next((t.share for t in self.forms if t.covers(a)), 0.0)
 
     def to_json(self) -> str:
         """Return the table as JSON, two-space indented, keys in schema order, newline at the end."""

@@ -64,14 +64,11 @@ def within_budgets(request: Request, entries: list[Entry], options: PlanOptions,
 
 def predicted_time(assignments: Sequence[Assignment], times: TimeTable) -> float:
     """Return the predicted time of one call of a file, as a share of that of FP32."""
-    return times.base + math.fsum(times.ratio_of(a.weight, a.form) for a in assignments)
+    return times.base + math.fsum(times.ratio_of(a) for a in assignments)
 
 
 def _times(entry: Entry, times: TimeTable) -> NDArray[np.int64]:
-    shares = [
-        sum(times.ratio_of(c.assignment.weight, c.assignment.form) for c in b.candidates)
-        for b in entry.bundles
-    ]
+    shares = [sum(times.ratio_of(c.assignment) for c in b.candidates) for b in entry.bundles]
     return np.ceil(np.array(shares) / _UNIT).astype(np.int64)
 
 

@@ -25,7 +25,7 @@ def error_table(runs: Mapping[str, Verification]) -> Table:
     columns = (
         *(
             "run",
-            "C",
+            "times smaller",
             "variable",
             "unit",
             "drift (σ)",

@@ -82,7 +82,7 @@ def size_table(plans: Mapping[str, Plan], verified: Mapping[str, Verification]) 
         rows.append(
             (
                 *(run, values, _FP32_BITS * values / bits if bits else None),
-                *((v.weight_compression, v.compression) if v else (None, plan.source_bytes / plan.n_bytes)),
+                *((v.weight_compression, v.compression) if v else _planned(plan, values)),
                 *(plan.source_bytes, v.bytes_out if v else plan.n_bytes),
             )
         )
@@ -92,6 +92,11 @@ def size_table(plans: Mapping[str, Plan], verified: Mapping[str, Verification]) 
     )
     return Table("sizes", "Compression allocated against compression on disk", columns, tuple(rows),
                  "Tables 10 and 26")  # fmt: skip
+
+
+def _planned(plan: Plan, values: int) -> tuple[float, float]:
+    """Return the compression of the weights and of the file as the plan has them."""
+    return values * _FP32_BITS / (8 * max(plan.weight_bytes, 1)), plan.source_bytes / plan.n_bytes
 
 
 def _bits(a: Assignment) -> float:

@@ -127,7 +127,9 @@ def _bytes(tensor: TensorProto, model: Model) -> int:
 
 def _describe(tensor: TensorProto) -> str:
     shape = "×".join(map(str, tensor.dims)) or "scalar"
-    return f"{TensorProto.DataType.Name(tensor.data_type)} {shape}"
+    known = tensor.data_type in TensorProto.DataType.values()
+    kind = TensorProto.DataType.Name(tensor.data_type) if known else f"unknown type {tensor.data_type}"
+    return f"{kind} {shape}"
 
 
 def _chain(

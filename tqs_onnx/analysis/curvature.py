@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy.stats import spearmanr
 
+from tqs_onnx.analysis.growth import linear_growth
 from tqs_onnx.analysis.sensitivity import targets
 from tqs_onnx.analysis.table import Cell, Table
 from tqs_onnx.jobs.curvature import Curvature, by_weight
@@ -53,3 +54,31 @@ def weight_curvature_table(scores: Mapping[str, Scores], found: Mapping[str, Cur
         ]
     columns = ("run", "weight", "γ_task", "tr H", "H_Δ / H", "tr F")
     return Table("curvatures", "γ and curvature of every weight", columns, tuple(rows), "Figures 4 and 5")
+
+
+def state_table(scores: Mapping[str, Scores], found: Mapping[str, Curvature]) -> Table:
+    """Return how an error of the state grows, beside the errors of the weights, by run.
+
+    The exponent is that of ‖ΔY‖ by step in its linear range, with its interval; `growth` is that of A, which is squared
+    and summed over the steps, for the state and for the weights alike.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    for run, curvature in found.items():
+        state = curvature.state
+        if state is None:
+            continue
+        fit = linear_growth(state.distance_per_step, 1.0)
+        exponent: tuple[Cell, ...] = (None,) * 4
+        if fit is not None:
+            exponent = (fit.rate, fit.low, fit.high, f"{fit.first}–{fit.last}")
+        known = scores.get(run)
+        growths = [w.growth for w in targets(known) if w.growth is not None] if known is not None else []
+        spread = tuple(float(q) for q in np.quantile(growths, (0.5, 0.0, 1.0))) if growths else (None,) * 3
+        faster = sum(g > state.growth for g in growths) if state.growth is not None else None
+        rows.append((run, *exponent, state.growth, *spread, faster, len(growths)))
+    columns = (
+        *("run", "exponent of the state", "low", "high", "steps", "growth of the state"),
+        *("median growth of weights", "least", "most", "weights that grow faster", "of"),
+    )
+    return Table("state", "Growth per step of an error of the state, beside those of the weights", columns,
+                 tuple(rows), "A.12")  # fmt: skip

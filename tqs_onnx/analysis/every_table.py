@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tqs_onnx.analysis.accuracy import error_table, grid_table, win_table
 from tqs_onnx.analysis.allocation import protected_table, size_table, tier_table
-from tqs_onnx.analysis.curvature import curvature_table, weight_curvature_table
+from tqs_onnx.analysis.curvature import curvature_table, state_table, weight_curvature_table
 from tqs_onnx.analysis.frontiers import gap_table, matched_table, points_table
 from tqs_onnx.analysis.growth import growth_table
 from tqs_onnx.analysis.sensitivity import (
@@ -48,6 +48,7 @@ def every_table(
         gap_table(frontiers or {}),
         curvature_table(scores, curvatures or {}),
         weight_curvature_table(scores, curvatures or {}),
+        state_table(scores, curvatures or {}),
         protected_table(plans, scores),
         growth_table(verified),
         size_table(plans, verified),

@@ -1,7 +1,8 @@
-"""Frontiers of several sweeps: every point, and how far two are apart (paper, Figure 1, Tables 1, 3, 6 and 11)."""
+"""Frontiers: every point, and how far two series of one model are apart (paper, Figure 1, Tables 1, 3, 6, 9 and 11)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -19,6 +20,8 @@ def points_table(runs: Mapping[str, Pareto]) -> Table:
                 p.name,
                 p.objective,
                 p.solver,
+                p.scores,
+                p.rank_by,
                 p.tiers,
                 p.p_fp32,
                 p.compression,
@@ -37,6 +40,8 @@ def points_table(runs: Mapping[str, Pareto]) -> Table:
             "file",
             "objective",
             "solver",
+            "scores",
+            "γ",
             "tiers",
             "FP32 share",
             "times smaller",
@@ -59,15 +64,20 @@ def points_table(runs: Mapping[str, Pareto]) -> Table:
 
 
 def gap_table(runs: Mapping[str, Pareto]) -> Table:
-    """Return the largest gap between every two frontiers of one model, over the points of equal target and settings.
+    """Return how far every two frontiers of one model are apart, over the points of equal target and settings.
 
-    The MAE of the worst variable is compared by its degradation, the drift as it is.
+    A sweep from several scores (probes, or other contexts) holds one frontier for each of them. The MAE of the worst
+    variable is compared by its degradation, the drift as it is.
     """
+    frontiers = [
+        (f"{run}: {name}" if name else run, pareto.source_sha256, _targets(pareto, name))
+        for run, pareto in runs.items()
+        for name in dict.fromkeys(p.scores for p in pareto.points if p.objective != UNIFORM)
+    ]
     rows: list[tuple[Cell, ...]] = []
-    for (one, a), (other, b) in combinations(runs.items(), 2):
-        theirs = {_key(p): p for p in b.points}
-        pairs = [(p, theirs[_key(p)]) for p in a.points if _key(p) in theirs]
-        if a.source_sha256 != b.source_sha256 or not pairs:
+    for (one, source, ours), (other, of, theirs) in combinations(frontiers, 2):
+        pairs = [(p, theirs[key]) for key, p in ours.items() if key in theirs]
+        if source != of or not pairs:
             continue
         mae = [
             100.0 * abs((100.0 + p.degradation) / (100.0 + q.degradation) - 1.0)
@@ -75,15 +85,29 @@ def gap_table(runs: Mapping[str, Pareto]) -> Table:
             if p.degradation is not None and q.degradation is not None and q.degradation > -100.0
         ]
         drift = [
-            max(p.drift_measured / q.drift_measured, q.drift_measured / p.drift_measured)
+            math.log(q.drift_measured / p.drift_measured)
             for p, q in pairs
             if p.drift_measured and q.drift_measured
         ]
-        rows.append((one, other, len(pairs), max(mae, default=None), max(drift, default=None)))
-    columns = ("run", "other run", "points", "largest gap of MAE (%)", "largest ratio of drift")
-    return Table(
-        "gap", "How far two frontiers of one model are apart", columns, tuple(rows), "Table 6, Max MAE gap"
+        largest = math.exp(max(map(abs, drift))) if drift else None
+        mean = math.exp(sum(drift) / len(drift)) if drift else None
+        rows.append((one, other, len(pairs), max(mae, default=None), largest, mean))
+    columns = (
+        *("run", "other run", "points", "largest gap of MAE (%)", "largest ratio of drift"),
+        "mean drift of the other over the first",
     )
+    return Table(
+        "gap", "How far two frontiers of one model are apart", columns, tuple(rows), "Tables 6 and 9"
+    )
+
+
+def _targets(pareto: Pareto, scores: str) -> dict[tuple[object, ...], Point]:
+    """Return the points that one set of scores allocated, by target and settings."""
+    return {
+        (p.compression_asked, *p.settings): p
+        for p in pareto.points
+        if p.scores == scores and p.objective != UNIFORM
+    }
 
 
 def matched_table(runs: Mapping[str, Pareto]) -> Table:
@@ -131,7 +155,3 @@ def _wins(p: Point, base: Sequence[Point]) -> tuple[int, int | None, int]:
 def _ratio(p: Point, base: Sequence[Point]) -> float | None:
     best = min((q.drift_measured for q in base if q.drift_measured), default=None)
     return p.drift_measured / best if best and p.drift_measured else None
-
-
-def _key(p: Point) -> tuple[object, ...]:
-    return (p.compression_asked, *p.series)

@@ -163,13 +163,19 @@ def agreement_table(runs: Mapping[str, Scores]) -> Table:
 
 
 def structure_table(runs: Mapping[str, Scores]) -> Table:
-    """Return the rank correlations of γ with size, place in the graph and growth, with their p-values."""
+    """Return the rank correlations of γ with size, place in the graph and growth, with their p-values.
+
+    A block has the values of all its weights, and the place of the first.
+    """
     rows: list[tuple[Cell, ...]] = []
     for name, scores in runs.items():
         alive = targets(scores)
         place = {w.weight: i for i, w in enumerate(scores.weights)}
+        values: dict[str, int] = {}
+        for w in scores.weights:
+            values[w.block or w.weight] = values.get(w.block or w.weight, 0) + math.prod(w.shape)
         pairs: dict[str, list[tuple[float, float]]] = {
-            "number of values": [(w.gamma_task or 0.0, math.prod(w.shape)) for w in alive],
+            "number of values": [(w.gamma_task or 0.0, values[w.block or w.weight]) for w in alive],
             "place in the graph": [(w.gamma_task or 0.0, place[w.weight]) for w in alive],
             "growth per step": [(w.gamma_task or 0.0, w.growth) for w in alive if w.growth is not None],
             "nonlinearity": [(w.gamma_task or 0.0, r) for w in alive if (r := w.nonlinearity) is not None],

@@ -21,9 +21,11 @@ from tqs_onnx.cli.options import (
 from tqs_onnx.cli.outcome import show_plan
 from tqs_onnx.cli.show import print_json
 from tqs_onnx.jobs.single import AllocateJob, allocate_files
+from tqs_onnx.rounding.assign import DATA_AWARE
+from tqs_passes.errors import InputError
 
 FLAGS = (
-    *(*table.BUDGET, *table.PLANNING, *table.SERVING, *table.REFINING, *table.DATA, table.CALIBRATION),
+    *(*table.BUDGET, *table.PLANNING, *table.SERVING, *table.REFINING, *table.DATA, *table.CALIBRATION),
     *table.EVALUATION,
     *table.RUN,
 )
@@ -44,9 +46,9 @@ FLAGS = (
 def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **options: Any) -> None:
     r"""Choose a tier for every weight of MODEL within a byte budget for the whole file.
 
-    With the contexts used for scoring, the plan is the same as in `tqs quantize`: repaired, rounded with data if
-    requested (codes.npz beside the plan), and with its joint drift measured. Without a rollout spec nothing is rolled
-    out.
+    With the contexts used for scoring, the plan is the same as in `tqs quantize`: compared with others, rounded by data
+    (codes.npz beside the plan), and with its drift predicted. Without a rollout spec and contexts nothing is rolled
+    out, and the weights alone choose the integers.
 
     \b
     Example:
@@ -55,6 +57,10 @@ def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **
     """
     rolled = options["rollout"] is not None or options["contexts"] is not None
     data = data_files(options) if rolled else None
+    if not rolled and options["rounding"] in DATA_AWARE:
+        raise InputError(
+            "rounding by data needs rollouts", where="--rounding", todo="Give --rollout and --contexts"
+        )
     found = allocate_files(AllocateJob(model, scores, out, quantize_options(options, FLAGS), data, force))
     plan, menus = found.plan, found.request.menus
     if not as_json:
@@ -72,5 +78,6 @@ def command(model: Path, scores: Path, out: Path, force: bool, as_json: bool, **
             "added_drift": plan.added_drift,
             "unspent_bytes": plan.solver.budget_bytes - plan.n_bytes if plan.solver else None,
             "solver": plan.solver.model_dump() if plan.solver else None,
+            "tried": [t.model_dump(mode="json") for t in plan.tried],
         }
     )

@@ -42,7 +42,7 @@ _N_ROUNDING = sum(flag.group is Group.ROUNDING for flag in table.BASELINE)
 @cloup.command("baseline")
 @cloup.argument("model", type=FILE)
 @flag_options(
-    (_METHOD, *table.BASELINE[1:], *table.DATA, *table.EVALUATION, table.CALIBRATION),
+    (_METHOD, *table.BASELINE[1:], *table.DATA, *table.EVALUATION, *table.CALIBRATION),
     everyday=(
         *(_METHOD, _BITS, table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.PROFILE, table.MAX_DRIFT),
     ),

@@ -18,6 +18,7 @@ from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.build import BuildFile, DataSection, Declared, read_build, run_build, steps_of
 from tqs_onnx.jobs.options import QuantizeOptions, options_from
 from tqs_onnx.jobs.rebuild import declared_by
+from tqs_onnx.jobs.run_directory import resolved
 from tqs_onnx.packaging.package import PackageOptions
 from tqs_onnx.rollout.made.request import input_scale, made_request
 from tqs_onnx.rollout.spec.signature import close_match
@@ -51,7 +52,7 @@ def command(file: Path, out: Path | None, force: bool, as_json: bool) -> int:
     Example:
       tqs build tqs.toml
     """
-    folder = file.resolve().parent
+    folder = resolved(file).parent
     with progress("score") as tick:
         again = file.suffix == ".json"
         trip = declared_by(file, out, tick) if again else declared(read_build(file), folder, out, tick)
@@ -97,6 +98,7 @@ def declared(build: BuildFile, folder: Path, out: Path | None, tick: Progress) -
         data.max_eval_contexts,
         place(data.calibration) if data.calibration else None,
         tuple(input_scale(text) for text in data.input_scale),
+        data.made_beside,
     )
     tables = {"score": build.score, "plan": build.plan, "gates": build.gates, "run": build.run}
     settings: dict[str, Any] = {}

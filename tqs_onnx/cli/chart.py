@@ -69,13 +69,14 @@ def figures(v: Verification) -> list[str]:
     """Return the four figures of a file as the report shows them: size, drift, degradation, latency and memory."""
     tiles = tiles_of(v)
     width = max(len(tile.label) for tile in tiles)
-    return [f"{tile.label:<{width}}  {tile.value}  ({one_line(tile.note, 100)})" for tile in tiles]
+    notes = [one_line(tile.note.replace("\N{NO-BREAK SPACE}", " "), 100) for tile in tiles]
+    return [f"{t.label:<{width}}  {t.value}  ({note})" for t, note in zip(tiles, notes, strict=True)]
 
 
 def _shown(n: int) -> list[int]:
-    """Return the steps to show, from 0."""
-    rows = min(n, _MOST_ROWS)
-    return sorted({round((n - 1) * i / max(rows - 1, 1)) for i in range(rows)})
+    """Return the steps to show, from 0: the first one, and every k-th up to the last."""
+    every = -(-(n - 1) // (_MOST_ROWS - 1))
+    return sorted({0, *range(n - 1, 0, -every)})
 
 
 def _bar(share: float, mark: str, width: int = _WIDTH) -> str:

@@ -1,4 +1,4 @@
-"""`tqs curvature`: Hessian and Fisher of every weight, to hold against γ."""
+"""`tqs curvature`: Hessian and Fisher of every weight and the growth of the state's error, to hold against γ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 import cloup
 
-from tqs_onnx.analysis.curvature import curvature_table
+from tqs_onnx.analysis.curvature import curvature_table, state_table
 from tqs_onnx.cli import flags as table
 from tqs_onnx.cli.options import (
     FILE,
@@ -19,7 +19,7 @@ from tqs_onnx.cli.options import (
     out_option,
     quantize_options,
 )
-from tqs_onnx.cli.show import print_json, print_table
+from tqs_onnx.cli.show import print_json, print_table, progress
 from tqs_onnx.jobs.curvature import CURVATURE_NAME, CurvatureJob, curvature
 from tqs_onnx.jobs.run_directory import refuse_overwriting
 from tqs_onnx.scoring.scores import read_scores
@@ -49,7 +49,8 @@ def command(
     r"""Measure the Hessian trace, the error of the inputs and the Fisher trace of every weight of MODEL.
 
     The Fisher takes two rollouts a weight and needs a truth; the error of the inputs needs --plan. `tqs analyse` holds
-    all of them against γ (paper, Figures 4 and 5).
+    all of them against γ (paper, Figures 4 and 5). The growth of a small error of the state, the model's own Lyapunov
+    exponent over the rollout, is measured too.
 
     \b
     Example:
@@ -61,12 +62,16 @@ def command(
     refuse_overwriting([target], [model, scores, *([plan] if plan else []), *given.read_files.values()])
     if target.exists() and not force:
         raise InputError("already exists", where=str(target), todo="Choose another `out`, or give `force`")
-    found = curvature(CurvatureJob(model, scores, given, plan, quantize_options(options, FLAGS).run))
+    job = CurvatureJob(model, scores, given, plan, quantize_options(options, FLAGS).run)
+    with progress("curvature") as tick:
+        found = curvature(job, tick)
     out.mkdir(parents=True, exist_ok=True)
     write_text(target, found.model_dump_json(indent=2) + "\n")
-    shown = curvature_table({"run": read_scores(scores)}, {"run": found})
+    known = {"run": read_scores(scores)}
+    tables = (curvature_table(known, {"run": found}), state_table(known, {"run": found}))
     if as_json:
-        print_json({"out": str(target), **shown.to_dict()})
+        print_json({"out": str(target), **{t.key: t.to_dict() for t in tables}})
         return
-    print_table(shown.columns, shown.rows, left=2, title=shown.title)
+    for shown in tables:
+        print_table(shown.columns, shown.rows, left=2, title=shown.title)
     click.echo(f"written: {target}")

@@ -23,9 +23,10 @@ from tqs_onnx.scoring.plan.options import ScoreOptions
 
 #: Half of the bundled contexts: enough to rank 31 weights, and the demo stays well under a minute on two cores.
 _SCORING_CONTEXTS = 16
-#: Data-aware rounding measures the responses that it needs itself, so none are measured while scoring.
+#: Data-aware rounding measures the responses that it needs itself, so none are measured by scoring; one plan is made.
 _OPTIONS = QuantizeOptions(
-    score=ScoreOptions(response_bits=()), refine=RefineOptions(rounding=RoundingOptions("gptq"))
+    score=ScoreOptions(response_bits=()),
+    refine=RefineOptions(candidates=1, repair_rounds=0, rounding=RoundingOptions("gptq")),
 )
 
 
@@ -44,7 +45,8 @@ _OPTIONS = QuantizeOptions(
 def command(compression: float, out: Path | None, comparing: bool, force: bool, as_json: bool) -> int:
     r"""Quantize the bundled model: a small neural surrogate of the chaotic Lorenz-96 system, rolled out for 40 steps.
 
-    Equivalent to `tqs quantize … --rounding gptq --response-bits none` with 16 scoring contexts.
+    Equivalent to `tqs quantize … --rounding gptq --candidates 1 --repair 0 --response-bits none` with 16 scoring
+    contexts: quick, where the defaults compare plans.
 
     \b
     Example:

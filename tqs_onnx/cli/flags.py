@@ -6,6 +6,7 @@ default. The keys of build files and the translation of parameter names in error
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum, StrEnum
@@ -13,8 +14,9 @@ from typing import Any
 
 import click
 
-from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.tier_set import parse_rule
+from tqs_onnx.cli.finite import Finite, FiniteRange
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions
 from tqs_onnx.rollout.made.request import input_scale
 from tqs_onnx.rounding.assign import METHODS
@@ -111,8 +113,8 @@ def _percent(text: str) -> str:
         value = float(text.strip().removesuffix("%"))
     except ValueError as error:
         raise InputError(f"{text!r} is not a percentage", todo="Write e.g. 1%") from error
-    if not value > 0:
-        raise InputError(f"{text!r} is not above 0", todo="Write e.g. 1%")
+    if not 0 < value < math.inf:
+        raise InputError(f"{text!r} is not a number above 0", todo="Write e.g. 1%")
     return f"degradation<={value:g}"
 
 
@@ -156,26 +158,35 @@ EVAL_CONTEXTS = Flag(
 MAX_EVAL_CONTEXTS = Flag(
     "--max-eval-contexts", "data.max_eval_contexts", D, "Maximum number of evaluation contexts.", _POSITIVE
 )
-CALIBRATION = Flag(
-    "--calibration",
-    "data.calibration",
-    D,
-    "Contexts for data-aware rounding; for a table, its training rows [default: the scoring contexts].",
-    FILE,
+CALIBRATION = (
+    Flag(
+        "--calibration",
+        "data.calibration",
+        D,
+        "Contexts for data-aware rounding; for a table, its training rows [default: the scoring contexts].",
+        FILE,
+    ),
+    Flag(
+        "--made-beside",
+        "data.made_beside",
+        D,
+        "Made contexts to calibrate on beside the given ones.",
+        click.IntRange(min=0),
+    ),
 )
 COMPRESSION = Flag(
     "--compression",
     "budget.compression",
     P,
     "Bytes of the input file over bytes of the output file.",
-    click.FLOAT,
+    Finite(),
 )
 TARGET_DRIFT = Flag(
     "--target-drift",
     "budget.target",
     P,
     "Make the smallest file whose drift on the evaluation contexts is at most this.",
-    click.FloatRange(min=0, min_open=True),
+    FiniteRange(min=0, min_open=True),
     "drift<={}".format,
 )
 ROUNDING = Flag(
@@ -189,11 +200,11 @@ PROFILE = Flag(
     "--profile",
     "profile",
     S,
-    "Serving profile written into the file: fast, exact, or small (least memory).",
+    "Serving profile written into the file: fast, exact, small (least memory), or qdq (for other tools).",
     click.Choice(PROFILES),
 )
 MAX_DRIFT = Flag(
-    "--max-drift", "gates", G, "Fail (exit 3) if the drift is larger.", click.FLOAT, "drift<={}".format
+    "--max-drift", "gates", G, "Fail (exit 3) if the drift is larger.", Finite(), "drift<={}".format
 )
 PROVIDERS = Flag(
     "--providers",
@@ -212,7 +223,7 @@ BUDGET = (
         "budget.weight_compression",
         P,
         "Bytes of the weights in MODEL over their bytes in the output file, tables included.",
-        click.FLOAT,
+        Finite(),
     ),
     Flag("--max-bytes", "budget.max_bytes", P, "Maximum size of the output file in bytes.", click.INT),
     Flag(
@@ -220,7 +231,24 @@ BUDGET = (
         "plan.speedup",
         P,
         "Be at least so many times faster than FP32 on this machine, at --batch and --threads; alone or with bytes.",
-        click.FLOAT,
+        Finite(),
+    ),
+    Flag(
+        "--max-latency",
+        "plan.speedup",
+        P,
+        "The same as the largest share of FP32's time: 0.5 is --speedup 2.",
+        FiniteRange(min=0, min_open=True),
+        lambda share: 1 / share,
+        metavar="SHARE",
+    ),
+    Flag(
+        "--round-inputs",
+        "plan.round_inputs",
+        P,
+        "Weights whose readers must round their inputs to 8 bits; '*' for all.",
+        several=True,
+        metavar="PATTERN",
     ),
     TARGET_DRIFT,
     Flag(
@@ -246,14 +274,21 @@ PLANNING = (
         "plan.p_fp32",
         P,
         "Share of the FP32 bytes that stay in FP32 [default: 0; paper: 0.02].",
-        click.FloatRange(0, 1),
+        FiniteRange(0, 1),
     ),
     Flag(
         "--gamma-min",
         "plan.gamma_min",
         P,
-        "Weights with γ_task at or below this value get the bottom tier.",
-        click.FLOAT,
+        "Weights with γ (see --rank-by) at or below this value get the bottom tier.",
+        Finite(),
+    ),
+    Flag(
+        "--rank-by",
+        "plan.rank_by",
+        P,
+        "The γ that the paper's objectives, --p-fp32 and --gamma-min go by: Eq. 1, Eq. 2, or Eq. 1 over all horizons.",
+        click.Choice([r.value for r in RankBy]),
     ),
     Flag(
         "--tiers",
@@ -398,13 +433,27 @@ SERVING = (
 REFINING = (
     ROUNDING,
     Flag(
+        "--candidates",
+        "refine.candidates",
+        R,
+        "Plans to compare by their joint drift on held-out contexts, uniform widths among them; 1: no comparison.",
+        click.IntRange(min=1),
+    ),
+    Flag(
         "--repair",
         "refine.repair_rounds",
         R,
-        "Rounds of joint repair: trial promotions and demotions, judged on held-out scoring contexts.",
+        "Rounds of joint repair: trial promotions and demotions, judged on held-out scoring contexts "
+        "[default: 3 where the weights alone choose integers, else 0].",
         click.IntRange(min=0),
     ),
-    Flag("--tune/--no-tune", "refine.tune", R, "Choose QEP's settings on held-out contexts.", switch=True),
+    Flag(
+        "--tune/--no-tune",
+        "refine.tune",
+        R,
+        "Choose QEP's settings among six, on held-out contexts.",
+        switch=True,
+    ),
 )
 PROBE = Flag(
     "--probe", "score.probe.kind", C, "Kind of perturbation.", click.Choice([k.value for k in ProbeKind])
@@ -461,7 +510,7 @@ SCORING = (
         "score.early_stop.tolerance",
         C,
         "End a rollout when γ_task changes by at most this much over --early-window steps.",
-        click.FloatRange(min=0, min_open=True),
+        FiniteRange(min=0, min_open=True),
     ),
     Flag(
         "--early-window",
@@ -482,7 +531,7 @@ SCORING = (
         "score.dead_below",
         C,
         "Weights with γ_task at or below this value are dead [paper: -50].",
-        click.FLOAT,
+        Finite(),
     ),
     Flag(
         "--dead-at-minimum",
@@ -506,6 +555,20 @@ RUN = (
     PROVIDERS,
     Flag("--batch", "run.batch", M, "Maximum contexts per call [default: 32].", _POSITIVE),
     Flag("--threads", "run.threads", M, "Threads per call; 0: the runtime's choice.", click.IntRange(min=0)),
+    Flag(
+        "--device",
+        "run.devices",
+        M,
+        "GPUs by number, e.g. 0,1: scoring runs a worker on each, all else on the first [default: 0].",
+        read=numbers(int),
+    ),
+    Flag(
+        "--strict-device",
+        "run.strict_device",
+        M,
+        "Refuse a model of which the runtime places nodes on the CPU although a GPU was asked for.",
+        switch=True,
+    ),
 )
 ENGINE = (
     Flag(
@@ -516,11 +579,18 @@ ENGINE = (
         switch=True,
     ),
     Flag(
+        "--ranges",
+        "score.ranges",
+        C,
+        "Fix the ranges of those inputs in advance, as --profile qdq does: uint8, or int8 for TensorRT.",
+        click.Choice(["uint8", "int8"]),
+    ),
+    Flag(
         "--max-memory",
         "score.max_memory",
         M,
-        "Memory limit of scoring in megabytes; contexts are split into chunks to fit.",
-        click.FloatRange(min=1),
+        "Memory limit of scoring in megabytes: contexts are split to fit, and the nominal rollout may lie in a file.",
+        FiniteRange(min=1),
         lambda megabytes: int(1e6 * megabytes),
     ),
     Flag(
@@ -551,7 +621,7 @@ GATES = (
         "gates",
         G,
         "Fail if the worst variable's MAE degrades by more than this, in percent.",
-        click.FLOAT,
+        Finite(),
         "degradation<={}".format,
     ),
     Flag(
@@ -559,7 +629,7 @@ GATES = (
         "gates",
         G,
         "Fail if the compression is smaller.",
-        click.FLOAT,
+        Finite(),
         "compression>={}".format,
     ),
     Flag(
@@ -588,7 +658,7 @@ QUANTIZE = (
     *(
         *DATA,
         *EVALUATION,
-        CALIBRATION,
+        *CALIBRATION,
         *BUDGET,
         *PLANNING,
         *SERVING,
@@ -609,7 +679,7 @@ BASELINE = (
         "Values of a channel that share a scale; 0: all. Channels not divisible by it keep one scale.",
         click.IntRange(min=0),
     ),
-    Flag("--damp", "damp", R, "Damping of GPTQ and GPTAQ.", click.FloatRange(min=0)),
+    Flag("--damp", "damp", R, "Damping of GPTQ and GPTAQ.", FiniteRange(min=0)),
     Flag(
         "--scales",
         "scales",
@@ -617,9 +687,9 @@ BASELINE = (
         "Scales on which GPTQ, GPTAQ and QEP round.",
         click.Choice(FREE_ROUNDINGS),
     ),
-    Flag("--alpha", "alpha", R, "Strength of GPTAQ's correction.", click.FLOAT),
-    Flag("--qep-damp", "qep_damp", R, "Damping of QEP; turns its tuning off.", click.FloatRange(min=0)),
-    Flag("--qep-strength", "qep_strength", R, "Strength of QEP; turns its tuning off.", click.FLOAT),
+    Flag("--alpha", "alpha", R, "Strength of GPTAQ's correction.", Finite()),
+    Flag("--qep-damp", "qep_damp", R, "Damping of QEP; turns its tuning off.", FiniteRange(min=0)),
+    Flag("--qep-strength", "qep_strength", R, "Strength of QEP; turns its tuning off.", Finite()),
     Flag(
         "--act-order/--no-act-order",
         "act_order",

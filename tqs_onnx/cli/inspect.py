@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import click
 import cloup
 
+from tqs_onnx.allocation.request import require_scores_of
 from tqs_onnx.cli.flags import ROLE
 from tqs_onnx.cli.options import FILE, flag_options, json_option
 from tqs_onnx.cli.show import kinds_line, print_json, print_table, say
 from tqs_onnx.inputs.drafting import Draft, draft_text, drafted, questions
 from tqs_onnx.inputs.source import Source, open_source, parse_role
+from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.save import save_model
@@ -23,6 +26,9 @@ from tqs_passes.survey.roles import with_roles
 from tqs_passes.transforms.split_gates import SplitGates
 from tqs_passes.weights import Weight
 
+#: What scores add to the table.
+_GAMMAS = ("γ_task", "γ_task of its input", "drift of its input at 8 bits")
+_KEYS = ("gamma_task", "input_gamma_task", "input_drift")
 #: Most copies of a weight that are named in its row.
 _MOST_COPIES = 3
 
@@ -32,13 +38,23 @@ _MOST_COPIES = 3
 @flag_options((ROLE,))
 @cloup.option("--write-rollout", type=FILE, help="Write the drafted rollout spec to this file.")
 @cloup.option(
+    "--scores",
+    type=FILE,
+    help="scores.json of MODEL: also show γ of every weight, and of the input of its reader.",
+)
+@cloup.option(
     "--split-gates",
     type=FILE,
     help="Write the model to this file with one weight per gate, to score gates apart.",
 )
 @json_option
 def command(
-    model: Path, role: tuple[str, ...], write_rollout: Path | None, split_gates: Path | None, as_json: bool
+    model: Path,
+    role: tuple[str, ...],
+    write_rollout: Path | None,
+    scores: Path | None,
+    split_gates: Path | None,
+    as_json: bool,
 ) -> None:
     r"""List the weights of MODEL, their readers, and other tensors with the reasons; draft its rollout spec.
 
@@ -49,6 +65,10 @@ def command(
     source = open_source(model)
     source = replace(source, survey=with_roles(source.survey, [parse_role(text) for text in role]))
     found = drafted(source)
+    known = None if scores is None else read_scores(scores)
+    if known is not None:
+        require_scores_of(source, known)
+    gammas = _gammas(known)
     if split_gates is not None:
         _write_gates(source, split_gates)
     if write_rollout is not None:
@@ -56,7 +76,7 @@ def command(
             raise InputError("exists", where=str(write_rollout), todo="Remove it, or write to another file")
         write_text(write_rollout, draft_text(found))
     if as_json:
-        print_json(_document(source, found))
+        print_json(_document(source, found, gammas))
         return
     weights = source.survey.weights
     total = sum(w.n_values for w in weights)
@@ -67,11 +87,17 @@ def command(
             click.echo(f"  {kind} {port}")
     if weights:
         print_table(
-            ["weight", "role", "shape", "type", "readers", "axis", "values", "notes"],
+            [
+                *("weight", "role", "shape", "type", "readers", "axis", "values"),
+                *(_GAMMAS if known is not None else ()),
+                "notes",
+            ],
             [
                 [
                     *(w.label, w.role.value, _shape(w.shape), w.dtype, _readers(w)),
-                    *(w.channel_axis, w.n_values, _notes(w)),
+                    *(w.channel_axis, w.n_values),
+                    *(gammas[w.name].values() if known is not None else ()),
+                    _notes(w),
                 ]
                 for w in weights
             ],
@@ -94,6 +120,21 @@ def command(
         return
     click.echo("\ndrafted rollout.toml (check it against the meaning of the inputs and outputs):\n")
     click.echo(draft_text(found))
+
+
+def _gammas(scores: Scores | None) -> dict[str, dict[str, float | None]]:
+    """Return γ_task of every weight, of its reader's input rounded to 8 bits, and the drift of that rounding."""
+    if scores is None:
+        return {}
+    inputs = {s.weight: s for s in scores.activations}
+    found: dict[str, dict[str, float | None]] = {}
+    for w in scores.weights:
+        a = inputs.get(w.weight)
+        drift = None if a is None else math.sqrt(a.energy / scores.n_values)
+        found[w.weight] = dict(
+            zip(_GAMMAS, (w.gamma_task, None if a is None else a.gamma_task, drift), strict=True)
+        )
+    return found
 
 
 def _write_gates(source: Source, path: Path) -> None:
@@ -148,7 +189,7 @@ def _notes(weight: Weight) -> str:
     return "; ".join(notes)
 
 
-def _document(source: Source, found: Draft) -> dict[str, Any]:
+def _document(source: Source, found: Draft, gammas: dict[str, dict[str, float | None]]) -> dict[str, Any]:
     return {
         "model": str(source.path),
         "bytes": source.facts.n_bytes,
@@ -170,6 +211,7 @@ def _document(source: Source, found: Draft) -> dict[str, Any]:
                 ],
                 "outputs": w.outputs,
                 "copies": w.copies,
+                **dict(zip(_KEYS, gammas[w.name].values(), strict=True) if gammas else ()),
             }
             for w in source.survey.weights
         ],

@@ -19,6 +19,7 @@ import click
 from tqs_onnx.cli.in_flags import in_flags
 from tqs_onnx.cli.logs import LEVELS, log_to_stderr
 from tqs_onnx.cli.only_json import only_json
+from tqs_onnx.scoring.workers.ray_connect import end_if_abandoned
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import TqsError, one_line
 
@@ -120,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.SIGTERM,
         ):  # the command is done: its code must not become the signal's
             signal.signal(number, signal.SIG_IGN)
+        end_if_abandoned(code)
         return code
     given = list(arguments)
     verbose = "--traceback" in given

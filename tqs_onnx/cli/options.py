@@ -107,7 +107,7 @@ def baseline_options(given: Mapping[str, Any]) -> BaselineOptions:
 
 def data_files(given: Mapping[str, Any]) -> DataOptions:
     """Return the given files and limits."""
-    chosen = (*table.DATA, *table.EVALUATION, table.CALIBRATION)
+    chosen = (*table.DATA, *table.EVALUATION, *table.CALIBRATION)
     found = nested(chosen, given).get("data", {})
     settings: dict[str, Any] = {**found, "input_scale": tuple(found.get("input_scale", ()))}
     return DataOptions(**settings)

@@ -55,6 +55,8 @@ def show_verification(v: Verification) -> None:
     for name, change in v.outputs.items():
         click.echo(f"output {name} outside the trajectory: relative change {change:.3g}")
     extra = f"; dead weights together {v.dead_drift:.3g}" if v.dead_drift is not None else ""
+    if v.tf32_gap is not None:
+        extra += f"; the provider's own settings (TF32) add {v.tf32_gap:.3g}"
     click.echo(
         f"{v.n_decoded} weights decode bit for bit as planned; the runtime adds drift {v.runtime_gap:.3g}{extra}"
     )
@@ -86,7 +88,6 @@ def show_outcome(v: Verification, emitted: Path, wall_s: float, scores: Scores |
     """Print the end of a job: the charts, four figures, the path of the file, what to do next, and the verdict."""
     for line in (*(sensitivity_chart(scores) if scores is not None else ()), *error_chart(v)):
         click.echo(line)
-    show_timing(v)
     for line in figures(v):
         click.echo(line)
     click.echo(f"written: {emitted} ({wall_s:.1f} s)")

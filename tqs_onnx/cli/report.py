@@ -10,6 +10,8 @@ import cloup
 from tqs_onnx.cli.again import command_line
 from tqs_onnx.cli.options import FILE, force_option, json_option
 from tqs_onnx.cli.show import print_json
+from tqs_onnx.report.mlflow_run import log_to_mlflow
+from tqs_onnx.report.run import read_run
 from tqs_onnx.report.write import REPORT_NAME, write_report
 
 
@@ -22,11 +24,19 @@ from tqs_onnx.report.write import REPORT_NAME, write_report
     type=click.Choice(["html", "csv"]),
     default="html",
     show_default=True,
-    help="html: one page; csv: its tables, one file each, in the folder --out.",
+    help="html: one page, whose charts save themselves as SVG; csv: its tables, one file each, in the folder --out.",
+)
+@cloup.option(
+    "--mlflow",
+    "to_mlflow",
+    is_flag=True,
+    help="Also log the first RUN, with the page and the card, through MLflow's client, which must be installed.",
 )
 @force_option
 @json_option
-def command(runs: tuple[Path, ...], out: Path | None, kind: str, force: bool, as_json: bool) -> None:
+def command(
+    runs: tuple[Path, ...], out: Path | None, kind: str, to_mlflow: bool, force: bool, as_json: bool
+) -> None:
     r"""Show RUN (a folder that quantize, build, baseline or sweep wrote), or several side by side, as one HTML page.
 
     The page needs no network: charts, tables to search, sort and download, and the command that makes the run again.
@@ -37,8 +47,11 @@ def command(runs: tuple[Path, ...], out: Path | None, kind: str, force: bool, as
       tqs report run
     """
     written = write_report(runs, out, as_csv=kind == "csv", again=command_line, force=force)
+    logged = log_to_mlflow(read_run(runs[0]), written) if to_mlflow else None
     if as_json:
-        print_json({"files": [str(path) for path in written]})
+        print_json({"files": [str(path) for path in written], "mlflow_run": logged})
         return
     for path in written:
         click.echo(str(path))
+    if logged is not None:
+        click.echo(f"MLflow run {logged}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -112,6 +113,11 @@ def _show_estimates(found: Sequence[Estimate], *, as_json: bool) -> None:
             f"{e.rollouts} rollouts of {e.rollout_s:.3g} s, {e.chunk} contexts per call, in {e.sessions} sessions "
             f"({e.how}, {e.build_s:.2g} s each to build): about {e.time_s:.3g} s and {e.memory_bytes / 1e6:.0f} MB"
         )
+        where = {"device": "", "memory": " in host memory", "file": " in a temporary file, not counted"}
+        click.echo(
+            f"memory: weights {e.weights_bytes / 1e6:.0f} MB, contexts {e.contexts_bytes / 1e6:.0f} MB, a call "
+            f"{e.chunk_bytes / 1e6:.0f} MB, nominal rollout {e.nominal_bytes / 1e6:.0f} MB{where[e.nominal_in]}"
+        )
 
 
 def _summary(scores: Scores) -> str:
@@ -151,4 +157,17 @@ def _show(scores: Scores, top: int) -> None:
         ],
         title=f"most sensitive of {len(alive)} weights, {scores.probe.kind.value} probe, "
         f"horizons {', '.join(map(str, scores.horizons))} steps",
+    )
+    if not scores.activations:
+        return
+    print_table(
+        ["input of", "γ_task", f"γ(T={scores.horizons[-1]})", "growth", "‖δx‖", "drift"],
+        [
+            [
+                *(a.label, a.gamma_task, a.gamma[-1] if a.gamma else None, a.growth, a.delta_norm),
+                math.sqrt(a.energy / scores.n_values) if a.finite else math.inf,
+            ]
+            for a in sorted(scores.activations, key=lambda a: (-a.energy, a.weight))[:top]
+        ],
+        title=f"inputs rounded to 8 bits at every call, the largest drift first of {len(scores.activations)}",
     )

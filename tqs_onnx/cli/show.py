@@ -71,18 +71,18 @@ def _cell(value: object) -> str:
 
 
 @contextmanager
-def progress(what: str) -> Generator[Tick, None, None]:
-    """Yield a progress callback: a bar on a terminal, otherwise one summary line at the end."""
+def progress(what: str, of: str = "weights") -> Generator[Tick, None, None]:
+    """Yield a progress callback that counts `of`: a bar on a terminal, otherwise one summary line at the end."""
     start = time.perf_counter()
     if not sys.stderr.isatty():
 
         def tick(done: int, total: int, label: str) -> None:
             if done == total:
-                _LOG.info("%s: %d weights in %.1f s", what, total, time.perf_counter() - start)
+                _LOG.info("%s: %d %s in %.1f s", what, total, of, time.perf_counter() - start)
 
         yield tick
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("weights"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(of))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=None)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 import cloup
 
-from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.objective import Objective, RankBy
 from tqs_onnx.allocation.solver.algorithm2 import Solver
 from tqs_onnx.cli import flags as table
 from tqs_onnx.cli.options import (
@@ -21,8 +21,9 @@ from tqs_onnx.cli.options import (
     out_option,
     quantize_options,
 )
-from tqs_onnx.cli.show import print_json, print_table
-from tqs_onnx.jobs.frontier import Axis, SweepJob, sweep
+from tqs_onnx.cli.show import print_json, print_table, progress
+from tqs_onnx.jobs.axis import Axis
+from tqs_onnx.jobs.frontier import SweepJob, sweep
 from tqs_onnx.jobs.pareto import Pareto
 from tqs_onnx.report.words import picks_of
 from tqs_onnx.rounding.assign import Method
@@ -30,7 +31,7 @@ from tqs_passes.errors import InfeasibleError, InputError
 
 T = TypeVar("T", bound=str)
 FLAGS = (
-    *(*table.DATA, *table.EVALUATION, table.CALIBRATION, *table.PLANNING, *table.SERVING, *table.REFINING),
+    *(*table.DATA, *table.EVALUATION, *table.CALIBRATION, *table.PLANNING, *table.SERVING, *table.REFINING),
     *(table.ROLE, *table.RUN),
 )
 
@@ -41,16 +42,26 @@ FLAGS = (
     FLAGS,
     everyday=(table.ROLLOUT, table.CONTEXTS, table.EVAL_CONTEXTS, table.ROUNDING, table.PROFILE),
     more=(
-        cloup.option("--scores", type=FILE, required=True, help="scores.json of this model."),
+        cloup.option(
+            "--scores",
+            type=FILE,
+            required=True,
+            multiple=True,
+            help="scores.json of this model, on these contexts. Repeated: further scores, by another probe or on other "
+            "contexts; each allocates files of its own.",
+        ),
         cloup.option(
             "--compressions",
-            default="2,4,8,10.67,16",
-            show_default=True,
-            help="Target compressions (input file over output file), comma-separated.",
+            help="Target compressions (input file over output file), comma-separated [default: 2,4,8,10.67,16, unless "
+            "--weight-compressions are given].",
         ),
         cloup.option(
             "--weight-compressions",
             help="Targets as bytes of the weights over their stored bytes (the paper's C), e.g. 8,16.",
+        ),
+        cloup.option(
+            "--speedups",
+            help="Budgets of time beside those of bytes, e.g. 1,1.5,2,3: how many times faster than FP32.",
         ),
         out_option(),
         force_option,
@@ -67,6 +78,7 @@ FLAGS = (
     cloup.option("--gamma-min-values", help="Several thresholds of γ_task, e.g. none,-0.5,0."),
     cloup.option("--solvers", help="Several allocators, e.g. mckp,greedy,greedy-top (Table 3)."),
     cloup.option("--objectives", help="Several objectives, e.g. energy,paper,local."),
+    cloup.option("--rankings", help="Several γ to go by, e.g. gamma-task,gamma,gamma-task-mean (A.13)."),
 )
 @cloup.option_group(
     "Baselines: uniform files, and every series within their bytes",
@@ -75,14 +87,16 @@ FLAGS = (
 )
 def command(
     model: Path,
-    scores: Path,
-    compressions: str,
+    scores: tuple[Path, ...],
+    compressions: str | None,
     weight_compressions: str | None,
+    speedups: str | None,
     tier_sets: str | None,
     p_fp32_values: str | None,
     gamma_min_values: str | None,
     solvers: str | None,
     objectives: str | None,
+    rankings: str | None,
     baselines: str | None,
     baseline_bits: str,
     out: Path,
@@ -93,8 +107,9 @@ def command(
     r"""Write and measure MODEL at many compressions, from one set of scores.
 
     Every file goes through the same stages as in `tqs quantize`. Lists of tier sets, FP32 fractions, thresholds,
-    allocators or objectives are combined: every combination is written and measured at every compression, in one
-    table. With the objective `measured`, responses are stored beside the scores, and measured once.
+    allocators, objectives or scores are combined: every combination is written and measured at every compression, in
+    one table. Scores from other contexts allocate on those and are measured on these: `tqs analyse --table gap` says
+    what that costs. With the objective `measured`, responses are stored beside the scores, and measured once.
 
     \b
     Example:
@@ -103,7 +118,9 @@ def command(
     """
     sets = [part for part in (tier_sets or "").split(";") if part.strip()]
     axis = Axis(
-        compressions=_numbers(compressions, "--compressions", 0.0),
+        compressions=_numbers(
+            compressions or ("" if weight_compressions else _COMPRESSIONS), "--compressions", 0.0
+        ),
         weight_compressions=_numbers(weight_compressions, "--weight-compressions", 0.0)
         if weight_compressions
         else (),
@@ -112,11 +129,15 @@ def command(
         gamma_min=_thresholds(gamma_min_values) if gamma_min_values else (),
         solvers=_named(solvers, get_args(Solver), "--solvers") if solvers else (),
         objectives=_named(objectives, tuple(Objective), "--objectives") if objectives else (),
+        speedups=_numbers(speedups, "--speedups", 0.0) if speedups else (),
+        rankings=_named(rankings, tuple(RankBy), "--rankings") if rankings else (),
+        scores=scores[1:],
         baselines=_named(baselines, get_args(Method), "--baselines") if baselines else (),
         baseline_bits=_widths(baseline_bits),
     )
-    job = SweepJob(model, scores, data_files(options), out, axis, quantize_options(options, FLAGS), force)
-    pareto = sweep(job)
+    job = SweepJob(model, scores[0], data_files(options), out, axis, quantize_options(options, FLAGS), force)
+    with progress("sweep", "files") as tick:
+        pareto = sweep(job, tick)
     if as_json:
         print_json({"out": str(out), **pareto.model_dump()})
         return _code(pareto)
@@ -126,8 +147,12 @@ def command(
 
 def show_pareto(pareto: Pareto) -> None:
     """Print the points of a frontier, and how well they were predicted."""
+    timed = any(p.latency is not None for p in pareto.points)
     print_table(
-        ["file", "asked", "compression", "bytes", "unspent", *_DRIFTS, "degradation %"],
+        [
+            *("file", "asked", "compression", "bytes", "unspent", *_DRIFTS, "degradation %"),
+            *(("latency asked", "predicted", "measured") if timed else ()),
+        ],
         [
             [
                 p.name,
@@ -140,6 +165,7 @@ def show_pareto(pareto: Pareto) -> None:
                 p.drift_predicted,
                 p.drift_measured,
                 p.degradation,
+                *((p.speedup and 1 / p.speedup, p.latency_predicted, p.latency) if timed else ()),
             ]
             for p in pareto.points
         ],
@@ -165,18 +191,18 @@ def _code(pareto: Pareto) -> int:
     return 0 if any(p.n_bytes is not None for p in pareto.points) else InfeasibleError.exit_code
 
 
+_COMPRESSIONS = "2,4,8,10.67,16"
 _DRIFTS = ("added", "calibrated", "predicted", "measured")
 
 
 def _numbers(text: str, option: str, above: float) -> tuple[float, ...]:
     try:
-        values = tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError as error:
         raise InputError(f"{option} {text!r} is not a list of numbers", todo="Write e.g. 2,4,8") from error
-    if any(not v > above for v in values):
-        raise InputError(
-            f"{option} {text!r} contains a number that is not above {above:g}", todo="Correct it"
-        )
+    if any(not above < v < inf for v in values):
+        what = "finite" if above == -inf else f"above {above:g}"
+        raise InputError(f"{option} {text!r} contains a number that is not {what}", todo="Correct it")
     return values
 
 

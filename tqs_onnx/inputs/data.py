@@ -22,7 +22,7 @@ from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
 from tqs_onnx.rollout.contexts.load import check_disjoint, is_table, load_contexts
 from tqs_onnx.rollout.made.make import made_contexts_of
-from tqs_onnx.rollout.made.request import InputScale, made_request
+from tqs_onnx.rollout.made.request import InputScale, MadeRequest, made_request
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
 from tqs_onnx.rollout.spec.completion import wired
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
@@ -34,7 +34,7 @@ Split = Literal["train", "validation", "test"]
 #: What stands for contexts that are made.
 MADE = "made"
 #: Seeds of made contexts, relative to that of the scoring contexts: no two sets share a context.
-_SEEDS = {"contexts": 0, "evaluation": 1, "calibration": 2}
+_SEEDS = {"contexts": 0, "evaluation": 1, "calibration": 2, "beside": 3}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +60,8 @@ class DataOptions:
         Contexts for data-aware rounding; for a table, its training rows; None: the scoring contexts.
     input_scale : tuple of InputScale
         Units of inputs of made contexts; they take precedence over those that the graph states.
+    made_beside : int
+        Number of made contexts that data-aware rounding calibrates on beside the given ones.
     """
 
     rollout: Rollout | None = None
@@ -70,6 +72,7 @@ class DataOptions:
     max_eval_contexts: int | None = None
     calibration: Arrays | None = None
     input_scale: tuple[InputScale, ...] = ()
+    made_beside: int = 0
 
     @property
     def given(self) -> dict[str, Rollout | Arrays]:
@@ -114,6 +117,8 @@ class Data:
         The evaluation contexts, disjoint from the others; None if none were given.
     calibration : Contexts or None
         None if the scoring contexts are used for calibration.
+    beside : Contexts or None
+        Made contexts to calibrate on beside the given ones.
     options : DataOptions
         The options they were read from.
     digests : dict of str to dict of str to str
@@ -132,6 +137,7 @@ class Data:
     digests: dict[str, dict[str, str]] = field(default_factory=dict[str, dict[str, str]])
     notes: tuple[str, ...] = ()
     drafted: str = ""
+    beside: Contexts | None = None
 
     @property
     def files(self) -> dict[str, Path]:
@@ -245,7 +251,23 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
     if "rollout" not in files:
         digests["rollout"] = {"(in memory)" if draft is None else "(drafted)": content_hash(spec)}
     text = "" if draft is None else draft_text(draft)
-    return Data(spec, scoring, judging, calibration, options, digests, notes, text)
+    beside = _beside(options, scoring if calibration is None else calibration, spec, source)
+    if beside is not None:
+        digests["beside"] = {"(made)": contexts_hash(beside)}
+        notes = (*notes, f"calibration also on {beside.notes[0]}")
+    return Data(spec, scoring, judging, calibration, options, digests, notes, text, beside)
+
+
+def _beside(options: DataOptions, given: Contexts, spec: RolloutSpec, source: Source) -> Contexts | None:
+    """Return the made contexts beside the given ones; none beside contexts that are made themselves."""
+    if options.made_beside < 0:
+        raise InputError(f"`made_beside` must be at least 0, not {options.made_beside}")
+    if not options.made_beside or given.is_made:
+        return None
+    request = MadeRequest(options.made_beside, _SEEDS["beside"])
+    return made_contexts_of(
+        *(source.path, source.lifted, source.signature, spec, request, options.input_scale), like=given
+    )
 
 
 def _read(

@@ -181,7 +181,9 @@ def _content(path: Path) -> dict[str, Any]:
 def _vector(key: str, value: object, path: Path) -> NDArray[np.float64]:
     try:
         array = np.atleast_1d(np.asarray(value, np.float64)).ravel()
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError) as error:
+        if key.rstrip("_") in _KEYS:
+            raise InputError(f"{key} is not numbers", where=str(path), todo="Give plain numbers") from error
         return np.empty(0)
     if key.rstrip("_") in _KEYS and not np.isfinite(array).all():
         raise InputError(f"{key} is not finite", where=str(path), todo="Give finite numbers")

@@ -126,7 +126,7 @@ def unscored_uniform_plan(
     if note := note_of_opset(source, serving):
         raise InputError(f"cannot round to {bits} bits: {note}", where=str(source.path))
     serving = replace(serving, groups=(group,)) if group else serving
-    serving = settled_serving(source, serving)
+    serving = settled_serving(source, serving.under(profile))
     ready = prepared_source(source, serving)
     tiers = (Tier(f"INT{bits}"), Tier.FP16)
     chosen = uniform_choices(menus_of(source, ready, profile, tiers, serving, "mse"), bits, group)
@@ -155,7 +155,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
     with run_directory(job.out, files, force=job.force) as begin:
         bed = stages.bed_of(source, data, options.run)
         bed = bed.scaled(bed.sigma)
-        instruments = instruments_on(bed, data.calibration)
+        instruments = instruments_on(bed, data.calibration, data.beside)
         rounding = options.rounding
         if options.tune:
             rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))

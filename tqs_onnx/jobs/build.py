@@ -89,6 +89,7 @@ class DataSection(_Table):
     max_contexts: int | None = Field(default=None, ge=1)
     max_eval_contexts: int | None = Field(default=None, ge=1)
     input_scale: tuple[str, ...] = ()
+    made_beside: int = Field(default=DataOptions().made_beside, ge=0)
 
 
 class BuildFile(_Table):
@@ -250,6 +251,8 @@ def steps_of(trip: Declared) -> tuple[Step, ...]:
     planned = limits | {
         k: v for k, v in chosen.items() if k not in ("score", "roles", "gates", "timing", "run")
     }
+    if data.made_beside:
+        planned["made_beside"] = [data.made_beside, settings["data"].get("input_scale", [])]
     judged = limits | {"settings": settings}  # the manifest that it writes holds all of them
 
     def score() -> int:

@@ -160,7 +160,7 @@ def half_control(job: BaselineJob) -> Control:
         with removed_on_failure(emitted):
             save_model(half.model, emitted)
             bed = stages.bed_of(source, data, options.run)
-            require_loadable(emitted, bed.provider)
+            require_loadable(emitted, bed.provider, device=bed.run.device)
             bed = bed.scaled(bed.sigma).on(data.evaluation)
             settings = job_settings(
                 "baseline fp16", source.file, data.options, job.out, replace(options, roles=source.roles)
@@ -206,7 +206,7 @@ def _measured(bed: Testbed, source: Path, emitted: Path, options: BaselineOption
     return ControlManifest(
         inputs={},
         output=file_facts(emitted).sha256,
-        versions=versions(),
+        versions=versions(bed.provider),
         settings={},
         bytes_in=sizes[0],
         bytes_out=sizes[1],

@@ -6,6 +6,8 @@
 
 The Fisher needs no gradient: along a random direction z of signs, E (∂L/∂θ · z)² = ‖∂L/∂θ‖², and the derivative along z
 is a central difference of two rollouts. L is Σ (Ŷ − Y)² / σ² of a context over the whole rollout.
+
+Beside them stands the growth of an error of the state itself (`state_growth`).
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.state_growth import StateGrowth, state_growth
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.rounding.codes_file import codes_beside
+from tqs_onnx.scoring.score import Progress
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_onnx.verification.moments import compared
 from tqs_passes.encode.weight import Form
@@ -64,13 +68,23 @@ class WeightCurvature(BaseModel):
 
 
 class Curvature(BaseModel):
-    """The file `curvature.json`."""
+    """The file `curvature.json`.
+
+    Attributes
+    ----------
+    version : int
+    source_sha256 : str
+    weights : tuple of WeightCurvature
+    state : StateGrowth or None
+        None if nothing is fed back.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     version: Literal[1] = 1
     source_sha256: str
     weights: tuple[WeightCurvature, ...]
+    state: StateGrowth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +110,14 @@ class CurvatureJob:
     run: RunOptions = field(default_factory=RunOptions)
 
 
-def curvature(job: CurvatureJob) -> Curvature:
-    """Measure the curvature of every weight.
+def curvature(job: CurvatureJob, progress: Progress | None = None) -> Curvature:
+    """Measure the curvature of every weight, and the growth of an error of the state.
+
+    Parameters
+    ----------
+    job : CurvatureJob
+    progress : callable, optional
+        See `score`.
 
     Raises
     ------
@@ -128,8 +148,11 @@ def curvature(job: CurvatureJob) -> Curvature:
                 weight=weight.name, label=weight.label, hessian=hessian, inputs=inputs, fisher=fisher
             )
         )
+        if progress is not None:
+            progress(len(found), len(bed.weights), weight.label)
+    state = state_growth(bed, scores)
     bed.close()
-    return Curvature(source_sha256=source.sha256, weights=tuple(found))
+    return Curvature(source_sha256=source.sha256, weights=tuple(found), state=state)
 
 
 def _rounded(plan_file: Path | None, source: Source, bed: Testbed) -> dict[str, NDArray[Any]]:

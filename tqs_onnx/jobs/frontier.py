@@ -8,38 +8,39 @@ points.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqs_onnx.allocation.budget import Budget
 from tqs_onnx.allocation.costing import Request
-from tqs_onnx.allocation.objective import Objective
-from tqs_onnx.allocation.request import request_for, require_contexts_of
-from tqs_onnx.allocation.solver.algorithm2 import Solver
+from tqs_onnx.allocation.request import request_for, require_contexts_of, require_scores_of
 from tqs_onnx.allocation.tier_set import TierSet
+from tqs_onnx.allocation.times import TIMES_NAME, TimeTable
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.axis import Axis, file_labels, named_scores
 from tqs_onnx.jobs.matched import UNIFORM, Uniform, uniform_files
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.pareto import Pareto, Point, PointErrors, pareto_of
 from tqs_onnx.jobs.run_directory import refuse_overwriting, run_directory, with_data
 from tqs_onnx.refinement.instruments import instruments_on
+from tqs_onnx.refinement.refine import Refined
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError
-from tqs_onnx.rounding.assign import Method
 from tqs_onnx.rounding.codes_file import codes_path, write_codes
 from tqs_onnx.scoring.measure.store import RESULTS_NAME, Results
-from tqs_onnx.scoring.scores import Scores, read_scores
+from tqs_onnx.scoring.score import Progress
+from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.errors import VariableErrors, errors_of
 from tqs_onnx.verification.evaluate import drift_between
 from tqs_onnx.verification.moments import compared
+from tqs_onnx.verification.timing import measure_timing
 from tqs_onnx.verification.verify import require_runs
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.files.atomic import write_text
@@ -51,65 +52,6 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
-    """The axes of a sweep: every combination is one series of targets. An empty axis keeps the value of the options.
-
-    Parameters
-    ----------
-    compressions : tuple of float
-        Input file over output file.
-    weight_compressions : tuple of float
-        The paper's C: bytes of the weights over their stored bytes, scales and tables included.
-    tier_sets : tuple of TierSet
-        Bottom-tier ablation (A.15).
-    p_fp32 : tuple of float
-        FP32 fraction ablation.
-    gamma_min : tuple of float or None
-    solvers : tuple of {"mckp", "greedy", "greedy-top"}
-    objectives : tuple of Objective
-    baselines : tuple of {"rtn", "mse", "unbiased", "gptq", "gptaq", "qep"}
-        Uniform baselines to write beside the series; every series then also gets a point within the bytes of theirs.
-    baseline_bits : tuple of int
-        Their widths.
-    """
-
-    compressions: tuple[float, ...]
-    tier_sets: tuple[TierSet, ...] = ()
-    p_fp32: tuple[float | None, ...] = ()
-    gamma_min: tuple[float | None, ...] = ()
-    solvers: tuple[Solver, ...] = ()
-    objectives: tuple[Objective, ...] = ()
-    baselines: tuple[Method, ...] = ()
-    baseline_bits: tuple[int, ...] = (2, 3, 4)
-    weight_compressions: tuple[float, ...] = ()
-
-    def series(self, options: QuantizeOptions) -> Iterator[tuple[QuantizeOptions, str]]:
-        """Yield the options of every series, and the suffix of its file names."""
-        plan = options.planning
-        tier_sets = self.tier_sets or (options.tiers,)
-        bottoms = [t.tiers[-1].value.lower() for t in tier_sets]
-        varied = [len(values) > 1 for values in (self.objectives, self.solvers, self.p_fp32, self.gamma_min)]
-        for (i, tiers), objective, solver, share, least in itertools.product(
-            enumerate(tier_sets),
-            self.objectives or (plan.aim,),
-            self.solvers or (plan.solver,),
-            self.p_fp32 or (plan.p_fp32,),
-            self.gamma_min or (plan.gamma_min,),
-        ):
-            chosen = replace(plan, objective=objective, solver=solver, p_fp32=share, gamma_min=least)
-            bottom = bottoms[i] if bottoms.count(bottoms[i]) == 1 else f"tiers{i + 1}"
-            texts = (
-                objective.value,
-                solver,
-                f"p{chosen.protected_share:g}",
-                "gamma-none" if least is None else f"gamma{least:g}",
-            )
-            parts = [bottom] if len(bottoms) > 1 else []
-            parts += [text for text, shown in zip(texts, varied, strict=True) if shown]
-            yield replace(options, tiers=tiers, plan=chosen), ".".join(["", *parts])
-
-
-@dataclass(frozen=True, slots=True)
 class SweepJob:
     """A sweep over many targets, from one set of scores.
 
@@ -117,8 +59,8 @@ class SweepJob:
     ----------
     model : path, ModelProto or Source
     scores : path or Scores
-        Scores of the model. Measured responses are kept in the store beside the file, if there is one, otherwise in the
-        run directory.
+        Scores of the model on the scoring contexts. Measured responses are kept in the store beside the file, if there
+        is one, otherwise in the run directory.
     data : DataOptions or Data
     out : Path
         Run directory.
@@ -138,23 +80,36 @@ class SweepJob:
     force: bool = False
 
 
-def sweep(job: SweepJob) -> Pareto:
+def sweep(job: SweepJob, progress: Progress | None = None) -> Pareto:
     """Plan, write and measure every target; write plans, files, `pareto.json` and `pareto.csv` into the run directory.
+
+    Parameters
+    ----------
+    job : SweepJob
+    progress : callable, optional
+        Gets (points done, points in all, name) after every point.
 
     Raises
     ------
     InputError
-        See the stages. A budget that cannot be met becomes a point without a file.
+        See the stages; or scores are for another model. A budget that cannot be met becomes a point without a file.
     """
     options = job.options
+    if job.axis.speedups:  # readers that round their inputs are then offered
+        options = replace(options, plan=replace(options.plan, speedup=job.axis.speedups[0]))
     source = stages.opened(job.model, options.run, options.roles)
-    known = job.scores if isinstance(job.scores, Scores) else read_scores(job.scores)
+    scores = named_scores(job.scores, job.axis.scores)
+    for known in scores.values():
+        require_scores_of(source, known)
+        stages.require_activations_of(known, options)
+    known = next(iter(scores.values()))
     data = stages.read(job.data, source)
     require_runs(options.serving.compute, resolve_provider(options.run.provider))
     require_contexts_of(known, data.spec, data.scoring)
     store = None if isinstance(job.scores, Scores) else job.scores.with_name(RESULTS_NAME)
-    scores = [] if isinstance(job.scores, Scores) else [job.scores]
-    refuse_overwriting(_outputs(job, source), [*source.files, *data.files.values(), *scores])
+    read = [s for s in (job.scores, *job.axis.scores) if isinstance(s, Path)]
+    labels = list(file_labels(job.axis, options, scores))
+    refuse_overwriting(_outputs(job.out, source, labels), [*source.files, *data.files.values(), *read])
     with (
         run_directory(job.out, ["pareto.json", "pareto.csv"], force=job.force) as begin,
         Results(store if store is not None and store.exists() else job.out / RESULTS_NAME) as results,
@@ -163,29 +118,37 @@ def sweep(job: SweepJob) -> Pareto:
             _LOG.info(results.note)
         begin()
         bed = stages.bed_of(source, data, options.run, known)
-        sweeper = Sweeper(source, known, options, bed, data, results)
-        pareto = trace(sweeper, job.axis, job.out)
+        sweeper = Sweeper(source, scores, options, bed, data, results, job.out / TIMES_NAME)
+
+        def done(n: int, name: str) -> None:
+            if progress is not None:
+                progress(n, len(labels), name)
+
+        pareto = trace(sweeper, job.axis, job.out, done)
         bed.close()
     return pareto
 
 
-def _outputs(job: SweepJob, source: Source) -> Iterator[Path]:
+def _outputs(out: Path, source: Source, labels: Sequence[str]) -> Iterator[Path]:
     """Yield every file that a sweep may write."""
-    yield from (job.out / "pareto.json", job.out / "pareto.csv")
-    bits = job.axis.baseline_bits if job.axis.baselines else ()
-    labels = [*(f"C{c:g}" for c in job.axis.compressions), *(f"W{b}" for b in bits)]
-    labels += [f"w{c:g}" for c in job.axis.weight_compressions]
-    names = [f"{label}{suffix}" for _, suffix in job.axis.series(job.options) for label in labels]
-    names += [f"W{b}.{method}" for b in bits for method in job.axis.baselines]
-    for name in names:
-        plan_file = job.out / f"{source.path.stem}.{name}.plan.json"
-        file = job.out / f"{source.path.stem}.{name}.onnx"
+    yield from (out / "pareto.json", out / "pareto.csv")
+    for label in labels:
+        plan_file = out / f"{source.path.stem}.{label}.plan.json"
+        file = out / f"{source.path.stem}.{label}.onnx"
         yield from (*with_data(file), plan_file, codes_path(plan_file))
 
 
-def trace(sweeper: Sweeper, axis: Axis, out: Path) -> Pareto:
-    """Write and measure every point of an axis into a folder, and `pareto.json` and `pareto.csv` beside the files."""
-    points = list(sweeper.points(axis, out))
+def trace(
+    sweeper: Sweeper, axis: Axis, out: Path, done: Callable[[int, str], None] = lambda _, __: None
+) -> Pareto:
+    """Write and measure every point of an axis into a folder, and `pareto.json` and `pareto.csv` beside the files.
+
+    After every point, `done` gets the number of points and its name.
+    """
+    points: list[Point] = []
+    for point in sweeper.points(axis, out):
+        points.append(point)
+        done(len(points), point.name)
     pareto = pareto_of(sweeper.source_sha256, points, on_made_contexts=sweeper.on_made_contexts)
     write_text(out / "pareto.json", pareto.model_dump_json(indent=2) + "\n")
     write_text(out / "pareto.csv", pareto.to_csv())
@@ -198,29 +161,38 @@ class Sweeper:
     Parameters
     ----------
     source : Source
-    scores : Scores
+    scores : mapping of str to Scores
+        By name; see `named_scores`.
     options : QuantizeOptions
     bed : Testbed
-        With the scoring contexts and the σ of the scores.
+        With the scoring contexts and the σ of the first scores.
     data : Data
     results : Results
         Where measured responses are kept.
+    times : Path or None
+        The table of times: read if it exists, else measured and written. Only a budget of time needs it.
     """
 
     def __init__(
         self,
         source: Source,
-        scores: Scores,
+        scores: Mapping[str, Scores],
         options: QuantizeOptions,
         bed: Testbed,
         data: Data,
         results: Results,
+        times: Path | None = None,
     ) -> None:
         self.source_sha256 = source.sha256
         self._source = source
         self._scores = scores
         self._options = options
-        self._instruments = instruments_on(bed, data.calibration)
+        self._times: TimeTable | None = None
+        if options.plan.rounds_inputs:
+            offered = stages.ranged(stages.offer(source, options), next(iter(scores.values())))
+            self._times = stages.timed(source, offered, options, bed, times)
+            bed = stages.rounding_inputs(bed, offered.menus)
+        self._instruments = instruments_on(bed, data.calibration, data.beside)
         self._judging = bed.on(data.evaluation)
         self._results = results
         self.on_made_contexts = data.evaluation.is_made
@@ -231,7 +203,7 @@ class Sweeper:
         nominal = Kept(self._judging.stream_file(source.path))
         budgets = [(f"C{c:g}", Budget(c)) for c in axis.compressions]
         budgets += [(f"w{c:g}", Budget(weight_compression=c)) for c in axis.weight_compressions]
-        for bits in axis.baseline_bits if axis.baselines else ():
+        for bits in axis.widths:
             sizes: list[int] = []
             for made in uniform_files(source, self._instruments, self._options, axis.baselines, bits):
                 point = self._baseline(made, nominal, out)
@@ -239,16 +211,21 @@ class Sweeper:
                 yield point
             budgets.append((f"W{bits}", Budget(max_bytes=min(sizes))))
         requests: dict[TierSet, Request] = {}
-        for options, suffix in axis.series(self._options):
-            tiers = options.tiers
-            request = requests.get(tiers) or self._request(tiers)
-            for label, budget in budgets:
-                max_bytes = budget.n_bytes(request.menus, request.size)
-                asked = budget.compression or source.facts.n_bytes / max_bytes
-                blank = _blank(f"{source.path.stem}.{label}{suffix}", asked, options)
-                point, request = self._point(blank, request, max_bytes, options, nominal, out)
-                yield point
-            requests[tiers] = request
+        for name, scores in self._scores.items():
+            for options, suffix in axis.series(self._options):
+                tiers = options.tiers
+                request = replace(requests.get(tiers) or self._request(tiers, scores), scores=scores)
+                asked = [(label, b, b.n_bytes(request.menus, request.size)) for label, b in budgets]
+                found: dict[str, Point] = {}
+                smaller: list[Refined] = []
+                for label, budget, max_bytes in sorted(asked, key=lambda item: item[2]):
+                    compression = budget.compression or source.facts.n_bytes / max_bytes
+                    stem = f"{source.path.stem}.{label}{suffix}{f'.{name}' if name else ''}"
+                    blank = _blank(stem, compression, options, name)
+                    point, request = self._point(blank, request, max_bytes, options, nominal, out, smaller)
+                    found[label] = point
+                yield from (found[label] for label, _ in budgets)
+                requests[tiers] = request
 
     def _point(
         self,
@@ -258,8 +235,12 @@ class Sweeper:
         options: QuantizeOptions,
         nominal: Kept,
         out: Path,
+        smaller: list[Refined],
     ) -> tuple[Point, Request]:
-        """Plan, write and measure one target; return its point, and the request with the responses measured for it."""
+        """Plan, write and measure one target; return its point, and the request with the responses measured for it.
+
+        `smaller` holds the results for smaller budgets, and gets this one.
+        """
         start = time.perf_counter()
         try:
             found, request = stages.planned(
@@ -269,7 +250,8 @@ class Sweeper:
             _LOG.warning("%s: %s", blank.name, error)
             return blank.model_copy(update={"allocate_s": time.perf_counter() - start}), request
         planned_s = time.perf_counter()
-        refined = stages.refined(found, request, self._instruments, options)
+        refined = stages.refined(found, request, self._instruments, options, smaller)
+        smaller.append(refined)
         prediction = refined.plan.prediction
         blank = blank.model_copy(
             update={
@@ -299,10 +281,15 @@ class Sweeper:
         )
         return self._written(plan, made.assigned.codes, nominal, out / f"{blank.name}.onnx", blank)
 
-    def _request(self, tiers: TierSet) -> Request:
+    def _request(self, tiers: TierSet, scores: Scores) -> Request:
         options = self._options
         rounding = options.refine.rounding.free
-        return request_for(self._source, self._scores, options.profile, tiers, options.serving, rounding)
+        if options.plan.rounds_inputs:
+            offered = stages.ranged(stages.offer(self._source, replace(options, tiers=tiers)), scores)
+            return Request(
+                *(offered.menus, scores, offered.size, options.profile, offered.serving), times=self._times
+            )
+        return request_for(self._source, scores, options.profile, tiers, options.serving, rounding)
 
     def _written(
         self, plan: Plan, codes: Mapping[str, Codes], nominal: Kept, file: Path, blank: Point
@@ -322,6 +309,7 @@ class Sweeper:
             "n_bytes": n_bytes,
             "unspent_bytes": None if facts is None else facts.budget_bytes - n_bytes,
             "found_by": None if facts is None else facts.solver,
+            "chosen": next((t.name for t in plan.tried if t.chosen), None),
             "saturated": facts is not None and facts.saturated,
             "emit_s": written_s - start,
         }
@@ -331,6 +319,10 @@ class Sweeper:
         except NonFiniteError:
             _LOG.info("%s: %d bytes, drift not finite", blank.name, n_bytes)
             return blank.model_copy(update=update | {"evaluate_s": time.perf_counter() - written_s})
+        if plan.time is not None:
+            timing = measure_timing(self._source.path, file, judging)
+            update["latency"] = timing.latency[plan.time.batch]
+            update["latency_predicted"] = plan.time.predicted
         drift = drift_between(found, judging.sigma)
         errors = errors_of(found, judging.spec, judging.contexts)
         update["drift_measured"] = drift.total
@@ -362,7 +354,7 @@ def _errors(e: VariableErrors, drift: float) -> PointErrors:
     )
 
 
-def _blank(name: str, compression: float, options: QuantizeOptions) -> Point:
+def _blank(name: str, compression: float, options: QuantizeOptions, scores: str) -> Point:
     """Return a point that holds only what was requested."""
     plan = options.planning
     return Point(
@@ -373,5 +365,8 @@ def _blank(name: str, compression: float, options: QuantizeOptions) -> Point:
         gamma_min=plan.gamma_min,
         objective=plan.aim.value,
         solver=plan.solver,
+        rank_by=plan.rank_by.value,
+        scores=scores,
+        speedup=plan.speedup,
         allocate_s=0.0,
     )

@@ -42,7 +42,7 @@ class QuantizeOptions:
         How bytes are spent.
     tiers : TierSet
         The precisions allowed.
-    profile : {"fast", "exact", "small"}
+    profile : {"fast", "exact", "small", "qdq"}
         Serving profile written into the file.
     serving : Serving
         The serving target and the constraints it sets.
@@ -81,8 +81,11 @@ class QuantizeOptions:
 
     @property
     def scoring(self) -> ScoreOptions:
-        """Return `score`, with the activations scored if a `speedup` needs them."""
-        return self.score if self.plan.speedup is None else replace(self.score, activations=True)
+        """Return `score`, with the activations scored if the plan may round them."""
+        if not self.plan.rounds_inputs:
+            return self.score
+        ranges = self.serving.kind_of_ranges if self.profile == "qdq" else None
+        return replace(self.score, activations=True, ranges=ranges)
 
     @property
     def planning(self) -> PlanOptions:
@@ -178,6 +181,8 @@ def job_settings(
         return Path(os.path.relpath(path.resolve(), out.resolve())).as_posix()
 
     limits = {name: getattr(data, name) for name in ("steps", "max_contexts", "max_eval_contexts")}
+    if data.made_beside:
+        limits["made_beside"] = data.made_beside
     if data.input_scale:
         limits["input_scale"] = [asdict(scale) for scale in data.input_scale]
     return {

@@ -16,6 +16,7 @@ from typing import Any
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
 from tqs_onnx.jobs import stages
+from tqs_onnx.jobs.run_directory import resolved
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.stopwatch import race
@@ -129,7 +130,7 @@ def compare_files(
     nominal = Kept(bed.stream_file(source.path))
     found: list[Other] = []
     for name, file in zip(names, files, strict=True):
-        require_loadable(file, bed.provider)
+        require_loadable(file, bed.provider, device=bed.run.device)
         n_bytes = file_facts(file).n_bytes
         ratio = source.facts.n_bytes / n_bytes
         try:
@@ -149,6 +150,7 @@ def compare_files(
             feeds_of(bed),
             provider=bed.provider,
             threads=options.threads,
+            device=bed.run.device,
         )
         base = laps[""]
         for i, other in enumerate(found):
@@ -163,13 +165,13 @@ def compare_files(
 
 def _names(files: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the paths that tell the files apart."""
-    resolved = [file.resolve() for file in files]
-    if len(set(resolved)) < len(resolved):
+    whole = [resolved(file) for file in files]
+    if len(set(whole)) < len(whole):
         raise InputError("is given twice", where=str(files[-1]), todo="Give every file once")
     depth = 1
-    while len({p.parts[-depth:] for p in resolved}) < len(resolved):
+    while len({p.parts[-depth:] for p in whole}) < len(whole):
         depth += 1
-    return ["/".join(p.parts[-depth:]) for p in resolved]
+    return ["/".join(p.parts[-depth:]) for p in whole]
 
 
 def _as_json(other: Other) -> dict[str, Any]:

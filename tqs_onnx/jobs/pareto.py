@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.stats import spearmanr
 
+from tqs_onnx.allocation.objective import RankBy
 from tqs_onnx.shown import Shown
 from tqs_passes.errors import InputError
 from tqs_passes.files.text import LARGE, read_text
@@ -66,8 +67,14 @@ class Point(BaseModel):
     p_fp32 : float
     gamma_min : float or None
     objective, solver : str
+    rank_by : str
+        Which γ counted.
+    scores : str
+        Name of the scores that allocated it; empty if the sweep had only one set of scores.
     found_by : str or None
         The solver's own report, including failures.
+    chosen : str or None
+        The plan that was chosen of those compared on held-out contexts; None if no others were compared.
     drift_added, drift_calibrated, drift_predicted, drift_measured : float or None
         In order: the sum of the errors of single weights; that sum calibrated by one joint rollout of the series; all
         weights together on contexts that chose no integers (see `Prediction`); the file on the evaluation contexts.
@@ -75,6 +82,10 @@ class Point(BaseModel):
         Bounds of a 90 % bootstrap interval of the predicted drift over contexts.
     degradation : float or None
         Of the worst variable, percent; None without truth.
+    speedup : float or None
+        The budget of time: how many times faster than FP32; None without.
+    latency, latency_predicted : float or None
+        Time of one call over FP32's, measured and predicted; None without a budget of time.
     allocate_s : float
         Seconds the allocation took, including its measurements.
     calibrate_s, emit_s, evaluate_s : float
@@ -97,7 +108,10 @@ class Point(BaseModel):
     gamma_min: float | None
     objective: str
     solver: str
+    rank_by: str = RankBy.TASK.value
+    scores: str = ""
     found_by: str | None = None
+    chosen: str | None = None
     drift_added: float | None = None
     drift_calibrated: float | None = None
     drift_predicted: float | None = None
@@ -105,6 +119,9 @@ class Point(BaseModel):
     predicted_high: float | None = None
     drift_measured: float | None = None
     degradation: float | None = None
+    speedup: float | None = None
+    latency: float | None = None
+    latency_predicted: float | None = None
     allocate_s: float
     calibrate_s: float = 0.0
     emit_s: float = 0.0
@@ -113,9 +130,22 @@ class Point(BaseModel):
     saturated: bool = False
 
     @property
+    def settings(self) -> tuple[object, ...]:
+        """What its series was allocated by, besides the scores."""
+        return (
+            self.tiers,
+            self.p_fp32,
+            self.gamma_min,
+            self.objective,
+            self.solver,
+            self.rank_by,
+            self.speedup,
+        )
+
+    @property
     def series(self) -> tuple[object, ...]:
         """The settings that all points of one series share."""
-        return (self.tiers, self.p_fp32, self.gamma_min, self.objective, self.solver)
+        return (*self.settings, self.scores)
 
 
 class Pareto(BaseModel, Shown):

@@ -105,6 +105,7 @@ class Outcome(Shown):
             **summary_of(self.verification, self.emitted, self.plan_file, self.manifest_file),
             "drift_joint": self.plan.joint_drift,
             "drift_added": self.plan.added_drift,
+            "tried": [t.model_dump(mode="json") for t in self.plan.tried],
             "n_weights": len(self.plan.assignments),
             "n_dead": sum(s.status is Status.DEAD for s in self.scores.weights),
             "unseen": {s.label: s.unseen for s in self.scores.weights if s.unseen},
@@ -156,9 +157,10 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
         stages.require_activations_of(scores, options)
+        offer = stages.ranged(offer, scores)
         times = stages.timed(source, offer, options, bed, job.out / TIMES_NAME)
         request = Request(offer.menus, scores, offer.size, options.profile, offer.serving, times=times)
-        instruments = instruments_on(stages.rounding_inputs(bed, offer.menus), data.calibration)
+        instruments = instruments_on(stages.rounding_inputs(bed, offer.menus), data.calibration, data.beside)
         judging = bed.on(data.evaluation)
         with Results(job.out / RESULTS_NAME) as kept:
             refined, request = stages.decided(request, offer, source, instruments, judging, options, kept)

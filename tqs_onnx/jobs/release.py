@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tqs_onnx.inputs.data import Data
+from tqs_onnx.rollout.options import Provider
 from tqs_onnx.verification.gates import Gate, Measured, gate_value, needs_truth, passes, value_text
 from tqs_onnx.verification.manifest import GateResult, Manifest, versions
 from tqs_onnx.verification.subject import Subject
@@ -95,20 +96,21 @@ def manifest_of(
     gates: tuple[GateResult, ...],
     licence: str | None,
     settings: dict[str, Any],
-    provider: str,
+    provider: Provider,
 ) -> Manifest:
     """Return the manifest of an emitted file; `digests` are those of `Data`."""
     inputs = input_digests(subject.source, files, digests)
     return Manifest(
         inputs=inputs,
         output=file_facts(subject.emitted).sha256,
-        versions=versions(),
+        versions=versions(provider),
         settings=settings,
         provider=provider,
         profile=subject.plan.profile,
         licence=licence,
         plan_sha256=subject.plan.digest(),
         unseen={a.label: a.unseen for a in subject.plan.assignments if a.unseen},
+        tried=subject.plan.tried,
         verification=verification,
         gates=gates,
     )

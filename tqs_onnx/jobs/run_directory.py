@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqs_onnx.emission import names_file
-from tqs_passes.errors import InputError
+from tqs_passes.errors import InputError, not_written
 from tqs_passes.files.atomic import write_text
 from tqs_passes.files.temporary import claimed
 from tqs_passes.files.text import read_text
@@ -64,9 +64,7 @@ def created(out: Path) -> Generator[None]:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"cannot be created ({error.strerror})", where=str(out), todo="Choose another `out`"
-        ) from error
+        raise not_written(error, out, "cannot be created") from error
     try:
         yield
     except BaseException:
@@ -179,9 +177,7 @@ def _require_writable(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise InputError(
-            f"cannot be written to ({error.strerror})", where=str(out), todo="Choose another `out`"
-        ) from error
+        raise not_written(error, out, "cannot be written to") from error
 
 
 @contextmanager

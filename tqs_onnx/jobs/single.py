@@ -102,8 +102,9 @@ def score_files(
     if data.drafted:
         require_unedited(job.out / ROLLOUT_NAME, data.drafted)
         files.append(ROLLOUT_NAME)
+    store = job.out / RESULTS_NAME
+    refuse_overwriting([*(job.out / name for name in files), store], [*source.files, *data.files.values()])
     with run_directory(job.out, files, force=job.force) as begin:
-        store = job.out / RESULTS_NAME
         found = tuple(stages.scored(source, bed, run, store, progress) for run in job.runs)
         begin()
         if data.drafted:
@@ -137,8 +138,8 @@ class AllocateJob:
         Path of plan.json; integers chosen by data are written to codes.npz beside it.
     options : QuantizeOptions
     data : DataOptions or None
-        The contexts used for scoring. Without them nothing is rolled out: no repair, no data-aware rounding, no
-        objective `measured`, and no joint drift in the plan.
+        The contexts used for scoring. Without them nothing is rolled out: the integers are chosen from the weights
+        alone, no other plan is compared, and no drift is predicted.
     force : bool
     """
 
@@ -258,7 +259,7 @@ def verify_files(job: VerifyJob) -> Verified:
 
 
 def _verified(job: VerifyJob, source: Source) -> Verified:
-    require_loadable(job.source, resolve_provider(job.run.provider))
+    require_loadable(job.source, resolve_provider(job.run.provider), device=job.run.device)
     plan = read_plan(job.plan)
     data = stages.read(job.data, source, job.gates)
     scores = read_scores(job.scores)

@@ -46,7 +46,6 @@ from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.stream import Kept
 from tqs_onnx.rollout.testbed import Testbed
-from tqs_onnx.rounding.assign import DATA_AWARE
 from tqs_onnx.scoring.measure.store import Results
 from tqs_onnx.scoring.plan.options import ScoreOptions
 from tqs_onnx.scoring.score import Progress, on_trajectory, score
@@ -58,11 +57,12 @@ from tqs_onnx.verification.timing import measure_timing
 from tqs_onnx.verification.traces import Tracer
 from tqs_onnx.verification.truth_shape import require_truth_fits
 from tqs_onnx.verification.verify import Verification, require_runs, verify
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.static import Kind
+from tqs_passes.encode.weight import ROUNDED
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.grids.grid import Codes
-from tqs_passes.plan.candidates import Menu
+from tqs_passes.plan.candidates import Menu, with_ranges
 from tqs_passes.plan.plan import Plan
 from tqs_passes.plan.targets import Serving
 from tqs_passes.survey.roles import with_roles
@@ -134,7 +134,7 @@ def opened(
         survey = with_roles(source.survey, [parse_role(text) for text in roles])
         source = replace(source, survey=survey, roles=(*source.roles, *roles))
     require_scorable(source)
-    require_loadable(source.path, resolve_provider(run.provider), max_memory)
+    require_loadable(source.path, resolve_provider(run.provider), max_memory, run.device)
     return source
 
 
@@ -178,15 +178,15 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
     InputError
         No budget is given, the model cannot be prepared as requested, or a rule leaves a weight without a tier.
     """
-    faster = options.plan.speedup is not None
-    if not faster:
+    rounded = options.plan.rounds_inputs
+    if options.plan.speedup is None:
         options.budget.require()
-    serving = settled_serving(source, options.serving)
+    serving = settled_serving(source, options.serving.under(options.profile))
     ready = prepared_source(source, serving)
     rounding = options.refine.rounding.free
     # Beside inputs whose rounding is measured, none is rounded unmeasured, as `fast` has it before fused products.
-    profile = "exact" if faster and options.profile == "fast" else options.profile
-    menus = menus_of(source, ready, profile, options.tiers, serving, rounding, dynamic=faster)
+    profile = "exact" if rounded and options.profile == "fast" else options.profile
+    menus = menus_of(source, ready, profile, options.tiers, serving, rounding, rounded=rounded)
     if ready.skipped:
         _LOG.info(stayed(ready.skipped))
     if lacking := note_of_opset(source, serving):
@@ -196,10 +196,18 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
     return Offer(menus, size, options.budget.n_bytes(menus, size) if given else size.source_bytes, serving)
 
 
+def ranged(offered: Offer, scores: Scores) -> Offer:
+    """Return an offer whose candidates with fixed ranges have those of the scores; without them they are left out."""
+    known = {s.weight: s.ranges for s in scores.activations}
+    menus = tuple(with_ranges(m, known.get(m.weight.name, ())) for m in offered.menus)
+    return replace(offered, menus=menus)
+
+
 def rounding_inputs(bed: Testbed, menus: Sequence[Menu]) -> Testbed:
     """Return a testbed that can round the inputs of those weights whose menus offer it."""
-    offers = (m.weight.name for m in menus if any(c.assignment.form is Form.DYNAMIC for c in m.candidates))
-    return bed.switched(tuple(offers))
+    found = [[c.assignment for c in m.candidates if c.assignment.form in ROUNDED] for m in menus]
+    kind: Kind | None = next((r.kind for offer in found for a in offer for r in a.ranges), None)
+    return bed.switched(tuple(offer[0].weight for offer in found if offer), kind)
 
 
 def timed(
@@ -313,9 +321,15 @@ def planned(
     return plan, request
 
 
-def refined(plan: Plan, request: Request, instruments: Instruments, options: QuantizeOptions) -> Refined:
-    """Repair a plan, choose its integers, and measure their joint effect; see `refine`."""
-    return refine(plan, request, instruments, options.planning, options.refine)
+def refined(
+    plan: Plan,
+    request: Request,
+    instruments: Instruments,
+    options: QuantizeOptions,
+    smaller: Sequence[Refined] = (),
+) -> Refined:
+    """Choose among a plan and others of its budget, choose their integers, and predict the drift; see `refine`."""
+    return refine(plan, request, instruments, options.planning, options.refine, smaller)
 
 
 def decided(
@@ -351,11 +365,14 @@ def decided(
     InputError
         The target cannot serve the plan, or a target is given without evaluation contexts.
     """
+    every: list[Refined] = []
 
     def made(max_bytes: int) -> Refined:
         nonlocal request
         plan, request = planned(request, max_bytes, source, instruments, options, results)
-        return refined(plan, request, instruments, options)
+        smaller = [r for r in every if r.plan.n_bytes <= max_bytes]
+        every.append(refined(plan, request, instruments, options, smaller))
+        return every[-1]
 
     target = options.budget.target
     if target is None:
@@ -389,8 +406,8 @@ def allocated(
     source : Source
     scores : Scores
     data : Data or None
-        Holds the contexts used for scoring. Without them nothing is rolled out: no repair, no data-aware rounding, no
-        objective `measured`, and no joint drift in the plan.
+        Holds the contexts used for scoring. Without them nothing is rolled out: the integers are chosen from the
+        weights alone, no other plan is compared, and no drift is predicted.
     options : QuantizeOptions
     store : Path or None
         Path of the store of measured responses.
@@ -406,7 +423,7 @@ def allocated(
     """
     require_scores_of(source, scores)
     require_activations_of(scores, options)
-    offered = offer(source, options)
+    offered = ranged(offer(source, options), scores)
     request = Request(offered.menus, scores, offered.size, options.profile, offered.serving)
     if data is None:
         plan = _planned_by_scores(request, offered.max_bytes, source, options)
@@ -414,7 +431,7 @@ def allocated(
     require_contexts_of(scores, data.spec, data.scoring)
     bed = bed_of(source, data, options.run, scores)
     request = replace(request, times=timed(source, offered, options, bed, times))
-    instruments = instruments_on(rounding_inputs(bed, offered.menus), data.calibration)
+    instruments = instruments_on(rounding_inputs(bed, offered.menus), data.calibration, data.beside)
     judging = instruments.bed.on(data.evaluation) if options.budget.target is not None else None
     with Results(store) as results:
         if results.note:
@@ -424,31 +441,40 @@ def allocated(
 
 
 def require_activations_of(scores: Scores, options: QuantizeOptions) -> None:
-    """Refuse scores without activations for a job that trades them for time.
+    """Refuse scores that lack the activations that a job may round.
 
     Raises
     ------
     InputError
-        A `speedup` is asked for, and the scores hold no activations although the model has matrices.
+        Inputs may be rounded, and the scores hold none, or with other ranges than the profile writes.
     """
-    if options.plan.speedup is not None and not scores.activations:
+    wanted = options.scoring
+    if not options.plan.rounds_inputs:
+        return
+    if not scores.activations:
         raise InputError(
             "the scores hold no activations, which a `speedup` needs",
             todo="Run tqs score with `activations`, on a model with matrices",
         )
+    kinds = {s.ranges[0].kind if s.ranges else None for s in scores.activations}
+    if kinds != {wanted.ranges}:
+        fixed = "without `ranges`" if wanted.ranges is None else f"with `ranges` {wanted.ranges}"
+        raise InputError(
+            "the scores hold activations that were rounded in another way than this profile and target write",
+            todo=f"Run tqs score {fixed}",
+        )
 
 
 def _planned_by_scores(request: Request, max_bytes: int, source: Source, options: QuantizeOptions) -> Plan:
-    planning = options.planning
+    planning = options.plan.decided(by_data=False)
     if options.budget.target is not None:
         raise InputError("a target needs rollouts", todo="Give `rollout` and `contexts`")
-    if planning.aim is Objective.MEASURED or options.refine.rounding.method in DATA_AWARE:
-        raise InputError(
-            "the objective `measured` and data-aware rounding need rollouts",
-            todo="Give `rollout` and `contexts`",
-        )
-    if options.refine.repair_rounds:
-        _LOG.info("note: joint repair is skipped: it needs the rollout spec and the contexts")
+    if planning.aim is Objective.MEASURED:
+        raise InputError("the objective `measured` needs rollouts", todo="Give `rollout` and `contexts`")
+    _LOG.info(
+        "note: nothing is rolled out without `rollout` or `contexts`: the weights alone choose integers, and no other "
+        "plan is compared"
+    )
     with hinting(source, options.serving, options.tiers):
         plan = plan_within(request, max_bytes, planning)
     require_served(plan, source, plan.target)
@@ -521,7 +547,7 @@ def verified(
     InputError
         A gate cannot be evaluated, or the file does not run.
     """
-    require_loadable(subject.emitted, bed.provider)
+    require_loadable(subject.emitted, bed.provider, device=bed.run.device)
     tracer = None if traces is None else Tracer(data.spec, data.evaluation, traces.wanted)
     verification = verify(subject, bed.on(data.evaluation), tracer)
     parsed = tuple(parse_gate(text) for text in gates)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 
 PASS = "TqsQuantization"
@@ -60,8 +61,10 @@ def write_olive(model: Path, out: Path) -> tuple[str, ...]:
     Raises
     ------
     InputError
-        The folder cannot be written to.
+        The model does not exist, or the folder cannot be written to.
     """
+    if not model.is_file():
+        raise InputError("no such file", where=str(model), todo="Give the path of an .onnx file")
     files = {"olive_package.json": package_config(), RUN: run_config(model)}
     for name, document in files.items():
         write_text(out / name, json.dumps(document, indent=2) + "\n")

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
-from tqs_passes.errors import InputError
+from tqs_passes.errors import InputError, not_written
 from tqs_passes.files.temporary import FOLDER_NAME, claimed, temporary_folder
 
 _AT_FDCWD = -100
@@ -57,9 +57,11 @@ def placed(target: Path, root: Path, last: str, *, force: bool) -> Generator[Pat
                 yield new
                 _place(new, target, last, folder / "old")
     except OSError as error:
-        raise InputError(
-            f"cannot be written ({error.strerror})", where=str(target), todo="Choose another `out`"
-        ) from error
+        raise not_written(error, target) from error
+    except InputError as error:
+        if isinstance(error.__cause__, OSError) and FOLDER_NAME in Path(error.where).parts:
+            raise not_written(error.__cause__, target) from error  # not the unfinished file, which is gone
+        raise
     finally:
         for empty in made:
             with contextlib.suppress(OSError):
@@ -72,9 +74,7 @@ def _made(root: Path) -> list[Path]:
         missing = [p for p in (root, *root.parents) if not p.exists()]
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"the folder cannot be created ({error.strerror})", where=str(root), todo="Choose another `out`"
-        ) from error
+        raise not_written(error, root, "the folder cannot be created") from error
     return missing
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tqs_onnx.refinement.cross_fit import CrossFit
 from tqs_onnx.refinement.joint_drift import JointDrift
-from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.contexts.context_set import Contexts, joined
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.rounding.tune import Tuner
@@ -27,6 +28,8 @@ class Instruments:
         The inputs of the weights on the calibration contexts.
     tuner : Tuner
         Chooses rounding settings on contexts held out of the calibration.
+    cross_fit : CrossFit
+        Rolls out plans on scoring contexts that chose none of their integers.
     """
 
     bed: Testbed
@@ -34,9 +37,12 @@ class Instruments:
     joint: JointDrift
     calibration: Calibration
     tuner: Tuner
+    cross_fit: CrossFit
 
 
-def instruments_on(bed: Testbed, calibration: Contexts | None = None) -> Instruments:
+def instruments_on(
+    bed: Testbed, calibration: Contexts | None = None, beside: Contexts | None = None
+) -> Instruments:
     """Return the instruments of a job.
 
     Parameters
@@ -45,6 +51,11 @@ def instruments_on(bed: Testbed, calibration: Contexts | None = None) -> Instrum
         Holds the scoring contexts and the σ of the scores.
     calibration : Contexts, optional
         Calibration contexts of data-aware rounding; default: the scoring contexts.
+    beside : Contexts, optional
+        Made contexts, to calibrate on as well; nothing is judged on them.
     """
-    calibrating = bed if calibration is None else bed.on(calibration)
-    return Instruments(bed, calibrating, JointDrift(bed), Calibration(calibrating), Tuner(calibrating))
+    given = bed if calibration is None else bed.on(calibration)
+    calibrating = given if beside is None else bed.on(joined(given.contexts, beside))
+    joint, taken = JointDrift(bed), Calibration(calibrating)
+    cross_fit = CrossFit(bed, joint, taken, own=calibration is None, beside=beside)
+    return Instruments(bed, calibrating, joint, taken, Tuner(given, beside), cross_fit)

@@ -12,7 +12,7 @@ With all other weights in FP32 there is no upstream error to correct, so GPTQ, G
 share their responses.
 
 Responses are kept in the store of the scores, under a separate job: another budget or a resumed run measures only
-what is missing. Deterministic for one runtime, thread count and batch size.
+what is missing. Deterministic for one runtime, thread count and batch size, whatever the store holds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from tqs_onnx.allocation.offers import Entry, entries_of
 from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.refinement.instruments import Instruments
 from tqs_onnx.rollout.contexts.context_set import contexts_hash
-from tqs_onnx.rollout.distance import n_space, ruler_for
-from tqs_onnx.rollout.injection import ON
+from tqs_onnx.rollout.distance import n_space
 from tqs_onnx.rollout.spec.spec import content_hash
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rounding.assign import DATA_AWARE, Alone, RoundingOptions
@@ -65,7 +64,7 @@ class MeasuredPlan:
     measured : int
         Number of choices measured in this search.
     reused : int
-        Number of choices measured earlier.
+        Number of choices that the search asked for and found in the store.
     """
 
     plan: Plan
@@ -123,9 +122,11 @@ class Responder:
 
     def measure(self, bundles: Iterable[Bundle]) -> dict[str, float]:
         """Measure and store responses; choices of one weight should be consecutive, because they share its inputs."""
+        todo = list(bundles)
+        if not todo:
+            return {}
         if self._open is None:
             self._open = _Open(self._instruments, self._rounding)
-        todo = list(bundles)
         for bundle in todo:
             self._results.put(self._job, [(self._key(bundle), self._open.measured(bundle))])
         return self.known(todo)
@@ -142,10 +143,8 @@ class _Open:
         self._calibration = instruments.calibration
         self._alone = Alone(self._calibration, rounding)
         self._exposed = bed.exposed
-        nominal, held = bed.held
-        ruler = ruler_for(nominal.outputs, bed.spec, bed.contexts, bed.sigma)
-        spaces = n_space(nominal.outputs, bed.spec, bed.contexts)
-        self._meter = Meter(ruler, spaces, held, (bed.spec.rollout.steps,))
+        spaces = n_space(bed.hold().template, bed.spec, bed.contexts)
+        self._meter = Meter(bed.ruler, spaces, bed.hold(), (bed.spec.rollout.steps,))
 
     def measured(self, bundle: Bundle) -> Measurement:
         """Roll out with the members of a choice replaced."""
@@ -158,8 +157,7 @@ class _Open:
             decoded = self._alone.decoded(a) if a.tier.is_integer else np.asarray(fed_weight(a, values))
             replaced[a.weight] = decoded
             delta_sq += float(np.sum((decoded.astype(np.float64) - values.astype(np.float64)) ** 2))
-            if a.form is Form.DYNAMIC and a.weight in self._exposed.switches:
-                replaced[self._exposed.switches[a.weight]] = ON
+            replaced |= self._exposed.rounding(a)
         try:
             return self._meter.measure(self._exposed.prepare(replaced).squares(self._meter.held), delta_sq)
         except NonFiniteError:
@@ -185,22 +183,25 @@ def plan_measured(
         No file that small can be written.
     """
     every = entries_of(replace(request, responses={}), options)
-    responses = {**request.responses, **responder.known(b for e in every for b in e.bundles)}
-    reused = len(responses)
-    n_measured = 0
+    # What is stored is not looked at before the search asks for it: the plan must not depend on what ran before.
+    responses = dict(request.responses)
+    reused = n_measured = 0
     for _ in range(_MOST_ROUNDS):
         request = replace(request, responses=dict(responses))
         plan = plan_within(request, max_bytes, options)
         wanted = _wanted(plan, every, responses)
         if not wanted:
             break
-        responses |= responder.measure(wanted)
-        n_measured += len(wanted)
+        known = responder.known(wanted)
+        lacking = [b for b in wanted if b.key not in known]
+        responses |= known | responder.measure(lacking)
+        reused += len(known)
+        n_measured += len(lacking)
     else:
         request = replace(request, responses=dict(responses))
         plan = plan_within(request, max_bytes, options)
     n_choices = sum(len(e.bundles) for e in every)
-    _LOG.info("measured the responses of %d choices; %d were known; %d exist", n_measured, reused, n_choices)
+    _LOG.info("measured the responses of %d choices; %d were stored; %d exist", n_measured, reused, n_choices)
     return MeasuredPlan(plan, request, n_measured, reused)
 
 

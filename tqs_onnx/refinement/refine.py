@@ -1,25 +1,39 @@
-"""Refines an allocated plan before it is emitted: joint repair, data-aware rounding, and a joint measurement.
+"""Refines an allocated plan before it is emitted: joint repair, a contest with other plans, rounding, a prediction.
 
-All three use only the scoring contexts.
+    allocated plan ─▶ contenders ─▶ contest ─▶ integers of the chosen plan ─▶ predicted drift
+
+All of it uses only the scoring and the calibration contexts.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 
+from tqs_onnx.allocation.choice import storage_key
 from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.simple_plans import simple_plan
+from tqs_onnx.refinement.contest import Contender, contest
 from tqs_onnx.refinement.instruments import Instruments
-from tqs_onnx.refinement.prediction import predict
+from tqs_onnx.refinement.joint_drift import JointDrift
+from tqs_onnx.refinement.prediction import prediction_of
 from tqs_onnx.refinement.repair import repair
-from tqs_onnx.rounding.assign import DATA_AWARE, RoundingOptions, round_plan, told
+from tqs_onnx.rounding.assign import DATA_AWARE, Alone, RoundingOptions, round_plan, told
 from tqs_onnx.rounding.codes_file import codes_digest
 from tqs_onnx.rounding.tune import qep_settings
+from tqs_passes.errors import InfeasibleError
 from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.plan import Plan
 
 _LOG = logging.getLogger(__name__)
+#: Bytes of a neighbouring budget, as a share of the budget.
+_NEIGHBOUR = 0.9
+_REPAIRS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +42,29 @@ class RefineOptions:
 
     Parameters
     ----------
-    repair_rounds : int
-        Maximum number of rounds of joint repair; 0 turns it off. Only for the objective `energy`.
+    candidates : int
+        Maximum number of plans that are compared by their joint drift on held-out contexts; 1: the allocated one is
+        taken. Only with the solver `mckp` and the objectives `energy` and `measured`.
+    repair_rounds : int or None
+        Maximum number of rounds of joint repair; 0 turns it off. Likewise. None: 3 where the weights alone choose the
+        integers, else 0: trials round one weight at a time, and data-aware rounding of all together answers otherwise.
     rounding : RoundingOptions
-        How integers are chosen.
+        How integers are chosen; without contexts, the weights alone decide.
     tune : bool
-        Choose QEP's damping and strength on held-out contexts.
+        Choose QEP's damping and strength among six settings, on held-out contexts.
     """
 
-    repair_rounds: int = 3
-    rounding: RoundingOptions = field(default_factory=RoundingOptions)
-    tune: bool = True
+    candidates: int = 4
+    repair_rounds: int | None = None
+    rounding: RoundingOptions = field(default_factory=lambda: RoundingOptions("qep"))
+    tune: bool = False
+
+    @property
+    def repairs(self) -> int:
+        """The rounds of repair as they take effect."""
+        if self.repair_rounds is not None:
+            return self.repair_rounds
+        return 0 if self.rounding.method in DATA_AWARE else _REPAIRS
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +76,13 @@ class Refined:
     plan : Plan
     codes : dict of str to Codes
         Codes of data-aware roundings, by weight; empty for the others.
+    contender : Contender or None
+        What it was made from, for a larger budget; None before a contest.
     """
 
     plan: Plan
     codes: dict[str, Codes]
+    contender: Contender | None = None
 
 
 def refine(
@@ -62,8 +91,9 @@ def refine(
     instruments: Instruments,
     planning: PlanOptions,
     options: RefineOptions,
+    smaller: Sequence[Refined] = (),
 ) -> Refined:
-    """Repair a plan, choose its integers, and measure their joint effect.
+    """Choose among an allocated plan and others that fit its budget, choose the integers, and predict the drift.
 
     Parameters
     ----------
@@ -73,28 +103,148 @@ def refine(
     planning : PlanOptions
         Options that the plan was allocated with.
     options : RefineOptions
+    smaller : sequence of Refined
+        Results for smaller budgets, which take part at no cost.
+
+    Raises
+    ------
+    InputError
+        The model fails on the calibration contexts.
     """
-    joint = instruments.joint
-    if options.repair_rounds and planning.aim is Objective.ENERGY and planning.solver == "mckp":
+    earlier = (
+        {id(r.contender): r for r in smaller if r.contender is not None} if options.candidates > 1 else {}
+    )
+    known = [
+        r.contender for r in earlier.values() if r.contender is not None and r.contender.rolled is not None
+    ]
+    settled = known[-1].rounding if known else None
+    contenders = _contenders(plan, request, instruments, planning, options, settled)
+    found = contest(chain(contenders, known), instruments.cross_fit, instruments.bed.contexts)
+    facts = plan.solver
+    update: dict[str, object] = {"tried": found.tried}
+    held = earlier.get(id(found.chosen))
+    done = _rounded(found.chosen, instruments) if held is None else held
+    if done.plan.solver is not None and facts is not None:
+        update["solver"] = done.plan.solver.model_copy(update={"budget_bytes": facts.budget_bytes})
+    return Refined(done.plan.model_copy(update=update), done.codes, found.chosen)
+
+
+def _contenders(
+    plan: Plan,
+    request: Request,
+    instruments: Instruments,
+    planning: PlanOptions,
+    options: RefineOptions,
+    settled: RoundingOptions | None,
+) -> Iterator[Contender]:
+    """Yield at most `options.candidates` plans, and the repaired one; the allocated plan comes first.
+
+    `settled` is the rounding that a smaller budget chose.
+    """
+    free = planning.aim in (Objective.ENERGY, Objective.MEASURED) and planning.solver == "mckp"
+    alone = options.candidates == 1 or not free or not any(a.cost for a in plan.assignments)
+    first = [
+        Contender(planning.aim.value, plan, r)
+        for r in _roundings(plan, instruments, options, settled, alone=alone)
+    ]
+    first = [replace(c, rolled=instruments.cross_fit.rolled(c.plan, c.rounding)) for c in first]
+    yield from first
+    rounding = min(
+        first, key=lambda c: math.inf if c.rolled is None else float(c.rolled.energies.mean())
+    ).rounding
+    capped = planning.max_fp32 is not None and any(a.block for a in plan.assignments)
+    if free and options.repairs and any(a.cost for a in plan.assignments) and not capped:
+        joint = instruments.joint
+        if rounding.method in DATA_AWARE:
+            joint = JointDrift(instruments.bed, Alone(instruments.calibration, _alone(rounding)).decoded)
         contexts = instruments.bed.contexts
-        plan = repair(plan, request, joint, contexts, planning, options.repair_rounds).plan
-    codes: dict[str, Codes] = {}
-    allocated, rounding = plan, options.rounding
-    if rounding.method in DATA_AWARE:
-        if rounding.method == "qep" and options.tune:
-            rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
-        assigned = round_plan(plan, instruments.calibration, rounding)
-        for line in told(assigned.notes):
-            _LOG.info("note: %s", line)
-        plan, codes = assigned.plan, dict(assigned.codes)
-        if codes:
-            plan = plan.model_copy(update={"codes_sha256": codes_digest(codes)})
-    prediction = predict(allocated, plan, codes, instruments, rounding)
-    if prediction is None:
+        mended = repair(plan, request, joint, contexts, planning, options.repairs).plan
+        if mended is not plan:
+            yield Contender(f"{planning.aim.value}, repaired", mended, rounding)
+    if alone:
+        return
+    seen = [storage_key(plan.assignments)]
+    for other in _others(plan, request, planning, rounding):
+        if len(seen) + len(first) > options.candidates:
+            return
+        key = storage_key(other.plan.assignments)
+        if key not in seen:
+            seen.append(key)
+            yield other
+
+
+def _roundings(
+    plan: Plan,
+    instruments: Instruments,
+    options: RefineOptions,
+    settled: RoundingOptions | None,
+    *,
+    alone: bool,
+) -> tuple[RoundingOptions, ...]:
+    """Return the roundings to compare on the allocated plan: QEP, and GPTQ, which is QEP without its correction.
+
+    QEP corrects the errors before a weight along the nominal rollout, which can lead astray where states are fed back.
+    """
+    rounding = options.rounding
+    if rounding.method != "qep":
+        return (rounding,)
+    if settled is not None:
+        return (settled,)
+    if options.tune:
+        rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
+    return (rounding,) if alone else (rounding, replace(rounding, method="gptq"))
+
+
+def _others(
+    plan: Plan, request: Request, planning: PlanOptions, rounding: RoundingOptions
+) -> Iterator[Contender]:
+    """Yield other plans of the same budget, the most promising first."""
+    assert plan.solver is not None
+    budget, bound = plan.solver.budget_bytes, plan.solver.bound
+    fixed = planning.max_fp32 is not None or planning.protected_share > 0 or planning.gamma_min is not None
+    simple: list[Contender] = []
+    if not fixed and not planning.rounds_inputs:
+        for kind in ("uniform", "ends"):
+            found = simple_plan(request, budget, planning, kind, bound)
+            if found is not None and found.solver is not None:
+                simple.append(Contender(found.solver.solver, found, rounding, is_simple=True))
+    yield from simple[:1]
+    if planning.aim is Objective.MEASURED:
+        energy = replace(planning, objective=Objective.ENERGY)
+        yield Contender("energy", plan_within(request, budget, energy), rounding)
+    try:
+        fewer = plan_within(request, int(_NEIGHBOUR * budget), planning)
+    except InfeasibleError:
+        fewer = None
+    if fewer is not None:
+        yield Contender(f"{planning.aim.value}, {_NEIGHBOUR:g} of the budget", fewer, rounding)
+    yield from simple[1:]
+
+
+def _alone(rounding: RoundingOptions) -> RoundingOptions:
+    """Return how one weight is rounded with all others in FP32: without error before it there is none to correct."""
+    return replace(rounding, method="gptq")
+
+
+def _rounded(chosen: Contender, instruments: Instruments) -> Refined:
+    """Choose the integers of a plan with all calibration contexts, and predict its drift."""
+    plan, rolled = chosen.plan, chosen.rolled
+    assigned = None if rolled is None else rolled.assigned
+    if assigned is None:
+        assigned = round_plan(plan, instruments.calibration, chosen.rounding)
+    for line in told(assigned.notes):
+        _LOG.info("note: %s", line)
+    plan, codes = assigned.plan, dict(assigned.codes)
+    prediction = None
+    if rolled is None:
         _LOG.info("note: no drift is predicted: the only context chose the integers")
+    else:
+        contexts = instruments.bed.contexts.take(rolled.at.tolist())
+        prediction = prediction_of(contexts, rolled.energies, rolled.basis)
     update = {
-        "joint_drift": joint.drift(plan.assignments, codes),
+        "codes_sha256": codes_digest(codes) if codes else None,
+        "joint_drift": instruments.joint.drift(plan.assignments, codes),
         "predicted_drift": None if prediction is None else prediction.drift,
         "prediction": prediction,
     }
-    return Refined(plan.model_copy(update=update), codes)
+    return Refined(plan.model_copy(update=update), codes, chosen)

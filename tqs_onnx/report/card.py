@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tqs_onnx.analysis.table import Cell
 from tqs_onnx.report.page import cell_text
 from tqs_onnx.report.run import Run
-from tqs_onnx.report.words import sentence_of, size_text, tiles_of
+from tqs_onnx.report.words import percent_text, sentence_of, size_text, tiles_of
 from tqs_onnx.verification.manifest import Manifest
 from tqs_onnx.version import VERSION
 
@@ -82,7 +82,7 @@ def _errors(manifest: Manifest) -> str:
     for name, e in v.errors.items():
         interval = None
         if e.degradation_low is not None and e.degradation_high is not None:
-            interval = f"{e.degradation_low:.2g} to {e.degradation_high:.2g}"
+            interval = f"{percent_text(e.degradation_low)} to {percent_text(e.degradation_high)}"
         pair = (e.fp32.mae, e.file.mae, e.fp32.rmse, e.file.rmse) if e.fp32 and e.file else (None,) * 4
         rows.append((name, e.unit, v.drift.per_variable[name], *pair, e.degradation, interval))
     head = ("variable", "unit", "drift (σ)", "MAE FP32", "MAE", "RMSE FP32", "RMSE", "degradation %", "95 %")

@@ -24,6 +24,8 @@ from tqs_onnx.verification.errors import Errors, VariableErrors
 from tqs_passes.plan.plan import Plan
 from tqs_passes.tier import Tier
 
+#: So few steps each have a tick of their own.
+_FEW_STEPS = 12
 #: Points of a curve; of more, an evenly spread subset that includes the last one.
 _MOST_POINTS = 160
 _MOST_BLOCKS = 40
@@ -98,7 +100,10 @@ def growth_chart(variables: Mapping[str, VariableErrors], key: str = "growth") -
             data += _curve(e.fp32, "FP32", "fp32", "dash") + _curve(e.file, "this file", "file", "solid")
         data += _curve(e.against_fp32, "this file from FP32", "one", "dot", band=e.file is None)
         unit = f" [{e.unit}]" if e.unit not in ("", "1") else ""
-        figures[name] = {"data": data, "layout": _layout("step", text(f"mean absolute error{unit}"))}
+        layout = _layout("step", text(f"mean absolute error{unit}"))
+        if len(e.against_fp32.mae_per_step) <= _FEW_STEPS:
+            layout["xaxis"]["dtick"] = 1
+        figures[name] = {"data": data, "layout": layout}
     return Chart(
         key,
         "Error by step",

@@ -10,6 +10,7 @@ from tqs_onnx.analysis.every_table import every_table
 from tqs_onnx.analysis.table import Table
 from tqs_onnx.jobs.curvature import CURVATURE_NAME, Curvature, read_curvature
 from tqs_onnx.jobs.pareto import Pareto, read_pareto
+from tqs_onnx.jobs.run_directory import resolved
 from tqs_onnx.scoring.scores import Scores, read_scores
 from tqs_onnx.verification.manifest import Manifest, read_manifest
 from tqs_onnx.verification.traces import TRACES_NAME, Trace, read_traces
@@ -98,14 +99,14 @@ def read_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
     InputError
         See `read_run`; or a directory is given twice.
     """
-    resolved = [folder.resolve() for folder in folders]
-    if len(set(resolved)) < len(resolved):
-        twice = next(p for i, p in enumerate(resolved) if p in resolved[:i])
+    whole = [resolved(folder) for folder in folders]
+    if len(set(whole)) < len(whole):
+        twice = next(p for i, p in enumerate(whole) if p in whole[:i])
         raise InputError("is given twice", where=str(twice), todo="Give every run once")
     depth = 1
-    while len({path.parts[-depth:] for path in resolved}) < len(resolved):
+    while len({path.parts[-depth:] for path in whole}) < len(whole):
         depth += 1
-    names = ["/".join(path.parts[-depth:]) for path in resolved]
+    names = ["/".join(path.parts[-depth:]) for path in whole]
     return tuple(read_run(folder, name) for folder, name in zip(folders, names, strict=True))
 
 

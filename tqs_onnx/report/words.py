@@ -67,9 +67,9 @@ def _timing_tile(timing: Timing | None) -> Tile:
     if timing is None:
         return Tile(label, "not measured", "tqs verify can time the file against FP32")
     batch = min(timing.latency)
-    peak = "unknown" if timing.peak is None else f"{timing.peak:.2f}"
-    times = f"{timing.fp32.latency_ms[batch]:.3g} → {timing.file.latency_ms[batch]:.3g} ms at batch {batch}"
-    return Tile(label, f"{timing.latency[batch]:.2f} and {peak} of FP32's", times)
+    peak = "unknown" if timing.peak is None else f"{timing.peak:.2f}×"
+    note = f"of FP32's, which takes {timing.fp32.latency_ms[batch]:.3g} ms at batch {batch}"
+    return Tile(label, f"{timing.latency[batch]:.2f}× time, {peak} memory", note)
 
 
 def _degradation_tile(v: Verification) -> Tile:
@@ -80,13 +80,23 @@ def _degradation_tile(v: Verification) -> Tile:
         return Tile(label, "unknown", made if v.on_made_contexts else "the evaluation contexts hold no truth")
     name, e = worst
     percent = e.degradation or 0.0
-    value = "∞" if math.isinf(percent) else f"{percent:+.2g} %"
+    value = "∞" if math.isinf(percent) else f"{percent_text(percent)}\u00a0%"
     note = f"MAE of {name}"
     if e.degradation_low is not None and e.degradation_high is not None:
-        note += f", 95 % interval {e.degradation_low:+.2g} to {e.degradation_high:+.2g} %"
+        low, high = percent_text(e.degradation_low), percent_text(e.degradation_high)
+        note += f", 95\u00a0% interval {low} to {high}\u00a0%"
     else:
         note += "; too few independent contexts for an interval"
     return Tile(label, value, note)
+
+
+def percent_text(percent: float) -> str:
+    """Return a change in percent with its sign, two digits or whole.
+
+    >>> percent_text(0.642), percent_text(-0.04), percent_text(1394.2)
+    ('+0.64', '-0.04', '+1,394')
+    """
+    return f"{percent:+,.0f}" if abs(percent) >= 10 else f"{percent:+.2g}"
 
 
 def sentence_of(emitted: str, v: Verification) -> str:
@@ -116,6 +126,10 @@ def ranks_of(scores: Scores | None) -> dict[str, tuple[int, int]]:
     return {name: (i, len(ordered)) for i, name in enumerate(ordered, 1)}
 
 
+def _share_text(share: float) -> str:
+    return f"{100 * share:.2g} %" if share >= 1e-4 else "under 0.01 %"
+
+
 _BY_STATUS = {
     Status.DEAD: "dead: rounding it moves no forecast",
     Status.BELOW_FLOOR: "below the floor: it moves forecasts no more than the last bit of the initial state does",
@@ -135,8 +149,8 @@ def _why(a: Assignment, plan: Plan, score: WeightScore | None, ranks: dict[str, 
     total = sum(other.cost for other in plan.assignments)
     if total > 0 and a.cost > 0:
         parts.append(
-            f"{100 * a.cost / total:.2g} % of the predicted error for "
-            f"{100 * a.n_bytes / max(plan.weight_bytes, 1):.2g} % of the bytes"
+            f"{_share_text(a.cost / total)} of the predicted error for "
+            f"{_share_text(a.n_bytes / max(plan.weight_bytes, 1))} of the bytes"
         )
     if not a.tier.is_integer and math.prod(a.shape) < _FEW_VALUES:
         parts.append("too small to gain from integers")

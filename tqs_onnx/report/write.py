@@ -28,7 +28,7 @@ def write_report(
     again: Again = lambda _: None,
     force: bool = False,
 ) -> list[Path]:
-    """Write the report of some runs; return the files written.
+    """Write the report of some runs; return its files. One that is there already with the same content is left alone.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def write_report(
     Raises
     ------
     InputError
-        A folder is not a run directory, or a file exists.
+        A folder is not a run directory, or another file exists under one of the names.
     """
     runs = read_runs(folders)
     if as_csv:
@@ -70,8 +70,14 @@ def _require_free(texts: Mapping[Path, str], folders: Sequence[Path], *, force: 
         path for folder in folders for path in folder.iterdir() if path.suffix in (".json", ".npz", ".onnx")
     ]
     refuse_overwriting(texts, inputs)
-    for path in texts:
+    for path, text in texts.items():
         if path.is_dir():
             raise InputError("is a folder", where=str(path), todo="Name a file with `out`")
-        if path.exists() and not force:
+        if path.exists() and not force and not _holds(path, text):
             raise InputError("already exists", where=str(path), todo="Choose another `out`, or give `force`")
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Return whether a file has this content: an earlier run may have been stopped between two files."""
+    content = text.encode()
+    return path.stat().st_size == len(content) and path.read_bytes() == content

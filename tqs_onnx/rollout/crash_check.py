@@ -7,13 +7,15 @@ caller sees any other error when it loads the model itself.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from tqs_onnx.rollout.guard import memory_bytes
-from tqs_onnx.rollout.options import Provider
+from tqs_onnx.rollout.options import Provider, SessionOptions
+from tqs_onnx.rollout.provider_options import chain_of
 from tqs_passes.errors import InputError
 from tqs_passes.files.model import files_of
 
@@ -26,13 +28,14 @@ _LEAST_BYTES = 256 << 20
 _LEAST_PER_BYTE = 4
 _OUT_OF_MEMORY = 77
 _SCRIPT = f"""
+import json
 import sys
 import onnxruntime
 options = onnxruntime.SessionOptions()
 options.log_severity_level = 4
 options.intra_op_num_threads = 1
 onnxruntime.set_default_logger_severity(4)
-path, allowed, providers = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
+path, allowed, providers = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 def load(chain):
     try:
         onnxruntime.InferenceSession(path, options, providers=chain)
@@ -50,24 +53,19 @@ def limited(chain):
         resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     load(chain)
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-if sys.platform == "linux":
+linux, on_device = sys.platform == "linux", len(providers) > 1
+if linux:
     limited(providers[-1:])  # constants are folded on the CPU
-    if len(providers) > 1:  # CUDA reserves more addresses than there is memory
-        load(providers)
-else:
-    load(providers)
+if on_device and hasattr(onnxruntime, "preload_dlls"):
+    onnxruntime.preload_dlls()  # as for every session: without them CUDA does not load, and the CPU is tried again
+if on_device or not linux:
+    load(providers)  # without a limit: CUDA reserves more addresses than there is memory
 """
-_PROVIDERS: dict[Provider, list[str]] = {
-    "cpu": ["CPUExecutionProvider"],
-    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
-    "tensorrt": [
-        "CUDAExecutionProvider",
-        "CPUExecutionProvider",
-    ],  # building an engine twice would take minutes
-}
 
 
-def loads_in_child(path: Path, provider: Provider = "cpu", max_memory: int | None = None) -> str | None:
+def loads_in_child(
+    path: Path, provider: Provider = "cpu", max_memory: int | None = None, device: int = 0
+) -> str | None:
     """Load a model in a child process; return None if the runtime survives, else how it ended.
 
     Parameters
@@ -77,9 +75,14 @@ def loads_in_child(path: Path, provider: Provider = "cpu", max_memory: int | Non
     provider : str
     max_memory : int or None
         Bytes that scoring may hold.
+    device : int
+        Number of the GPU.
     """
+    # Building a TensorRT engine twice would take minutes.
+    tried: Provider = "cuda" if provider == "tensorrt" else provider
+    chain = json.dumps(chain_of(tried, SessionOptions(device=device, stock=True)))
     allowed = allowed_bytes(path, max_memory)
-    command = [sys.executable, "-c", _SCRIPT, str(path.resolve()), str(allowed), *_PROVIDERS[provider]]
+    command = [sys.executable, "-c", _SCRIPT, str(path.resolve()), str(allowed), chain]
     done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)
     if done.returncode == 0:
         return None
@@ -99,7 +102,9 @@ def allowed_bytes(path: Path, max_memory: int | None = None) -> int:
     return min(allowed, memory_bytes() or allowed)
 
 
-def require_loadable(path: Path, provider: Provider = "cpu", max_memory: int | None = None) -> None:
+def require_loadable(
+    path: Path, provider: Provider = "cpu", max_memory: int | None = None, device: int = 0
+) -> None:
     """Refuse a model that crashes the runtime, or takes memory out of proportion.
 
     Raises
@@ -107,7 +112,7 @@ def require_loadable(path: Path, provider: Provider = "cpu", max_memory: int | N
     InputError
         The runtime crashes or runs out of memory while it loads the model.
     """
-    death = loads_in_child(path, provider, max_memory)
+    death = loads_in_child(path, provider, max_memory, device)
     if death is not None:
         raise InputError(
             f"the model crashes the runtime ({death})",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.stream import Piece
 from tqs_onnx.rollout.variables import by_variable
 from tqs_passes.errors import InputError
 
@@ -64,6 +65,20 @@ class Ruler:
             out[name] = np.einsum("stx,stx->st", flat, flat)
         return out
 
+    def squares_of(self, a: Iterable[Piece], b: Iterable[Piece]) -> dict[str, NDArray[np.float64]]:
+        """Return the squares of two rollouts that come step by step, in the same chunks; one step is in memory.
+
+        The result has the bits of `squares` of the whole trajectories.
+        """
+        cells: dict[str, list[list[NDArray[np.float64]]]] = {}
+        for mine, theirs in zip(a, b, strict=True):
+            for name, part in self.squares(mine.outputs, theirs.outputs, mine.rows).items():
+                chunks = cells.setdefault(name, [])
+                if mine.step == 1:
+                    chunks.append([])
+                chunks[-1].append(part)
+        return {n: np.concatenate([np.concatenate(chunk, 1) for chunk in cells[n]]) for n in self.rows}
+
     def parts(self, squares: Arrays, rows: slice | None = None) -> dict[str, NDArray[np.float64]]:
         """Return the result of `squares`, from squared differences that already exist (`gauge.Squares`)."""
         return {
@@ -92,15 +107,16 @@ class Ruler:
 
 
 def n_space(arrays: Arrays, spec: RolloutSpec, contexts: Contexts) -> dict[str, int]:
-    """Return the values per context and time of each variable."""
+    """Return the values per context and time of each variable; only the shapes of the arrays are used."""
+    one = {name: array[:, :1] for name, array in arrays.items()}
     return {
         name: int(np.prod(array.shape[2:], dtype=np.int64))
-        for name, array in by_variable(arrays, spec, contexts).items()
+        for name, array in by_variable(one, spec, contexts).items()
     }
 
 
 def ruler_for(arrays: Arrays, spec: RolloutSpec, contexts: Contexts, sigma: Mapping[str, float]) -> Ruler:
-    """Return the ruler for trajectories shaped like `arrays`.
+    """Return the ruler for trajectories shaped like `arrays`, whose values are not used.
 
     Raises
     ------

@@ -6,28 +6,30 @@
 Contexts run in chunks along the batch axis. A run is deterministic for a given chunking; kernels may round
 differently at another batch size, so compare only runs of the same engine over the same contexts.
 
-A rollout that is only compared with another one keeps its values on the device; see `Engine.hold`.
+Values stay where the model computes. A rollout that is only compared with another one leaves sums; of the other one the
+outputs are held (`Engine.hold`). Whatever the number of steps, everything else of a step is gone when the next begins.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout import postprocess as mirror
+from tqs_onnx.rollout.calls import Calls, where
+from tqs_onnx.rollout.chunks import Chunk, Chunks
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.feedback import FeedbackSession
-from tqs_onnx.rollout.gauge import Held, Squares, gauge_for, squared
-from tqs_onnx.rollout.session import Session, Value, host_value
+from tqs_onnx.rollout.gauge import Gauge, Squares, gauge_for
+from tqs_onnx.rollout.held import Held, Store
+from tqs_onnx.rollout.session import Session, Value
 from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
-from tqs_onnx.rollout.stream import Piece, pieces_of
+from tqs_onnx.rollout.stream import Piece
 from tqs_onnx.rollout.trajectory import (
     ChunkOutputs,
     NonFiniteError,
@@ -36,18 +38,12 @@ from tqs_onnx.rollout.trajectory import (
     join,
     require_equal_times,
     require_length,
+    shape_in_time,
 )
-from tqs_onnx.rollout.variables import variable_at
 from tqs_passes.errors import InputError
 
 #: Contexts per call by default: enough to amortise reading the weights.
 DEFAULT_BATCH = 32
-#: Limit for the kept values of the first step, over all chunks; beyond it they are recomputed, with the same result.
-_MOST_KEPT_BYTES = 256 << 20
-
-#: Limit for the GPU memory of a held rollout; beyond it the values are moved to host memory.
-_MOST_HELD_BYTES = 8 << 30
-
 #: Called after every step of the first chunk with the step number, from 1, and the squares of every trajectory output
 #: at that step, float64 ``[context, time, *rest]`` (see `Squares`); returning True stops the rollout there.
 Watch = Callable[[int, Mapping[str, NDArray[np.float64]]], bool]
@@ -61,16 +57,6 @@ __all__ = [
     "Trajectory",
     "Watch",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Contexts that run together, with their values on the device, created once; `kept`: see `SplitSession.run`."""
-
-    contexts: range
-    inputs: dict[str, Value]
-    forcing: tuple[dict[str, Value], ...]
-    kept: dict[str, Value] = field(default_factory=dict[str, Value])
 
 
 class Engine:
@@ -115,10 +101,11 @@ class Engine:
             raise InputError("holds no context at all", where=contexts.source)
         self.feedback = feedback or FeedbackSession(spec, session)
         self._fixed = fixed_batch(spec, session.signature)
-        self._batch = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
-        self._asked = batch
-        self._mirror: Engine | None = None
-        self._chunks: dict[tuple[int, int], _Chunk] = {}
+        size = self._fixed or (1 if spec.rollout.batch_axis is None else batch or DEFAULT_BATCH)
+        chunks = Chunks(session, spec, contexts, size, fixed=self._fixed is not None)
+        self._calls = Calls(session, spec, chunks, self.feedback, self._fixed)
+        # Shared by the engines over other contexts: one session for outputs of the same ranks and types.
+        self._gauges: dict[object, Gauge] = {}
         self._covered = frozenset(spec.inputs)
 
     def over(self, contexts: Contexts) -> Engine:
@@ -127,7 +114,7 @@ class Engine:
             return self
         _require_inputs(self.session, self.spec, contexts)
         other = copy.copy(self)
-        other.contexts, other._chunks, other._mirror = contexts, {}, None
+        other.contexts, other._calls = contexts, self._calls.over(contexts)
         return other
 
     def of(self, session: Session) -> Engine:
@@ -140,8 +127,7 @@ class Engine:
         """
         _require_inputs(session, self.spec, self.contexts)
         other = copy.copy(self)
-        other.session = session
-        other._mirror = None if self._mirror is None else self._mirror.of(session)
+        other.session, other._calls = session, self._calls.of(session)
         return other
 
     def run(
@@ -176,55 +162,127 @@ class Engine:
             raise InputError(
                 f"the slice {contexts} of {self.contexts.n_contexts} contexts is empty or has a step"
             )
-        return self._finished(self._joined(chosen, overrides, keep_other, None), overrides)
+        parts = [self._roll(chunk, overrides, keep_other) for chunk in self._calls.chunks.of(chosen)]
+        return join(parts, chosen, self.spec)
 
     def pieces(
         self, overrides: Mapping[str, Value] | None = None, *, keep_other: bool = False
     ) -> Generator[Piece]:
         """Roll out all contexts and yield every step of every chunk; only the yielded step is in memory.
 
-        A rollout that the spec averages or bounds at the end is made whole first. See `run` for parameters and errors.
+        See `run` for parameters and errors.
         """
-        if self.spec.rollout.is_made_whole:
-            yield from pieces_of(self.run(overrides, keep_other=keep_other))
-            return
-        overrides, spec = self._complete(overrides), self.spec
+        overrides, trajectory = self._complete(overrides), self.spec.trajectory.outputs
         names = [p.name for p in self.session.signature.outputs]
-        extra = [n for n in names if n not in spec.trajectory.outputs] if keep_other else []
-        asked = {*spec.trajectory.outputs, *extra}
-        for start in range(0, self.contexts.n_contexts, self._batch):
-            chunk = self._chunk(start, min(start + self._batch, self.contexts.n_contexts))
+        extra = [n for n in names if n not in trajectory] if keep_other else []
+        for chunk in self._calls.chunks.of(self._all):
             after = [0]
-            for step, _, values in self._calls(chunk, overrides, asked, spec.rollout.steps):
-                outputs = {n: self._on_host(values[n], n, step, chunk) for n in spec.trajectory.outputs}
-                counts = [array.shape[1] for array in outputs.values()]
-                require_equal_times(counts)
-                time = slice(after[-1], after[-1] + counts[0])
-                after.append(time.stop)
-                if spec.rollout.length is not None:
-                    time = slice(*(min(t, spec.rollout.length) for t in (time.start, time.stop)))
-                    outputs = {n: array[:, : time.stop - time.start] for n, array in outputs.items()}
+            steps = self._calls.seen(chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps)
+            for step, values in steps:
+                outputs = {n: self._calls.on_host(values[n], n, step, chunk) for n in trajectory}
                 other = {n: self._plain(values[n], chunk) for n in extra}
-                yield Piece(slice(chunk.contexts.start, chunk.contexts.stop), step, time, outputs, other)
-            require_length(after, spec)
+                yield self._piece(chunk.contexts, step, after, outputs, other)
+            require_length(after, self.spec)
 
-    def hold(self, overrides: Mapping[str, Value] | None = None) -> tuple[Trajectory, Held]:
-        """Roll out all contexts, and keep what comparisons with this rollout need; see `run` for the errors."""
-        overrides = self._complete(overrides)
-        chosen = range(self.contexts.n_contexts)
-        if self.spec.rollout.is_made_whole:
-            made = self._finished(self._joined(chosen, overrides, False, None), overrides)
-            return made, Held(made.time_after, {}, None, made)
-        steps: dict[int, list[dict[str, Value]]] = {}
-        made = self._joined(chosen, overrides, False, steps)
-        first = next(iter(steps.values()))[0]
-        gauge = gauge_for(
-            first,
-            self.spec,
-            has_columns=self.contexts.columns is not None,
-            provider=self.session.provider,
-        )
-        return made, Held(made.time_after, steps, gauge)
+    def kept_pieces(self, held: Held) -> Generator[Piece]:
+        """Yield every step of every chunk of a held rollout; see `squares` for what it may be."""
+        for chunk in self._calls.chunks.of(self._all):
+            after = [0]
+            for step in range(1, len(held.time_after)):
+                values = held.outputs(chunk.contexts.start, step)
+                outputs = {n: in_time(v.numpy(), self.spec, len(chunk.contexts)) for n, v in values.items()}
+                yield self._piece(chunk.contexts, step, after, outputs, {})
+
+    def _piece(
+        self,
+        contexts: range,
+        step: int,
+        after: list[int],
+        outputs: dict[str, NDArray[Any]],
+        other: dict[str, NDArray[Any]],
+    ) -> Piece:
+        """Return the piece of a step, cut to `length`; `after`: time values after each step so far, one is added."""
+        counts = [array.shape[1] for array in outputs.values()]
+        require_equal_times(counts)
+        time = slice(after[-1], after[-1] + counts[0])
+        after.append(time.stop)
+        if self.spec.rollout.length is not None:
+            time = slice(*(min(t, self.spec.rollout.length) for t in (time.start, time.stop)))
+            outputs = {n: array[:, : time.stop - time.start] for n, array in outputs.items()}
+        return Piece(slice(contexts.start, contexts.stop), step, time, outputs, other)
+
+    def hold(self, overrides: Mapping[str, Value] | None = None, *, most_bytes: int | None = None) -> Held:
+        """Roll out all contexts, and keep what comparisons with this rollout need.
+
+        Parameters
+        ----------
+        overrides : mapping of str to Value, optional
+            See `run`.
+        most_bytes : int, optional
+            Host memory that may be taken; beyond it a temporary file is (see `tqs_onnx.rollout.held`).
+
+        Raises
+        ------
+        NonFiniteError
+            A trajectory value is not finite.
+        InputError
+            See `run`; or there is no room for a temporary file.
+        """
+        overrides, trajectory = self._complete(overrides), self.spec.trajectory.outputs
+        store: Store | None = None
+        gauge: Gauge | None = None
+        kept: dict[int, list[Any]] = {}
+        shapes: list[dict[str, tuple[int, ...]]] = []
+        for chunk in self._calls.chunks.of(self._all):
+            mine = kept.setdefault(chunk.contexts.start, [])
+            for step, values in self._calls.seen(chunk, overrides, trajectory, self.spec.rollout.steps):
+                outputs = {n: values[n] for n in trajectory}
+                if store is None or gauge is None:
+                    step_bytes = sum(v.n_bytes for v in outputs.values())
+                    n_steps = self.spec.rollout.steps * -(
+                        -self.contexts.n_contexts // self._calls.chunks.size
+                    )
+                    on_host = self.session.on_host
+                    store = Store(n_steps * step_bytes, on_host=on_host, most_bytes=most_bytes)
+                    gauge = self._gauge_for(outputs)
+                self._require_finite(outputs, gauge, step, chunk)
+                mine.append(store.keep(outputs))
+                if chunk.contexts.start == 0:
+                    shapes.append({n: shape_in_time(v.shape, self.spec) for n, v in outputs.items()})
+        assert store is not None
+        assert gauge is not None  # there is a context, and a step
+        times = [tuple(shape[1] for shape in at.values()) for at in shapes]
+        require_equal_times([tuple(at[i] for at in times) for i in range(len(trajectory))])
+        after = [0, *np.cumsum([at[0] for at in times]).tolist()]
+        require_length(after, self.spec)
+        length = self.spec.rollout.length
+        ends = tuple(n if length is None else min(n, length) for n in after)
+        n = self.contexts.n_contexts
+        whole = {name: (n, ends[-1], *shape[2:]) for name, shape in shapes[0].items()}
+        return Held(ends, whole, gauge, kept, store)
+
+    def _gauge_for(self, outputs: Mapping[str, Value]) -> Gauge:
+        has_columns = self.contexts.columns is not None
+        key = has_columns, tuple((n, len(v.shape), v.dtype.name) for n, v in outputs.items())
+        if key not in self._gauges:
+            self._gauges[key] = gauge_for(
+                outputs,
+                self.spec,
+                has_columns=has_columns,
+                provider=self.session.provider,
+                device=self.session.device,
+            )
+        return self._gauges[key]
+
+    def _require_finite(self, outputs: Mapping[str, Value], gauge: Gauge, step: int, chunk: Chunk) -> None:
+        """Refuse outputs that are not finite; on a device only the sums of their self-differences are copied."""
+        if self.session.on_host:
+            for name, value in outputs.items():
+                self._calls.on_host(value, name, step, chunk)
+            return
+        for name, value in gauge.squares(outputs, outputs, where=where(step, chunk)).items():
+            if not np.isfinite(value.numpy()).all():  # inf − inf and NaN − NaN are NaN
+                self._calls.on_host(outputs[name], name, step, chunk)
 
     def squares(
         self, held: Held, overrides: Mapping[str, Value] | None = None, *, watch: Watch | None = None
@@ -238,8 +296,7 @@ class Engine:
         overrides : mapping of str to Value, optional
             See `run`.
         watch : callable, optional
-            May stop the rollout early; the other chunks then run as many steps as the first. Not called if
-            `held.whole` is set.
+            May stop the rollout early; the other chunks then run as many steps as the first.
 
         Raises
         ------
@@ -249,18 +306,17 @@ class Engine:
             See `run`.
         """
         overrides = self._complete(overrides)
-        chosen = range(self.contexts.n_contexts)
-        if held.whole is not None:
-            made = self._finished(self._joined(chosen, overrides, False, None), overrides)
-            return Squares(squared(made.outputs, held.whole.outputs), made.time_after)
         steps = self.spec.rollout.steps
         parts: list[ChunkOutputs] = []
-        for start in range(0, chosen.stop, self._batch):
-            chunk = self._chunk(start, min(start + self._batch, chosen.stop))
+        for chunk in self._calls.chunks.of(self._all):
             parts.append(self._compared(chunk, overrides, held, steps, watch))
             steps, watch = parts[-1].steps, None
-        joined = join(parts, chosen, self.spec)
+        joined = join(parts, self._all, self.spec)
         return Squares(joined.outputs, joined.time_after)
+
+    @property
+    def _all(self) -> range:
+        return range(self.contexts.n_contexts)
 
     def _complete(self, overrides: Mapping[str, Value] | None) -> dict[str, Value]:
         """Return the overrides; raise unless they and the spec give every input a value."""
@@ -272,32 +328,6 @@ class Engine:
                     todo=f'Add [[feedback]], [[forcing]] or [[static]] with input = "{port.name}"',
                 )
         return given
-
-    def _finished(self, made: Trajectory, overrides: Mapping[str, Value]) -> Trajectory:
-        """Return a trajectory, averaged and bounded if the spec says so."""
-        if self.spec.rollout.flip_invariant:
-            if self._mirror is None:
-                turned = mirror.flipped(self.contexts, self.spec)
-                plain = mirror.without_mirror(self.spec)
-                self._mirror = Engine(self.session, plain, turned, batch=self._asked, feedback=self.feedback)
-            other = self._mirror._joined(made.contexts, overrides, False, None)
-            made = mirror.averaged(made, other)
-        return mirror.bounded(made, self.contexts, self.spec) if self.spec.rollout.non_negative else made
-
-    def _joined(
-        self,
-        chosen: range,
-        overrides: Mapping[str, Value],
-        keep_other: bool,
-        held: dict[int, list[dict[str, Value]]] | None,
-    ) -> Trajectory:
-        """Roll out all chunks; if `held` is given, also store there what it holds (see `Held.steps`)."""
-        parts: list[ChunkOutputs] = []
-        for start in range(chosen.start, chosen.stop, self._batch):
-            chunk = self._chunk(start, min(start + self._batch, chosen.stop))
-            keep = None if held is None else held.setdefault(start, [])
-            parts.append(self._roll(chunk, overrides, keep_other, keep))
-        return join(parts, chosen, self.spec)
 
     def walk(
         self, overrides: Mapping[str, Value] | None = None, extra: Sequence[str] = ()
@@ -316,132 +346,42 @@ class Engine:
         InputError
             An array changes its shape, or the model fails.
         """
-        for start in range(0, self.contexts.n_contexts, self._batch):
-            chunk = self._chunk(start, min(start + self._batch, self.contexts.n_contexts))
+        for chunk in self._calls.chunks.of(self._all):
             asked = {*extra, *self.feedback.fed}
-            for _, inputs, outputs in self._calls(chunk, overrides or {}, asked, self.spec.rollout.steps):
+            for _, inputs, outputs in self._calls.made(
+                chunk, overrides or {}, asked, self.spec.rollout.steps
+            ):
                 yield inputs, outputs
 
-    def _calls(
-        self, chunk: _Chunk, overrides: Mapping[str, Value], extra: Collection[str], steps: int
-    ) -> Generator[tuple[int, dict[str, Value], dict[str, Value]]]:
-        """Yield (step, inputs, outputs) of every call of a chunk; outputs are those in `extra` and those fed back."""
-        inputs = {**chunk.inputs, **chunk.forcing[0]}
-        for step in range(1, steps + 1):
-            wanted = {*extra, *(self.feedback.fed if step < steps else ())}
-            where = _where(step, chunk)
-            asked = [p.name for p in self.session.signature.outputs if p.name in wanted]
-            try:
-                if step == 1 and isinstance(self.session, SplitSession):
-                    outputs = self._first(self.session, chunk, {**inputs, **overrides}, asked, where)
-                else:
-                    outputs = self.session.run({**inputs, **overrides}, asked, where=where)
-            except InputError as error:
-                if len(chunk.contexts) < 2 or error.todo or self._fixed is not None:
-                    raise
-                todo = "Set `batch` to 1, in case the model takes one context a call"
-                raise InputError(error.what, where=error.where, todo=todo) from error
-            if step == 1:
-                self._require_stated(outputs, chunk)
-            yield step, inputs, outputs
-            if step < steps:
-                inputs = self.feedback.advance(inputs, outputs, chunk.forcing[step], step + 1)
-
-    def _require_stated(self, outputs: Mapping[str, Value], chunk: _Chunk) -> None:
-        """Refuse outputs of other shapes than the model states, and outputs without one entry per context."""
-        axis, n = self.spec.rollout.batch_axis, self._fixed or len(chunk.contexts)
-        for name in {*self.spec.trajectory.outputs, *self.feedback.fed} & outputs.keys():
-            port, shape = self.session.signature.output(name), outputs[name].shape
-            stated = port.shape if port.shape is not None and len(port.shape) == len(shape) else None
-            wrong = port.shape is not None and stated is None
-            for at, (says, size) in enumerate(zip(stated or (), shape, strict=False)):
-                wrong = wrong or (isinstance(says, int) and says != size and at != axis)
-            if wrong or (axis is not None and (axis >= len(shape) or shape[axis] != n)):
-                per = f" for a batch of {n}" if axis is not None else ""
-                raise InputError(
-                    f"the model states output {port}, but gave {list(shape)}{per}",
-                    where=_where(1, chunk),
-                    todo="Export the model with the right shape"
-                    + (", or set rollout.batch_axis to the axis of the batch" if axis is not None else ""),
-                )
-
-    def _chunk(self, start: int, stop: int) -> _Chunk:
-        if (start, stop) not in self._chunks:
-            indices = list(range(start, stop))
-            indices += [stop - 1] * ((self._fixed or 0) - len(indices))
-            inputs = {
-                n: self._placed(n, self.contexts.arrays[n][indices], start)
-                for n in self.spec.inputs
-                if n not in self.spec.forced
-            }
-            forcing = tuple(
-                {
-                    n: self._placed(n, self.contexts.arrays[n][indices, step], start)
-                    for n in sorted(self.spec.forced)
-                }
-                for step in range(self.spec.rollout.steps)
-            )
-            self._chunks[start, stop] = _Chunk(range(start, stop), inputs, forcing)
-        return self._chunks[start, stop]
-
-    def _placed(self, name: str, array: NDArray[Any], start: int) -> Value:
-        """Convert [context, ...] to the model's layout: batch axis in its place, or no batch axis."""
-        axis = self.spec.rollout.batch_axis
-        if axis is not None and name not in self.spec.shared:
-            return self.session.value(np.moveaxis(array, 0, axis))
-        if any(not np.array_equal(array[0], a, equal_nan=array.dtype.kind == "f") for a in array[1:]):
-            raise InputError(
-                f"input {name!r} is shared by a batch, but differs between the contexts from {start} on",
-                where=self.contexts.source,
-                todo="Set `batch` to 1",
-            )
-        return self.session.value(array[0])
-
-    def _roll(
-        self,
-        chunk: _Chunk,
-        overrides: Mapping[str, Value],
-        keep_other: bool,
-        held: list[dict[str, Value]] | None,
-    ) -> ChunkOutputs:
+    def _roll(self, chunk: Chunk, overrides: Mapping[str, Value], keep_other: bool) -> ChunkOutputs:
         trajectory = self.spec.trajectory.outputs
         names = [p.name for p in self.session.signature.outputs]
         extra = [n for n in names if n not in trajectory] if keep_other else []
-        kept: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in trajectory}
-        other: dict[str, list[Value]] = {n: [] for n in extra}
-        for step, _, outputs in self._calls(chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps):
+        kept: dict[str, list[NDArray[Any]]] = {n: [] for n in trajectory}
+        other: dict[str, list[NDArray[Any]]] = {n: [] for n in extra}
+        for step, outputs in self._calls.seen(
+            chunk, overrides, {*trajectory, *extra}, self.spec.rollout.steps
+        ):
             for name in trajectory:
-                kept[name].append(self._collected(outputs[name], name, step, chunk))
+                kept[name].append(self._calls.on_host(outputs[name], name, step, chunk))
             for name in extra:
-                other[name].append(outputs[name])
-            if held is not None:
-                held.append({n: outputs[n] for n in trajectory})
-        if held is not None and not self.session.on_host:
-            self._make_room(held)
-        return ChunkOutputs(
-            {n: [self._on_host(v, n, i, chunk) for i, v in enumerate(vs, 1)] for n, vs in kept.items()},
-            {n: [self._plain(v, chunk) for v in vs] for n, vs in other.items()},
-        )
-
-    def _make_room(self, held: list[dict[str, Value]]) -> None:
-        """Move a held chunk to host memory if all chunks together would exceed the device limit."""
-        n_chunks = -(-self.contexts.n_contexts // self._batch)
-        if n_chunks * sum(v.n_bytes for outputs in held for v in outputs.values()) > _MOST_HELD_BYTES:
-            held[:] = [{n: host_value(v.numpy()) for n, v in outputs.items()} for outputs in held]
+                other[name].append(self._plain(outputs[name], chunk))
+        return ChunkOutputs(kept, other)
 
     def _compared(
-        self, chunk: _Chunk, overrides: Mapping[str, Value], held: Held, steps: int, watch: Watch | None
+        self, chunk: Chunk, overrides: Mapping[str, Value], held: Held, steps: int, watch: Watch | None
     ) -> ChunkOutputs:
         """Roll out a chunk and return its squares; copy them to the host immediately only if that is free."""
-        gauge, others = held.gauge, held.steps[chunk.contexts.start]
-        if gauge is None:
-            raise ValueError("a rollout held as a whole has no steps")
+        gauge = held.gauge
         found: dict[str, list[Value | NDArray[Any]]] = {n: [] for n in gauge.outputs}
         at_once = self.session.on_host or watch is not None
-        for step, _, outputs in self._calls(chunk, overrides, gauge.outputs, steps):
-            made = gauge.squares(outputs, others[step - 1], where=_where(step, chunk))
+        for step, outputs in self._calls.seen(chunk, overrides, gauge.outputs, steps):
+            others = held.outputs(chunk.contexts.start, step)
+            made = gauge.squares(outputs, others, where=where(step, chunk))
             here = (
-                {n: self._on_host(v, n, step, chunk, np.float64) for n, v in made.items()} if at_once else {}
+                {n: self._calls.on_host(v, n, step, chunk, np.float64) for n, v in made.items()}
+                if at_once
+                else {}
             )
             for name, value in made.items():
                 found[name].append(here.get(name, value))
@@ -449,60 +389,13 @@ class Engine:
                 break
         return ChunkOutputs(
             {
-                n: [self._on_host(v, n, i, chunk, np.float64) for i, v in enumerate(vs, 1)]
+                n: [self._calls.on_host(v, n, i, chunk, np.float64) for i, v in enumerate(vs, 1)]
                 for n, vs in found.items()
             },
             {},
         )
 
-    def _first(
-        self,
-        session: SplitSession,
-        chunk: _Chunk,
-        inputs: Mapping[str, Value],
-        names: Sequence[str],
-        where: str,
-    ) -> dict[str, Value]:
-        """Make the first call of a rollout; only the overrides distinguish it from that of other rollouts."""
-        outputs = session.run(inputs, names, where=where, kept=chunk.kept)
-        if sum(v.n_bytes for c in self._chunks.values() for v in c.kept.values()) > _MOST_KEPT_BYTES:
-            chunk.kept.clear()
-        return outputs
-
-    def _collected(self, value: Value, name: str, step: int, chunk: _Chunk) -> Value | NDArray[Any]:
-        """Return the array, checked now, on the CPU; otherwise the value, to be copied after the rollout."""
-        return self._on_host(value, name, step, chunk) if self.session.on_host else value
-
-    def _on_host(
-        self,
-        value: Value | NDArray[Any],
-        name: str,
-        step: int,
-        chunk: _Chunk,
-        dtype: type[np.floating[Any]] = np.float32,
-    ) -> NDArray[Any]:
-        if not isinstance(value, Value):
-            return value
-        array = in_time(value.numpy(), self.spec, len(chunk.contexts), dtype)
-        if not np.isfinite(array).all():
-            raise self._not_finite(name, array, step, chunk)
-        return array
-
-    def _not_finite(self, name: str, array: NDArray[Any], step: int, chunk: _Chunk) -> NonFiniteError:
-        position = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        context = chunk.contexts.start + position[0]
-        variable = variable_at(self.spec, name, position)
-        series = self.contexts.series
-        label = f" of series {series[context]!r}" if series is not None else ""
-        return NonFiniteError(
-            f"variable {variable!r}{label} is NaN or infinite",
-            variable=variable,
-            step=step,
-            context=context,
-            todo="Check the contexts and the [[feedback]], or roll out fewer steps",
-        )
-
-    def _plain(self, value: Value, chunk: _Chunk) -> NDArray[Any]:
+    def _plain(self, value: Value, chunk: Chunk) -> NDArray[Any]:
         """Return an output outside the trajectory as [context, ...]; an output without a batch axis is repeated."""
         array = value.numpy()
         if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
@@ -519,7 +412,3 @@ def _require_inputs(session: Session | SplitSession, spec: RolloutSpec, contexts
         session.signature.input(name)
         if name not in contexts.arrays:
             raise InputError(f"has no array for input {name!r}", where=contexts.source)
-
-
-def _where(step: int, chunk: _Chunk) -> str:
-    return f"step {step}, contexts {chunk.contexts.start}–{chunk.contexts.stop - 1}"

@@ -32,7 +32,7 @@ class FeedbackSession:
         self._session: Session | None = None
         if self._update.model is not None and spec.rollout.steps > 1:
             # One thread: the graph only moves data, and a second thread pool would compete with the model's.
-            options = SessionOptions(threads=1)
+            options = SessionOptions(threads=1, device=session.device)
             self._session = open_session(self._update.model, provider=session.provider, options=options)
         fed = {output for kind, output in self._update.feeds.values() if kind == "output"}
         self.fed = frozenset(fed | set(self._update.direct.values()))

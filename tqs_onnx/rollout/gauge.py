@@ -21,7 +21,6 @@ from onnx import TensorProto, helper
 from tqs_onnx.rollout.options import Provider, SessionOptions
 from tqs_onnx.rollout.session import Session, Value, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec
-from tqs_onnx.rollout.trajectory import Trajectory
 
 _OPSET = 17
 _IR_VERSION = 8
@@ -52,28 +51,6 @@ class Gauge:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """A reference rollout for comparisons: its outputs, kept on their device. Created by `engine.Engine.hold`.
-
-    Parameters
-    ----------
-    time_after : tuple of int
-        See `Trajectory`.
-    steps : dict of int to list
-        Maps the first context of a chunk to its trajectory outputs, step by step.
-    gauge : Gauge or None
-        Compares the outputs; None when `whole` is set.
-    whole : Trajectory or None
-        Replaces `steps` for a rollout that is averaged or bounded as a whole.
-    """
-
-    time_after: tuple[int, ...]
-    steps: dict[int, list[dict[str, Value]]]
-    gauge: Gauge | None
-    whole: Trajectory | None = None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Squares:
     """Squared differences of one rollout from another.
 
@@ -91,7 +68,7 @@ class Squares:
 
 
 def gauge_for(
-    outputs: Mapping[str, Value], spec: RolloutSpec, *, has_columns: bool, provider: Provider
+    outputs: Mapping[str, Value], spec: RolloutSpec, *, has_columns: bool, provider: Provider, device: int = 0
 ) -> Gauge:
     """Return the gauge for outputs of these ranks and dtypes.
 
@@ -103,6 +80,7 @@ def gauge_for(
     has_columns : bool
         Whether the last axis of a trajectory may be the columns of a table (`variables.by_variable`).
     provider : str
+    device : int
     """
     nodes: list[onnx.NodeProto] = []
     inputs: list[onnx.ValueInfoProto] = []
@@ -121,7 +99,7 @@ def gauge_for(
         # TensorRT would build an engine for every shape.
         provider="cuda" if provider == "tensorrt" else provider,
         # One thread: a second thread pool would compete with the model's. A memory pattern would double the memory.
-        options=SessionOptions(threads=1, memory_pattern=False),
+        options=SessionOptions(threads=1, memory_pattern=False, device=device),
     )
     return Gauge(tuple(outputs), session)
 
@@ -155,13 +133,3 @@ def _kept_axes(output: str, rank: int, spec: RolloutSpec, *, has_columns: bool) 
     if has_columns and rest:
         kept.add(rest[-1])
     return kept
-
-
-def squared(
-    a: Mapping[str, NDArray[np.float32]], b: Mapping[str, NDArray[np.float32]]
-) -> dict[str, NDArray[np.float64]]:
-    """Return (a − b)² of whole trajectories, for rollouts that can only be compared as a whole."""
-    made = {name: np.subtract(mine, b[name], dtype=np.float64) for name, mine in a.items()}
-    for difference in made.values():
-        np.square(difference, out=difference)
-    return made

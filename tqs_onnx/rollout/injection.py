@@ -23,26 +23,28 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
-from tqs_onnx.rollout.engine import Engine, Held, Squares, Trajectory, Watch
+from tqs_onnx.rollout.engine import Engine, Squares, Trajectory, Watch
 from tqs_onnx.rollout.feedback import FeedbackSession
-from tqs_onnx.rollout.options import RunOptions, SessionOptions
+from tqs_onnx.rollout.held import Held
+from tqs_onnx.rollout.options import AnyProvider, RunOptions
+from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.session import Session, Value, host_value, open_session
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.split_session import SplitSession
 from tqs_onnx.rollout.stream import Piece
+from tqs_passes.encode.static import Kind
+from tqs_passes.encode.weight import ROUNDED
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.graph.split_model import Halves, split, value_types
+from tqs_passes.plan.plan import Assignment
 from tqs_passes.transforms.expose import Expose, weight_values
-from tqs_passes.transforms.switch import Switch, switch_names
+from tqs_passes.transforms.switch import Switch, SwitchInputs, switch_inputs
 from tqs_passes.weights import Weight
 
-#: Values of a switch.
-OFF, ON = np.array(False), np.array(True)
 #: A placeholder: the values are passed to the session, and the file is never opened.
 _NOWHERE = (("location", "unused"), ("offset", "0"))
 
@@ -53,6 +55,11 @@ class Injection(Protocol):
     #: Whether a session is built for every rollout.
     builds: bool
 
+    @property
+    def placement(self) -> Placement | None:
+        """Where the nodes of the nominal session run; None on the CPU, and if the runtime does not say."""
+        ...
+
     def values(self, weight: Weight) -> NDArray[Any]:
         """Return the nominal values of a weight, in its dtype."""
         ...
@@ -61,8 +68,12 @@ class Injection(Protocol):
         """Prepare a rollout with these weights replaced; safe to call while another rollout runs."""
         ...
 
-    def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
+    def hold(self, most_bytes: int | None = None) -> Held:
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need; see `Engine.hold`."""
+        ...
+
+    def kept_pieces(self, held: Held) -> Iterator[Piece]:
+        """Yield a held rollout, one step at a time."""
         ...
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
@@ -99,13 +110,13 @@ class Exposable:
         The model with every weight as a graph input; small, whatever the size of the weights.
     arrays : dict of str to array
         Values of the weights: views of the model's memory, or of its memory-mapped file.
-    switches : dict of str to str
-        Graph input that switches the rounding of a reader's input, by the reader's weight (`transforms.switch`).
+    switches : dict of str to SwitchInputs
+        Graph inputs that switch the rounding of a reader's input, by the reader's weight (`transforms.switch`).
     """
 
     proto: onnx.ModelProto
     arrays: dict[str, NDArray[Any]]
-    switches: dict[str, str] = field(default_factory=dict[str, str])
+    switches: dict[str, SwitchInputs] = field(default_factory=dict[str, SwitchInputs])
 
     def opened_for(self, group: frozenset[str]) -> tuple[bytes, tuple[str, ...]]:
         """Return the serialized model with `group` exposed, and the names of the weights to pass to the session."""
@@ -133,14 +144,15 @@ class Exposable:
         return proto, names
 
 
-def switchable(model: Model, weights: Iterable[Weight], switched: tuple[str, ...]) -> Exposable:
+def switchable(
+    model: Model, weights: Iterable[Weight], switched: tuple[str, ...], kind: Kind | None = None
+) -> Exposable:
     """Prepare a lifted model in which also the inputs of the readers of the `switched` weights can be rounded."""
     plain = exposable(model, weights)
     if not switched:
         return plain
-    made = Switch(switched).apply(replace(model, proto=plain.proto))
-    names = switch_names(switched)
-    return replace(plain, proto=made.model.proto, switches={name: names[name] for name in made.changed})
+    made = Switch(switched, kind).apply(replace(model, proto=plain.proto)).model.proto
+    return replace(plain, proto=made, switches=switch_inputs(made, switched))
 
 
 def exposable(model: Model, weights: Iterable[Weight]) -> Exposable:
@@ -167,6 +179,8 @@ class GroupSession:
         Compute the part before the group only once for the first step, if there is one.
     feedback : FeedbackSession, optional
         See `Engine`.
+    max_device_bytes : int, optional
+        See `SessionOptions`.
     """
 
     builds = False
@@ -181,11 +195,13 @@ class GroupSession:
         *,
         prefix: bool = False,
         feedback: FeedbackSession | None = None,
+        max_device_bytes: int | None = None,
     ) -> None:
+        self._options = run.for_scoring(max_device_bytes)
         names = [w.name for w in group if w.name in source.arrays]
         self._arrays = source.arrays
         self._constants = {n: host_value(a) for n, a in source.arrays.items() if n not in names}
-        self._run = run
+        self._provider: AnyProvider = run.provider
         halves = source.split_for(frozenset(names)) if prefix else None
         self.session: Session | SplitSession
         if halves is None:
@@ -201,12 +217,17 @@ class GroupSession:
         self.engine = Engine(self.session, spec, contexts, batch=run.batch, feedback=feedback)
         self.switches = source.switches
         self._nominal = {name: self.session.value(source.arrays[name]) for name in names}
-        self._nominal |= {name: self.session.value(OFF) for name in self.switches.values()}
+        for switch in self.switches.values():
+            self._nominal |= {name: self.session.value(value) for name, value in switch.off().items()}
+
+    @property
+    def placement(self) -> Placement | None:
+        """Where the nodes of its session run; None on the CPU, and if the runtime does not say."""
+        return self.session.placement
 
     def _opened(self, serialized: bytes, present: Collection[str]) -> Session:
         stored = {name: value for name, value in self._constants.items() if name in present}
-        options = SessionOptions(threads=self._run.threads)
-        return open_session(serialized, provider=self._run.provider, options=options, stored=stored)
+        return open_session(serialized, provider=self._provider, options=self._options, stored=stored)
 
     def over(self, contexts: Contexts) -> GroupSession:
         """Return the same session over other contexts of the same shapes."""
@@ -218,14 +239,23 @@ class GroupSession:
         """Return the nominal values of a weight, in its dtype."""
         return self._arrays[weight.name]
 
+    def rounding(self, a: Assignment) -> dict[str, NDArray[Any]]:
+        """Return what rounds the input of a weight's reader as the assignment has it: values for `prepare`."""
+        is_rounded = a.form in ROUNDED and a.weight in self.switches
+        return dict(self.switches[a.weight].on(a.ranges)) if is_rounded else {}
+
     def prepare(self, replaced: Mapping[str, NDArray[Any]]) -> Ready:
         """Put the replaced weights on the device."""
         changed = {name: self.session.value(array) for name, array in replaced.items()}
         return Ready(self.engine, {**self._nominal, **changed})
 
-    def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
-        return self.engine.hold(self._nominal)
+    def hold(self, most_bytes: int | None = None) -> Held:
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need; see `Engine.hold`."""
+        return self.engine.hold(self._nominal, most_bytes=most_bytes)
+
+    def kept_pieces(self, held: Held) -> Iterator[Piece]:
+        """Yield a held rollout, one step at a time."""
+        return self.engine.kept_pieces(held)
 
     def run(self, replaced: Mapping[str, NDArray[Any]], *, keep_other: bool = False) -> Trajectory:
         """Roll out with the named weights replaced, all others nominal."""
@@ -257,16 +287,20 @@ class Rebuilt:
         run: RunOptions,
     ) -> None:
         self._arrays = source.arrays
-        self._threads = run.threads
+        self._options = run.for_scoring()
         single = frozenset(name for name, array in source.arrays.items() if array.size == 1)
         self._serialized, constants = source.opened_for(single)
         self._constants = {name: host_value(source.arrays[name]) for name in constants}
         self._nominal = {name: host_value(source.arrays[name]) for name in sorted(single)}
         self._engine = Engine(self._built({}), spec, contexts, batch=run.batch)
 
+    @property
+    def placement(self) -> Placement | None:
+        """None: it runs on the CPU only."""
+        return None
+
     def _built(self, replaced: Mapping[str, Value]) -> Session:
-        options = SessionOptions(threads=self._threads)
-        return open_session(self._serialized, options=options, stored={**self._constants, **replaced})
+        return open_session(self._serialized, options=self._options, stored={**self._constants, **replaced})
 
     def values(self, weight: Weight) -> NDArray[Any]:
         """Return the nominal values of a weight, in its dtype."""
@@ -280,9 +314,13 @@ class Rebuilt:
         engine = self._engine.of(self._built(constant)) if constant else self._engine
         return Ready(engine, {**self._nominal, **exposed})
 
-    def hold(self) -> tuple[Trajectory, Held]:
-        """Roll out with all weights nominal, and keep what comparisons with this rollout need."""
-        return self._engine.hold(self._nominal)
+    def hold(self, most_bytes: int | None = None) -> Held:
+        """Roll out with all weights nominal, and keep what comparisons with this rollout need; see `Engine.hold`."""
+        return self._engine.hold(self._nominal, most_bytes=most_bytes)
+
+    def kept_pieces(self, held: Held) -> Iterator[Piece]:
+        """Yield a held rollout, one step at a time."""
+        return self._engine.kept_pieces(held)
 
     def squares_from(self, contexts: Contexts, held: Held) -> Squares:
         """Roll out from other contexts with all weights nominal, and compare with `held`."""

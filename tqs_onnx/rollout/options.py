@@ -27,16 +27,22 @@ class RunOptions:
         Maximum number of contexts per call; None: 32. A model with a fixed batch size runs with that size.
     threads : int
         Threads per call; 0: the runtime's choice.
+    devices : tuple of int
+        GPUs by number, each once; empty: the first. Scoring runs a worker on each, everything else on the first.
+    strict_device : bool
+        Refuse a model of which the runtime places nodes on the CPU although a GPU was asked for.
 
     Raises
     ------
     InputError
-        The provider is unknown, or a number is too small.
+        The provider is unknown, a number is too small, or a device is named twice or for the CPU.
     """
 
     provider: AnyProvider = "auto"
     batch: int | None = None
     threads: int = 0
+    devices: tuple[int, ...] = ()
+    strict_device: bool = False
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -48,6 +54,30 @@ class RunOptions:
             raise InputError(f"`batch` must be at least 1, not {self.batch}")
         if self.threads < 0:
             raise InputError(f"`threads` must be at least 0, not {self.threads}")
+        if min(self.devices, default=0) < 0 or len(set(self.devices)) < len(self.devices):
+            named = ",".join(map(str, self.devices))
+            raise InputError(f"`devices` must name each GPU once, from 0, not {named}", todo="Give e.g. 0,1")
+        if self.devices and self.provider == "cpu":
+            raise InputError("`devices` names GPUs", todo="Set `provider` to cuda, or leave it out")
+
+    @property
+    def device(self) -> int:
+        """The GPU of everything that runs in this process."""
+        return self.devices[0] if self.devices else 0
+
+    def for_scoring(self, max_device_bytes: int | None = None) -> SessionOptions:
+        """Return the options of a session whose runs are compared with each other, within a limit if there is one."""
+        return SessionOptions(
+            self.threads,
+            memory_pattern=max_device_bytes is None,
+            device=self.device,
+            strict_device=self.strict_device,
+            max_device_bytes=max_device_bytes,
+        )
+
+    def for_serving(self) -> SessionOptions:
+        """Return the options of a session that runs a file as a server would."""
+        return SessionOptions(self.threads, device=self.device, strict_device=self.strict_device, stock=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +95,21 @@ class SessionOptions:
         to the memory of the first call.
     config : mapping of str to str
         Session config entries, e.g. ``{"session.disable_quant_qdq": "1"}``.
+    device : int
+        Number of the GPU; unused on the CPU.
+    stock : bool
+        Leave a GPU's own settings as they are: TF32 on, any convolution algorithm, kernels that may not repeat bits.
+    max_device_bytes : int or None
+        Limit of the memory that the session takes from a GPU for its tensors; not for a `stock` session.
+    strict_device : bool
+        Refuse to place any node on the CPU, if another provider is asked for.
     """
 
     threads: int = 0
     optimize: Optimize = "all"
     memory_pattern: bool = True
     config: Mapping[str, str] = field(default_factory=dict[str, str])
+    device: int = 0
+    stock: bool = False
+    max_device_bytes: int | None = None
+    strict_device: bool = False

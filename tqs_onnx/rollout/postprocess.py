@@ -1,10 +1,11 @@
 """The post-processing of TimesFM's package, for any rollout: flip invariance and non-negative forecasts.
 
-    flip invariance   Y = (R(x) − R(−x)) / 2, R the whole rollout: both are rolled out to the end, then averaged
-    non-negative      Y = max(Y, 0) for every context whose states have no negative value
+    flip invariance   Y = (R(x) − R(−x)) / 2, R the whole rollout: both feed back their own outputs, not the average
+    non-negative      Y = max(Y, 0) for every context whose states have no negative value; Y is not fed back
 
 States are the inputs that are fed back; forcings, masks and static inputs stay unchanged. Of quantiles, keep only the
-mean or the median (`trajectory.select`), because the others would have to swap places. Source:
+mean or the median (`trajectory.select`), because the others would have to swap places. Both act on one value at a
+time, so they are applied step by step. Source:
 `force_flip_invariance` and `infer_is_positive` of the PyTorch package `timesfm` (its decoder, not its network). NumPy
 only.
 """
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.spec.spec import RolloutSpec
-from tqs_onnx.rollout.trajectory import Trajectory
 
 
 def states(spec: RolloutSpec) -> tuple[str, ...]:
@@ -38,22 +38,31 @@ def flipped(contexts: Contexts, spec: RolloutSpec) -> Contexts:
     return replace(contexts, arrays={n: -a if n in turned else a for n, a in contexts.arrays.items()})
 
 
-def averaged(plain: Trajectory, turned: Trajectory) -> Trajectory:
-    """Return half the difference between a trajectory and that of the flipped contexts."""
-    outputs = {n: (a - turned.outputs[n]) * np.float32(0.5) for n, a in plain.outputs.items()}
-    return replace(plain, outputs=outputs)
+def averaged(plain: NDArray[np.float32], turned: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return half the difference between an output and that of the flipped contexts."""
+    result: NDArray[np.float32] = (plain - turned) * np.float32(0.5)
+    return result
 
 
-def bounded(trajectory: Trajectory, contexts: Contexts, spec: RolloutSpec) -> Trajectory:
-    """Return a trajectory without negative values for contexts whose states have none."""
-    rows = slice(trajectory.contexts.start, trajectory.contexts.stop)
-    free = np.ones(len(trajectory.contexts), np.bool_)
-    for name in states(spec):
-        array = contexts.arrays[name][rows]
+def without_negatives(contexts: Contexts, spec: RolloutSpec, rows: slice | list[int]) -> NDArray[np.bool_]:
+    """Return which of these contexts have no negative value in any state, bool [context]."""
+    arrays = [contexts.arrays[name][rows] for name in states(spec)]
+    free = np.ones(len(arrays[0]), np.bool_)
+    for array in arrays:
         free &= (array >= 0).reshape(len(array), -1).all(axis=1)
-    return replace(trajectory, outputs={n: _bounded(a, free) for n, a in trajectory.outputs.items()})
+    return free
 
 
-def _bounded(array: NDArray[np.float32], free: NDArray[np.bool_]) -> NDArray[np.float32]:
-    chosen = free.reshape(-1, *(1,) * (array.ndim - 1))
+def bounded(array: NDArray[np.float32], free: NDArray[np.bool_], axis: int | None) -> NDArray[np.float32]:
+    """Return an output without negative values for the contexts that are `free` of them.
+
+    Parameters
+    ----------
+    array : float32 array
+        An ONNX output, of any rank.
+    free : bool array [context]
+    axis : int or None
+        The axis of the contexts; None: the output belongs to one context.
+    """
+    chosen = free if axis is None else free.reshape(*(1,) * axis, -1, *(1,) * (array.ndim - axis - 1))
     return np.where(chosen, np.maximum(array, np.float32(0)), array)

@@ -4,8 +4,10 @@ The only module that imports onnxruntime. There are no silent fallbacks: if a re
 an error is raised. Every runtime error becomes one line; the runtime's own log is off, because it would repeat the
 same error.
 
-A server passes none of the options below, so the CPU runs under stock options by default. CUDA runs without TF32
-and with a fixed choice of convolution algorithm: nominal and perturbed runs must differ only by the perturbation.
+A server passes none of the options below, so the CPU runs under stock options by default. On a GPU, runs that are
+compared with each other must differ only by what was perturbed; `provider_options` says what is passed for that, and
+what is left out when a file runs as a server would run it. Nodes that the runtime places on the CPU although a GPU was
+asked for are counted (`Session.placement`).
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.guard import guard, handle_signals
 from tqs_onnx.rollout.options import PROVIDERS, AnyProvider, Optimize, Provider, SessionOptions
+from tqs_onnx.rollout.placement import Placement
+from tqs_onnx.rollout.provider_options import NAMES, TF32_OVERRIDE, chain_of, rounds_to_tf32
 from tqs_onnx.rollout.spec.signature import Dim, ModelSignature, Port, port
 from tqs_passes.errors import InputError
 
@@ -52,26 +56,9 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _FATAL = 4
 #: A value that is freed as soon as a run is over.
 _BIG_BYTES = 1 << 20
+#: Whether this runtime says where it places nodes (since 1.24).
+_TELLS_PLACEMENT = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
 _STATE = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # the runtime's error classes
-_CPU = "CPUExecutionProvider"
-_CUDA = (
-    "CUDAExecutionProvider",
-    {"use_tf32": "0", "cudnn_conv_algo_search": "DEFAULT", "do_copy_in_default_stream": "1"},
-)
-_CHAINS: dict[Provider, list[Any]] = {
-    "cpu": [_CPU],
-    "cuda": [_CUDA, _CPU],
-    "tensorrt": [
-        ("TensorrtExecutionProvider", {"trt_fp16_enable": "0", "trt_int8_enable": "0"}),
-        _CUDA,
-        _CPU,
-    ],
-}
-_NAMES: dict[Provider, str] = {
-    "cpu": _CPU,
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 _LEVELS: dict[Optimize, Any] = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
@@ -113,6 +100,8 @@ class Value:
 
     def numpy(self) -> NDArray[Any]:
         """Return the values on the host: on the CPU a view that keeps the memory alive, otherwise a copy."""
+        if self._held is not None:
+            return self._held  # the runtime's view of it would not keep it alive
         if self.dtype != _BFLOAT16:
             result: NDArray[Any] = self.raw.numpy()
             return result
@@ -132,12 +121,24 @@ class Session:
     raw : onnxruntime.InferenceSession
     provider : str
         The provider it actually runs on.
+    device : int
+        Number of the GPU; 0 on the CPU.
+    placement : Placement or None
+        Where its nodes run; None on the CPU, and if the runtime does not say.
     """
 
-    def __init__(self, raw: ort.InferenceSession, provider: Provider) -> None:
+    def __init__(
+        self,
+        raw: ort.InferenceSession,
+        provider: Provider,
+        device: int = 0,
+        placement: Placement | None = None,
+    ) -> None:
         self._raw = raw
         self._device = "cpu" if provider == "cpu" else "cuda"
         self.provider: Provider = provider
+        self.device = 0 if provider == "cpu" else device
+        self.placement = placement
         self.signature = ModelSignature(
             tuple(_port(i.name, i.type, i.shape) for i in raw.get_inputs()),
             tuple(_port(o.name, o.type, o.shape) for o in raw.get_outputs()),
@@ -164,7 +165,7 @@ class Session:
         try:
             if self.on_host or held.dtype == _BFLOAT16:
                 return host_value(held)
-            return Value(ort.OrtValue.ortvalue_from_numpy(held, self._device), held.dtype)
+            return Value(ort.OrtValue.ortvalue_from_numpy(held, self._device, self.device), held.dtype)
         except _ERRORS as error:
             raise InputError(
                 f"{held.nbytes} bytes do not fit on the device: {_text(error)}", todo="Use a smaller `batch`"
@@ -198,7 +199,10 @@ class Session:
                     bound[name] = value  # also keeps its memory alive while it is bound
                     big = big or value.n_bytes > _BIG_BYTES
             for name in names:
-                binding.bind_output(name, "cpu" if self._dtypes.get(name) == _BFLOAT16 else self._device)
+                if self._dtypes.get(name) == _BFLOAT16:
+                    binding.bind_output(name, "cpu")
+                else:
+                    binding.bind_output(name, self._device, self.device)
             self._run(binding)
             raw = binding.get_outputs()
             binding.clear_binding_outputs()  # otherwise the next run would write into these results
@@ -279,22 +283,30 @@ def open_session(
     provider = resolve_provider(provider)
     _require(provider)
     _silence()
+    if not options.stock:
+        _warn_of_tf32(provider)
     said = _preload(provider)
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL
     settings.intra_op_num_threads = options.threads
     settings.graph_optimization_level = _LEVELS[options.optimize]
     settings.enable_mem_pattern = options.memory_pattern
-    settings.use_deterministic_compute = provider != "cpu"
+    settings.use_deterministic_compute = provider != "cpu" and not options.stock
+    chain = chain_of(provider, options)
     for key, text in _entries(options, folder).items():
         settings.add_session_config_entry(key, text)
+    if provider != "cpu" and _TELLS_PLACEMENT:
+        settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    elif provider != "cpu" and options.strict_device:  # this runtime can refuse, but not name the nodes
+        settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        chain = chain[:-1]
     if stored:
         settings.add_external_initializers(list(stored), [v.raw for v in stored.values()])
     try:
         raw = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             settings,
-            providers=_CHAINS[provider],
+            providers=chain,
             enable_fallback=0,  # otherwise it prints to stdout and continues on the CPU
         )
     except _ERRORS as error:
@@ -305,13 +317,28 @@ def open_session(
             ) from error
         where = str(model) if isinstance(model, Path) else ""
         raise InputError(f"the model does not load: {_text(error)}", where=where) from error
-    if _NAMES[provider] not in raw.get_providers():
+    if NAMES[provider] not in raw.get_providers():
         reason = f" ({said})" if said else ""
         raise InputError(
             f"{provider} was requested but the runtime fell back to {_short(raw.get_providers()[0])}{reason}",
             todo="Install a driver and the GPU libraries (tqs-onnx[cuda]), or set `provider` to cpu",
         )
-    return Session(raw, provider)
+    placement = None if provider == "cpu" else _placement(raw)
+    if options.strict_device and placement is not None and placement.on_cpu:
+        raise InputError(
+            str(placement),
+            where=str(model) if isinstance(model, Path) else "",
+            todo="Export the model without these operators, or leave out `strict_device`",
+        )
+    return Session(raw, provider, options.device, placement)
+
+
+def _placement(raw: ort.InferenceSession) -> Placement | None:
+    """Return where the runtime placed the nodes that it did not fold away; None if it does not say."""
+    if not _TELLS_PLACEMENT:
+        return None
+    parts = raw.get_provider_graph_assignment_info()
+    return Placement.of((part.ep_name, node.op_type) for part in parts for node in part.get_nodes())
 
 
 def resolve_provider(provider: AnyProvider) -> Provider:
@@ -334,7 +361,7 @@ def _best_provider() -> Provider:
 def available_providers() -> tuple[Provider, ...]:
     """Return the providers built into this runtime; `probe_provider` tests whether they work."""
     built = set(ort.get_available_providers())
-    return tuple(p for p in PROVIDERS if _NAMES[p] in built)
+    return tuple(p for p in PROVIDERS if NAMES[p] in built)
 
 
 def probe_provider(provider: Provider) -> str | None:
@@ -382,6 +409,16 @@ def _entries(options: SessionOptions, folder: Path | None) -> dict[str, str]:
     if folder is not None:
         entries["session.model_external_initializers_file_folder_path"] = str(folder.resolve())
     return entries
+
+
+@cache
+def _warn_of_tf32(provider: Provider) -> None:
+    """Say once per process that this provider cannot be told to leave TF32."""
+    if rounds_to_tf32(provider):
+        _LOG.warning(
+            "TensorRT rounds matrix products to TF32; only %s=0 in the environment turns that off",
+            TF32_OVERRIDE,
+        )
 
 
 def _preload(provider: Provider) -> str:

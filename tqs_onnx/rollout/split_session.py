@@ -31,6 +31,10 @@ class SplitSession:
         self._late = {p.name for p in tail.signature.outputs}
         ports = {p.name: p for p in (*head.signature.outputs, *tail.signature.outputs)}
         self.provider: Provider = tail.provider
+        self.device = tail.device
+        self.placement = (
+            None if head.placement is None or tail.placement is None else head.placement + tail.placement
+        )
         self.signature = ModelSignature(
             tuple(p for p in tail.signature.inputs if p.name not in cut), tuple(ports[n] for n in outputs)
         )

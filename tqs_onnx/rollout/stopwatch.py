@@ -67,6 +67,7 @@ def race(
     *,
     provider: Provider = "cpu",
     threads: int = 0,
+    device: int = 0,
     rounds: int = 9,
     loads: int = 3,
 ) -> dict[str, Laps]:
@@ -81,6 +82,8 @@ def race(
     provider : str
     threads : int
         0: the runtime's choice.
+    device : int
+        Number of the GPU.
     rounds, loads : int
         Number of timed calls at each batch size, and of loads after the first.
 
@@ -96,7 +99,8 @@ def race(
             stored, allow_pickle=False, **{f"{b}/{n}": a for b, f in feeds.items() for n, a in f.items()}
         )
         children = {
-            name: stack.enter_context(_Child(path, stored, provider, threads)) for name, path in files.items()
+            name: stack.enter_context(_Child(path, stored, provider, threads, device))
+            for name, path in files.items()
         }
         load = {name: tuple[float, ...]() for name in files}
         for _ in range(loads):
@@ -121,10 +125,13 @@ def race(
 class _Child:
     """A process that holds one file."""
 
-    def __init__(self, path: Path, feeds: Path, provider: Provider, threads: int) -> None:
+    def __init__(self, path: Path, feeds: Path, provider: Provider, threads: int, device: int) -> None:
         self._path = path
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(path.resolve()), str(feeds), provider, str(threads)],
+            [
+                *(sys.executable, "-m", __name__, str(path.resolve()), str(feeds)),
+                *(provider, str(threads), str(device)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -199,9 +206,9 @@ def _timed(session: Session, feeds: Mapping[str, Value], repeats: int) -> tuple[
     return time.perf_counter() - wall, time.process_time() - used
 
 
-def _answer(path: Path, stored: Path, provider: Provider, threads: int) -> None:
+def _answer(path: Path, stored: Path, provider: Provider, threads: int, device: int) -> None:
     """Load a file, report, and answer the lines of the parent."""
-    options = SessionOptions(threads=threads)
+    options = SessionOptions(threads, device=device, stock=True)
     arrays = np.load(stored)
     before = _memory_mb("VmRSS")
     used = time.process_time()
@@ -234,9 +241,9 @@ def _answer(path: Path, stored: Path, provider: Provider, threads: int) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run a child."""
-    path, stored, provider, threads = arguments
+    path, stored, provider, threads, device = arguments
     try:
-        _answer(Path(path), Path(stored), provider, int(threads))  # type: ignore[arg-type]
+        _answer(Path(path), Path(stored), provider, int(threads), int(device))  # type: ignore[arg-type]
     except InputError as error:
         _say({"error": error.what})
 

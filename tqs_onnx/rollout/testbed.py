@@ -5,6 +5,7 @@ and `scaled` (another σ) return ::
 
     exposed      every weight that reaches an output is a graph input, so that any of them can be replaced
     capturing    the same, with the tensors that rounding reads as additional outputs
+    legs         the same tensors, computed part by part
     file         a file under stock server options; closed after its rollout
 
 Memory: the sessions share the weights with the model; each testbed that needs a nominal trajectory keeps its own.
@@ -14,7 +15,7 @@ Memory: the sessions share the weights with the model; each testbed that needs a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,21 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.distance import Ruler, drift_of, n_space, ruler_for
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.feedback import FeedbackSession
-from tqs_onnx.rollout.gauge import Held
+from tqs_onnx.rollout.held import Held
 from tqs_onnx.rollout.injection import GroupSession, switchable
-from tqs_onnx.rollout.options import RunOptions, SessionOptions
+from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.session import Provider, Session, Value, open_session, resolve_provider
 from tqs_onnx.rollout.spec.check import fixed_batch
 from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.rollout.spread import sigma_of
 from tqs_onnx.rollout.stream import Piece, Stream
 from tqs_onnx.rollout.trajectory import Trajectory
-from tqs_onnx.rollout.variables import sigma
+from tqs_passes.encode.static import Kind
+from tqs_passes.errors import InputError
 from tqs_passes.files.model import Model, serialize
+from tqs_passes.graph.segments import segments
+from tqs_passes.graph.split_model import value_types
 from tqs_passes.transforms.capture import Capture, captured_names
 from tqs_passes.transforms.expose import Expose, weight_values
 from tqs_passes.transforms.reveal import Reveal
@@ -66,6 +72,15 @@ class Capturing:
     nominal: dict[str, Value]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Leg:
+    """The session of one part of the model; see `tqs_passes.graph.segments.Segment` for its inputs and outputs."""
+
+    session: Session
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+
+
 @dataclass(slots=True, eq=False)
 class _Sessions:
     """State shared by the testbeds of one model."""
@@ -73,6 +88,8 @@ class _Sessions:
     exposed: GroupSession | None = None
     capturing: Capturing | None = None
     captured: tuple[str, ...] = ()
+    legs: tuple[Leg, ...] = ()
+    legs_of: tuple[tuple[str, ...], tuple[int, ...]] | None = None
     feedback: FeedbackSession | None = None
 
 
@@ -91,6 +108,11 @@ class Testbed:
     run : RunOptions
     sigma : dict of str to float, optional
         σ_v of every variable; measured on the contexts if not given.
+
+    Raises
+    ------
+    InputError
+        `run.devices` names GPUs, and none works here.
     """
 
     __test__ = False  # pytest collects classes whose name begins with "Test"
@@ -111,12 +133,15 @@ class Testbed:
         self.spec = spec
         self.contexts = contexts
         self.provider: Provider = resolve_provider(run.provider)
+        if self.provider == "cpu" and run.devices:
+            raise InputError(
+                "no GPU works here, and `devices` names some", todo="Run tqs doctor, or leave `devices` out"
+            )
         self.run = replace(run, provider=self.provider)
         self._sigma = None if sigma is None else dict(sigma)
-        self._switched: tuple[str, ...] = ()
+        self._switched: tuple[tuple[str, ...], Kind | None] = ((), None)
         self._sessions = _Sessions()
-        self._nominal: Trajectory | None = None
-        self._held: tuple[Trajectory, Held] | None = None
+        self._held: Held | None = None
         self._fed: GroupSession | None = None
 
     @property
@@ -129,7 +154,7 @@ class Testbed:
         if contexts is self.contexts:
             return self
         other = copy.copy(self)
-        other.contexts, other._nominal, other._held, other._fed = contexts, None, None, None
+        other.contexts, other._held, other._fed = contexts, None, None
         return other
 
     def scaled(self, sigma: Mapping[str, float]) -> Testbed:
@@ -138,26 +163,28 @@ class Testbed:
         other._sigma = dict(sigma)
         return other
 
-    def switched(self, weights: tuple[str, ...]) -> Testbed:
+    def switched(self, weights: tuple[str, ...], kind: Kind | None = None) -> Testbed:
         """Return a testbed with sessions of its own, in which the inputs of these weights' readers can be rounded.
 
-        The rounding is that of the form `dynamic`. `exposed.switches` names the inputs that switch it on; weights that
-        no MatMul or Gemm reads have none.
+        The rounding is that of the form `dynamic`, or of `static` with integers of a kind. `exposed.switches` holds the
+        inputs that switch it on; weights whose readers cannot have it have none.
         """
-        if weights == self._switched:
+        if (weights, kind) == self._switched:
             return self
         other = copy.copy(self)
-        other._switched, other._sessions = weights, _Sessions(feedback=self._sessions.feedback)
-        other._nominal = other._held = other._fed = None
+        other._switched = (weights, kind)
+        other._sessions = _Sessions(feedback=self._sessions.feedback)
+        other._held = other._fed = None
         return other
 
     def close(self) -> None:
         """Close all sessions, also for the testbeds that share them; a session reopens when it is needed again."""
         sessions = self._sessions
         sessions.exposed = sessions.capturing = sessions.feedback = None
-        sessions.captured = ()
+        sessions.captured = sessions.legs = ()
+        sessions.legs_of = None
         # Rollouts of a session that is opened again are compared with its own nominal rollout.
-        self._nominal = self._held = self._fed = None
+        self._held = self._fed = None
 
     @property
     def exposed(self) -> GroupSession:
@@ -170,7 +197,7 @@ class Testbed:
         """
         sessions = self._sessions
         if sessions.exposed is None:
-            source = switchable(self.model, self.weights, self._switched)
+            source = switchable(self.model, self.weights, *self._switched)
             sessions.exposed = GroupSession(
                 source, self.weights, self.spec, self.contexts, self.run, feedback=sessions.feedback
             )
@@ -179,22 +206,8 @@ class Testbed:
             self._fed = sessions.exposed.over(self.contexts)
         return self._fed
 
-    @property
-    def nominal(self) -> Trajectory:
-        """The rollout of the exposed session with nominal weights, computed once.
-
-        Raises
-        ------
-        InputError, NonFiniteError
-            See `Engine.run`.
-        """
-        if self._nominal is None:
-            self._nominal = self.exposed.run({})
-        return self._nominal
-
-    @property
-    def held(self) -> tuple[Trajectory, Held]:
-        """The same rollout, and what perturbed rollouts are compared with on the device; made once.
+    def hold(self) -> Held:
+        """Return the rollout of the exposed session with nominal weights, as far as comparisons need it; made once.
 
         Raises
         ------
@@ -205,32 +218,38 @@ class Testbed:
             self._held = self.exposed.hold()
         return self._held
 
+    def nominal(self) -> Iterator[Piece]:
+        """Yield the nominal rollout, one step at a time; the model runs only for the first (see `hold`)."""
+        return self.exposed.kept_pieces(self.hold())
+
     @property
     def sigma(self) -> dict[str, float]:
         """σ_v of every variable: as given, otherwise measured on the nominal rollout (see `variables.sigma`)."""
         if self._sigma is None:
-            self._sigma = sigma(self.spec, self.contexts, self.nominal.outputs).values
+            self._sigma = sigma_of(self.spec, self.contexts, self.hold(), self.nominal)
         return self._sigma
 
     @property
     def ruler(self) -> Ruler:
         """Measures distances between trajectories of these contexts, in units of σ."""
-        return ruler_for(self.nominal.outputs, self.spec, self.contexts, self.sigma)
+        return ruler_for(self.hold().template, self.spec, self.contexts, self.sigma)
 
-    def drift(self, trajectory: Trajectory, other: Trajectory | None = None) -> float:
-        """Return the drift of a trajectory from another of the same contexts, by default from the nominal one."""
-        base = self.nominal if other is None else other
-        ruler = self.ruler if other is None else ruler_for(base.outputs, self.spec, self.contexts, self.sigma)
-        squares = ruler.squares(trajectory.outputs, base.outputs)
-        return drift_of(squares, n_space(base.outputs, self.spec, self.contexts))
+    def drift(self, ours: Iterable[Piece], other: Iterable[Piece] | None = None) -> float:
+        """Return the drift of a rollout from another of the same contexts, by default from the nominal one."""
+        squares, spaces = self._squares(ours, other)
+        return drift_of(squares, spaces)
 
-    def energies(self, trajectory: Trajectory, other: Trajectory | None = None) -> NDArray[np.float64]:
+    def energies(self, ours: Iterable[Piece], other: Iterable[Piece] | None = None) -> NDArray[np.float64]:
         """Return the squared drift of every context; the root of their mean is the drift."""
-        base = self.nominal if other is None else other
-        ruler = ruler_for(base.outputs, self.spec, self.contexts, self.sigma)
-        squares = ruler.squares(trajectory.outputs, base.outputs)
-        spaces = n_space(base.outputs, self.spec, self.contexts)
+        squares, spaces = self._squares(ours, other)
+        ruler = self.ruler
         return np.asarray(ruler.energy(squares, spaces).sum(axis=1) / ruler.n_values)
+
+    def _squares(
+        self, ours: Iterable[Piece], other: Iterable[Piece] | None
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, int]]:
+        squares = self.ruler.squares_of(ours, self.nominal() if other is None else other)
+        return squares, n_space(self.hold().template, self.spec, self.contexts)
 
     def capturing(self, tensors: tuple[str, ...]) -> Capturing:
         """Return the session over these contexts that outputs these tensors.
@@ -251,12 +270,44 @@ class Testbed:
         exposed = Expose(tuple(w.name for w in self.weights)).apply(shown)
         outputs = captured_names(exposed.model, tensors)
         visible = Capture(tensors).apply(exposed.model)
-        options = SessionOptions(threads=self.run.threads)
-        session = open_session(serialize(visible.model.proto), provider=self.provider, options=options)
+        session = open_session(
+            serialize(visible.model.proto), provider=self.provider, options=self.run.for_scoring()
+        )
         dtypes = {w.name: w.dtype for w in self.weights}
         arrays = {name: weight_values(self.model, name, dtypes[name]) for name in exposed.changed}
         nominal = {name: session.value(array) for name, array in arrays.items()}
         return Capturing(session, self._engine_of(session), outputs, arrays, nominal)
+
+    def legs(self, tensors: tuple[str, ...], cuts: tuple[int, ...]) -> tuple[Leg, ...]:
+        """Return sessions that compute these tensors part by part; all weights are inputs.
+
+        Parameters
+        ----------
+        tensors : tuple of str
+        cuts : tuple of int
+            Positions of the nodes that begin a part. There are fewer parts where the type of a value is unknown.
+
+        Raises
+        ------
+        InputError
+            The model does not load.
+        """
+        sessions = self._sessions
+        if sessions.legs_of != (tensors, cuts):
+            shown = Reveal(tensors).apply(self.model).model
+            proto = Expose(tuple(w.name for w in self.weights)).apply(shown).model.proto
+            options = self.run.for_scoring()
+            sessions.legs = tuple(
+                Leg(
+                    open_session(serialize(part.model), provider=self.provider, options=options),
+                    part.reads,
+                    part.makes,
+                )
+                for part in segments(proto, cuts, tensors, value_types(proto))
+                if part.makes
+            )
+            sessions.legs_of = tensors, cuts
+        return sessions.legs
 
     def roll_file(self, path: Path, *, keep_other: bool = True) -> Trajectory:
         """Roll out a file in a session with stock options, as a server would.
@@ -273,20 +324,17 @@ class Testbed:
         InputError, NonFiniteError
             See `open_session` and `Engine.run`.
         """
-        options = SessionOptions(threads=self.run.threads)
-        session = open_session(path, provider=self.provider, options=options)
-        return self._engine_of(session).run(keep_other=keep_other)
+        return self._engine_of(self._file(path)).run(keep_other=keep_other)
 
     def first_outputs(self, path: Path) -> dict[str, NDArray[Any]]:
         """Return the trajectory outputs of the first call of a file, as the model gives them; see `roll_file`."""
-        options = SessionOptions(threads=self.run.threads)
-        engine = self._engine_of(open_session(path, provider=self.provider, options=options))
+        engine = self._engine_of(self._file(path))
         names = self.spec.trajectory.outputs
         _, outputs = next(engine.walk(extra=names))
         return {name: outputs[name].numpy() for name in names}
 
-    def stream_file(self, path: Path, *, keep_other: bool = False) -> Stream:
-        """Return the rollout of a file one step at a time, in a session with stock options that each run opens.
+    def stream_file(self, path: Path, *, keep_other: bool = False, stock: bool = True) -> Stream:
+        """Return the rollout of a file one step at a time, in a session that each run opens.
 
         Parameters
         ----------
@@ -294,6 +342,8 @@ class Testbed:
             A model with the same inputs and outputs.
         keep_other : bool
             Yield the graph outputs outside the trajectory as well.
+        stock : bool
+            Run it as a server would; else under the options of scoring. There is no difference on the CPU.
 
         Returns
         -------
@@ -302,11 +352,23 @@ class Testbed:
         """
 
         def run() -> Iterator[Piece]:
-            options = SessionOptions(threads=self.run.threads)
-            session = open_session(path, provider=self.provider, options=options)
-            yield from self._engine_of(session).pieces(keep_other=keep_other)
+            yield from self._engine_of(self._file(path, stock=stock)).pieces(keep_other=keep_other)
 
         return run
+
+    def placement_of(self, path: Path) -> Placement | None:
+        """Return where the nodes of a file run; None on the CPU, and if the runtime does not say.
+
+        Raises
+        ------
+        InputError
+            The file does not load, or `strict_device` refuses it.
+        """
+        return None if self.provider == "cpu" else self._file(path).placement
+
+    def _file(self, path: Path, *, stock: bool = True) -> Session:
+        options = self.run.for_serving() if stock else self.run.for_scoring()
+        return open_session(path, provider=self.provider, options=options)
 
     def _engine_of(self, session: Session) -> Engine:
         """Return an engine of a session over these contexts; all engines share the feedback session."""

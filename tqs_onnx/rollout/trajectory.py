@@ -107,6 +107,18 @@ def in_time(
     dtype : type
         Type of the result.
     """
+    ordered = _laid_out(array, spec)
+    with np.errstate(over="ignore"):  # a double that becomes infinite is reported as an infinity
+        return np.ascontiguousarray(ordered[:n_contexts], dtype)
+
+
+def shape_in_time(shape: tuple[int, ...], spec: RolloutSpec) -> tuple[int, ...]:
+    """Return the shape that `in_time` gives an output of this shape, all rows of its batch kept."""
+    return _laid_out(np.broadcast_to(np.False_, shape), spec).shape
+
+
+def _laid_out(array: NDArray[Any], spec: RolloutSpec) -> NDArray[Any]:
+    """Return a view [context, time, *rest] of an ONNX output."""
     index: list[Any] = [slice(None)] * array.ndim
     for cut in spec.trajectory.select:
         index[cut.axis] = slice(*cut.bounds)
@@ -127,8 +139,7 @@ def in_time(
         ordered = ordered[None]
     if spec.trajectory.time_axis is None:
         ordered = ordered[:, None]
-    with np.errstate(over="ignore"):  # a double that becomes infinite is reported as an infinity
-        return np.ascontiguousarray(ordered[:n_contexts], dtype)
+    return ordered
 
 
 def join(parts: list[ChunkOutputs], contexts: range, spec: RolloutSpec) -> Trajectory:

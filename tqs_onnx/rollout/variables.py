@@ -13,7 +13,7 @@ NumPy only; never imports onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,12 @@ def variable_at(spec: RolloutSpec, output: str, position: tuple[int, ...]) -> st
     return output
 
 
-def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[Any]]) -> Sigma:
+def sigma(
+    spec: RolloutSpec,
+    contexts: Contexts,
+    nominal: Mapping[str, NDArray[Any]],
+    deviations: Callable[[], Mapping[str, float]] | None = None,
+) -> Sigma:
     """Return σ_v of every variable, in its own unit.
 
     The first available source is used: `[[variable]].scale`; the training rows of the table (`contexts.scales`); the
@@ -148,8 +153,12 @@ def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[A
     contexts : Contexts
     nominal : mapping of str to NDArray
         The nominal trajectory of all contexts: maps an output to [context, time, *rest].
+    deviations : callable, optional
+        Returns the standard deviation of every variable of the nominal trajectory; called only if a variable has no
+        other source. Then only the shapes of `nominal` are used.
     """
     variables = by_variable(nominal, spec, contexts)
+    spreads: Mapping[str, float] | None = None
     histories = _histories(spec, contexts, nominal)
     given = {v.name: v.scale for v in spec.variable if v.scale is not None}
     scales = dict(contexts.scales or {})
@@ -160,8 +169,13 @@ def sigma(spec: RolloutSpec, contexts: Contexts, nominal: Mapping[str, NDArray[A
     for name, trajectory in variables.items():
         known = given.get(name, scales.get(name))
         deviation = known
-        if deviation is None:  # a history that does not vary gives no scale
-            deviation = std(_known(histories.get(name, trajectory))) or std(trajectory)
+        if deviation is None and name in histories:
+            deviation = std(_known(histories[name])) or None  # a history that does not vary gives no scale
+        if deviation is None and deviations is not None:
+            spreads = deviations() if spreads is None else spreads
+            deviation = spreads[name]
+        if deviation is None:
+            deviation = std(trajectory)
         if deviation == 0.0:
             constant.add(name)
         values[name] = deviation or 1.0

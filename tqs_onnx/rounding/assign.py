@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +40,8 @@ GROWTH_LIMIT = 1.0
 _HALVINGS = 8
 #: Dampings that recurrent weights try besides the usual one.
 _RECURRENT_DAMPS = (0.1, 1.0)
+#: Bytes of sums and factors that are kept between weights while nothing is replaced.
+MOST_FACTOR_BYTES = 512 << 20
 #: Maximum number of weights named in one line.
 _SHOWN = 3
 
@@ -61,7 +63,7 @@ class RoundingOptions:
     alpha : float
         Strength of GPTAQ's correction.
     qep_damp, qep_strength : float
-        Damping and strength of QEP's correction.
+        Damping and strength of QEP's correction; it was published with 1 and 0.5.
     """
 
     method: Method = DEFAULT_ROUNDING
@@ -69,8 +71,8 @@ class RoundingOptions:
     damp: float = 0.01
     act_order: bool = True
     alpha: float = 0.25
-    qep_damp: float = 1.0
-    qep_strength: float = 0.5
+    qep_damp: float = 0.1
+    qep_strength: float = 1.0
 
     @property
     def free(self) -> FreeRounding:
@@ -156,6 +158,7 @@ def round_plan(plan: Plan, calibration: Calibration, options: RoundingOptions) -
     done = {
         a.weight: work.round(a) for a in sorted(integer, key=lambda a: calibration.uses[a.weight].position)
     }
+    calibration.forget()
     assignments = tuple(done.get(a.weight, a) for a in plan.assignments)
     before, after = (sum(a.cost for a in group) for group in (plan.assignments, assignments))
     predicted = plan.predicted_drift
@@ -163,6 +166,24 @@ def round_plan(plan: Plan, calibration: Calibration, options: RoundingOptions) -
         predicted *= math.sqrt(after / before)
     update = {"assignments": assignments, "predicted_drift": predicted}
     return Assigned(plan.model_copy(update=update), work.codes, tuple(work.notes))
+
+
+#: Columns with zero inputs, the order of columns, and the factor of H in that order.
+_Factored = tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Inputs:
+    """The sums of a reader's inputs, and the factors of each group at each damping so far."""
+
+    statistics: Statistics
+    factors: dict[tuple[int, float], _Factored] = field(default_factory=dict[tuple[int, float], _Factored])
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its matrices."""
+        upper = (found.upper.nbytes for _, _, found in self.factors.values() if found is not None)
+        return self.statistics.H.nbytes + self.statistics.D.nbytes + sum(upper)
 
 
 class _Work:
@@ -174,12 +195,7 @@ class _Work:
         self.replaced: dict[str, NDArray[Any]] = {}
         self.codes: dict[str, Codes] = {}
         self.notes: list[Skip] = []
-        self._last: tuple[object, Statistics] | None = None
-        # Factors of the last statistics, by group: weights and candidates that share the statistics share their
-        # factors.
-        self._factors: dict[
-            tuple[int, float], tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]
-        ] = {}
+        self._known: dict[object, _Inputs] = {}
 
     def round(self, a: Assignment) -> Assignment:
         """Round one weight and return its assignment."""
@@ -205,7 +221,8 @@ class _Work:
 
     def _with_data(self, a: Assignment, values: NDArray[Any], plain: Codes) -> tuple[Codes, float] | None:
         """Return codes and the ratio of their output error to that of `plain`; None if the data are unusable."""
-        statistics = self._statistics(a.weight)
+        inputs = self._inputs(a.weight)
+        statistics = inputs.statistics
         view: View = self.calibration.uses[a.weight].uses[0].view
         why = _unusable(statistics)
         if why:
@@ -218,22 +235,28 @@ class _Work:
             base = round_weight(view.weight(target, a.shape), a)
         scales = view.matrices(np.ascontiguousarray(base.wide_scales().astype(np.float64)))
         levels: Matrix | None = None
-        least, round_column = math.inf, _column_rounder(a, view)
-        for damp in self._damps(view):
-            tried = self._all_levels(a, target, scales, statistics, round_column, damp)
+        error, least, round_column = 0.0, math.inf, _column_rounder(a, view)
+        damps, priced = self._damps(view), a.cost != 0
+        for damp in damps:
+            tried = self._all_levels(a, target, scales, inputs, round_column, damp)
             if tried is None:
                 self.notes.append(
                     Skip(a.label, "rounded without data: H has no Cholesky factor at any damping up to 1")
                 )
                 return None
+            if len(damps) == 1 and not priced:
+                levels = tried
+                break
             residual = tried * scales - target
-            product = _output_energy(residual, statistics.H) * float(np.sum(residual * residual))
+            energy = _output_energy(residual, statistics.H)
+            product = energy * float(np.sum(residual * residual))
             if levels is None or product < least:
-                levels, least = tried, product
+                levels, least, error = tried, product, energy
         assert levels is not None
-        error = _output_energy(levels * scales - target, statistics.H)
-        before = _output_energy(view.matrices(plain.decode()).astype(np.float64) - exact, statistics.H)
         codes = replace(base, levels=view.weight(levels, a.shape).astype(np.int8))
+        if not priced:
+            return codes, 1.0
+        before = _output_energy(view.matrices(plain.decode()).astype(np.float64) - exact, statistics.H)
         return codes, error / before if before > 0 else 1.0
 
     def _damps(self, view: View) -> tuple[float, ...]:
@@ -252,29 +275,34 @@ class _Work:
         a: Assignment,
         target: Matrix,
         scales: Matrix,
-        statistics: Statistics,
+        inputs: _Inputs,
         round_column: _ColumnRounder,
         damp: float,
     ) -> Matrix | None:
         """Return the levels of all groups [group, out, in]; None if one H has no factor."""
         levels = np.empty_like(target)
         for g in range(len(target)):
-            rounded = self._levels(a, target[g], scales[g], statistics, g, round_column, damp)
+            rounded = self._levels(a, target[g], scales[g], inputs, g, round_column, damp)
             if rounded is None:
                 return None
             levels[g] = rounded
         return levels
 
-    def _statistics(self, weight: str) -> Statistics:
-        """Return the sums for a weight; consecutive weights that read the same inputs share them."""
+    def _inputs(self, weight: str) -> _Inputs:
+        """Return the sums for a weight, and their factors.
+
+        Consecutive weights that read the same inputs share them. While nothing is replaced, inputs do not change: then
+        those of all weights are kept, as far as they fit.
+        """
         uses = self.calibration.uses[weight].uses
         shape = self.calibration.shapes[weight]
         key = (tuple((use.activation, use.view, use.also) for use in uses), shape if len(shape) > 2 else ())
-        if self._last is None or self._last[0] != key:
+        if key not in self._known:
+            if self.replaced or sum(known.n_bytes for known in self._known.values()) > MOST_FACTOR_BYTES:
+                self._known.clear()
             paired = self.options.method != "gptq"
-            self._last = (key, self.calibration.statistics(weight, self.replaced, paired=paired))
-            self._factors.clear()
-        return self._last[1]
+            self._known[key] = _Inputs(self.calibration.statistics(weight, self.replaced, paired=paired))
+        return self._known[key]
 
     def _corrected(self, a: Assignment, exact: Matrix, statistics: Statistics) -> Matrix:
         """Return the weight corrected by QEP, float64 [group, out, in], with a bounded change."""
@@ -308,30 +336,27 @@ class _Work:
         corrected: Matrix = exact + strength * moved
         return corrected
 
-    def _factored(
-        self, statistics: Statistics, g: int, damp: float
-    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], Factor | None]:
-        """Return the columns with zero inputs, the order of columns, and the factor of H in that order."""
-        if (g, damp) not in self._factors:
-            H = statistics.H[g].copy()
+    def _factored(self, inputs: _Inputs, g: int, damp: float) -> _Factored:
+        if (g, damp) not in inputs.factors:
+            H = inputs.statistics.H[g].copy()
             dead = np.diag(H) == 0
             H[dead, dead] = 1.0
             order = np.argsort(-np.diag(H), kind="stable") if self.options.act_order else np.arange(len(H))
-            self._factors[g, damp] = dead, order, factor(H[np.ix_(order, order)], damp)
-        return self._factors[g, damp]
+            inputs.factors[g, damp] = dead, order, factor(H[np.ix_(order, order)], damp)
+        return inputs.factors[g, damp]
 
     def _levels(
         self,
         a: Assignment,
         target: Matrix,
         scales: Matrix,
-        statistics: Statistics,
+        inputs: _Inputs,
         g: int,
         round_column: _ColumnRounder,
         damp: float,
     ) -> Matrix | None:
         """Return the levels of one group [out, in]; None if H has no factor."""
-        dead, order, found = self._factored(statistics, g, damp)
+        dead, order, found = self._factored(inputs, g, damp)
         w = target.copy()
         w[:, dead] = 0.0
         if found is None:
@@ -340,12 +365,14 @@ class _Work:
             self.notes.append(Skip(a.label, f"damping raised to {found.damp:.3g}"))
         shift = None
         if self.options.method == "gptaq":
-            D = statistics.D[g].copy()
+            D = inputs.statistics.D[g].copy()
             D[:, dead] = 0.0
             shift = drift_correction(D[np.ix_(order, order)], found.upper, self.options.alpha)
 
+        ordered = np.ascontiguousarray(scales.T[order])
+
         def column(j: int, values: Matrix, lazy: Matrix) -> tuple[Matrix, Matrix]:
-            scale = scales[:, order[j]]
+            scale = ordered[j]
             level = round_column((values / scale).astype(np.float32), g, int(order[j])).astype(np.float64)
             return level, scale * level
 

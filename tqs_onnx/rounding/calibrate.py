@@ -6,8 +6,9 @@ two sets of inputs of a reader can be paired row by row; free rollouts would dri
     state_t ──FP32 weights────▶ Xf   (and state_t+1)
         └─────rounded so far──▶ X         H = Σ Xᵀ X,   D = Σ (Xf - X)ᵀ X      rows are inputs, float64
 
-Both runs use one session whose weights are inputs. Sums are updated call by call, so memory is bounded by one call. The
-FP32 activations are kept between weights if they fit in `KEPT_BYTES`; otherwise they are recomputed for each weight.
+Weights are inputs of the sessions; `relay` runs the rounded model. Sums are updated call by call, so memory is bounded
+by one call. The FP32 activations are kept between weights as far as they fit in `KEPT_BYTES`; for further calls another
+relay computes them, and if not even the states fit, the FP32 model is rolled out for each weight.
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from numpy.typing import NDArray
 from tqs_onnx.rollout.session import Value
 from tqs_onnx.rollout.testbed import Capturing, Testbed
 from tqs_onnx.rounding.compensate import Matrix
+from tqs_onnx.rounding.relay import Relay
 from tqs_onnx.rounding.uses import Use, Uses, uses_of
 from tqs_passes.errors import InputError
 
 #: Maximum bytes of FP32 activations and states kept between weights.
 KEPT_BYTES = 512 << 20
+#: Bytes that one call may be expected to show of all tensors together; beyond it they are never asked for at once.
+MOST_SHOWN_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,7 +53,7 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
-    """One call of the FP32 model: its inputs, and the inputs of the readers."""
+    """One call of the FP32 model: its inputs, and the inputs of the readers by name, as far as they are kept."""
 
     inputs: dict[str, Value]
     seen: dict[str, NDArray[Any]]
@@ -73,6 +77,7 @@ class Calibration:
         self._bed = bed
         self._kept: tuple[_Call, ...] | None = None
         self._too_big = False
+        self._on_device: dict[str, tuple[NDArray[Any], Value]] = {}
 
     def _captured(self, use: Use) -> tuple[str, ...]:
         """Return the tensors of a use that a session has to show; weights are known."""
@@ -81,6 +86,26 @@ class Calibration:
     @cached_property
     def _seeing(self) -> Capturing:
         return self._bed.capturing(self._tensors)
+
+    @cached_property
+    def _relay(self) -> Relay:
+        """Runs the rounded model."""
+        return Relay(self._bed.legs(self._tensors, self._cuts()), self._seeing.nominal)
+
+    @cached_property
+    def _fp32_relay(self) -> Relay:
+        return Relay(self._bed.legs(self._tensors, self._cuts()), self._seeing.nominal)
+
+    def _cuts(self) -> tuple[int, ...]:
+        """Return the nodes before which inputs of weights are complete; weights with the same inputs share one."""
+        found: list[int] = []
+        last: set[str] = set()
+        for uses in sorted(self.uses.values(), key=lambda u: u.position):
+            read = {name for use in uses.uses for name in self._captured(use)}
+            if read and read != last:
+                found.append(uses.position)
+                last = read
+        return tuple(dict.fromkeys(found))
 
     @property
     def arrays(self) -> dict[str, NDArray[Any]]:
@@ -109,26 +134,24 @@ class Calibration:
         """
         uses, shape = self.uses[weight].uses, self.shapes[weight]
         seeing = self._seeing
-        outputs = seeing.outputs
-        wanted = list(dict.fromkeys(outputs[name] for use in uses for name in self._captured(use)))
-        changed = {n: seeing.session.value(a) for n, a in replaced.items() if n in seeing.nominal}
+        tensors = tuple(dict.fromkeys(name for use in uses for name in self._captured(use)))
+        changed = {n: self._placed(n, a) for n, a in replaced.items() if n in seeing.nominal}
         weights = {**seeing.nominal, **changed}
         sums: tuple[Matrix, Matrix] | None = None
         n_rows = 0
-        for call in self._calls(wanted):
+        for number, call in enumerate(self._calls(weight, tensors)):
             ours = call.seen
             if changed:
-                made = seeing.session.run({**call.inputs, **weights}, wanted, where="calibration")
-                ours = {name: value.numpy() for name, value in made.items()}
+                ours = _on_host(self._relay.seen(number, call.inputs, weights, weight, tensors))
             for use in uses:
                 x = self._rows(use, shape, ours, replaced)
                 with np.errstate(over="ignore", invalid="ignore"):  # a non-finite H is reported later
                     h = np.swapaxes(x, 1, 2) @ x
-                    d = np.zeros_like(h)
+                    sums = (np.zeros_like(h), np.zeros_like(h)) if sums is None else sums
+                    sums[0][...] += h
                     if paired and changed:
                         gap = self._rows(use, shape, call.seen, {}) - x
-                        d = np.swapaxes(gap, 1, 2) @ x
-                sums = (h, d) if sums is None else (sums[0] + h, sums[1] + d)
+                        sums[1][...] += np.swapaxes(gap, 1, 2) @ x
                 n_rows += x.shape[1]
         if sums is None or not n_rows:
             raise InputError(
@@ -138,6 +161,20 @@ class Calibration:
             )
         return Statistics(*sums, n_rows)
 
+    def forget(self) -> None:
+        """Free what is kept of the rounded model; its weights, among others."""
+        self._on_device.clear()
+        for name in ("_relay", "_fp32_relay"):
+            if name in self.__dict__:
+                self.__dict__[name].forget()
+
+    def _placed(self, name: str, array: NDArray[Any]) -> Value:
+        """Return a replaced weight on the device: the same value for the same array."""
+        held = self._on_device.get(name)
+        if held is None or held[0] is not array:
+            held = self._on_device[name] = array, self._seeing.session.value(array)
+        return held[1]
+
     def _rows(
         self,
         use: Use,
@@ -146,33 +183,54 @@ class Calibration:
         replaced: Mapping[str, NDArray[Any]],
     ) -> Matrix:
         """Return the rows of a use, from the tensors that a session showed and the weights as they are."""
-        outputs = self._seeing.outputs
 
         def read(name: str) -> NDArray[Any] | None:
             if not name:
                 return None
-            return replaced.get(name, self.arrays[name]) if name in self.shapes else seen[outputs[name]]
+            return replaced.get(name, self.arrays[name]) if name in self.shapes else seen[name]
 
-        return use.view.rows(seen[outputs[use.activation]], shape, *map(read, use.also))
+        return use.view.rows(seen[use.activation], shape, *map(read, use.also))
 
-    def _calls(self, wanted: list[str]) -> Iterable[_Call]:
-        """Return the calls of the FP32 model, with at least the requested outputs."""
-        if self._kept is not None:
-            return self._kept
-        if not self._too_big:
-            kept: list[_Call] = []
-            size = 0
-            for call in self._walk(list(self._seeing.outputs.values())):
-                kept.append(call)
-                size += sum(a.nbytes for a in call.seen.values())
-                if size > KEPT_BYTES:
-                    self._too_big = True
-                    break
+    def _calls(self, weight: str, tensors: tuple[str, ...]) -> Iterable[_Call]:
+        """Yield the calls of the FP32 model, with at least these tensors, the inputs of a weight."""
+        if self._kept is None and not self._too_big:
+            self._kept = self._walked(tensors)
+            self._too_big = self._kept is None
+        if self._kept is None:
+            yield from self._walk(tensors)
+            return
+        nominal = self._seeing.nominal
+        for number, call in enumerate(self._kept):
+            if call.seen:
+                yield call
             else:
-                self._kept = tuple(kept)
-                return self._kept
-        return self._walk(wanted)
+                made = self._fp32_relay.seen(number, call.inputs, nominal, weight, tensors)
+                yield _Call(call.inputs, _on_host(made))
 
-    def _walk(self, wanted: list[str]) -> Iterable[_Call]:
+    def _walked(self, tensors: tuple[str, ...]) -> tuple[_Call, ...] | None:
+        """Return all calls, with all tensors while they fit; None if not even the inputs of the calls fit."""
+        every = () if self._expected_bytes(tensors) > MOST_SHOWN_BYTES else self._tensors
+        kept: list[_Call] = []
+        n_inputs = n_seen = 0
+        for call in self._walk(every):
+            n_inputs += sum(value.n_bytes for value in call.inputs.values())
+            n_seen += sum(a.nbytes for a in call.seen.values())
+            if n_inputs > KEPT_BYTES:
+                return None
+            kept.append(call if n_seen <= KEPT_BYTES else _Call(call.inputs, {}))
+        return tuple(kept)
+
+    def _expected_bytes(self, tensors: tuple[str, ...]) -> float:
+        """Return about how many bytes one call shows if it shows all tensors, from those of a few of them."""
+        first = next(iter(self._walk(tensors)))
+        return sum(a.nbytes for a in first.seen.values()) * len(self._tensors) / max(1, len(tensors))
+
+    def _walk(self, tensors: tuple[str, ...]) -> Iterable[_Call]:
+        names = self._seeing.outputs
+        wanted = [names[tensor] for tensor in tensors]
         for inputs, outputs in self._seeing.engine.walk(self._seeing.nominal, wanted):
-            yield _Call(inputs, {name: outputs[name].numpy() for name in wanted})
+            yield _Call(inputs, {tensor: outputs[names[tensor]].numpy() for tensor in tensors})
+
+
+def _on_host(values: Mapping[str, Value]) -> dict[str, NDArray[Any]]:
+    return {name: value.numpy() for name, value in values.items()}

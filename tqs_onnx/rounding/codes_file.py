@@ -13,16 +13,13 @@ The file is deterministic: the archive holds no timestamps.
 from __future__ import annotations
 
 import hashlib
-import lzma
 import math
-import struct
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from tqs_onnx.rollout.contexts.archive import DAMAGE, read_named_arrays
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import atomic_file
 from tqs_passes.files.model import Model
@@ -35,11 +32,6 @@ from tqs_passes.plan.plan import Plan
 CODES_NAME = "codes.npz"
 #: What a stated size or error may differ from the real one; a plan's bytes are exact but for padding.
 _SLACK, _SLACK_BYTES = 0.005, 4096
-#: What NumPy and zipfile raise for a damaged archive, a plain .npy file among them.
-_DAMAGE = (
-    *(ValueError, KeyError, IndexError, EOFError, TypeError, AttributeError, OverflowError, MemoryError),
-    *(NotImplementedError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, lzma.LZMAError),
-)
 _GRIDS = (Grid.SIGNED, Grid.MIDRISE)
 
 
@@ -162,21 +154,16 @@ def read_codes(path: Path) -> dict[str, Codes]:
         The file is missing or damaged, or holds levels outside its grid.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            names = [str(name) for name in archive["weights"]]
-            layout = archive["layout"]
-            return {
-                name: _codes(
-                    name,
-                    archive[f"{i}.levels"],
-                    archive[f"{i}.scales"],
-                    layout[i],
-                    archive.get(f"{i}.rows"),
-                    path,
-                )
-                for i, name in enumerate(names)
-            }
-    except (*_DAMAGE, OSError) as error:
+        arrays = read_named_arrays(path, "Run tqs allocate again")
+        names = [str(name) for name in arrays["weights"]]
+        layout = arrays["layout"]
+        return {
+            name: _codes(
+                name, arrays[f"{i}.levels"], arrays[f"{i}.scales"], layout[i], arrays.get(f"{i}.rows"), path
+            )
+            for i, name in enumerate(names)
+        }
+    except DAMAGE as error:
         raise InputError(
             "is not a codes file, or is damaged", where=str(path), todo="Run tqs allocate again"
         ) from error

@@ -2,13 +2,14 @@
 
     W ← W + strength · W D (H + damp · mean(diag H) · I)⁻¹
 
-with H and D accumulated by `calibrate`. Source: QEP (Arai and Ichikawa 2025). NumPy only, float64.
+with H and D accumulated by `calibrate`. Source: QEP (Arai and Ichikawa 2025). NumPy and LAPACK only, float64.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg.lapack import dposv
 
 from tqs_onnx.rounding.compensate import Matrix, checked_matrix, checked_statistic
 from tqs_passes.errors import InputError
@@ -36,12 +37,19 @@ def qep_correct(
         raise InputError("H or D is not finite", todo="Calibrate on other contexts")
     _clear_dead(w, h)
     h += damp * np.mean(np.diag(h)) * np.eye(len(h))
+    corrected: Matrix = w + strength * _solved(h, (w @ d).T).T if d.any() else w
+    return corrected
+
+
+def _solved(h: Matrix, right: Matrix) -> Matrix:
+    """Return h⁻¹ · right; by Cholesky, which takes half the time, if rounding errors leave h positive definite."""
+    _, found, failed = dposv(h, right)
+    if not failed:
+        return np.asarray(found, np.float64)
     try:
-        moved = np.linalg.solve(h.T, (w @ d).T).T
+        return np.linalg.solve(h, right)
     except np.linalg.LinAlgError as error:
         raise InputError("the damped H is singular", todo="Increase `qep_damp`") from error
-    corrected: Matrix = w + strength * moved
-    return corrected
 
 
 def _clear_dead(w: Matrix, h: Matrix) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tqs_onnx.rollout.contexts.context_set import held_out
+from tqs_onnx.rollout.contexts.context_set import Contexts, held_out, joined
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.rounding.assign import RoundingOptions, decoded_weights, round_plan
@@ -50,11 +50,13 @@ class Tuner:
     bed : Testbed
         Holds the calibration contexts. With a single context the settings are evaluated on the context that they were
         calibrated on.
+    beside : Contexts, optional
+        More contexts to calibrate on, which are not held out.
     """
 
-    def __init__(self, bed: Testbed) -> None:
+    def __init__(self, bed: Testbed, beside: Contexts | None = None) -> None:
         kept, held = held_out(bed.contexts, _HELD_SHARE)
-        self._calibration = Calibration(bed.on(kept))
+        self._calibration = Calibration(bed.on(kept if beside is None else joined(kept, beside)))
         self._held = bed.on(held)
 
     def best(
@@ -76,9 +78,9 @@ class Tuner:
     def drift(self, plan: Plan, options: RoundingOptions) -> float:
         """Return the drift on the held-out contexts of a plan rounded on the others; infinite if not finite."""
         assigned = round_plan(plan, self._calibration, options)
-        nominal = self._held.nominal
+        self._held.hold()  # a nominal rollout that is not finite is no fault of the setting
+        decoded = decoded_weights(assigned, self._calibration.arrays)
         try:
-            ours = self._held.exposed.run(decoded_weights(assigned, self._calibration.arrays))
+            return self._held.drift(self._held.exposed.pieces(decoded))
         except NonFiniteError:
             return float("inf")
-        return self._held.drift(ours, nominal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from tqs_onnx.rollout.held import Where
 from tqs_onnx.scoring.measure.station import exposable_of, open_station
 from tqs_onnx.scoring.plan.memory import memory_of
 from tqs_onnx.scoring.plan.strategy import NOMINAL_ROLLOUTS
@@ -30,7 +31,11 @@ class Estimate:
     time_s : float
         Estimated time in one process.
     memory_bytes : int
-        Memory, estimated from the graph.
+        Memory, estimated from the graph: the sum of the four below, without a nominal rollout that lies in a file.
+    weights_bytes, contexts_bytes, chunk_bytes, nominal_bytes : int
+        Weights; contexts; activations and differences of one chunk; nominal rollout (see `plan.memory`).
+    nominal_in : {"device", "memory", "file"}
+        Where the nominal rollout is held; on the CPU `device` is the memory.
     """
 
     how: str
@@ -41,6 +46,11 @@ class Estimate:
     build_s: float
     time_s: float
     memory_bytes: int
+    weights_bytes: int
+    contexts_bytes: int
+    chunk_bytes: int
+    nominal_bytes: int
+    nominal_in: Where
 
 
 def estimate(plan: SweepPlan) -> Estimate:
@@ -60,6 +70,8 @@ def estimate(plan: SweepPlan) -> Estimate:
     build_s = max(0.0, opened - start - rollout_s)
     sessions = plan.n_sessions
     n_built = plan.n_rollouts if plan.how == "rebuild" else sessions
+    memory = memory_of(source, plan.spec, plan.contexts, (t for group in plan.groups for t in group))
+    place = memory.place(plan.options.max_memory, plan.batch, on_host=plan.run.provider == "cpu")
     return Estimate(
         how=plan.how,
         sessions=sessions,
@@ -68,5 +80,10 @@ def estimate(plan: SweepPlan) -> Estimate:
         rollout_s=rollout_s,
         build_s=build_s,
         time_s=(plan.n_rollouts + NOMINAL_ROLLOUTS * sessions) * rollout_s + n_built * build_s,
-        memory_bytes=memory_of(source, plan.spec, plan.contexts).total(plan.batch),
+        memory_bytes=memory.total(plan.batch, in_file=place == "file"),
+        weights_bytes=memory.beside(0) - memory.contexts,
+        contexts_bytes=memory.contexts,
+        chunk_bytes=plan.batch * memory.per_context,
+        nominal_bytes=memory.nominal,
+        nominal_in=place,
     )

@@ -105,8 +105,11 @@ def score(
         floors=floors,
         sessions=plan.n_sessions,
         rollouts_saved=saved,
+        placement=frame.placement,
         weights=with_unseen(bed, _rows(plan, survey, frame, judged)),
-        activations=score_activations(bed, frame.sigma, plan.horizons) if options.activations else (),
+        activations=score_activations(bed, frame.sigma, plan.horizons, options.ranges)
+        if options.activations
+        else (),
     )
 
 
@@ -177,6 +180,8 @@ def _measure(plan: SweepPlan, results: Results, counter: _Counter) -> tuple[Fram
             crew.measure(frame, tasks, keep)
     for note in frame.notes:
         _LOG.warning("%s", note)
+    if frame.placement is not None and frame.placement.on_cpu:
+        _LOG.warning("%s", frame.placement)
     floors = results.floors(plan.job)
     return frame, tuple(floors[session] for session in range(plan.n_sessions))
 
@@ -198,8 +203,8 @@ def crew_for(plan: SweepPlan) -> Generator[Crew]:
     if options.engine == "ray":
         with cluster_crew(plan) as crew:
             yield crew
-    elif options.workers is not None and options.workers > 1:
-        yield Workers(plan, options.workers)
+    elif (workers := options.workers or len(plan.run.devices)) > 1:
+        yield Workers(plan, workers)
     else:
         yield Here(plan)
 

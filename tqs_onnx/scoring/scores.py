@@ -12,9 +12,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 from scipy.stats import spearmanr
 
+from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.plan.probe import ProbeKind
 from tqs_onnx.shown import Shown
+from tqs_passes.encode.static import Range
 from tqs_passes.errors import InputError
 from tqs_passes.files.text import LARGE, read_text
 from tqs_passes.weights import Role
@@ -146,6 +148,8 @@ class ActivationScore(_Frozen):
         None if nothing moved.
     finite : bool
         False if the rollout became NaN or infinite.
+    ranges : tuple of Range
+        The ranges fixed in advance that were rounded with; empty, and left out of the file, if every call has its own.
     """
 
     weight: str
@@ -157,6 +161,12 @@ class ActivationScore(_Frozen):
     amplification: float | None = None
     growth: float | None = None
     finite: bool = True
+    ranges: tuple[Range, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = write(self)
+        return found if self.ranges else {k: v for k, v in found.items() if k != "ranges"}
 
 
 class ProbeFacts(_Frozen):
@@ -199,6 +209,8 @@ class Scores(_Frozen, Shown):
     rollouts_saved : float
         Share of the model calls that early stop and group tests saved; the calls of the tests themselves are not
         counted.
+    placement : Placement or None
+        Where the nodes ran; left out of the file on the CPU, and if the runtime does not say.
     weights : tuple of WeightScore
         In graph order.
     activations : tuple of ActivationScore
@@ -222,13 +234,15 @@ class Scores(_Frozen, Shown):
     floors: tuple[Floors, ...] = ()
     sessions: int = 1
     rollouts_saved: float = 0.0
+    placement: Placement | None = None
     weights: tuple[WeightScore, ...]
     activations: tuple[ActivationScore, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = write(self)
-        return found if self.activations else {k: v for k, v in found.items() if k != "activations"}
+        absent = {name for name in ("activations", "placement") if not getattr(self, name)}
+        return {k: v for k, v in found.items() if k not in absent}
 
     def facts(self) -> dict[str, str]:
         """Return the number of weights of each status, the most sensitive weights, and the floors."""
@@ -243,6 +257,7 @@ class Scores(_Frozen, Shown):
             "most sensitive (γ_task)": top,
             "probe": f"{self.probe.kind.value}, {self.n_contexts} contexts, {self.horizons[-1]} steps",
             "floors": f"noise {self.noise_floor:.3g}, rounding {self.rounding_floor:.3g}",
+            **({"placement": str(self.placement)} if self.placement else {}),
         }
 
     def to_dict(self) -> dict[str, Any]:

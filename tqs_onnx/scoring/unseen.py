@@ -79,7 +79,8 @@ def _never_run(bed: Testbed, weights: Sequence[Weight]) -> list[Weight]:
 def _reach(bed: Testbed, weights: Sequence[Weight]) -> bool:
     fed = bed.exposed
     try:
-        fed.run({w.name: np.full_like(fed.values(w), np.nan) for w in weights})
+        for _ in fed.pieces({w.name: np.full_like(fed.values(w), np.nan) for w in weights}):
+            pass
     except InputError:  # the trajectory is not finite, or an operator refuses the NaN: it was used
         return True
     return False

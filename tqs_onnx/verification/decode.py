@@ -24,8 +24,9 @@ from tqs_onnx.rollout.session import Session, SessionOptions, open_session
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.verification.subject import Subject
 from tqs_passes.encode.dynamic import scale_of
+from tqs_passes.encode.lstm import lstm_operands
 from tqs_passes.encode.nbits import operands, unpacked
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.weight import Form, is_turned
 from tqs_passes.errors import GateError
 from tqs_passes.files.model import Model, serialize
 from tqs_passes.files.tensors import tensor_array
@@ -110,7 +111,10 @@ class _Probe:
         session = self._session(decoding(self._emitted, [self._ready.stored_name(a.weight) for a in chunk]))
         decoded = {name: value.numpy() for name, value in session.run({}).items()}
         for a in chunk:
-            self._require_equal(a, decoded[self._ready.stored_name(a.weight)], self._reference(a))
+            reference = self._reference(a)
+            if a.form is Form.STATIC and is_turned(self._readers[a.weight]):  # stored for a MatMul
+                reference = np.ascontiguousarray(reference.T)
+            self._require_equal(a, decoded[self._ready.stored_name(a.weight)], reference)
 
     def check_reader(self, a: Assignment) -> None:
         """Compare a weight that is stored for its reader."""
@@ -130,7 +134,8 @@ class _Probe:
         across = reference.T if _columns(self._readers[a.weight]) == 1 else reference  # [N, K]
         session = self._session(decoding(self._emitted, operands(node)))
         packed, scales = (value.numpy() for value in session.run({}, operands(node)).values())
-        self._require_equal(a, unpacked(packed, scales), np.ascontiguousarray(across))
+        bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
+        self._require_equal(a, unpacked(packed, scales, bits), np.ascontiguousarray(across))
         k = across.shape[1]
         fed = onnx.helper.make_tensor_value_info(node.input[0], onnx.TensorProto.FLOAT, ["m", k])
         session = self._session(decoding(self._emitted, [node.output[0]], fed))
@@ -144,15 +149,17 @@ class _Probe:
     def _check_levels(self, a: Assignment) -> None:
         nodes = list(self._emitted.proto.graph.node)
         levels_name = self._ready.stored_name(a.weight)
-        scale_name = scale_of({out: n for n in nodes for out in n.output}, nodes, levels_name)
+        lstm = lstm_operands(nodes, levels_name)
+        made = {out: n for n in nodes for out in n.output}
+        scale_name = lstm[1] if lstm else scale_of(made, nodes, levels_name)
         if scale_name is None:
             raise self._not_decoded(a)
         stored = {t.name: t for t in self._emitted.proto.graph.initializer}
         computed = [name for name in (levels_name, scale_name) if name not in stored]
         found: dict[str, NDArray[Any]] = {}
         if computed:
-            made = self._session(decoding(self._emitted, computed)).run({}, computed)
-            found = {name: value.numpy() for name, value in made.items()}
+            folded = self._session(decoding(self._emitted, computed)).run({}, computed)
+            found = {name: value.numpy() for name, value in folded.items()}
         found |= {
             n: tensor_array(t, self._emitted.folder)
             for n, t in stored.items()
@@ -160,7 +167,11 @@ class _Probe:
         }
         levels, scale = found[levels_name], found[scale_name]
         reference = self._reference(a)
-        across = reference.T if _columns(self._readers[a.weight]) == 0 else reference  # [K, N]
+        if lstm:
+            across = reference.transpose(0, 2, 1)  # [1, K, 4H], scale [1, 4H] or [1]
+            scale = scale.reshape(1, 1, -1)
+        else:
+            across = reference.T if _columns(self._readers[a.weight]) == 0 else reference  # [K, N]
         self._require_equal(a, levels.astype(np.float32) * scale, np.ascontiguousarray(across))
 
     def _check_gathered(self, a: Assignment) -> None:
@@ -178,9 +189,11 @@ class _Probe:
         return reference_weight(a, values, self._subject.codes.get(a.weight))
 
     def _session(self, proto: onnx.ModelProto) -> Session:
-        options = SessionOptions(threads=self._bed.run.threads)
         return open_session(
-            serialize(proto), provider=self._bed.provider, options=options, folder=self._emitted.folder
+            serialize(proto),
+            provider=self._bed.provider,
+            options=SessionOptions(self._bed.run.threads, device=self._bed.run.device),  # TF32 would round
+            folder=self._emitted.folder,
         )
 
     def _require_equal(self, a: Assignment, got: NDArray[Any], wanted: NDArray[Any]) -> None:
@@ -198,8 +211,7 @@ class _Probe:
 
 def _columns(reader: onnx.NodeProto) -> int:
     """Return the axis of the columns in a matrix read by MatMul or Gemm."""
-    turned = reader.op_type == "Gemm" and any(a.name == "transB" and a.i for a in reader.attribute)
-    return 0 if turned else 1
+    return 0 if is_turned(reader) else 1
 
 
 def _same_bits(a: NDArray[Any], b: NDArray[Any]) -> bool:

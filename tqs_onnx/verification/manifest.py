@@ -10,10 +10,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tqs_onnx.rollout.gpu import gpu_versions
+from tqs_onnx.rollout.options import Provider
 from tqs_onnx.verification.verify import Verification
 from tqs_onnx.version import VERSION
 from tqs_passes.errors import InputError
 from tqs_passes.files.text import LARGE, read_text
+from tqs_passes.plan.plan import Tried
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "ortools")
 
@@ -56,6 +59,8 @@ class Manifest(BaseModel):
     plan_sha256 : str
     unseen : dict of str to str
         Weights of which no scoring context ran every part, kept at 8 bits or more: what was not run, by label.
+    tried : tuple of Tried
+        The plans that the file's plan was chosen from, by their drift on held-out contexts.
     verification : Verification
     gates : tuple of GateResult
     """
@@ -72,6 +77,7 @@ class Manifest(BaseModel):
     licence: str | None
     plan_sha256: str
     unseen: dict[str, str] = {}
+    tried: tuple[Tried, ...] = ()
     verification: Verification
     gates: tuple[GateResult, ...] = ()
 
@@ -96,15 +102,15 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of everything that affects results on this machine."""
+def versions(provider: Provider = "cpu") -> dict[str, str]:
+    """Return the versions of everything that affects results on this machine; for a GPU, also its libraries."""
     found = {"python": platform.python_version(), "tqs-onnx": VERSION, "platform": sys.platform}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return found if provider == "cpu" else found | gpu_versions()
 
 
 def licence_of(metadata: dict[str, str]) -> str | None:

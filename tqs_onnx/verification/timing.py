@@ -94,7 +94,9 @@ def measure_timing(source: Path, emitted: Path, bed: Testbed, rounds: int = ROUN
     """
     feeds = feeds_of(bed)
     files = {"fp32": source, "file": emitted}
-    found = race(files, feeds, provider=bed.provider, threads=bed.run.threads, rounds=rounds)
+    found = race(
+        files, feeds, provider=bed.provider, threads=bed.run.threads, device=bed.run.device, rounds=rounds
+    )
     return compared(found["fp32"], found["file"], bed.run.threads)
 
 

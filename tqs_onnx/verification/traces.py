@@ -10,6 +10,7 @@ NumPy only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout.contexts.archive import DAMAGE, read_named_arrays
 from tqs_onnx.rollout.contexts.context_set import Contexts, thin
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.stream import Piece
@@ -129,17 +131,29 @@ def read_traces(path: Path) -> tuple[dict[str, Trace], tuple[int, ...]]:
         The file cannot be read, or holds no traces.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            after = tuple(int(t) for t in stored["time_after"])
-            traces = {
-                str(name): Trace(
-                    tuple(int(c) for c in stored[f"contexts/{i}"]),
-                    stored[f"fp32/{i}"],
-                    stored[f"file/{i}"],
-                    stored.get(f"truth/{i}"),
-                )
-                for i, name in enumerate(stored["variables"])
-            }
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        stored = read_named_arrays(path, "Run tqs verify again")
+        after = tuple(int(t) for t in stored["time_after"])
+        names = np.atleast_1d(stored["variables"])
+        traces = {str(name): _trace(stored, str(i), after) for i, name in enumerate(names)}
+    except DAMAGE as error:
         raise InputError("holds no traces", where=str(path), todo="Run tqs verify again") from error
     return traces, after
+
+
+def _trace(stored: Mapping[str, NDArray[Any]], index: str, after: tuple[int, ...]) -> Trace:
+    """Return one trace of a file.
+
+    Raises
+    ------
+    KeyError, ValueError
+        Its arrays do not fit each other.
+    """
+    fp32, file, truth = stored[f"fp32/{index}"], stored[f"file/{index}"], stored.get(f"truth/{index}")
+    contexts = tuple(int(c) for c in stored[f"contexts/{index}"])
+    found = (fp32, file) if truth is None else (fp32, file, truth)
+    alike = all(a.dtype == np.float32 and a.ndim >= 2 and a.shape[2:] == fp32.shape[2:] for a in found)
+    if not alike or fp32.shape != file.shape or {len(a) for a in found} != {len(contexts)}:
+        raise ValueError("the arrays of a trace differ in shape")
+    if list(after) != sorted(after) or not 0 <= after[0] <= after[-1] <= fp32.shape[1]:
+        raise ValueError("the steps do not fit the time values")
+    return Trace(contexts, fp32, file, truth)

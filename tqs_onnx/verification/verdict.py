@@ -59,8 +59,10 @@ def _by_truth(error: TruthError, drift: tuple[float, ...], where: str) -> str:
 def _by_drift(steps: tuple[float, ...]) -> str:
     close = _length([d <= CLOSE for d in steps])
     n = len(steps)
+    if n == 1 and close == 0:
+        return f"its forecasts are {steps[0]:.2g} σ away from FP32"
     if close == n:
-        return f"its forecasts stay within {CLOSE:g} σ of FP32 at all {n} steps"
+        return f"its forecasts stay within {CLOSE:g} σ of FP32" + (f" at all {n} steps" if n > 1 else "")
     last = f"{steps[-1]:.2g} σ away at step {n}"
     if close == 0:
         return f"its forecasts are {steps[0]:.2g} σ away from FP32 at step 1 and {last}"

@@ -7,7 +7,8 @@
 4. The FP32 file and the emitted file are rolled out over the same contexts: drift, and every graph output compared.
 5. The FP32 graph with the reference weights, and with the inputs rounded that the plan has rounded, is rolled out too:
    its distance from the file is the runtime's own error (8-bit activations in fused kernels, or a faulty kernel, which
-   decoding alone does not show).
+   decoding alone does not show). On a GPU the file runs here under the options of scoring, with TF32 off, and its
+   distance from the file as served is reported as `tf32_gap`.
 6. All dead weights together, each at its tier, are confirmed to move nothing.
 """
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tqs_onnx.emission import PLAN_NOTE, kinds_of_file
-from tqs_onnx.rollout.injection import ON
+from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.plausible import FirstSteps, out_of_range, without_skill
 from tqs_onnx.rollout.session import Provider
 from tqs_onnx.rollout.stream import Piece
@@ -34,7 +35,8 @@ from tqs_onnx.verification.moments import Comparison, Meter, compared, together
 from tqs_onnx.verification.subject import Subject
 from tqs_onnx.verification.timing import Timing
 from tqs_onnx.verification.traces import Tracer
-from tqs_passes.encode.weight import Form
+from tqs_passes.encode.static import Kind
+from tqs_passes.encode.weight import ROUNDED, Form
 from tqs_passes.errors import GateError, InputError
 from tqs_passes.files.checker import checker_complaint
 from tqs_passes.files.model import Model, file_facts, load_model
@@ -42,9 +44,9 @@ from tqs_passes.plan.assigned import fed_weight
 from tqs_passes.plan.plan import Assignment, Compute, Prediction
 
 #: Drift between the file and its simulation that a correct runtime may add, per profile: absolute, and as a share of
-#: the file's own drift. `fast` and `small` compute with 8-bit activations, 5e-3 per MatMul, and the rollout amplifies
+#: the file's own drift. All but `exact` compute with 8-bit activations, 5e-3 per MatMul, and the rollout amplifies
 #: that.
-_RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5), "small": (0.1, 0.5)}
+_RUNTIME_GAP = {"exact": (2e-3, 0.05), "fast": (0.1, 0.5), "small": (0.1, 0.5), "qdq": (0.1, 0.5)}
 #: The same for blocks that compute with 16-bit floats: each operator rounds every value to 11 or 8 bits (at most 2^-11
 #: and 2^-8 relative), and the rollout amplifies that. A wrong cast gives a gap of the order of 1.
 _HALF_GAP = {"float16": (0.02, 0.5), "bfloat16": (0.1, 0.5)}
@@ -71,7 +73,12 @@ class Verification(BaseModel):
     prediction : Prediction or None
         The predicted drift with its interval, if it was rolled out.
     runtime_gap : float
-        Drift between the file and the FP32 graph with the reference weights.
+        Drift between the file and the FP32 graph with the reference weights, both under the options of scoring.
+    tf32_gap : float or None
+        Drift between the file as served and the file under the options of scoring: TF32, and any kernels that the
+        provider prefers; None on the CPU, where both are the same.
+    placement : Placement or None
+        Where the file's nodes run; None on the CPU, and if the runtime does not say.
     dead_drift : float or None
         Drift of the FP32 graph with only the dead weights at their tiers; None without dead weights.
     outputs : dict of str to float
@@ -102,6 +109,8 @@ class Verification(BaseModel):
     predicted_drift: float | None
     prediction: Prediction | None = None
     runtime_gap: float
+    tf32_gap: float | None = None
+    placement: Placement | None = None
     dead_drift: float | None
     outputs: dict[str, float]
     truth: dict[str, TruthError]
@@ -138,7 +147,10 @@ def verify(subject: Subject, bed: Testbed, tracer: Tracer | None = None) -> Veri
     notes = _check(subject)
     n_decoded = check_decoding(subject, emitted, bed)
     first = FirstSteps()
-    found, gap, dead = _roll_out(subject, bed, tracer, first)
+    placement = bed.placement_of(subject.emitted)
+    if placement is not None and placement.on_cpu:
+        notes += (str(placement),)
+    found, gap, tf32_gap, dead = _roll_out(subject, bed, tracer, first)
     notes += out_of_range(bed.spec, bed.contexts, first)
     known = {name: v.nominal for name, v in found.variables.items() if v.nominal is not None}
     notes += without_skill(bed.spec, bed.contexts, {name: float(s.mae.mean()) for name, s in known.items()})
@@ -158,6 +170,8 @@ def verify(subject: Subject, bed: Testbed, tracer: Tracer | None = None) -> Veri
         predicted_drift=subject.plan.predicted_drift,
         prediction=subject.plan.prediction,
         runtime_gap=gap,
+        tf32_gap=tf32_gap,
+        placement=placement,
         dead_drift=dead.drift,
         outputs=found.outputs,
         truth=truth_errors(found, bed.contexts.factors),
@@ -222,8 +236,8 @@ class _Dead:
 
 def _roll_out(
     subject: Subject, bed: Testbed, tracer: Tracer | None, first: FirstSteps
-) -> tuple[Comparison, float, _Dead]:
-    """Return the comparison of the two files, the runtime gap, and the drift of the dead weights.
+) -> tuple[Comparison, float, float | None, _Dead]:
+    """Return the comparison of the two files, the runtime gap, the TF32 gap, and the drift of the dead weights.
 
     These are steps 4 to 6 of the module docstring. The rollouts run side by side, one step at a time.
     """
@@ -231,7 +245,9 @@ def _roll_out(
         bed.stream_file(subject.source, keep_other=True),
         bed.stream_file(subject.emitted, keep_other=True),
     )
-    between = Meter(bed.spec, bed.contexts)
+    # The same pieces again on the CPU, where scoring has no options of its own.
+    repeatable = None if bed.provider == "cpu" else bed.stream_file(subject.emitted, stock=False)
+    between, served = Meter(bed.spec, bed.contexts), Meter(bed.spec, bed.contexts, truth=False)
 
     def take(nominal: Piece, ours: Piece) -> None:
         between.add(nominal, ours)
@@ -249,22 +265,30 @@ def _roll_out(
     if not weights:
         for nominal, ours in together(*(run() for run in files)):
             take(nominal, ours)
-        return between.result(), 0.0, _Dead()
-    dynamic = tuple(w.name for w in weights if planned[w.name].form is Form.DYNAMIC)
-    bed = bed.switched(dynamic)
+        return between.result(), 0.0, None, _Dead()
+    rounded = [planned[w.name] for w in weights if planned[w.name].form in ROUNDED]
+    kind: Kind | None = next((r.kind for a in rounded for r in a.ranges), None)
+    bed = bed.switched(tuple(a.weight for a in rounded), kind)
     fed = bed.exposed
     replaced = {
         w.name: np.asarray(fed_weight(planned[w.name], fed.values(w), subject.codes.get(w.name)))
         for w in weights
     }
-    on = {fed.switches[n]: ON for n in dynamic if n in fed.switches}
+    on = {name: value for a in rounded for name, value in fed.rounding(a).items()}
     simulation = Meter(bed.spec, bed.contexts, truth=False)
-    for nominal, ours, simulated in together(*(run() for run in files), fed.pieces(replaced | on)):
+    more = () if repeatable is None else (repeatable(),)
+    for nominal, ours, simulated, *again in together(
+        *(run() for run in files), fed.pieces(replaced | on), *more
+    ):
         take(nominal, ours)
-        simulation.add(replace(simulated, other={}), ours)
+        same = again[0] if again else replace(ours, other={})
+        simulation.add(replace(simulated, other={}), same)
+        if again:
+            served.add(replace(ours, other={}), same)
     gap = drift_between(simulation.result(), bed.sigma).total
+    tf32_gap = None if repeatable is None else drift_between(served.result(), bed.sigma).total
     dead = {name: value for name, value in replaced.items() if planned[name].dead}
-    return between.result(), gap, _dead(dead, planned, bed)
+    return between.result(), gap, tf32_gap, _dead(dead, planned, bed)
 
 
 def _dead(dead: dict[str, NDArray[Any]], planned: Mapping[str, Assignment], bed: Testbed) -> _Dead:

@@ -39,6 +39,8 @@ class Fragment:
         The nodes that replace `reader`.
     domain : str
         An operator set that the file must import additionally, at version 1.
+    late : bool
+        A shared piece that reads what the model computes: its nodes come right before the first reader.
     """
 
     prefix: str
@@ -49,6 +51,7 @@ class Fragment:
     reader: onnx.NodeProto | None = None
     reading: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     domain: str = ""
+    late: bool = False
     _count: int = 0
 
     @property
@@ -83,11 +86,14 @@ class Fragment:
         return output
 
     def share(self, key: str, piece: Fragment) -> None:
-        """Register a shared fragment, and all fragments that it shares, once."""
-        for inner_key, inner in piece.shared.items():
-            self.shared.setdefault(inner_key, inner)
-        own = Fragment(piece.prefix, piece.namespace, piece.tensors, piece.nodes, domain=piece.domain)
-        self.shared.setdefault(key, own)
+        """Register a shared fragment, and all fragments that it shares, once; they are copied, and `piece` is kept."""
+        for name, part in (*piece.shared.items(), (key, piece)):
+            if name not in self.shared:
+                tensors, nodes = list(part.tensors), list(part.nodes)
+                made = Fragment(
+                    part.prefix, part.namespace, tensors, nodes, domain=part.domain, late=part.late
+                )
+                self.shared[name] = made
 
     def n_bytes(self) -> int:
         """Return the bytes that this fragment adds to a serialized model, without shared pieces."""

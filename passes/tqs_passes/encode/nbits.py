@@ -1,4 +1,4 @@
-"""Store a matrix of at most 4 bits as the packed operand of ``com.microsoft.MatMulNBits``: exact, fast, little memory.
+"""Store a matrix of at most 4 or of 8 bits as the operand of ``com.microsoft.MatMulNBits``: exact, little memory.
 
 Before → after, for a matrix w of K rows and N columns ::
 
@@ -8,12 +8,14 @@ The operator reads two 4-bit codes per byte, the first in the low half, with K a
 w = (code − 8) · scale. A level of at most 4 bits plus 8 is such a code, so 4-bit codes are stored packed. Narrower
 codes are stored as planes, and the look-up table returns packed bytes ::
 
-    plane (uint8 [m]) → Cast(int32) → Gather(table [256, 4/width]) → Reshape ( → Add of planes → Cast) = w
+    plane (uint8 [m]) → Cast(int32) → Gather(table [256, 4/width]) → Reshape ( → Add of planes) = w
 
-so that folding at load leaves half a byte per weight and never a float. The graph repeats one scale per column for all
-blocks of that column. At accuracy level 0 the runtime computes in float32: a product with a unit vector gives the
-decoded weight bit for bit (checked by `verify`, with onnxruntime 1.31.1). Source: onnxruntime's ContribOperators,
-MatMulNBits.
+(with a Cast before opset 14, where planes are added as int32), so that folding at load leaves half a byte per weight
+and never a float. 8-bit codes are stored as bytes, uint8 [N, K/block, block], with w = (code − 128) · scale. The graph
+repeats one scale per column for all blocks of that column. Blocks hold at most 128 rows: CUDA's kernels for few rows of
+x take no longer ones, and on the CPU 128 and 256 take the same time (measured, onnxruntime 1.31.1). At accuracy level 0
+the runtime computes in float32: a product with a unit vector gives the decoded weight bit for bit (checked by `verify`,
+with onnxruntime 1.31.1). Source: onnxruntime's ContribOperators, MatMulNBits.
 """
 
 from __future__ import annotations
@@ -24,19 +26,27 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from tqs_passes.encode.fragment import Fragment, part_name
-from tqs_passes.encode.planes import affine, pack, plane_name, plane_widths, stored_shape
+from tqs_passes.encode.planes import INT8_ADD_OPSET, affine, pack, plane_name, plane_widths, stored_shape
 from tqs_passes.grids.grid import Codes, Grid
 
 DOMAIN = "com.microsoft"
-#: Bits of a code in the operator, and the code that means level 0.
+#: Bits of a packed code in the operator, and the code that means level 0.
 BITS = 4
 _ZERO = 8
-_BLOCKS = (256, 128, 64, 32)
+#: The same of a code that is a byte.
+WIDE_BITS = 8
+_WIDE_ZERO = 128
+_BLOCKS = (128, 64, 32)
 
 
 def block_of(k: int) -> int | None:
     """Return the longest block that divides K rows, so that no padding is needed; None when there is none."""
     return next((b for b in _BLOCKS if k % b == 0), None)
+
+
+def fits_wide(bits: int, grid: Grid) -> bool:
+    """Return whether every level plus 128 is a code of one byte, stored as it is: 8 bits of the signed grid."""
+    return bits == WIDE_BITS and grid is Grid.SIGNED
 
 
 def fits(bits: int, grid: Grid) -> bool:
@@ -45,7 +55,14 @@ def fits(bits: int, grid: Grid) -> bool:
 
 
 def encode_nbits(
-    fragment: Fragment, codes: Codes, reader: onnx.NodeProto, name: str, stem: str, *, turned: bool
+    fragment: Fragment,
+    codes: Codes,
+    reader: onnx.NodeProto,
+    name: str,
+    stem: str,
+    *,
+    turned: bool,
+    opset: int,
 ) -> Fragment:
     """Fill a fragment with the packed operand and the node that reads it.
 
@@ -54,7 +71,7 @@ def encode_nbits(
     fragment : Fragment
         An empty fragment.
     codes : Codes
-        Levels ``[K, N]``, or ``[N, K]`` when `turned`; at most 4 bits, one scale per column or one scale.
+        Levels ``[K, N]``, or ``[N, K]`` when `turned`; at most 4 bits, or 8; one scale per column or one scale.
     reader : onnx.NodeProto
         The MatMul or plain Gemm to replace.
     name : str
@@ -68,7 +85,12 @@ def encode_nbits(
     n, k = across.levels.shape
     block = block_of(k)
     assert block is not None
-    _packed(fragment, across, (n, k // block, block // 2), name, stem)
+    wide = codes.bits == WIDE_BITS
+    if wide:
+        shape = (n, k // block, block)
+        fragment.store((across.levels.astype(np.int16) + _WIDE_ZERO).astype(np.uint8).reshape(shape), name)
+    else:
+        _packed(fragment, across, (n, k // block, block // 2), name, stem, opset)
     scales = _scales(fragment, across.scales, n, k // block, stem)
     fragment.share(DOMAIN, Fragment("", domain=DOMAIN))
     fragment.reader = reader
@@ -77,7 +99,7 @@ def encode_nbits(
     node = helper.make_node(
         "MatMulNBits", [reader.input[0], name, scales], [product], name=reader.name or None, domain=DOMAIN
     )
-    for key, value in (("K", k), ("N", n), ("bits", BITS), ("block_size", block)):
+    for key, value in (("K", k), ("N", n), ("bits", WIDE_BITS if wide else BITS), ("block_size", block)):
         node.attribute.append(helper.make_attribute(key, value))
     fragment.reading.append(node)
     if with_bias:
@@ -91,7 +113,9 @@ def _turned(codes: Codes) -> Codes:
     return Codes(np.ascontiguousarray(codes.levels.T), scales, codes.bits, codes.grid, axis)
 
 
-def _packed(fragment: Fragment, codes: Codes, shape: tuple[int, int, int], name: str, stem: str) -> None:
+def _packed(
+    fragment: Fragment, codes: Codes, shape: tuple[int, int, int], name: str, stem: str, opset: int
+) -> None:
     if codes.bits == BITS:
         pairs = (codes.levels.astype(np.int16) + _ZERO).astype(np.uint8).reshape(-1, 2)
         fragment.store((pairs[:, 0] | np.left_shift(pairs[:, 1], 4)).reshape(shape), name)
@@ -99,20 +123,20 @@ def _packed(fragment: Fragment, codes: Codes, shape: tuple[int, int, int], name:
     unsigned = codes.unsigned()
     gain, lowest = affine(codes.bits, codes.grid)
     widths = plane_widths(codes.bits)
+    bytes_add = len(widths) == 1 or opset >= INT8_ADD_OPSET
     total, shift = "", 0
     for index, width in enumerate(widths):
         top = index == len(widths) - 1
         plane = fragment.store(pack(unsigned, shift, width), plane_name(part_name(stem, "quantized"), index))
-        table = _nibble_table(
-            fragment, width, gain << shift, lowest + _ZERO if top else 0, int8=len(widths) == 1
-        )
+        table = _nibble_table(fragment, width, gain << shift, lowest + _ZERO if top else 0, int8=bytes_add)
         rows = fragment.op("Cast", [plane], to=int(onnx.TensorProto.INT32))
         nibbles = fragment.op("Gather", [table, rows])
-        last = len(widths) == 1
-        part = fragment.op("Reshape", [nibbles, stored_shape(fragment, shape)], output=name if last else "")
-        total = fragment.op("Add", [total, part]) if total else part
+        own = name if len(widths) == 1 else ""
+        part = fragment.op("Reshape", [nibbles, stored_shape(fragment, shape)], output=own)
+        last = name if top and bytes_add else ""
+        total = fragment.op("Add", [total, part], output=last) if total else part
         shift += width
-    if len(widths) > 1:
+    if not bytes_add:
         fragment.op("Cast", [total], output=name, to=int(onnx.TensorProto.UINT8))
 
 
@@ -154,9 +178,12 @@ def operands(node: onnx.NodeProto) -> tuple[str, ...]:
     return tuple(node.input[1:3]) if (node.op_type, node.domain) == ("MatMulNBits", DOMAIN) else ()
 
 
-def unpacked(packed: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (code − 8) · scale, float32 ``[N, K]``, of a packed operand ``[N, K/block, block/2]``."""
-    n, blocks, half = packed.shape
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(n, blocks, 2 * half)
-    levels = codes.astype(np.float32) - np.float32(_ZERO)
+def unpacked(packed: NDArray[np.uint8], scales: NDArray[np.float32], bits: int = BITS) -> NDArray[np.float32]:
+    """Return level · scale, float32 ``[N, K]``, of an operand ``[N, K/block, block · bits / 8]`` of 4 or 8 bits."""
+    n, blocks, size = packed.shape
+    if bits == WIDE_BITS:
+        levels = packed.astype(np.float32) - np.float32(_WIDE_ZERO)
+    else:
+        codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(n, blocks, 2 * size)
+        levels = codes.astype(np.float32) - np.float32(_ZERO)
     return (levels * scales.reshape(n, blocks, 1)).reshape(n, -1)

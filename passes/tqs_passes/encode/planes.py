@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import onnx
@@ -185,11 +186,9 @@ def shaped(
 
 def stored_shape(fragment: Fragment, shape: tuple[int, ...]) -> str:
     """Share the int64 tensor that holds a shape; return its name."""
-    name = f"{fragment.namespace}.s" + "x".join(str(d) for d in shape)
-    piece = Fragment(name)
-    piece.tensors.append(_whole(fragment, np.array(shape, np.int64), name))
-    fragment.share(name, piece)
-    return name
+    return _shared_whole(
+        fragment, f"{fragment.namespace}.s" + "x".join(str(d) for d in shape), shape, "int64"
+    )
 
 
 def table_values(width: int, gain: int, offset: int) -> NDArray[np.int32]:
@@ -202,22 +201,28 @@ def table_values(width: int, gain: int, offset: int) -> NDArray[np.int32]:
 
 def lookup_table(fragment: Fragment, width: int, gain: int, offset: int, opset: int, *, int8: bool) -> str:
     """Share the look-up table of one plane ``[256, 8/width]``, int8 or float32; return its name."""
-    name = f"{fragment.namespace}.t{width}_{gain}_{-offset}{'' if int8 else 'f'}"
-    piece = Fragment(name + ".")
-    if opset < TABLE_OPS_OPSET:
-        piece.store(table_values(width, gain, offset).astype(np.int8 if int8 else np.float32), name)
-        fragment.share(name, piece)
-        return name
-    fields = fields_table(fragment, width, opset)
-    value = fields
-    if gain != 1:
-        value = piece.op("Mul", [value, stored_scalar(fragment, gain)])
-    if offset:
-        value = piece.op("Add", [value, stored_scalar(fragment, offset)])
-    kind = onnx.TensorProto.INT8 if int8 else onnx.TensorProto.FLOAT
-    piece.op("Cast", [value], output=name, to=int(kind))
+    name, piece = _lookup_table(fragment.namespace, width, gain, offset, opset, int8)
     fragment.share(name, piece)
     return name
+
+
+@lru_cache(maxsize=1 << 10)
+def _lookup_table(
+    space: str, width: int, gain: int, offset: int, opset: int, int8: bool
+) -> tuple[str, Fragment]:
+    name = f"{space}.t{width}_{gain}_{-offset}{'' if int8 else 'f'}"
+    piece = Fragment(name + ".", space)
+    if opset < TABLE_OPS_OPSET:
+        piece.store(table_values(width, gain, offset).astype(np.int8 if int8 else np.float32), name)
+        return name, piece
+    value = fields_table(piece, width, opset)
+    if gain != 1:
+        value = piece.op("Mul", [value, stored_scalar(piece, gain)])
+    if offset:
+        value = piece.op("Add", [value, stored_scalar(piece, offset)])
+    kind = onnx.TensorProto.INT8 if int8 else onnx.TensorProto.FLOAT
+    piece.op("Cast", [value], output=name, to=int(kind))
+    return name, piece
 
 
 def fields_table(fragment: Fragment, width: int, opset: int) -> str:
@@ -225,23 +230,28 @@ def fields_table(fragment: Fragment, width: int, opset: int) -> str:
 
     Needs opset `TABLE_OPS_OPSET`.
     """
-    space = fragment.namespace
+    name, ramp, piece = _fields_table(fragment.namespace, width, opset)
+    fragment.share(f"{fragment.namespace}.r", ramp)
+    fragment.share(name, piece)
+    return name
+
+
+@lru_cache(maxsize=1 << 10)
+def _fields_table(space: str, width: int, opset: int) -> tuple[str, Fragment, Fragment]:
     ramp = Fragment(f"{space}.r.", space)
-    if fragment.is_terse and opset >= _RANGE_OPSET:
+    if ramp.is_terse and opset >= _RANGE_OPSET:
         bounds = [stored_scalar(ramp, v) for v in (0, 256, 1)]
         ramp.op("Reshape", [ramp.op("Range", bounds), stored_shape(ramp, (256, 1))], output=f"{space}.r")
     else:
         ramp.store(np.arange(256, dtype=np.uint8)[:, None], f"{space}.b")
         ramp.op("Cast", [f"{space}.b"], output=f"{space}.r", to=int(onnx.TensorProto.INT32))
-    fragment.share(f"{space}.r", ramp)
     name = f"{space}.f{width}"
-    piece = Fragment(name + ".")
+    piece = Fragment(name + ".", space)
     divisors = [1 << (8 - width * (lane + 1)) for lane in range(8 // width)]
-    piece.tensors.append(_whole(fragment, np.array(divisors, np.int32), name + ".d"))
+    piece.tensors.append(_whole(piece, np.array(divisors, np.int32), name + ".d"))
     quotient = piece.op("Div", [f"{space}.r", name + ".d"])
-    piece.op("Mod", [quotient, stored_scalar(fragment, 1 << width)], output=name)
-    fragment.share(name, piece)
-    return name
+    piece.op("Mod", [quotient, stored_scalar(piece, 1 << width)], output=name)
+    return name, ramp, piece
 
 
 def _whole(fragment: Fragment, values: NDArray[np.generic], name: str) -> onnx.TensorProto:
@@ -253,8 +263,16 @@ def _whole(fragment: Fragment, values: NDArray[np.generic], name: str) -> onnx.T
 
 def stored_scalar(fragment: Fragment, value: int) -> str:
     """Share the int32 scalar `value`; return its name."""
-    name = f"{fragment.namespace}.i{value}"
-    piece = Fragment(name)
-    piece.tensors.append(_whole(fragment, np.array(value, np.int32), name))
-    fragment.share(name, piece)
+    return _shared_whole(fragment, f"{fragment.namespace}.i{value}", value, "int32")
+
+
+def _shared_whole(fragment: Fragment, name: str, value: int | tuple[int, ...], dtype: str) -> str:
+    fragment.share(name, _whole_piece(fragment.namespace, name, value, dtype))
     return name
+
+
+@lru_cache(maxsize=1 << 12)
+def _whole_piece(space: str, name: str, value: int | tuple[int, ...], dtype: str) -> Fragment:
+    piece = Fragment(name, space)
+    piece.tensors.append(_whole(piece, np.array(value, dtype), name))
+    return piece

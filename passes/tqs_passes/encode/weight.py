@@ -9,8 +9,10 @@ Readers keep reading the same name; only its producer changes ::
     INTb, dq     planes → levels → DequantizeLinear(scale, axis)         fused into MatMul by onnxruntime
     INTb, nbits  MatMulNBits replaces the reader                         see `tqs_passes.encode.nbits`
     INTb, gathered   the reader gathers codes, then decodes them         see `tqs_passes.encode.gathered`
+    INT8, static     int8 → DequantizeLinear; the reader's input passes QuantizeLinear → DequantizeLinear with a fixed
+                     range, see `tqs_passes.encode.static`
     INTb, dynamic    planes → levels (int8); the reader rounds its input to 8 bits and multiplies integers,
-                     see `tqs_passes.encode.dynamic`
+                     see `tqs_passes.encode.dynamic` and, for an LSTM, `tqs_passes.encode.lstm`
 
 Row tiers concatenate the levels of their parts (`tqs_passes.encode.rows`).
 
@@ -32,10 +34,12 @@ from onnx import helper
 from tqs_passes.encode.dynamic import read_dynamically
 from tqs_passes.encode.fragment import Fragment, node_name, part_name
 from tqs_passes.encode.gathered import encode_gathered
+from tqs_passes.encode.lstm import read_as_lstm
 from tqs_passes.encode.native import native_levels
 from tqs_passes.encode.nbits import encode_nbits
 from tqs_passes.encode.planes import decode_levels, plane_name, stored_shape
 from tqs_passes.encode.rows import MOST_PLANES, decode_rows
+from tqs_passes.encode.static import Range, read_statically
 from tqs_passes.grids.grid import Codes, grouped_shape
 from tqs_passes.tier import Tier
 
@@ -65,6 +69,11 @@ class Form(StrEnum):
     NBITS = "nbits"
     GATHERED = "gathered"
     DYNAMIC = "dynamic"
+    STATIC = "static"
+
+
+#: Forms whose reader rounds its input.
+ROUNDED = (Form.DYNAMIC, Form.STATIC)
 
 
 class Encoding(StrEnum):
@@ -92,6 +101,8 @@ class Target:
         Prefix of the names of stored tensors and of the last node (see `stem_names`); default `name`.
     reader : onnx.NodeProto or None
         The only reader of the weight, for forms that replace it.
+    ranges : tuple of Range
+        The ranges of its input and output, for the form `static`.
     """
 
     name: str
@@ -101,6 +112,7 @@ class Target:
     namespace: str = "tqs"
     stem: str = ""
     reader: onnx.NodeProto | None = None
+    ranges: tuple[Range, ...] = ()
 
     def __post_init__(self) -> None:
         """Use the weight's own name as the stem by default."""
@@ -157,9 +169,13 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     fragment = Fragment(target.prefix, target.namespace)
     name, stem = target.name, target.stem
     if target.reader is not None and form is Form.NBITS:
-        return encode_nbits(fragment, codes, target.reader, name, stem, turned=_is_turned(target.reader))
+        turned = is_turned(target.reader)
+        return encode_nbits(fragment, codes, target.reader, name, stem, turned=turned, opset=target.opset)
     if target.reader is not None and form is Form.GATHERED:
         return encode_gathered(fragment, codes, target.reader, name, stem, target.opset)
+    is_static = form is Form.STATIC and target.reader is not None
+    if is_static and target.reader is not None and is_turned(target.reader):
+        codes = _transposed(codes)
     if encoding is Encoding.NATIVE:
         levels, is_int8 = native_levels(codes, fragment, part_name(stem, "quantized")), True
     elif codes.rows:
@@ -171,17 +187,21 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     direct = target.dtype == "float32"
     last = name if direct else ""
     node = node_name(stem, "DequantizeLinear")
-    if form in (Form.DEQUANTIZE, Form.DYNAMIC):
+    if form in (Form.DEQUANTIZE, Form.DYNAMIC, Form.STATIC):
         if not is_int8:  # before opset 14 the sums are float32
             levels = fragment.op("Cast", [levels], to=int(onnx.TensorProto.INT8))
+        if form is Form.DYNAMIC and target.reader is not None and target.reader.op_type == "LSTM":
+            return read_as_lstm(fragment, levels, codes.scales, target.reader, name)
         scale = _stored_scale(
             fragment, stem, codes.scales.reshape(-1) if codes.axis is not None else codes.scales
         )
         if form is Form.DYNAMIC and target.reader is not None:
-            turned = _is_turned(target.reader)
+            turned = is_turned(target.reader)
             return read_dynamically(fragment, levels, scale, target.reader, name, turned=turned)
         axis = {} if codes.axis is None else {"axis": codes.axis}
         value = fragment.op("DequantizeLinear", [levels, scale], output=last, name=node, **axis)
+        if is_static and target.reader is not None:
+            return read_statically(fragment, value, target.reader, target.ranges)
     else:
         scale = _stored_scale(fragment, stem, codes.scales)
         if is_int8:
@@ -194,8 +214,20 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
     return fragment
 
 
-def _is_turned(reader: onnx.NodeProto) -> bool:
+def is_turned(reader: onnx.NodeProto) -> bool:
+    """Return whether a reader is a Gemm that multiplies by the transposed matrix."""
     return reader.op_type == "Gemm" and any(a.name == "transB" and a.i for a in reader.attribute)
+
+
+def _transposed(codes: Codes) -> Codes:
+    """Return the codes of the transposed matrix; blank codes stay blank."""
+    axis = None if codes.axis is None else 1 - codes.axis
+    levels = (
+        np.broadcast_to(np.int8(0), codes.levels.shape[::-1])
+        if codes.is_blank
+        else np.ascontiguousarray(codes.levels.T)
+    )
+    return replace(codes, levels=levels, scales=codes.scales.T, axis=axis)
 
 
 def _in_groups(codes: Codes) -> Codes:

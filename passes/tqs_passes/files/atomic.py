@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Generator
 from pathlib import Path
 
-from tqs_passes.errors import InputError
+from tqs_passes.errors import not_written
 from tqs_passes.files.temporary import temporary_file
 
 
@@ -24,7 +24,7 @@ def atomic_file(path: Path) -> Generator[Path, None, None]:
             yield tmp
             tmp.replace(path)
         except OSError as error:
-            raise InputError(f"cannot be written ({error.strerror})", where=str(path)) from error
+            raise not_written(error, path) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from typing import Self
 
 import onnx
 
-from tqs_passes.errors import InputError
+from tqs_passes.errors import not_written
 from tqs_passes.files.wire import Extent
 
 #: The location of spilled tensors. No file can have this name, and `load_model` rejects it as a location.
@@ -41,11 +41,7 @@ class Spill:
         try:
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  (closed by __exit__)
         except OSError as error:
-            raise InputError(
-                f"cannot write to this folder ({error.strerror})",
-                where=str(folder),
-                todo="Choose another `out`",
-            ) from error
+            raise not_written(error, folder, "cannot write to this folder") from error
         self._end = 0
 
     def __enter__(self) -> Self:
@@ -74,11 +70,7 @@ class Spill:
                 self._file.seek(self._end)
                 self._file.write(tensor.raw_data)
             except OSError as error:
-                raise InputError(
-                    f"cannot write to this folder ({error.strerror})",
-                    where=str(self._folder),
-                    todo="Free disk space or choose another `out`",
-                ) from error
+                raise not_written(error, self._folder, "cannot write to this folder") from error
             tensor.ClearField("raw_data")
             tensor.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (("location", SPILLED), ("offset", str(self._end)), ("length", str(n_bytes))):

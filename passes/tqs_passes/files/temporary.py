@@ -13,6 +13,7 @@ taken for left over and nothing is claimed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import os
@@ -23,13 +24,15 @@ from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from pathlib import Path
 
-from tqs_passes.errors import InputError
+from tqs_passes.errors import InputError, not_written
 
 if sys.platform != "win32":
     import fcntl
 
 #: The folder of temporary files, in the folder that they are written for.
 FOLDER_NAME = ".tqs"
+#: A lock is written to: no link may lead it to another file. 0 where there is no such flag.
+_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _NUMBERS = itertools.count()
 #: Claims of this thread: a job may claim again what the job that it belongs to holds.
 _HELD: ContextVar[frozenset[Path]] = ContextVar("claims", default=frozenset())
@@ -111,7 +114,7 @@ def sweep(folder: Path) -> None:
     Claims are left to their next holder: one that is removed while another process is about to lock it would look held.
     """
     inside = folder / FOLDER_NAME
-    if sys.platform == "win32":
+    if sys.platform == "win32" or inside.is_symlink():
         return
     try:
         locks = sorted(p for p in inside.iterdir() if p.suffix == ".lock")
@@ -119,7 +122,7 @@ def sweep(folder: Path) -> None:
         return
     for lock in locks:
         with contextlib.suppress(OSError):  # held, removed meanwhile, or not ours to remove
-            handle = os.open(lock, os.O_RDWR)
+            handle = os.open(lock, os.O_RDWR | _NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove(lock.with_suffix(".tmp"))
@@ -155,12 +158,11 @@ def _temporary(folder: Path, make: Callable[[Path], None]) -> Generator[Path]:
 def _explained(folder: Path) -> Generator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        why = error.strerror if isinstance(error, OSError) else "a loop of links"
+    except OSError as error:
+        raise not_written(error, folder, "cannot write to this folder") from error
+    except RuntimeError as error:
         raise InputError(
-            f"cannot write to this folder ({why})",
-            where=str(folder),
-            todo="Choose another `out`",
+            "cannot write to this folder (a loop of links)", where=str(folder), todo="Choose another `out`"
         ) from error
 
 
@@ -173,11 +175,11 @@ def _locked(folder: Path, name: str, *, new: bool = False) -> int | None:
     while True:
         try:
             path.parent.mkdir()
-        except FileExistsError:
-            if path.parent.is_file():
-                raise
+        except FileExistsError:  # a link could lead out of the folder, or nowhere
+            if path.parent.is_symlink() or path.parent.is_file():
+                raise NotADirectoryError(errno.ENOTDIR, f"{FOLDER_NAME} in it is not a folder") from None
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | _NOFOLLOW | (os.O_EXCL if new else 0), 0o666)
         except FileExistsError:
             return None
         except FileNotFoundError:

@@ -38,17 +38,17 @@ class Way(StrEnum):
 def sole_readers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     """Map each stored tensor with exactly one reading node input to that node, as it will be written.
 
-    The node has one output. Tensors that bodies read, or that are graph outputs, are not in the map. The cost is
-    linear in the graph.
+    The node has one output, or is an LSTM. Tensors that bodies read, or that are graph outputs, are not in the map. The
+    cost is linear in the graph.
     """
     stored = {t.name for t in graph.initializer}
     uses = Counter(name for g in iter_graphs(graph) for node in g.node for name in node.input)
     uses.update(output.name for g in iter_graphs(graph) for output in g.output)
     found: dict[str, onnx.NodeProto] = {}
     for node in graph.node:
-        for name in node.input:
-            if name in stored and uses[name] == 1 and len(node.output) == 1:
-                found[name] = bare(node)
+        alone = [name for name in node.input if name in stored and uses[name] == 1]
+        if alone and (len(node.output) == 1 or node.op_type == "LSTM"):
+            found |= dict.fromkeys(alone, bare(node))
     return found
 
 
@@ -62,6 +62,34 @@ def readers_in(model: Model) -> dict[str, onnx.NodeProto]:
 def multiplied(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> bool:
     """Return whether the only reader of a weight is a MatMul or plain Gemm that multiplies by the stored matrix."""
     return way_of(weight, readers) in (Way.MATRIX, Way.TURNED)
+
+
+def convolved(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Return whether the only reader of a weight is a Conv in the main graph that it is the filter of."""
+    node = readers.get(weight.name)
+    if node is None or node.op_type != "Conv" or node.domain not in ("", "ai.onnx"):
+        return False
+    direct = len(weight.readers) == 1 and not weight.readers[0].in_body and not weight.readers[0].through
+    return direct and weight.readers[0].input_index == 1 and weight.dtype == "float32"
+
+
+def recurs(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Return whether the only reader of a weight is an LSTM of one direction that it is the W or R of."""
+    node = readers.get(weight.name)
+    if node is None or not has_one_direction(node) or len(weight.readers) != 1 or weight.dtype != "float32":
+        return False
+    reader = weight.readers[0]
+    matrix = reader.input_index in (1, 2) and len(weight.shape) == 3 and weight.shape[0] == 1
+    return matrix and not reader.in_body and not reader.through
+
+
+def has_one_direction(node: onnx.NodeProto) -> bool:
+    """Return whether an LSTM reads one direction, in the usual layout, without lengths: what this form can replace."""
+    values = {a.name: a for a in node.attribute}
+    both = "direction" in values and values["direction"].s == b"bidirectional"
+    turned = "layout" in values and values["layout"].i != 0
+    lengths = len(node.input) > 4 and bool(node.input[4])
+    return node.op_type == "LSTM" and node.domain in ("", "ai.onnx") and not (both or turned or lengths)
 
 
 def way_of(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> Way:

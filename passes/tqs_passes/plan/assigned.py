@@ -37,10 +37,14 @@ def target_of(
     weight = names.stored.get(assignment.weight, assignment.weight)
     if names.terse:
         own = f"{weight}."
-        return Target(weight, assignment.dtype, opset, own, names.namespace, own, reader)
+        return Target(
+            *(weight, assignment.dtype, opset, own, names.namespace, own, reader), assignment.ranges
+        )
     prefix = f"{names.namespace}.{index}"
     stem = weight if names.taken.isdisjoint(stem_names(weight)) else prefix
-    return Target(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem, reader)
+    return Target(
+        *(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem, reader), assignment.ranges
+    )
 
 
 def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:

@@ -7,14 +7,16 @@ These are the choices of the knapsack: tier × grid × channel axis × scale typ
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from tqs_passes.encode.planes import MIN_OPSET
+from tqs_passes.encode.static import Range, range_between
 from tqs_passes.encode.weight import (
     BF16_OPSET,
     CAST_OPSET,
@@ -33,13 +35,13 @@ from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.files.wire import field_size
 from tqs_passes.graph.names import Names, names_in, opset_of
-from tqs_passes.graph.readers import readers_in
+from tqs_passes.graph.readers import convolved, readers_in
 from tqs_passes.grids.grid import Codes, broadcast_shape
 from tqs_passes.grids.rounding_error import Pricer
 from tqs_passes.grids.row_tiers import parts_of
 from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding
 from tqs_passes.plan.assigned import reference_weight, target_of
-from tqs_passes.plan.forms import Profile, Setting, offered_forms, scale_axes, takes_dynamic
+from tqs_passes.plan.forms import Profile, Setting, offered_forms, scale_axes, takes_dynamic, takes_static
 from tqs_passes.plan.plan import Assignment, ServingTarget
 from tqs_passes.plan.row_offers import Channels, row_tiers
 from tqs_passes.plan.targets import Serving, refusal, serves
@@ -70,7 +72,7 @@ class Menu:
     """The candidates of one weight, largest first; the first keeps the weight unchanged, unless that is excluded.
 
     Among candidates of single tiers, none is dominated by another of its tier; row tiers are dominated by none. The
-    form `dynamic` repeats candidates: it is for those who spend time as well as bytes.
+    forms `dynamic` and `static` repeat candidates: they are for those who spend time as well as bytes.
     """
 
     weight: Weight
@@ -94,8 +96,9 @@ class Kitchen:
         What the file is made for; candidates that its target cannot serve are left out.
     rounding : {"rtn", "mse", "unbiased"}
         Rule that chooses the scales (see `tqs_passes.grids.scales`).
-    dynamic : bool
-        Also offer matrices whose reader rounds its input to 8 bits and multiplies integers (form `dynamic`).
+    rounded : Form or None
+        Also offer readers that round their inputs to 8 bits: `dynamic` at every call, `static` with ranges that
+        `with_ranges` fills in; None: no such form.
     """
 
     model: Model
@@ -104,7 +107,7 @@ class Kitchen:
     setting: Setting
     serving: Serving = field(default_factory=Serving)
     rounding: FreeRounding = DEFAULT_ROUNDING
-    dynamic: bool = False
+    rounded: Form | None = None
 
 
 def kitchen_of(
@@ -113,12 +116,13 @@ def kitchen_of(
     serving: Serving | None = None,
     rounding: FreeRounding = DEFAULT_ROUNDING,
     *,
-    dynamic: bool = False,
+    rounded: bool = False,
 ) -> Kitchen:
     """Collect what the candidates of a lifted model depend on; see `Kitchen`."""
-    opset, serving = opset_of(model.proto), serving or Serving()
+    opset, serving = opset_of(model.proto), (serving or Serving()).under(profile)
     setting = Setting(profile, opset, readers_in(model), serving)
-    return Kitchen(model, opset, names_in(model), setting, serving, rounding, dynamic)
+    form = None if not rounded else Form.STATIC if profile == "qdq" else Form.DYNAMIC
+    return Kitchen(model, opset, names_in(model), setting, serving, rounding, form)
 
 
 def menus(
@@ -140,7 +144,7 @@ def menus(
     """
     stored = {t.name: t for t in kitchen.model.proto.graph.initializer}
     only = exceptions or {}
-    return tuple(
+    found = tuple(
         _menu(
             kitchen,
             weight,
@@ -150,6 +154,24 @@ def menus(
             only.get(weight.name),
         )
         for index, weight in enumerate(weights)
+    )
+    return _in_pairs(found, kitchen.setting)
+
+
+def _in_pairs(found: tuple[Menu, ...], setting: Setting) -> tuple[Menu, ...]:
+    """Withdraw the form `dynamic` from a matrix of an LSTM whose other matrix cannot have it."""
+    offers = {
+        m.weight.name: setting.readers[m.weight.name]
+        for m in found
+        if any(c.assignment.form is Form.DYNAMIC for c in m.candidates)
+    }
+    halves = Counter(tuple(node.output) for node in offers.values() if node.op_type == "LSTM")
+    alone = {name for name, node in offers.items() if halves[tuple(node.output)] == 1}
+    return tuple(
+        replace(m, candidates=tuple(c for c in m.candidates if c.assignment.form is not Form.DYNAMIC))
+        if m.weight.name in alone
+        else m
+        for m in found
     )
 
 
@@ -192,10 +214,9 @@ def _menu(
         found = found[1:]
     plain = _undominated(found)
     menu = _with_rows(plain, channels, target_of(keep, index, kitchen.opset, kitchen.names))
-    if kitchen.dynamic:
-        menu = _with_products(
-            kitchen, weight, menu, target_of(keep, index, kitchen.opset, kitchen.names, reader)
-        )
+    if kitchen.rounded is not None:
+        target = target_of(keep, index, kitchen.opset, kitchen.names, reader)
+        menu = _with_rounded(kitchen, weight, menu, target, kitchen.rounded)
     return Menu(weight, menu)
 
 
@@ -232,6 +253,8 @@ def _integer(
     pricer: Pricer,
 ) -> list[tuple[Candidate, Channels | None]]:
     found: list[tuple[Candidate, Channels | None]] = []
+    if kitchen.setting.profile == "qdq" and len(weight.shape) < 2:
+        return []  # explicit quantization leaves biases and scales of normalisations alone
     for axis in scale_axes(weight, tier):
         n_scales = 1 if axis is None else weight.shape[axis]
         if axis is not None and n_scales > _MAX_SCALE_SHARE * weight.n_values:
@@ -242,7 +265,7 @@ def _integer(
                     "tier": tier,
                     "grid": grid,
                     "axis": axis,
-                    "half_scales": _wants_half(weight.shape, axis, kitchen.serving),
+                    "half_scales": _wants_half(weight.shape, axis, kitchen.setting),
                     "form": form,
                     "encoding": kitchen.serving.stored_as,
                     "rounding": kitchen.rounding,
@@ -275,9 +298,9 @@ def _groups(kitchen: Kitchen, weight: Weight, axis: int | None) -> Iterator[int]
         yield weight.shape[0] // weight.groups
 
 
-def _wants_half(shape: tuple[int, ...], axis: int | None, serving: Serving) -> bool:
+def _wants_half(shape: tuple[int, ...], axis: int | None, setting: Setting) -> bool:
     """Return whether float16 scales pay: each saves 2 bytes; all cost one Cast node, which TensorRT cannot read."""
-    if axis is None or serving.target is ServingTarget.TENSORRT:
+    if axis is None or setting.serving.target is ServingTarget.TENSORRT or setting.profile == "qdq":
         return False
     return shape[axis] * 2 > _HALF_SCALE_OVERHEAD_BYTES
 
@@ -316,27 +339,48 @@ def _with_rows(
     return (*kept, *others)
 
 
-def _with_products(
-    kitchen: Kitchen, weight: Weight, menu: tuple[Candidate, ...], target: Target
+def _with_rounded(
+    kitchen: Kitchen, weight: Weight, menu: tuple[Candidate, ...], target: Target, form: Form
 ) -> tuple[Candidate, ...]:
-    """Add to every candidate whose codes can be multiplied as integers the same codes in the form `dynamic`."""
+    """Add to every candidate whose codes can be read with rounded inputs the same codes in that form."""
     found: list[Candidate] = []
+    is_static = form is Form.STATIC
+    # The bytes of a range do not depend on its values.
+    unknown = range_between(0.0, 1.0, kitchen.serving.kind_of_ranges)
+    ranges = (unknown,) * (2 if convolved(weight, kitchen.setting.readers) else 1) if is_static else ()
     for a in (c.assignment for c in menu if c.assignment.tier.is_integer):
-        if a.group or not takes_dynamic(kitchen.setting, weight, a.axis):
+        can = (
+            takes_static(kitchen.setting, weight, a.tier, a.axis)
+            if is_static
+            else takes_dynamic(kitchen.setting, weight, a.axis)
+        )
+        if a.group or not can:
             continue
         assert a.grid is not None
         shape = broadcast_shape(a.shape, a.axis)
         scales = np.zeros(shape, np.float16) if a.half_scales else np.zeros(shape, np.float32)
         bits = parts_of(a.rows, a.grid)[-1].bits if a.rows else a.tier.bits
         blank = Codes(np.broadcast_to(np.int8(0), a.shape), scales, bits, a.grid, a.axis, a.rows)
-        fragment = encode_codes(target, blank, Form.DYNAMIC, a.encoding)
-        update = {"form": Form.DYNAMIC, "n_bytes": fragment.n_bytes()}
+        fragment = encode_codes(replace(target, ranges=ranges), blank, form, a.encoding)
+        update = {"form": form, "n_bytes": fragment.n_bytes(), "ranges": ranges}
         shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
         found.append(Candidate(a.model_copy(update=update), shared))
     kept = menu[:1] if menu and menu[0].assignment.form is Form.KEEP else ()
     others = [*menu[len(kept) :], *found]
     others.sort(key=lambda c: (-c.assignment.n_bytes, c.assignment.error_energy))
     return (*kept, *others)
+
+
+def with_ranges(menu: Menu, ranges: tuple[Range, ...]) -> Menu:
+    """Return a menu whose candidates of the form `static` have these ranges; without ranges they are left out."""
+    found = [
+        replace(c, assignment=c.assignment.model_copy(update={"ranges": ranges}))
+        if c.assignment.form is Form.STATIC
+        else c
+        for c in menu.candidates
+        if c.assignment.form is not Form.STATIC or ranges
+    ]
+    return replace(menu, candidates=tuple(found))
 
 
 def _undominated(found: list[Candidate]) -> tuple[Candidate, ...]:

@@ -6,6 +6,7 @@ DequantizeLinear before a MatMul or plain Gemm is fused (8-bit activations insid
 Cast → Mul folds at load and costs the same as FP32, in time and in memory. MatMulNBits at level 0 is exact, faster than
 FP32 for large matrices and few rows at a time, and keeps half a byte per weight in memory. DequantizeLinear is never
 written before a Transpose: onnxruntime 1.17 to 1.23 abort while they load such a file (`tools/check_oldest.py`).
+The profile `qdq` is for tools that read explicit quantization: native integers, DequantizeLinear, nothing on biases.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ import onnx
 
 from tqs_passes.encode.dynamic import DYNAMIC_OPSET
 from tqs_passes.encode.gathered import row_fits
-from tqs_passes.encode.nbits import block_of, fits
+from tqs_passes.encode.nbits import block_of, fits, fits_wide
+from tqs_passes.encode.static import STATIC_OPSET
 from tqs_passes.encode.weight import DQ_OPSET, Encoding, Form
-from tqs_passes.graph.readers import Way, multiplied, way_of
+from tqs_passes.graph.readers import Way, convolved, multiplied, recurs, way_of
 from tqs_passes.grids.grid import Grid, grids_for
 from tqs_passes.plan.plan import ServingTarget
-from tqs_passes.plan.targets import Serving, serves
+from tqs_passes.plan.targets import WIDE_NBITS, Serving, serves
 from tqs_passes.tier import Tier
 from tqs_passes.weights import Weight
 
-Profile = Literal["fast", "exact", "small"]
-PROFILES: tuple[Profile, ...] = ("fast", "exact", "small")
+Profile = Literal["fast", "exact", "small", "qdq"]
+PROFILES: tuple[Profile, ...] = ("fast", "exact", "small", "qdq")
 
 _DQ, _CM, _NBITS, _ROWS = Form.DEQUANTIZE, Form.CAST_MUL, Form.NBITS, Form.GATHERED
 #: Forms in order of preference; Cast → Mul is the last choice of every row.
@@ -41,6 +43,7 @@ TABLE: dict[Profile, dict[Way, tuple[Form, ...]]] = {
         Way.TABLE: (_ROWS,),
         Way.OTHER: (_DQ,),
     },
+    "qdq": {Way.MATRIX: (_DQ,), Way.TURNED: (_DQ,), Way.TABLE: (_DQ,), Way.OTHER: (_DQ,)},
 }
 #: Smallest number of values for which a form pays, by profile; a matrix counts as the square of its shorter side. With
 #: 8-bit activations a side below 256 takes 1.1 to 1.7 times as long as FP32 for 16 rows at a time and more. Below 16 M
@@ -61,7 +64,7 @@ class Setting:
 
     Parameters
     ----------
-    profile : {"fast", "exact", "small"}
+    profile : {"fast", "exact", "small", "qdq"}
     opset : int
     readers : mapping of str to onnx.NodeProto
         See `sole_readers`.
@@ -113,18 +116,36 @@ def _takes(
     if form is Form.GATHERED:
         return row_fits(weight.shape[1])
     columns, rows = (0, 1) if way is Way.TURNED else (1, 0)
-    return fits(tier.bits, grid) and axis in (None, columns) and block_of(weight.shape[rows]) is not None
+    fitting = fits(tier.bits, grid) or (
+        fits_wide(tier.bits, grid) and setting.serving.target in WIDE_NBITS and setting.profile == "small"
+    )
+    return fitting and axis in (None, columns) and block_of(weight.shape[rows]) is not None
 
 
 def takes_dynamic(setting: Setting, weight: Weight, axis: int | None) -> bool:
     """Return whether a weight with scales along an axis can be multiplied as integers (form `dynamic`)."""
     columns = 0 if way_of(weight, setting.readers) is Way.TURNED else 1
+    lstm = recurs(weight, setting.readers) and not setting.serving.standard_ops
     return (
-        multiplied(weight, setting.readers)
+        (multiplied(weight, setting.readers) or lstm)
         and axis in (None, columns)
         and setting.opset >= DYNAMIC_OPSET
         and setting.serving.stored_as is Encoding.PLANES
         and serves(setting.serving, Form.DYNAMIC)
+    )
+
+
+def takes_static(setting: Setting, weight: Weight, tier: Tier, axis: int | None) -> bool:
+    """Return whether a weight with scales along an axis can have a reader that runs in 8 bits (form `static`)."""
+    way = way_of(weight, setting.readers)
+    columns = 0 if way is Way.TURNED or convolved(weight, setting.readers) else 1
+    return (
+        tier is Tier.INT8
+        and (multiplied(weight, setting.readers) or convolved(weight, setting.readers))
+        and axis in (None, columns)
+        and setting.opset >= STATIC_OPSET
+        and setting.serving.stored_as is Encoding.NATIVE
+        and serves(setting.serving, Form.STATIC)
     )
 
 

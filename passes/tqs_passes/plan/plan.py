@@ -21,7 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from tqs_passes.encode.nbits import fits
+from tqs_passes.encode.nbits import fits, fits_wide
+from tqs_passes.encode.static import Range
 from tqs_passes.encode.weight import Encoding, Form
 from tqs_passes.errors import InputError
 from tqs_passes.files.text import LARGE, read_text
@@ -87,6 +88,8 @@ class Assignment(_Frozen):
         How the graph decodes it.
     encoding : Encoding
         How the levels of an integer tier are stored.
+    ranges : tuple of Range
+        Form `static`: the ranges of the reader's input and, for a Conv, of its output; left out of the file otherwise.
     rounding : str
         How integers were chosen: `rtn`, `mse` and `unbiased` need only the weight; others read `codes.npz`.
     n_bytes : int
@@ -118,6 +121,7 @@ class Assignment(_Frozen):
     group: int = Field(default=0, ge=0)
     form: Form
     encoding: Encoding = Encoding.PLANES
+    ranges: tuple[Range, ...] = ()
     rounding: Literal["keep", "cast", "rtn", "mse", "unbiased", "gptq", "gptaq", "qep"]
     n_bytes: int = Field(ge=0)
     error_energy: float = Field(ge=0)
@@ -127,6 +131,11 @@ class Assignment(_Frozen):
     dead: bool = False
     unseen: str = ""
     block: str = ""
+
+    @model_serializer(mode="wrap")
+    def _without_ranges(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = write(self)
+        return found if self.ranges else {k: v for k, v in found.items() if k != "ranges"}
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -147,7 +156,8 @@ class Assignment(_Frozen):
             raise ValueError(f"{self.dtype!r} is not a data type of a weight")
         if self.tier.is_integer:
             if self.form in (Form.KEEP, Form.CAST) or (
-                self.form is Form.NBITS and not fits(self.tier.bits, self.grid or Grid.SIGNED)
+                self.form is Form.NBITS
+                and not any(f(self.tier.bits, self.grid or Grid.SIGNED) for f in (fits, fits_wide))
             ):
                 raise ValueError(f"form {self.form} does not decode {self.tier}")
             if self.grid is None or not (self.rows or self.grid in grids_for(self.tier.bits)):
@@ -165,6 +175,10 @@ class Assignment(_Frozen):
             raise ValueError(f"form {self.form} does not decode {self.tier}")
         if self.form is Form.DYNAMIC:
             self._require_product()
+        if (self.form is Form.STATIC) != bool(self.ranges) or len(self.ranges) > 2:
+            raise ValueError("one or two ranges belong to the form static, and to no other")
+        if self.form is Form.STATIC and (self.tier is not Tier.INT8 or self.encoding is not Encoding.NATIVE):
+            raise ValueError(f"form {self.form} needs native INT8")
         if self.rows:
             self._require_row_tiers()
         if self.group:
@@ -172,7 +186,8 @@ class Assignment(_Frozen):
         return self
 
     def _require_product(self) -> None:
-        if len(self.shape) != 2 or self.dtype != "float32" or self.encoding is not Encoding.PLANES:
+        matrix = len(self.shape) == 2 or (len(self.shape) == 3 and self.shape[0] == 1)
+        if not matrix or self.dtype != "float32" or self.encoding is not Encoding.PLANES:
             raise ValueError(f"form {self.form} needs a float32 matrix, stored as bit planes")
 
     def _require_groups(self) -> None:
@@ -283,6 +298,35 @@ class Prediction(_Frozen):
         return "; ".join([line, *caveats]) + ")"
 
 
+class Tried(_Frozen):
+    """A plan that was compared with others on contexts that chose none of its integers.
+
+    Attributes
+    ----------
+    name : str
+        How its choices were found.
+    rounding : str
+        How its integers were chosen.
+    n_bytes : int
+    drift : float
+        Joint drift on these contexts; infinite if a rollout is not finite.
+    low, high : float
+        Bounds of a 90 % bootstrap interval, over contexts, of its drift over that of the chosen plan.
+    chosen : bool
+        Whether the file is written from this plan.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+    name: str
+    rounding: str
+    n_bytes: int
+    drift: float
+    low: float
+    high: float
+    chosen: bool = False
+
+
 class TimeFacts(_Frozen):
     """The predicted time of a file.
 
@@ -314,7 +358,7 @@ class Plan(_Frozen):
     source_sha256 : str
         Digest of the `.onnx` file that the plan belongs to.
     profile : str
-        Serving profile: `fast`, `exact` or `small`.
+        Serving profile: `fast`, `exact`, `small` or `qdq`.
     assignments : tuple of Assignment
         In graph order.
     n_bytes : int
@@ -349,13 +393,15 @@ class Plan(_Frozen):
         Patterns of names that stay.
     solver : SolverFacts or None
     warnings : tuple of str
+    tried : tuple of Tried
+        The plans that this one was chosen from; left out of the file if no others were compared.
     time : TimeFacts or None
         Left out of the file unless times were measured.
     """
 
     version: Literal[1] = 1
     source_sha256: str
-    profile: Literal["fast", "exact", "small"]
+    profile: Literal["fast", "exact", "small", "qdq"]
     assignments: tuple[Assignment, ...]
     n_bytes: int
     source_bytes: int
@@ -373,12 +419,14 @@ class Plan(_Frozen):
     pinned: tuple[str, ...] = ()
     solver: SolverFacts | None = None
     warnings: tuple[str, ...] = ()
+    tried: tuple[Tried, ...] = ()
     time: TimeFacts | None = None
 
     @model_serializer(mode="wrap")
     def _without_nothing(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = write(self)
-        return found if self.time is not None else {k: v for k, v in found.items() if k != "time"}
+        absent = {name for name in ("time", "tried") if not getattr(self, name)}
+        return {k: v for k, v in found.items() if k not in absent}
 
     @model_validator(mode="after")
     def _names_once(self) -> Self:
@@ -413,6 +461,7 @@ class Plan(_Frozen):
                 a.rounding,
                 None,  # kept, so that digests of plans did not change when equal weights became one
                 a.rows,
+                *([[r.kind, r.scale, r.zero_point] for r in a.ranges]),
             ]
             for a in self.assignments
         ]

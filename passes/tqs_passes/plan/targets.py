@@ -5,7 +5,7 @@ target       integer tiers                                       because
 ============ =================================================== ============================================
 ``ort-cpu``  all, by planes or native types; 8-bit products      onnxruntime's CPU provider
 ``ort-cuda`` all, by planes or native types                      planes fold on the host; MatMulNBits has 4, 8 bits
-``tensorrt`` INT8, INT4: native, DequantizeLinear, signed grid   weight-only DQ; no unsigned, no INT2, no INT1
+``tensorrt`` INT8, INT4: native, DequantizeLinear, signed grid   no unsigned, no INT2, no INT1; ranges int8
 ``portable`` all by Cast → Mul, standard types of opset ≤ 20     needs no fusion and no newer opset
 ============ =================================================== ============================================
 
@@ -21,10 +21,11 @@ ONNX (DequantizeLinear 13, 21) and TensorRT's explicit-quantisation guide. Nativ
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Literal
 
+from tqs_passes.encode.static import Kind
 from tqs_passes.encode.weight import DQ_OPSET, INT4_OPSET, Encoding, Form
 from tqs_passes.errors import InputError
 from tqs_passes.grids.grid import Grid
@@ -32,16 +33,20 @@ from tqs_passes.plan.plan import Assignment, Compute, Plan, ServingTarget
 from tqs_passes.tier import Tier
 from tqs_passes.weights import Weight
 
-#: Forms of integer tiers that each target runs. MatMulNBits is a kernel of onnxruntime's CPU provider; its CUDA kernel
-#: has not been measured yet. `refusal` holds TensorRT's own limits.
+#: Forms of integer tiers that each target runs. `refusal` holds TensorRT's own limits.
 FORMS: dict[ServingTarget, frozenset[Form]] = {
     ServingTarget.ORT_CPU: frozenset(
-        {Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED, Form.NBITS, Form.DYNAMIC}
+        {Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED, Form.NBITS, Form.DYNAMIC, Form.STATIC}
     ),
-    ServingTarget.ORT_CUDA: frozenset({Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED}),
-    ServingTarget.TENSORRT: frozenset({Form.DEQUANTIZE}),
+    ServingTarget.ORT_CUDA: frozenset(
+        {Form.DEQUANTIZE, Form.CAST_MUL, Form.GATHERED, Form.NBITS, Form.STATIC}
+    ),
+    ServingTarget.TENSORRT: frozenset({Form.DEQUANTIZE, Form.STATIC}),
     ServingTarget.PORTABLE: frozenset({Form.CAST_MUL, Form.GATHERED}),
 }
+#: Targets on which MatMulNBits multiplies 8-bit codes at full precision without being slow; on the CPU it takes 23
+#: times as long as FP32.
+WIDE_NBITS = frozenset({ServingTarget.ORT_CUDA})
 #: Forms that use operators outside the ONNX standard.
 _FOREIGN = frozenset({Form.NBITS})
 #: Integer tiers with a native type, and the lowest opset in which Cast supports it.
@@ -124,6 +129,15 @@ class Serving:
         """The encoding as it takes effect: TensorRT supports native types only."""
         return Encoding.NATIVE if self.target is ServingTarget.TENSORRT else self.encoding
 
+    def under(self, profile: str) -> Serving:
+        """Return this as it takes effect under a profile: `qdq` stores native integers and plain constants."""
+        return replace(self, encoding=Encoding.NATIVE, constants="keep") if profile == "qdq" else self
+
+    @property
+    def kind_of_ranges(self) -> Kind:
+        """The integers of activations whose range is fixed: TensorRT has no zero points."""
+        return "int8" if self.target is ServingTarget.TENSORRT else "uint8"
+
 
 def require_computes(compute: Compute | None, target: ServingTarget) -> None:
     """Refuse a compute type that a target does not support.
@@ -166,7 +180,11 @@ def refusal(a: Assignment, weight: Weight, target: ServingTarget, opset: int) ->
             return "TensorRT has no float64"
         return None
     if a.form is Form.NBITS and a.form not in FORMS[target]:
-        return f"MatMulNBits is an operator of onnxruntime's CPU provider only: {target.value} may lack it"
+        return (
+            f"MatMulNBits is an operator of onnxruntime's CPU and CUDA providers: {target.value} may lack it"
+        )
+    if a.form is Form.NBITS and a.tier is Tier.INT8 and target not in WIDE_NBITS:
+        return f"MatMulNBits with 8 bits is slow or missing on {target.value}"
     if a.form is Form.DYNAMIC and a.form not in FORMS[target]:
         return (
             f"8-bit products are computed by onnxruntime's CPU provider: {target.value} may lack the kernels"
@@ -190,9 +208,10 @@ def _tensorrt(a: Assignment, weight: Weight, opset: int) -> str | None:
         return "TensorRT supports one width per weight, no row tiers"
     if a.tier not in _KERNELS:
         return f"TensorRT has no {a.tier}, only INT8 and INT4"
-    if a.encoding is not Encoding.NATIVE or a.form is not Form.DEQUANTIZE or opset < DQ_OPSET:
+    explicit = a.form in (Form.DEQUANTIZE, Form.STATIC)
+    if a.encoding is not Encoding.NATIVE or not explicit or opset < DQ_OPSET:
         return "TensorRT supports only integers of native types decoded by DequantizeLinear"
-    if a.grid is not Grid.SIGNED:
+    if a.grid is not Grid.SIGNED or any(r.kind != "int8" for r in a.ranges):
         return "TensorRT supports only symmetric signed integers"
     names, kernels = _KERNELS[a.tier]
     others = [r.op_type for r in weight.readers if r.op_type not in kernels or r.in_body or r.domain]

@@ -4,15 +4,16 @@ Before → after, for a weight `w` at INT3 ::
 
     w (float initializer) ─▶ MatMul          w_quantized, w_quantized_1, w_scale ─▶ planes ─▶ … ─▶ w ─▶ MatMul
 
-Readers, outputs and other nodes are unchanged, in every graph, except the readers that the forms `nbits`, `gathered`
-and `dynamic` replace; the float original is removed. A weight that the model has deferred is written in the type that
-its readers compute in. Stored tensors and nodes are written directly as protobuf, not with onnx-graphsurgeon,
+Readers, outputs and other nodes are unchanged, in every graph, except the readers that the forms `nbits`, `gathered`,
+`dynamic` and `static` replace; the float original is removed. A weight that the model has deferred is written in the
+type that its readers compute in. Stored tensors and nodes are written directly as protobuf, not with onnx-graphsurgeon,
 which drops node metadata and cannot predict how many bytes it will write; the bytes that a plan predicts are therefore
 the bytes of the file.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -23,6 +24,7 @@ import onnx
 from tqs_passes.encode.dynamic import DYNAMIC_OPSET
 from tqs_passes.encode.fragment import Fragment
 from tqs_passes.encode.planes import MIN_OPSET
+from tqs_passes.encode.static import STATIC_OPSET
 from tqs_passes.encode.weight import (
     BF16_OPSET,
     CAST_OPSET,
@@ -64,7 +66,12 @@ def _require(
     if codes is not None and codes.levels.shape != a.shape:
         raise InputError(f"{what} has codes of shape {list(codes.levels.shape)}", todo=todo)
     products = ("MatMul", "Gemm")
-    reads = {Form.NBITS: products, Form.DYNAMIC: products, Form.GATHERED: ("Gather",)}.get(a.form)
+    reads = {
+        Form.NBITS: products,
+        Form.DYNAMIC: (*products, "LSTM"),
+        Form.STATIC: (*products, "Conv"),
+        Form.GATHERED: ("Gather",),
+    }.get(a.form)
     if reads is not None and (reader is None or reader.op_type not in reads):
         raise InputError(f"{what} is not read by one {' or '.join(reads)} alone ({a.form})", todo=todo)
     if codes is not None and (other := _differing(a, codes)):
@@ -77,8 +84,22 @@ def _require(
         needs = INT4_OPSET
     if a.form is Form.DYNAMIC:
         needs = DYNAMIC_OPSET
+    if a.form is Form.STATIC:
+        needs = STATIC_OPSET
     if opset < needs:
         raise InputError(f"{what} cannot be stored as {a.tier} ({a.form}) at opset {opset}", todo=todo)
+
+
+def _require_pairs(plan: Plan, readers: Mapping[str, onnx.NodeProto]) -> None:
+    """Refuse a plan in which only one matrix of an LSTM is multiplied as integers."""
+    rounded = {a.weight: readers[a.weight] for a in plan.assignments if a.form is Form.DYNAMIC}
+    halves = Counter(tuple(node.output) for node in rounded.values() if node.op_type == "LSTM")
+    alone = [name for name, node in rounded.items() if halves[tuple(node.output)] == 1]
+    if alone:
+        raise InputError(
+            f"the plan has only one matrix of the LSTM that reads {alone[0]!r} as integers, which need both",
+            todo="Run tqs allocate again for this model",
+        )
 
 
 def _differing(a: Assignment, codes: Codes) -> str:
@@ -106,9 +127,10 @@ def _with_readings(
 ) -> list[onnx.NodeProto]:
     """Return the model's nodes, with those readers replaced that fragments replace; import the opsets they need.
 
-    The names of weights that such a reader reads now denote packed bytes, so the notes on their types are removed.
+    Shared pieces that are late come right before the first node that needs them. The names of weights that such a
+    reader reads now denote packed bytes, so the notes on their types are removed.
     """
-    instead = {f.reader.output[0]: f.reading for f in fragments if f.reader is not None}
+    instead = {tuple(f.reader.output): f for f in fragments if f.reader is not None}
     read = {name for f in fragments if f.reader is not None for name in f.reader.input}
     made = {t.name for f in fragments for t in f.tensors} | {
         o for f in fragments for n in f.nodes for o in n.output
@@ -120,8 +142,16 @@ def _with_readings(
     domains = {piece.domain for piece in shared.values() if piece.domain} - imported
     proto.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(domains))
     nodes: list[onnx.NodeProto] = []
+    waiting = {key: piece for key, piece in shared.items() if piece.late}
     for node in proto.graph.node:
-        nodes += instead.get(node.output[0], [node]) if node.output else [node]
+        fragment = instead.get(tuple(node.output))
+        if fragment is None:
+            nodes.append(node)
+            continue
+        for key in fragment.shared:
+            if key in waiting:
+                nodes += waiting.pop(key).nodes
+        nodes += fragment.reading
     return nodes
 
 
@@ -170,6 +200,7 @@ class Rewrite:
             computed, reader = model.deferred.get(a.weight), readers.get(a.weight)
             tensor = stored.get(model.stored_name(a.weight))
             _require(a, tensor, self.codes.get(a.weight), opset, computed, reader)
+        _require_pairs(self.plan, readers)
         proto = skeleton(model, planned, self.metadata, self.version)
         names = names_in(model)
         shared: dict[str, Fragment] = {}
@@ -191,7 +222,8 @@ class Rewrite:
         del proto.graph.node[:]
         for piece in (*shared.values(), *fragments):
             proto.graph.initializer.extend(piece.tensors)
-            proto.graph.node.extend(piece.nodes)
+            if not piece.late:
+                proto.graph.node.extend(piece.nodes)
             piece.tensors.clear()  # the graph holds a copy; keep only one in memory
         proto.graph.node.extend(nodes)
         out = replace(model, proto=proto, spill=self.spill, deferred={})

@@ -6,7 +6,9 @@ the headers state must be those that are stored, and must fit the memory that is
 
 from __future__ import annotations
 
+import lzma
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Generator
@@ -21,6 +23,11 @@ from numpy.typing import NDArray
 from tqs_passes.errors import InputError
 
 _MEMORY = Path("/proc/meminfo")
+#: What NumPy and zipfile raise for a damaged archive, and what comes of using its arrays unseen.
+DAMAGE = (
+    *(ValueError, KeyError, IndexError, EOFError, TypeError, AttributeError, OverflowError, MemoryError),
+    *(NotImplementedError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, lzma.LZMAError),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +99,14 @@ def open_archive(path: Path) -> Archive:
     return Archive(path, shapes)
 
 
-def read_named_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Return all arrays of an `.npz`; see `open_archive` for the errors."""
-    return open_archive(path).read()
+def read_named_arrays(path: Path, todo: str = "") -> dict[str, NDArray[Any]]:
+    """Return all arrays of an `.npz`; see `open_archive` for the errors. `todo` replaces what they tell to do."""
+    try:
+        return open_archive(path).read()
+    except InputError as error:
+        if not todo:
+            raise
+        raise InputError(error.what, where=error.where, todo=todo) from error
 
 
 def free_bytes() -> int | None:
@@ -128,16 +140,7 @@ def _header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], int]:
 def _explained(path: Path) -> Generator[None]:
     try:
         yield
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        MemoryError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (*DAMAGE, OSError) as error:
         raise InputError(
             "cannot be read as NumPy arrays (damaged, or with pickled objects)",
             where=str(path),

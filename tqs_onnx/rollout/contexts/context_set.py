@@ -93,6 +93,25 @@ class Contexts:
         )
 
 
+def joined(first: Contexts, second: Contexts) -> Contexts:
+    """Return the contexts of two sets, those of the second last; what says where they come from is left out.
+
+    Raises
+    ------
+    InputError
+        An input has different shapes in the two sets.
+    """
+    for name, array in first.arrays.items():
+        other = second.arrays[name]
+        if array.shape[1:] != other.shape[1:]:
+            raise InputError(
+                f"input {name!r} has shape {list(array.shape[1:])} in one set and {list(other.shape[1:])} in the other",
+                where=second.source,
+            )
+    arrays = {name: np.concatenate([array, second.arrays[name]]) for name, array in first.arrays.items()}
+    return Contexts(arrays, {}, source=f"{first.source} and {second.source}")
+
+
 def thin(n: int, limit: int | None, groups: Sequence[str] | None = None) -> list[int]:
     """Return at most `limit` of the indices 0 … n − 1, spread evenly over them and over `groups`.
 
@@ -196,7 +215,12 @@ def std(array: NDArray[Any]) -> float:
     mean = sum(float(b.sum(dtype=np.float64)) for b in blocks) / rows.size
     squares = sum(float(np.square(np.subtract(b, mean, dtype=np.float64)).sum()) for b in blocks)
     deviation, most = math.sqrt(squares / rows.size), max(float(np.abs(b).max()) for b in blocks)
-    return 0.0 if deviation <= _CONSTANT * most else deviation
+    return 0.0 if is_constant(deviation, most) else deviation
+
+
+def is_constant(deviation: float, most: float) -> bool:
+    """Return whether a deviation is only rounding, for values of at most this magnitude."""
+    return deviation <= _CONSTANT * most
 
 
 def held_out(contexts: Contexts, share: float) -> tuple[Contexts, Contexts]:
@@ -232,6 +256,6 @@ def contexts_hash(contexts: Contexts) -> str:
     for name in sorted(contexts.arrays):
         array = np.ascontiguousarray(contexts.arrays[name])
         sha.update(f"{name}\0{array.dtype}\0{array.shape}\0".encode())
-        sha.update(array.tobytes())
+        sha.update(array.reshape(-1).view(np.uint8).data)
     sha.update(json.dumps([contexts.series, contexts.columns, contexts.scales], sort_keys=True).encode())
     return sha.hexdigest()

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.calendars import lead_seconds, seconds_since, unit_seconds
 from tqs_onnx.rollout.contexts.foreign_data import require_own_data
+from tqs_onnx.rollout.contexts.hdf5_trial import require_readable
 from tqs_passes.errors import InputError, one_line
 
 SUFFIXES = (".nc", ".nc3", ".nc4", ".cdf", ".zarr")
@@ -64,6 +65,8 @@ def _opened(path: Path) -> Any:  # noqa: ANN401  (xarray is optional: its types 
         ) from error
     with _explained(path):
         engine = _engine(path)
+        if engine == "h5netcdf":
+            require_readable(path)
         if engine != "scipy":
             require_own_data(path)
         return xarray.open_dataset(

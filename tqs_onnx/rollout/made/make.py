@@ -46,6 +46,8 @@ def made_contexts_of(
     spec: RolloutSpec,
     request: MadeRequest,
     scales: Sequence[InputScale] = (),
+    *,
+    like: Contexts | None = None,
 ) -> Contexts:
     """Return made contexts of a model (see the module docstring).
 
@@ -61,6 +63,8 @@ def made_contexts_of(
     request : MadeRequest
     scales : sequence of InputScale
         Units that take precedence over those of the graph.
+    like : Contexts, optional
+        Data whose sizes are taken, and whose units where the graph states none.
 
     Raises
     ------
@@ -70,16 +74,23 @@ def made_contexts_of(
     """
     stated = _scales(scales, signature)
     session = _opened(file)
-    shapes, tried = found_sizes(
-        spec, signature, lambda s: _failure(session, model, signature, spec, s, stated)
+    shapes, tried = (
+        found_sizes(spec, signature, lambda s: _failure(session, model, signature, spec, s, stated))
+        if like is None
+        else (_shapes_of(like, spec), {})
     )
-    recipes = [recipe(p, shapes[p.name], model, spec, signature, stated) for p in signature.inputs]
+    recipes = [recipe(p, shapes[p.name], model, spec, signature, stated, like) for p in signature.inputs]
     alone = spec.rollout.batch_axis is None or fixed_batch(spec, signature) == 1
     n = request.number(sum(_context_bytes(r, spec) for r in recipes), alone=alone)
     arrays = _Maker(session, spec, recipes, request.seed).arrays(n)
     sizes = "".join(f"; {name} = {size} (the first size that runs)" for name, size in tried.items())
     note = f"made {n} contexts (seed {request.seed}): {'; '.join(map(str, recipes))}{sizes}"
     return Contexts(arrays, {}, source=f"made:{n}:{request.seed}", made_seed=request.seed, notes=(note,))
+
+
+def _shapes_of(contexts: Contexts, spec: RolloutSpec) -> Shapes:
+    """Return the shape of one context of every input at one step."""
+    return {name: a.shape[2 if name in spec.forced else 1 :] for name, a in contexts.arrays.items()}
 
 
 def _context_bytes(recipe: Recipe, spec: RolloutSpec) -> int:

@@ -20,6 +20,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.made.request import InputScale
 from tqs_onnx.rollout.spec.fit import fed_shape
 from tqs_onnx.rollout.spec.signature import ModelSignature, Port
@@ -103,6 +104,7 @@ def recipe(
     spec: RolloutSpec,
     signature: ModelSignature,
     scales: Mapping[str, InputScale],
+    like: Contexts | None = None,
 ) -> Recipe:
     """Return what to make for an input.
 
@@ -116,6 +118,8 @@ def recipe(
     signature : ModelSignature
     scales : mapping of str to InputScale
         Units that the user states; they take precedence over the graph's.
+    like : Contexts, optional
+        Data whose units are taken where the graph states none.
     """
     batch = spec.rollout.batch_axis
     has_batch = batch is not None and port.name not in spec.shared
@@ -146,6 +150,11 @@ def recipe(
                 deviation * (values.high - values.low) / 4,
             )
             units = f"within the model's bounds {values.low:g} to {values.high:g}"
+        elif like is not None and port.name in like.arrays:
+            seen = like.arrays[port.name].astype(np.float64)
+            center, spread = float(np.nanmean(seen)), float(np.nanstd(seen)) or 1.0
+            mean, deviation = np.full(shape, center), np.full(shape, spread)
+            units = f"units of the data: mean {center:.3g}, deviation {spread:.3g}"
     if port.name in scales:
         given = scales[port.name]
         mean, deviation = np.full(shape, given.mean), np.full(shape, given.deviation)

@@ -22,6 +22,9 @@ from tqs_onnx.scoring.measure.facts import Floors
 from tqs_onnx.scoring.measure.station import Station
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 
+#: Values that are changed at a time; an even number.
+_BLOCK_VALUES = 1 << 18
+
 
 @dataclass(frozen=True, slots=True)
 class SessionFloors:
@@ -69,6 +72,12 @@ def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
 def _nudged(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.name not in ("float32", "float64"):
         return array
-    signs = np.where(np.arange(array.size) % 2 == 0, np.inf, -np.inf).reshape(array.shape)
-    # Zeros are not changed: they may mark missing data.
-    return np.where(array == 0, array, np.nextafter(array, signs.astype(array.dtype)))
+    made = np.empty(array.shape, array.dtype)
+    values, moved = np.ascontiguousarray(array).reshape(-1), made.reshape(-1)
+    for start in range(0, values.size, _BLOCK_VALUES):
+        block = values[start : start + _BLOCK_VALUES]
+        signs = np.full(block.shape, np.inf, array.dtype)
+        signs[1::2] = -np.inf
+        # Zeros are not changed: they may mark missing data.
+        moved[start : start + _BLOCK_VALUES] = np.where(block == 0, block, np.nextafter(block, signs))
+    return made

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.distance import Ruler
-from tqs_onnx.rollout.engine import Held, Squares
+from tqs_onnx.rollout.engine import Squares
+from tqs_onnx.rollout.held import Held
 
 
 @dataclass(frozen=True, slots=True, eq=False)

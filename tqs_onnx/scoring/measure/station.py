@@ -16,10 +16,11 @@ from pydantic import BaseModel, ConfigDict
 
 from tqs_onnx.rollout.distance import n_space, ruler_for
 from tqs_onnx.rollout.injection import Exposable, GroupSession, Injection, Ready, Rebuilt, exposable
+from tqs_onnx.rollout.placement import Placement
 from tqs_onnx.rollout.plausible import FirstSteps, out_of_range
-from tqs_onnx.rollout.stream import pieces_of
+from tqs_onnx.rollout.spread import sigma_of
+from tqs_onnx.rollout.stream import Piece
 from tqs_onnx.rollout.trajectory import NonFiniteError
-from tqs_onnx.rollout.variables import sigma
 from tqs_onnx.scoring.measure.early_stop import watcher
 from tqs_onnx.scoring.measure.meter import Measurement, Meter
 from tqs_onnx.scoring.plan.perturbation import Rollout
@@ -41,6 +42,8 @@ class Frame(BaseModel):
         Number of values in one context's trajectory.
     notes : tuple of str
         Notes on the nominal rollout (see `tqs_onnx.rollout.plausible`).
+    placement : Placement or None
+        Where its nodes ran; None on the CPU, and if the runtime does not say.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +51,7 @@ class Frame(BaseModel):
     sigma: dict[str, float]
     n_values: int
     notes: tuple[str, ...] = ()
+    placement: Placement | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,6 +62,7 @@ class Station:
     meter: Meter
     sigma: dict[str, float]
     notes: tuple[str, ...] = ()
+    placement: Placement | None = None
 
 
 def exposable_of(plan: SweepPlan) -> Exposable:
@@ -79,24 +84,39 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
     if plan.how == "rebuild":
         injection = Rebuilt(source, plan.spec, plan.contexts, run)
     else:
-        injection = GroupSession(source, weights, plan.spec, plan.contexts, run, prefix=plan.prefix)
-    nominal, held = injection.hold()
-    found = sigma(plan.spec, plan.contexts, nominal.outputs).values if frame is None else frame.sigma
+        injection = GroupSession(
+            *(source, weights, plan.spec, plan.contexts, run),
+            prefix=plan.prefix,
+            max_device_bytes=plan.options.max_memory,
+        )
+    held = injection.hold(plan.most_held_bytes)
+
+    def nominal() -> Iterator[Piece]:
+        return injection.kept_pieces(held)
+
+    found = sigma_of(plan.spec, plan.contexts, held, nominal) if frame is None else frame.sigma
     raw = plan.options.units == "raw"
     scale = dict.fromkeys(found, 1.0) if raw else found
-    ruler = replace(ruler_for(nominal.outputs, plan.spec, plan.contexts, scale), balanced=not raw)
-    spaces = n_space(nominal.outputs, plan.spec, plan.contexts)
+    ruler = replace(ruler_for(held.template, plan.spec, plan.contexts, scale), balanced=not raw)
+    spaces = n_space(held.template, plan.spec, plan.contexts)
     first = FirstSteps()
-    for piece in pieces_of(nominal):
+    for piece in nominal():
         first.add(piece)
     notes = out_of_range(plan.spec, plan.contexts, first)
-    return Station(injection, Meter(ruler, spaces, held, plan.horizons), dict(found), notes)
+    return Station(
+        injection, Meter(ruler, spaces, held, plan.horizons), dict(found), notes, injection.placement
+    )
 
 
 def frame_of(station: Station) -> Frame:
     """Return the facts about a job's nominal rollout, from its first session."""
     ruler = station.meter.ruler
-    return Frame(sigma=station.sigma, n_values=ruler.n_values, notes=station.notes)
+    return Frame(
+        sigma=station.sigma,
+        n_values=ruler.n_values,
+        notes=station.notes,
+        placement=station.placement,
+    )
 
 
 def perturbation(rollout: Rollout, injection: Injection) -> tuple[dict[str, NDArray[Any]], float]:

@@ -16,13 +16,14 @@ import os
 import shutil
 import sqlite3
 import struct
-import zlib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,13 +47,17 @@ CREATE TABLE IF NOT EXISTS session (
   job TEXT NOT NULL, session INTEGER NOT NULL, noise REAL NOT NULL, rounding REAL NOT NULL, at BLOB NOT NULL,
   checksum INTEGER NOT NULL, PRIMARY KEY (job, session)) WITHOUT ROWID;
 """
-#: Numbers of a measurement and of floors, as they enter the checksum.
+#: Everything that a store holds, by its type and name.
+_HELD = {"tablejob", "tablemeasurement", "tablesession"}
 _SELECT = "SELECT id, contexts, energy, variables, delta_sq, steps, finite, checksum FROM measurement"
+#: Endings of the files that SQLite keeps beside its own.
+_BESIDE = ("-wal", "-shm", "-journal")
 #: Rows fetched at once; SQLite allows this many parameters everywhere.
 _AT_ONCE = 500
 _FLOAT_BYTES = 8
 #: With less room on its disk, SQLite cannot write: a page of the log, and of its index.
 _LEAST_ROOM = 1 << 16
+#: Numbers of a measurement and of floors, as they enter the checksum.
 _MEASURED, _FLOORS = struct.Struct("<qdqq"), struct.Struct("<qdd")
 
 
@@ -114,6 +119,8 @@ class Results:
         self.n_damaged = 0
         self._written = False
         self._new = path is not None and not path.exists()
+        if path is not None:
+            _require_own(path)
         copied = path is not None and path.exists() and not os.access(path.parent, os.W_OK)
         with self._explained():
             # autocommit: every statement is its own transaction
@@ -147,6 +154,13 @@ class Results:
                     where=str(self.path),
                     todo="Remove it, or choose another `out`",
                 )
+            held = {row[0] for row in self._db.execute("SELECT type || name FROM sqlite_master")}
+            if not held <= _HELD:  # another program's, or one with triggers
+                raise InputError(
+                    "is not a store of measurements",
+                    where=str(self.path),
+                    todo="Remove it, or choose another `out`",
+                )
         if self.path is not None:
             self._choose_journal(network_filesystem(self.path.parent, mounts()))
         with self._explained():
@@ -170,14 +184,14 @@ class Results:
         """Return the stored facts about the nominal rollout of a job, or None."""
         with self._explained():
             row = self._db.execute("SELECT frame, checksum FROM job WHERE id = ?", (job,)).fetchone()
-        if row is None or self._is_damaged(row[1], lambda: zlib.crc32(f"{job}\0{row[0]}".encode())):
+        if row is None or self._is_damaged(row[1], lambda: crc32(f"{job}\0{row[0]}".encode())):
             return None
         frame: str = row[0]
         return frame
 
     def put_frame(self, job: str, facts: str, frame: str) -> None:
         """Store a job: its settings, for readers of the file, and the facts about its nominal rollout."""
-        row = (job, facts, frame, zlib.crc32(f"{job}\0{frame}".encode()))
+        row = (job, facts, frame, crc32(f"{job}\0{frame}".encode()))
         with self._explained():
             self._db.execute("INSERT OR REPLACE INTO job VALUES (?, ?, ?, ?)", row)
 
@@ -205,7 +219,7 @@ class Results:
         """Return a measurement; None if it is not stored, or does not match its checksum."""
         with self._explained():
             row = self._db.execute(f"{_SELECT} WHERE id = ?", (key,)).fetchone()
-        if row is None or self._is_damaged(row[7], partial(_checksum, key, *row[1:7])):
+        if row is None or not self._is_sound(row):
             return None
         energy = _floats(row[2]).reshape(row[1], -1)
         return Measurement(energy, _floats(row[3]), row[4], row[5], bool(row[6]))
@@ -221,7 +235,7 @@ class Results:
                     f"{_SELECT} WHERE id IN ({','.join('?' * len(some))})", some
                 ).fetchall()
             for row in rows:
-                if self._is_damaged(row[7], partial(_checksum, *row[:7])):
+                if not self._is_sound(row):
                     continue
                 if expected is None or expected.holds(*row[1:7]):
                     found.add(row[0])
@@ -253,6 +267,15 @@ class Results:
         self.n_damaged += damaged
         return damaged
 
+    def _is_sound(self, row: tuple[Any, ...]) -> bool:
+        """Whether a measurement, as selected, matches its checksum; see `_is_damaged`."""
+        try:
+            sound = bool(_checksum(*row[:7]) == row[7])
+        except (struct.error, TypeError, ValueError, OverflowError):
+            sound = False
+        self.n_damaged += not sound
+        return sound
+
     def __enter__(self) -> Results:
         """Return the store itself."""
         return self
@@ -263,7 +286,7 @@ class Results:
         """Close the file; remove it if this run created it and it holds no measurement."""
         self._db.close()
         if self._new and not self._written and self.path is not None:
-            for suffix in ("", "-wal", "-shm", "-journal"):
+            for suffix in ("", *_BESIDE):
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _has_no_room(self) -> bool:
@@ -296,6 +319,22 @@ class Results:
             raise InputError(what, where=str(self.path), todo=todo) from error
 
 
+def _require_own(path: Path) -> None:
+    """Refuse links that would let SQLite create or write files elsewhere.
+
+    Raises
+    ------
+    InputError
+        The file is a link that leads nowhere, or a file that SQLite keeps beside it is a link.
+    """
+    beside = [path.with_name(f"{path.name}{suffix}") for suffix in _BESIDE]
+    link = next(
+        (p for p in beside if p.is_symlink()), path if path.is_symlink() and not path.exists() else None
+    )
+    if link is not None:
+        raise InputError("is a link", where=str(link), todo="Remove it, or choose another `out`")
+
+
 def _checksum(
     key: str, contexts: int, energy: bytes, variables: bytes, delta_sq: float, steps: int, finite: int
 ) -> int:
@@ -307,11 +346,11 @@ def _checksum(
         A value has another type.
     """
     numbers = _MEASURED.pack(contexts, delta_sq, steps, finite)
-    return zlib.crc32(b"".join((key.encode(), numbers, energy, variables)))
+    return crc32(variables, crc32(energy, crc32(numbers, crc32(key.encode()))))
 
 
 def _floors_sum(job: str, session: int, noise: float, rounding: float, at: bytes) -> int:
-    return zlib.crc32(at, zlib.crc32(_FLOORS.pack(session, noise, rounding), zlib.crc32(job.encode())))
+    return crc32(at, crc32(_FLOORS.pack(session, noise, rounding), crc32(job.encode())))
 
 
 def _text(raw: bytes) -> str:

@@ -75,6 +75,11 @@ def parts_of(plan: SweepPlan, tasks: tuple[Task, ...], workers: int) -> tuple[Ta
     return tuple(part for task in tasks for part in _cut(plan, task, size))
 
 
+def labels_of(task: Task) -> str:
+    """Return the weights of a task's rollouts, without duplicates."""
+    return ", ".join(dict.fromkeys(w.label for r in task.todo.values() for w in r.weights))
+
+
 def _cut(plan: SweepPlan, task: Task, size: int) -> Iterator[Task]:
     pieces = list(_families(plan, task) if plan.options.group_test else _runs(task, size))
     for i, piece in enumerate(pieces or [{}]):

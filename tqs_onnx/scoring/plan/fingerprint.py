@@ -2,7 +2,7 @@
 
 It includes the model file, the rollout, the contexts, σ's units, the horizons, chunking, early stop, how weights are
 injected and which of them share a session, the versions of the runtime and of NumPy (which draws and rounds), the
-provider, and the processor's instruction sets.
+provider, and the processor's instruction sets; on a GPU its model, its driver and the CUDA libraries instead.
 
 It does not include the output path and the number of threads. The runtime's CPU kernels split a product over rows and
 columns, never within a sum, so the number of threads does not change a bit of a result; a test verifies this. Probe,
@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tqs_onnx.rollout.gpu import card_names, gpu_versions
 from tqs_onnx.rollout.session import runtime_version
 
 _SETS = (
@@ -37,9 +38,7 @@ _MEASURING = 4
 def instruction_set(provider: str) -> str:
     """Return the processor's instruction sets that decide which kernels run, or the name of the GPU."""
     if provider != "cpu":
-        cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-        found = [re.search(r"Model:\s*(.+)", card.read_text(encoding="utf-8")) for card in cards[:1]]
-        return found[0].group(1).strip() if found and found[0] else "gpu"
+        return card_names()
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -62,6 +61,7 @@ def job_facts(
         "runtime": runtime_version(),
         "numpy": np.__version__,
         "instructions": instruction_set(provider),
+        **({} if provider == "cpu" else {"gpu": gpu_versions()}),
         **chosen,
     }
 

@@ -1,31 +1,42 @@
-"""Estimate the memory of a sweep from the graph: weights, one chunk's activations, and its trajectory.
+"""Estimate the memory of a sweep from the graph, before anything is rolled out.
 
-Activations are counted at the point where most bytes are alive when the nodes run in stored order, with the shapes that
-ONNX's shape inference finds for one context; values of unknown shape count as zero bytes. This is an estimate: the
-runtime reuses buffers better, and its kernels need some additional memory.
+    weights      all once in the model, and at worst half of them again for what the kernels prepare; or, if that is
+                 more, two perturbed targets (one is computed while the other is rolled out)
+    contexts     the arrays as they were read, truths too, and what stays placed on the device (`rollout.chunks`)
+    activations  of one chunk, where most bytes are alive when the nodes run in stored order, with one step's
+                 differences; twice, because the runtime's arenas grow by powers of two
+    nominal      the trajectory outputs of every step of all contexts, kept once for comparisons (`rollout.held`)
+
+Only the last one grows with the number of steps. Under `max_memory` it gets what the others leave, and lies in a
+temporary file if that is too little. Shapes are those that ONNX's shape inference finds for one context; values of
+unknown shape count as zero bytes. This is an estimate of what is taken beyond a process that has loaded its libraries
+(some 200 MB): the runtime may reuse buffers better, and its kernels need some additional memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
 
+from tqs_onnx.rollout.chunks import MOST_PLACED_BYTES
 from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.held import Where, place_of
 from tqs_onnx.rollout.injection import Exposable
 from tqs_onnx.rollout.spec.spec import RolloutSpec
+from tqs_onnx.scoring.plan.perturbation import Perturbation
 from tqs_passes.errors import InputError
 
-#: Bytes per byte of weights: all once in the model and, at worst, some once more while they are perturbed or prepacked.
-_WEIGHTS_HELD = 1.5
-#: Bytes per byte of the nominal trajectory: held on its device, and on the host while σ is computed from it.
-_NOMINAL_HELD = 4
-#: The same when whole trajectories are compared: both trajectories, and their difference and its square in float64.
-_WHOLE_HELD = 6
-#: Bytes per byte of one step: its difference in float32 and in float64.
-_STEP_HELD = 3
+#: Bytes that kernels prepare per byte of weights.
+_PREPARED = 0.5
+#: Perturbed targets in memory.
+_PERTURBED = 2
+#: Bytes per byte of one step: the nominal outputs beside its own, and their difference in float32 and in float64.
+_STEP_HELD = 4
+#: Bytes that the runtime takes per byte that is alive: its arenas grow by powers of two.
+_ARENA = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,50 +47,76 @@ class Memory:
     ----------
     weights : int
         All weights, counted once.
+    target : int
+        Weights of the biggest target.
+    contexts : int
+        Arrays of all contexts, and those of them that stay placed.
     per_context : int
         Activations of one context of a chunk, and the buffers for comparing one of its steps.
-    held : int
-        Trajectories of all contexts.
+    nominal : int
+        Outputs of all steps of all contexts.
     """
 
     weights: int
+    target: int
+    contexts: int
     per_context: int
-    held: int = 0
+    nominal: int
 
-    def total(self, chunk: int) -> int:
-        """Return the bytes needed with `chunk` contexts in a chunk."""
-        return int(_WEIGHTS_HELD * self.weights) + self.held + chunk * self.per_context
+    def beside(self, chunk: int) -> int:
+        """Return the bytes of everything but the nominal rollout, with `chunk` contexts in a chunk."""
+        held = self.weights + max(int(_PREPARED * self.weights), _PERTURBED * self.target)
+        return held + self.contexts + chunk * self.per_context
 
     def most_contexts(self, max_bytes: int, at_least: int = 1) -> int:
-        """Return the largest chunk that fits.
+        """Return the largest chunk that fits when the nominal rollout lies in a file.
 
         Raises
         ------
         InputError
             Not even `at_least` contexts fit.
         """
-        room = max_bytes - int(_WEIGHTS_HELD * self.weights) - self.held
+        room = max_bytes - self.beside(0)
         if room < at_least * self.per_context:
             named = "one context needs" if at_least == 1 else f"the {at_least} contexts of a call need"
             raise InputError(
-                f"{named} about {self.total(at_least) / 1e6:.0f} MB, more than `max_memory` allows",
+                f"{named} about {self.beside(at_least) / 1e6:.0f} MB, more than `max_memory` allows",
                 todo="Raise `max_memory`",
             )
         return max(1, room // max(1, self.per_context))
 
+    def room_for_nominal(self, max_bytes: int | None, chunk: int) -> int | None:
+        """Return the memory that is left for the nominal rollout; None without a limit."""
+        return None if max_bytes is None else max(0, max_bytes - self.beside(chunk))
 
-def memory_of(source: Exposable, spec: RolloutSpec, contexts: Contexts) -> Memory:
-    """Return the memory that a sweep of this model over these contexts needs."""
+    def place(self, max_bytes: int | None, chunk: int, *, on_host: bool) -> Where:
+        """Return where the nominal rollout is held."""
+        return place_of(self.nominal, on_host=on_host, most_bytes=self.room_for_nominal(max_bytes, chunk))
+
+    def total(self, chunk: int, *, in_file: bool = False) -> int:
+        """Return the bytes needed with `chunk` contexts in a chunk."""
+        return self.beside(chunk) + (0 if in_file else self.nominal)
+
+
+def memory_of(
+    source: Exposable, spec: RolloutSpec, contexts: Contexts, targets: Iterable[Perturbation] = ()
+) -> Memory:
+    """Return the memory that a sweep of these targets over these contexts needs."""
     proto = onnx.ModelProto()
     proto.CopyFrom(source.proto)
     _fix_shapes(proto.graph, spec, contexts)
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     sizes = {v.name: _bytes(v.type.tensor_type) for v in (*inferred.graph.value_info, *inferred.graph.output)}
     step = sum(sizes.get(name, 0) for name in spec.trajectory.outputs)
-    whole = spec.rollout.is_made_whole
-    held = (_WHOLE_HELD if whole else _NOMINAL_HELD) * step * spec.rollout.steps * contexts.n_contexts
-    per_context = _fullest(proto.graph, sizes) + (0 if whole else _STEP_HELD * step)
-    return Memory(sum(a.nbytes for a in source.arrays.values()), per_context, held)
+    placed = sum(contexts.arrays[name].nbytes for name in spec.inputs)
+    read = sum(a.nbytes for a in (*contexts.arrays.values(), *contexts.truth.values()))
+    return Memory(
+        weights=sum(a.nbytes for a in source.arrays.values()),
+        target=max((sum(source.arrays[w.name].nbytes for w in t.weights) for t in targets), default=0),
+        contexts=read + min(placed, MOST_PLACED_BYTES),
+        per_context=_ARENA * (_fullest(proto.graph, sizes, spec.inputs) + _STEP_HELD * step),
+        nominal=step * spec.rollout.steps * contexts.n_contexts,
+    )
 
 
 def _fix_shapes(graph: onnx.GraphProto, spec: RolloutSpec, contexts: Contexts) -> None:
@@ -109,14 +146,17 @@ def _bytes(kind: onnx.TypeProto.Tensor) -> int:
     return math.prod(dims) * width.get(int(kind.elem_type), 4)
 
 
-def _fullest(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
-    """Return the bytes alive at the point where they are most."""
+def _fullest(graph: onnx.GraphProto, sizes: Mapping[str, int], inputs: Collection[str]) -> int:
+    """Return the bytes alive at the point where they are most; `inputs`: those of the graph that are no weights."""
     last = {name: index for index, node in enumerate(graph.node) for name in node.input}
     last.update({o.name: len(graph.node) for o in graph.output})
+    fed = sum(
+        _bytes(i.type.tensor_type) for i in graph.input if i.name in inputs
+    )  # alive until the next step is fed
     alive: dict[str, int] = {}
     most = 0
     for index, node in enumerate(graph.node):
         alive.update({name: sizes.get(name, 0) for name in node.output if name in last})
         most = max(most, sum(alive.values()))
         alive = {name: size for name, size in alive.items() if last[name] > index}
-    return most
+    return fed + most

@@ -8,6 +8,7 @@ from typing import Literal
 
 from tqs_onnx.scoring.plan.probe import Probe
 from tqs_onnx.scoring.plan.strategy import Strategy
+from tqs_passes.encode.static import Kind
 from tqs_passes.errors import InputError
 
 
@@ -77,6 +78,8 @@ class ScoreOptions:
         How weights are injected; None: the choice of the cost model.
     activations : bool
         Also score the inputs of matrices, rounded to 8 bits (see `tqs_onnx.scoring.activations`).
+    ranges : {"uint8", "int8"} or None
+        Integers of activations whose ranges are fixed in advance; None: every call has its own ranges.
 
     Raises
     ------
@@ -99,6 +102,7 @@ class ScoreOptions:
     workers: int | None = None
     strategy: Strategy | None = None
     activations: bool = False
+    ranges: Kind | None = None
 
     def __post_init__(self) -> None:
         """Validate the fields (see Raises)."""

@@ -55,6 +55,8 @@ class SweepPlan:
         Everything that measurements depend on, as JSON.
     job : str
         Digest of `facts`.
+    most_held_bytes : int or None
+        Host memory for the nominal rollout; None: no limit was given (see `tqs_onnx.rollout.held`).
     """
 
     model: Model
@@ -70,6 +72,7 @@ class SweepPlan:
     block_of: dict[str, str]
     facts: str
     job: str
+    most_held_bytes: int | None = None
 
     def rollouts(self, target: Perturbation) -> tuple[Rollout, ...]:
         """Return the rollouts of a target: the probe's draws, then the response."""
@@ -133,9 +136,11 @@ def plan_sweep(bed: Testbed, source_sha256: str, options: ScoreOptions) -> Sweep
     chunk = 1 if spec.rollout.batch_axis is None else bed.run.batch or DEFAULT_BATCH
     chunk = min(chunk, contexts.n_contexts)
     fixed = fixed_batch(spec, signature_of(model.proto))
+    most_held: int | None = None
     if options.max_memory is not None:
-        memory = memory_of(exposable(model, rolled), spec, contexts)
+        memory = memory_of(exposable(model, rolled), spec, contexts, targets)
         chunk = min(chunk, memory.most_contexts(options.max_memory, at_least=fixed or 1))
+        most_held = memory.room_for_nominal(options.max_memory, fixed or chunk)
     chunk = fixed or chunk
     n_chunks = -(-contexts.n_contexts // chunk)
     shape = Shape(
@@ -162,9 +167,11 @@ def plan_sweep(bed: Testbed, source_sha256: str, options: ScoreOptions) -> Sweep
         groups=[[t.name for t in group] for group in groups],
         early_stop=None if options.early_stop is None else asdict(options.early_stop),
         group_test=options.group_test,
+        # Averaged and bounded rollouts were once compared in float64; now as all others are.
+        **({"postprocess": 2} if spec.rollout.is_made_whole else {}),
     )
     text = json.dumps(facts, sort_keys=True)
     return SweepPlan(
         *(model, spec, contexts, options, bed.run, horizons, chunk),
-        *(strategy.how, strategy.prefix, groups, block_of, text, job_id(json.loads(text))),
+        *(strategy.how, strategy.prefix, groups, block_of, text, job_id(json.loads(text)), most_held),
     )

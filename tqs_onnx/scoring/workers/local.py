@@ -6,12 +6,15 @@ its result (see `measure.task`). `ray_crew` uses many machines.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -19,11 +22,16 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
+from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.scoring.measure.desk import Desk
 from tqs_onnx.scoring.measure.station import Frame, exposable_of
-from tqs_onnx.scoring.measure.task import Finding, Task, parts_of
+from tqs_onnx.scoring.measure.task import Finding, Task, labels_of, parts_of
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 from tqs_passes.errors import InputError
+
+_LOG = logging.getLogger(__name__)
+#: Number of workers that may die in a task before it is given up.
+DEATHS = 3
 
 
 class Crew(Protocol):
@@ -62,6 +70,7 @@ class Workers:
     Parameters
     ----------
     plan : SweepPlan
+        With `run.devices`, worker i runs on device i mod n, and part j of the tasks goes to worker j mod `workers`.
     workers : int
     """
 
@@ -73,41 +82,88 @@ class Workers:
         return Here(self.plan).frame()
 
     def measure(self, frame: Frame, tasks: tuple[Task, ...], keep: Callable[[Finding], None]) -> None:
-        """Execute tasks in parts.
+        """Execute tasks in parts; what a worker that dies was measuring runs again, in new processes.
 
         Raises
         ------
         InputError
-            A worker died; the measurements so far are kept.
+            Workers died several times in the same part; the measurements so far are kept.
         """
-        parts = parts_of(self.plan, tasks, self.workers)
+        left = parts_of(self.plan, tasks, self.workers)
+        deaths = Counter[object]()
+        while left:
+            left = self._executed(left, frame, keep)
+            _count_death(deaths, left[: self.workers])  # they start in order: one of these ended its worker
+
+    def _executed(
+        self, parts: tuple[Task, ...], frame: Frame, keep: Callable[[Finding], None]
+    ) -> tuple[Task, ...]:
+        """Execute parts until all are done or a worker dies; return those that are not done, in order."""
         threads = self.plan.run.threads or max(1, (os.cpu_count() or 1) // self.workers)
         context = multiprocessing.get_context("spawn")
         _start_tracker()
         ended, end = context.Pipe(duplex=False)
-        pool = ProcessPoolExecutor(
-            min(self.workers, len(parts)),
-            context,
-            initializer=_start_worker,
-            initargs=(replace(self.plan, run=replace(self.plan.run, threads=threads)), frame, ended),
-        )
+        n_workers = min(self.workers, len(parts))
+        pools = [
+            ProcessPoolExecutor(
+                n_processes,
+                context,
+                initializer=_start_worker,
+                initargs=(replace(self.plan, run=replace(run, threads=threads)), frame, ended),
+            )
+            for n_processes, run in shared(self.plan.run, n_workers)
+        ]
         try:
-            running: list[Future[list[Finding]]] = [pool.submit(_work, part) for part in parts]
+            running, undone = _submitted(pools, parts), dict(enumerate(parts))
             for done in as_completed(running):
-                for found in done.result():
-                    keep(found)
-        except BrokenProcessPool as error:
-            raise InputError(
-                "a worker process died; the measurements so far are kept",
-                todo="Run the same command again, with fewer `workers` if memory ran out",
-            ) from error
+                with contextlib.suppress(BrokenProcessPool):
+                    for found in done.result():
+                        keep(found)
+                    del undone[running[done]]
+            return tuple(undone.values())
         except BaseException:
             end.close()  # whatever they compute is of no use, and may never end
             raise
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            for pool in pools:
+                pool.shutdown(wait=True, cancel_futures=True)
             end.close()
             ended.close()
+
+
+def shared(run: RunOptions, workers: int) -> list[tuple[int, RunOptions]]:
+    """Return the pools of worker processes, as (processes, run options): one for all, or one per worker on a GPU."""
+    if not run.devices:
+        return [(workers, run)]
+    devices = [run.devices[i % len(run.devices)] for i in range(workers)]
+    return [(1, replace(run, devices=(device,))) for device in devices]
+
+
+def _count_death(deaths: Counter[object], started: tuple[Task, ...]) -> None:
+    """Count the death of a worker for every task that it may have had; refuse to go on after several in one."""
+    if not started:
+        return
+    keys = [(task.session, *task.todo) for task in started]
+    deaths.update(keys)
+    fatal = [task for task, key in zip(started, keys, strict=True) if deaths[key] >= DEATHS]
+    if fatal:
+        raise InputError(
+            f"{DEATHS} times a worker process died in the same task; the measurements so far are kept",
+            where=", ".join(dict.fromkeys(labels_of(task) for task in fatal)),
+            todo="Run the same command again, with fewer `workers` or a smaller `batch` if memory ran out",
+        )
+    _LOG.warning("a worker process died; the rest of its task runs again")
+
+
+def _submitted(
+    pools: Sequence[ProcessPoolExecutor], parts: tuple[Task, ...]
+) -> dict[Future[list[Finding]], int]:
+    """Return what runs, with the index of its part; a worker may die before all are handed over."""
+    running: dict[Future[list[Finding]], int] = {}
+    for i, part in enumerate(parts):
+        with contextlib.suppress(BrokenProcessPool):
+            running[pools[i % len(pools)].submit(_work, part)] = i
+    return running
 
 
 _desk: list[tuple[Desk, Frame]] = []

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tqs_onnx.rollout.gpu import gpu_versions
 from tqs_onnx.rollout.session import runtime_version
 from tqs_onnx.scoring.measure.desk import Desk
 from tqs_onnx.scoring.measure.station import Frame
@@ -38,6 +39,7 @@ def identity(provider: str) -> dict[str, str]:
         "onnxruntime": runtime_version(),
         "numpy": np.__version__,
         "instruction set": instruction_set(provider),
+        **({} if provider == "cpu" else {f"version of {n}": v for n, v in gpu_versions().items()}),
     }
 
 
@@ -77,7 +79,7 @@ class Actor:
     def _made_desk(self) -> Desk:
         ray = imported_ray()
         shipment: Shipment = ray.get(self._cargo[0])
-        run = replace(shipment.plan.run, threads=self._threads)
+        run = replace(shipment.plan.run, threads=self._threads, devices=())  # Ray shows it one GPU
 
         def get(sha256: str) -> Bytes:
             content: Bytes = ray.get(self._content[sha256])

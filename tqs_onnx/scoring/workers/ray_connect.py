@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Generator
 from pathlib import Path
@@ -30,7 +31,7 @@ _HEADER_BYTES, _SETTINGS = 9, b"\x04"
 
 
 class LostError(InputError):
-    """The head of the cluster no longer answers."""
+    """The head of the cluster no longer answers; the process should end by `end_if_abandoned`."""
 
 
 def _abandon(ray: ModuleType) -> None:
@@ -38,6 +39,18 @@ def _abandon(ray: ModuleType) -> None:
     for function in (ray.shutdown, getattr(ray.shutdown, "__wrapped__", None)):
         if function is not None:
             atexit.unregister(function)
+
+
+def end_if_abandoned(code: int) -> None:
+    """End this process now, with an exit code, if it is still connected to a cluster whose head is gone.
+
+    Ray's threads use what Python's end has freed, and the process would crash.
+    """
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def imported_ray() -> ModuleType:

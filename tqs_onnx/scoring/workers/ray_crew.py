@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any
 
 from tqs_onnx.scoring.measure.station import Frame, exposable_of
-from tqs_onnx.scoring.measure.task import Finding, Task, parts_of
+from tqs_onnx.scoring.measure.task import Finding, Task, labels_of, parts_of
 from tqs_onnx.scoring.plan.sweep_plan import SweepPlan
 from tqs_onnx.scoring.workers.ray_actor import Actor, Refused, identity
 from tqs_onnx.scoring.workers.ray_connect import CONNECT_S, LostError, complaint_about, connected
@@ -221,12 +221,13 @@ class OnCluster:
             if self._deaths[key] >= _DEATHS:
                 raise InputError(
                     f"{_DEATHS} actors died in the same task; the measurements so far are kept",
-                    where=_names(seat.task),
+                    where=labels_of(seat.task),
                     todo="See Ray's log; if memory ran out, use a smaller `batch` or fewer `workers`",
                 ) from error
             self._queue.insert(0, seat.task)
-        if self._deaths[seat.node] >= _DEATHS:
+        if self._deaths[seat.node] >= _DEATHS and seat.node not in self._unfit:
             self._unfit.add(seat.node)
+            _LOG.warning("node %s is not used: %d actors died on it", self._name(seat.node), _DEATHS)
 
     def _dismiss(self, seat: _Seat) -> None:
         self._seats.remove(seat)
@@ -283,11 +284,6 @@ class OnCluster:
             todo="Run the same command again when one is available"
             + (", or with fewer `threads`" if cores > 1 else ""),
         )
-
-
-def _names(task: Task) -> str:
-    """Return the weights of a task's rollouts, without duplicates."""
-    return ", ".join(dict.fromkeys(w.label for r in task.todo.values() for w in r.weights))
 
 
 @contextlib.contextmanager

@@ -18,12 +18,11 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import onnx
-from onnx import numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from tqs_passes.files.model import Model
-from tqs_passes.files.tensors import iter_graphs, tensor_array
-from tqs_passes.graph.random_ops import RANDOM
+from tqs_passes.files.tensors import tensor_array
+from tqs_passes.graph.random_ops import draws, false_names
 from tqs_passes.graph.scope import bodies
 from tqs_passes.graph_pass import PassResult
 from tqs_passes.transforms.slim.scopes import editable, hidden_names, is_standard, rename_reads
@@ -50,7 +49,7 @@ class MergeRepeats:
         """Return the model in which equal values are computed once, or the model itself if there are none."""
         proto = editable(model.proto)
         hidden = hidden_names(proto.graph)
-        work = _Work(model, model.stored_names(self.weights), hidden, _false_names(proto.graph) - hidden)
+        work = _Work(model, model.stored_names(self.weights), hidden, false_names(proto.graph) - hidden)
         work.merge(proto.graph, {}, ChainMap())
         return (
             PassResult(replace(model, proto=proto), tuple(work.merged)) if work.merged else PassResult(model)
@@ -121,23 +120,10 @@ class _Work:
         self.merged.append(old)
 
 
-def _false_names(graph: onnx.GraphProto) -> frozenset[str]:
-    """Return the names of the stored booleans that are false, and that no caller may set."""
-    given = {value.name for value in graph.input}
-    return frozenset(
-        tensor.name
-        for inner in iter_graphs(graph)
-        for tensor in inner.initializer
-        if tensor.data_type == onnx.TensorProto.BOOL and not uses_external_data(tensor)
-        if tensor.name not in given and not numpy_helper.to_array(tensor).any()
-    )
-
-
 def _may_draw(node: onnx.NodeProto, false: frozenset[str]) -> bool:
     """Return whether a node may draw random numbers; `false` are the names of constants that are false."""
     if is_standard(node):
-        training = node.op_type == "Dropout" and len(node.input) > 2 and bool(node.input[2])
-        return node.op_type in RANDOM or (training and node.input[2] not in false)
+        return draws(node, false)
     return node.domain != "com.microsoft" or "Dropout" in node.op_type or node.op_type == "Sampling"
 
 

@@ -1,0 +1,155 @@
+"""The contest of plans: judged on contexts that chose no integers, the least drift, the smallest of equals."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.conftest import Scored
+from tests.rollouts import values
+from tqs_onnx.allocation.costing import PlanOptions
+from tqs_onnx.allocation.objective import Objective
+from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.uniform_plan import uniform_plan
+from tqs_onnx.refinement.contest import Contender, contest, told
+from tqs_onnx.refinement.cross_fit import Rolled
+from tqs_onnx.refinement.instruments import instruments_on
+from tqs_onnx.refinement.prediction import ratio_interval
+from tqs_onnx.refinement.refine import RefineOptions, refine
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rounding.assign import RoundingOptions
+from tqs_passes.plan.plan import Plan, Tried
+
+NO_REPAIR = RefineOptions(repair_rounds=0, rounding=RoundingOptions())
+GPTQ = replace(NO_REPAIR, rounding=RoundingOptions("gptq"))
+
+
+def entry(plan: Plan, name: str, drift: float, n_bytes: int, *, is_simple: bool = False) -> Contender:
+    """Return a contender that drifts alike on four contexts."""
+    energies = np.full(4, drift**2)
+    rolled = Rolled(energies, np.arange(4), "scoring", None)
+    plan = plan.model_copy(update={"n_bytes": n_bytes})
+    return Contender(name, plan, RoundingOptions(), rolled, is_simple)
+
+
+@pytest.fixture(scope="module")
+def plan(lorenz: Scored) -> Plan:
+    return plan_within(lorenz.request, lorenz.source.facts.n_bytes // 10, PlanOptions())
+
+
+def decided(plan: Plan, lorenz: Scored, *figures: tuple[str, float, int]) -> str:
+    cross_fit = instruments_on(lorenz.bed).cross_fit
+    held = [entry(plan, *figure) for figure in figures]
+    return contest(held, cross_fit, lorenz.scoring).chosen.name
+
+
+def test_the_least_drift_is_chosen(plan: Plan, lorenz: Scored) -> None:
+    assert decided(plan, lorenz, ("a", 0.03, 900), ("b", 0.02, 1000), ("c", 0.05, 100)) == "b"
+
+
+def test_of_practically_equal_plans_the_smallest_is_chosen(plan: Plan, lorenz: Scored) -> None:
+    assert decided(plan, lorenz, ("a", 0.02, 1000), ("b", 0.0201, 800), ("c", 0.021, 100)) == "b"
+
+
+def test_a_rollout_that_is_not_finite_never_wins(plan: Plan, lorenz: Scored) -> None:
+    assert decided(plan, lorenz, ("a", np.inf, 100), ("b", 0.5, 1000)) == "b"
+
+
+def test_plans_are_compared_on_the_contexts_that_they_share(plan: Plan, lorenz: Scored) -> None:
+    # On contexts 0 and 1, which b was not rolled out on, a is bad; on the others it is better than b.
+    a = replace(
+        entry(plan, "a", 1.0, 10),
+        rolled=Rolled(np.array([9.0, 9.0, 1.0, 1.0]), np.arange(4), "scoring", None),
+    )
+    b = replace(
+        entry(plan, "b", 1.0, 10), rolled=Rolled(np.array([4.0, 4.0]), np.array([3, 2]), "cross-fit", None)
+    )
+    found = contest((a, b), instruments_on(lorenz.bed).cross_fit, lorenz.scoring)
+    assert found.chosen.name == "a"
+    assert [t.drift for t in found.tried] == [1.0, 2.0]
+
+
+def test_an_overwhelming_uniform_plan_is_written_and_said(
+    lorenz: Scored, plan: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    held = (entry(plan, "energy", 0.05, 1000), entry(plan, "uniform 4 bits", 0.02, 900, is_simple=True))
+    with caplog.at_level(logging.INFO):
+        found = contest(held, instruments_on(lorenz.bed).cross_fit, lorenz.scoring)
+    assert found.chosen.name == "uniform 4 bits"
+    assert "a uniform file is as good, and is written: uniform 4 bits" in caplog.text
+
+
+def test_a_uniform_plan_within_the_interval_is_said() -> None:
+    ours = Tried(name="energy", rounding="mse", n_bytes=10, drift=0.1, low=1, high=1, chosen=True)
+    near = Tried(name="uniform 4 bits", rounding="mse", n_bytes=10, drift=0.11, low=0.9, high=1.3)
+    far = near.model_copy(update={"low": 1.05})
+    assert "as good within the interval: uniform 4 bits" in told([ours, near], [False, True])[1]
+    assert len(told([ours, far], [False, True])) == 1
+
+
+def test_the_interval_of_a_ratio_is_of_pairs() -> None:
+    contexts = Contexts({"x": values(50, 3)}, {})
+    energies = np.random.default_rng(0).uniform(0.1, 9.0, 50)
+    # Twice the drift in every context, whatever is drawn: 4 times the energy.
+    assert ratio_interval(contexts, 4 * energies, energies) == pytest.approx((2.0, 2.0))
+    low, high = ratio_interval(contexts, np.flip(energies), energies)
+    assert low < 1 < high
+
+
+def test_refine_takes_the_best_of_the_plans_on_held_out_contexts(lorenz: Scored, plan: Plan) -> None:
+    instruments = instruments_on(lorenz.bed)
+    found = refine(plan, lorenz.request, instruments, PlanOptions(), replace(NO_REPAIR, candidates=4)).plan
+    assert len(found.tried) == 4
+    assert {t.name for t in found.tried} >= {"energy", "energy, 0.9 of the budget"}
+    chosen = next(t for t in found.tried if t.chosen)
+    assert chosen.drift <= 1.01 * min(t.drift for t in found.tried)
+    assert (chosen.low, chosen.high) == (1.0, 1.0)
+    # Worked out apart: the drift of the written plan on all scoring contexts; the weights alone chose the integers.
+    assert instruments.joint.drift(found.assignments) == pytest.approx(chosen.drift, rel=1e-9)
+    assert found.n_bytes == chosen.n_bytes <= plan.solver.budget_bytes  # type: ignore[union-attr]
+
+
+def test_one_candidate_is_no_contest(lorenz: Scored, plan: Plan) -> None:
+    found = refine(
+        plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), replace(NO_REPAIR, candidates=1)
+    )
+    assert found.plan.tried == ()
+    assert "tried" not in found.plan.to_json()
+    assert [a.tier for a in found.plan.assignments] == [a.tier for a in plan.assignments]
+
+
+def test_integers_from_the_contexts_are_judged_on_the_other_half(lorenz: Scored, plan: Plan) -> None:
+    found = refine(
+        plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), replace(GPTQ, candidates=2)
+    ).plan
+    assert found.prediction is not None
+    assert found.prediction.basis == "cross-fit"
+    chosen = next(t for t in found.tried if t.chosen)
+    assert found.prediction.drift == pytest.approx(chosen.drift, rel=1e-12)
+
+
+def test_the_paper_s_objective_is_left_alone(lorenz: Scored) -> None:
+    options = PlanOptions(objective=Objective.PAPER)
+    paper = plan_within(lorenz.request, lorenz.source.facts.n_bytes // 8, options)
+    assert refine(paper, lorenz.request, instruments_on(lorenz.bed), options, NO_REPAIR).plan.tried == ()
+
+
+def test_a_larger_budget_may_keep_the_smaller_file(lorenz: Scored, plan: Plan) -> None:
+    instruments = instruments_on(lorenz.bed)
+    options = replace(NO_REPAIR, candidates=2)
+    small = refine(plan, lorenz.request, instruments, PlanOptions(), options)
+    bad = uniform_plan(lorenz.request, 2)
+    facts = plan.solver.model_copy(update={"budget_bytes": plan.n_bytes + 5000})  # type: ignore[union-attr]
+    worse = plan.model_copy(
+        update={"assignments": bad.assignments, "n_bytes": plan.n_bytes + 5000, "solver": facts}
+    )
+    options = replace(options, candidates=2)
+    alone = refine(worse, lorenz.request, instruments, PlanOptions(), options).plan
+    found = refine(worse, lorenz.request, instruments, PlanOptions(), options, [small]).plan
+    by_name = {t.name: t.drift for t in found.tried}
+    assert min(by_name.values()) == pytest.approx(min(t.drift for t in found.tried if t.chosen), rel=0.011)
+    assert found.joint_drift <= alone.joint_drift  # type: ignore[operator]
+    assert found.solver.budget_bytes == facts.budget_bytes  # type: ignore[union-attr]

@@ -1,0 +1,165 @@
+"""Choose among plans by their joint drift on contexts that neither calibrated nor tuned them.
+
+    plan of the knapsack ─┐
+    … after repair        ├─▶ roll out each, rounded as its file will be ──▶ the least drift; of practically equal
+    uniform, ends finer   │                                                 ones the smallest file
+    … for fewer bytes ────┘
+
+All plans fit the budget. A plan costs one rounding and one joint rollout.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tqs_onnx.refinement.cross_fit import CrossFit, Rolled
+from tqs_onnx.refinement.prediction import ratio_interval
+from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rounding.assign import RoundingOptions
+from tqs_passes.plan.plan import Plan, Tried
+
+_LOG = logging.getLogger(__name__)
+#: A smaller file whose drift is at most this times the least is preferred.
+PRACTICALLY_EQUAL = 1.01
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Contender:
+    """A plan that takes part.
+
+    Parameters
+    ----------
+    name : str
+        How its choices were found.
+    plan : Plan
+        Before contexts chose any of its integers.
+    rounding : RoundingOptions
+        How its integers are chosen.
+    rolled : Rolled or None
+        Its rollout; None before, or if no context is left to judge it.
+    is_simple : bool
+        Whether it needs no measurement: uniform widths.
+    """
+
+    name: str
+    plan: Plan
+    rounding: RoundingOptions
+    rolled: Rolled | None = None
+    is_simple: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The plan chosen, and what it was chosen from.
+
+    Parameters
+    ----------
+    chosen : Contender
+    tried : tuple of Tried
+        All plans, in the order tried; empty if there was only one.
+    """
+
+    chosen: Contender
+    tried: tuple[Tried, ...]
+
+
+def contest(contenders: Iterable[Contender], cross_fit: CrossFit, contexts: Contexts) -> Contest:
+    """Roll out what was not rolled out yet, and return the plan of least drift (see the module docstring).
+
+    Parameters
+    ----------
+    contenders : iterable of Contender
+        The first is chosen if no context is left to judge.
+    cross_fit : CrossFit
+    contexts : Contexts
+        The scoring contexts.
+
+    Raises
+    ------
+    InputError
+        The model fails on the calibration contexts.
+    """
+    held: list[Contender] = []
+    for c in contenders:
+        c = c if c.rolled is not None else replace(c, rolled=cross_fit.rolled(c.plan, c.rounding))
+        if c.rolled is None and not held:
+            return Contest(c, ())
+        held.append(c)
+    at, rows = _common([c.rolled for c in held if c.rolled is not None])
+    held = [c for c in held if c.rolled is not None]
+    drifts = [float(np.sqrt(row.mean())) for row in rows]
+    limit = PRACTICALLY_EQUAL * min(drifts)
+    equal = [i for i, drift in enumerate(drifts) if drift <= limit] or [0]
+    best = min(equal, key=lambda i: (held[i].plan.n_bytes, drifts[i], i))
+    if len(held) == 1:
+        return Contest(held[0], ())
+    judged = contexts.take(at.tolist())
+    tried = tuple(
+        Tried(
+            name=c.name,
+            rounding=c.rounding.title,
+            n_bytes=c.plan.n_bytes,
+            drift=drift,
+            low=low,
+            high=high,
+            chosen=i == best,
+        )
+        for i, (c, drift, (low, high)) in enumerate(
+            zip(held, drifts, (ratio_interval(judged, row, rows[best]) for row in rows), strict=True)
+        )
+    )
+    for line in told(tried, [c.is_simple for c in held]):
+        _LOG.info(line)
+    return Contest(held[best], tried)
+
+
+def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
+    """Return what the user should know of a contest: what was compared, and whether a simple file is as good.
+
+    Parameters
+    ----------
+    tried : sequence of Tried
+    is_simple : sequence of bool
+        Whether each has uniform widths.
+    """
+    best = next(i for i, t in enumerate(tried) if t.chosen)
+    roundings = {t.rounding for t in tried}
+    common = f", {tried[0].rounding}" if len(roundings) == 1 else ""
+    shown = "; ".join(_line(t, rounding=not common) for t in tried)
+    lines = [f"compared on held-out contexts{common}: {shown}; chosen: {tried[best].name}"]
+    simple = [t for t, flag in zip(tried, is_simple, strict=True) if flag]
+    if is_simple[best]:
+        others = [t for t, flag in zip(tried, is_simple, strict=True) if not flag]
+        rest = min(others, key=lambda t: t.drift, default=None)
+        against = "" if rest is None else f"; {_line(rest)}"
+        lines.append(f"note: a uniform file is as good, and is written: {_line(tried[best])}{against}")
+    else:
+        equal = [t for t in simple if t.low <= 1]
+        if equal:
+            lines.append(
+                f"note: a uniform file is as good within the interval: {_line(min(equal, key=lambda t: t.drift))}"
+            )
+    return lines
+
+
+def _line(t: Tried, *, rounding: bool = True) -> str:
+    name = f"{t.name}, {t.rounding}" if rounding else t.name
+    return f"{name}: drift {t.drift:.4g} in {t.n_bytes:,} bytes"
+
+
+def _common(rolled: Sequence[Rolled]) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
+    """Return the contexts that all were rolled out on, and the energies of each there."""
+    at = rolled[0].at
+    for r in rolled[1:]:
+        at = np.intersect1d(at, r.at)
+    return at, [_energies(r, at) for r in rolled]
+
+
+def _energies(rolled: Rolled, at: NDArray[np.int64]) -> NDArray[np.float64]:
+    where = {int(i): k for k, i in enumerate(rolled.at)}
+    return rolled.energies[[where[int(i)] for i in at]]
