@@ -188,13 +188,21 @@ On their own tables: scored on validation rows, QEP calibrated on training rows,
 COLUMNS = ("model", "bytes", "compared with", "its bytes", "its drift", "ours, no data", "ours, QEP")
 
 
+def line_of(name: str, row: dict[str, object]) -> str:
+    """Return a line of a table."""
+    cells = ("source", "compared", "bytes", "drift", *ROUNDINGS)
+    return f"| {name} | " + " | ".join(shown(row.get(c)) for c in cells) + " |"
+
+
 def table_of(names: Iterable[str], runs: Path, wanted: Sequence[str]) -> str:
     """Return the table of some models; those that are not wanted only get the rows that were measured before."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---:|---|---:|---:|---:|---:|"]
     for name in names:
         done = runs / f"{name}.json"
         if not done.exists() and wanted and name not in wanted:
-            lines.append(f"| {name} | | not measured | | | | |")
+            kept = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((runs / name).glob("*.json"))]
+            lines += [line_of(name, row) for row in kept]
+            lines.append(f"| {name} | | {'others ' if kept else ''}not measured | | | | |")
             continue
         if not done.exists():
             case = case_of(name, runs)
@@ -203,8 +211,7 @@ def table_of(names: Iterable[str], runs: Path, wanted: Sequence[str]) -> str:
                 continue
             done.write_text(json.dumps(study(name, case, runs), indent=1) + "\n", encoding="utf-8")
         for row in json.loads(done.read_text(encoding="utf-8")):
-            cells = ("source", "compared", "bytes", "drift", *ROUNDINGS)
-            lines.append(f"| {name} | " + " | ".join(shown(row.get(c)) for c in cells) + " |")
+            lines.append(line_of(name, row))
     return "\n".join(lines) + "\n"
 
 
