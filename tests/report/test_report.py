@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from tqs_onnx.cli.flags import nested
 from tqs_onnx.cli.main import main
 from tqs_onnx.jobs.options import QuantizeOptions, options_from, settings_of
 from tqs_onnx.report.figures import text
+from tqs_onnx.report.frontier_figures import series_names
+from tqs_onnx.report.page import html_page
 from tqs_onnx.report.run import read_run, read_runs
 from tqs_onnx.report.words import picks_of, sentence_of, tiles_of, whys
 from tqs_onnx.report.write import write_report
@@ -236,3 +239,27 @@ def test_scores_of_both_probes_stand_side_by_side(
     assert [(r["run"], r["other run"], r["they differ in"]) for r in rows] == [
         ("both", "both (gauss)", "probes")
     ]
+
+
+def test_a_series_is_named_by_what_sets_it_apart(frontier: Path) -> None:
+    point = read_run(frontier).pareto.points[0]  # type: ignore[union-attr]
+    made = [
+        point.model_copy(update={"solver": "mckp", "scores": "quant"}),
+        point.model_copy(update={"solver": "mckp", "scores": "gauss"}),
+        point.model_copy(update={"objective": "uniform", "solver": "gptq"}),
+    ]
+    assert series_names(made) == ["energy, mckp, quant", "energy, mckp, gauss", "uniform, gptq"]
+    assert series_names(made[:1]) == ["energy, mckp"]
+    assert series_names(made[2:]) == ["uniform, gptq"]
+
+
+def test_frontiers_of_one_model_are_one_and_of_others_a_choice(frontier: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    shutil.copytree(frontier, again)
+    held = json.loads((again / "pareto.json").read_text())
+    page = html_page(read_runs([frontier, again]), {})
+    assert f"A frontier of {2 * len(held['points'])} files" in page
+    (again / "pareto.json").write_text(json.dumps(held | {"source_sha256": "0" * 64}))
+    page = html_page(read_runs([frontier, again]), {})
+    assert f"Frontiers of 2 models, {2 * len(held['points'])} files in all." in page
+    assert "<option>again: drift</option>" in page

@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_file_that_ends_the_child_is_one_line(
     file: Path, monkeypatch: pytest.MonkeyPatch, body: str, said: str
 ) -> None:
-    monkeypatch.setattr(hdf5_trial, "_VISIT", body)
+    monkeypatch.setattr(hdf5_trial, "VISIT", body)
     monkeypatch.setattr(hdf5_trial, "CPU_S", 1)
     with pytest.raises(InputError, match=said):
         read_named(file)
@@ -47,8 +47,8 @@ def test_a_file_that_hdf5_reads_or_refuses_passes(file: Path, tmp_path: Path) ->
 
 
 def test_an_exception_in_the_child_is_left_to_the_reader(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = hdf5_trial._VISIT.replace("    pass  #", "    import os; os.abort()  #")
-    monkeypatch.setattr(hdf5_trial, "_VISIT", told)
+    told = hdf5_trial.VISIT.replace("    pass  #", "    import os; os.abort()  #")
+    monkeypatch.setattr(hdf5_trial, "VISIT", told)
     require_readable(file)
     with h5py.File(file, "r+") as held:
         held.attrs["reference"] = np.array([1, 2])

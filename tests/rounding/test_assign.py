@@ -402,3 +402,16 @@ def test_a_weight_gets_the_integers_of_the_published_method(
     common = {"bits": bits, "act_order": True, "damp": options.damp, "grid": "signed"}
     theirs = gptq(W, H, **common) if method == "gptq" else gptaq(W, H, D, alpha=0.5, **common)
     np.testing.assert_array_equal(codes.levels, theirs.codes.T)
+
+
+def test_codes_that_the_weights_alone_determine_are_kept_as_far_as_they_fit(
+    opened: tuple[Source, RolloutSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, a = calibration(*opened), next(a for a in plan_of(opened[0], 3).assignments if a.tier.is_integer)
+    other = a.model_copy(update={"rounding": "rtn"})
+    assert found.plain(a) is found.plain(a.model_copy(update={"cost": 1.0}))
+    assert not np.array_equal(found.plain(a).scales, found.plain(other).scales)
+    monkeypatch.setattr(calibrate, "_MOST_PLAIN_BYTES", 0)
+    again = calibration(*opened)
+    assert again.plain(a) is not again.plain(a)
+    np.testing.assert_array_equal(again.plain(a).levels, found.plain(a).levels)

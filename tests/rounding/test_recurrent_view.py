@@ -29,6 +29,7 @@ from tqs_passes.grids.grid import Grid
 from tqs_passes.plan.plan import Assignment, Plan
 from tqs_passes.survey.survey import find_weights
 from tqs_passes.tier import Tier
+from tqs_passes.transforms.split_gates import SplitGates
 
 node = helper.make_node
 SPEC = """version = 1
@@ -208,6 +209,35 @@ READERS = {
 }
 
 
+def split_by_gate(model: Model) -> Model:
+    return SplitGates({t.name: t.name for t in model.proto.graph.initializer}).apply(model).model
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_a_gate_split_off_sees_what_the_whole_weight_sees(op: str) -> None:
+    model, x = recurrent(op, "bidirectional", reset_after=1), draws(7, BATCH, TIME, IN)
+    whole, parts = calibration(model, x), calibration(split_by_gate(model), x)
+    for part in parts.uses:
+        weight, _, gate = part.partition(".")
+        if weight in ("W", "R"):
+            assert gate
+            # The runtime may add the products of joined weights in another order.
+            np.testing.assert_allclose(
+                parts.statistics(part, {}).H, whole.statistics(weight, {}).H, rtol=1e-5, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize(("axis", "why"), [(1, ""), (0, "no rule for parts joined along axis 0 for MatMul")])
+def test_parts_count_only_if_they_are_joined_along_the_outputs(axis: int, why: str) -> None:
+    shape = (4, 2) if axis else (2, 3)
+    nodes = [node("Concat", ["a", "b"], ["w"], axis=axis), node("MatMul", ["x", "w"], ["y"])]
+    stored = [tensor("a", draws(1, *shape)), tensor("b", draws(2, *shape))]
+    graph = model_of(nodes, [info("x", ["b", 4])], [info("y", None)], stored).proto.graph
+    found = uses_of(graph, {"a": shape, "b": shape}, {"a": 1, "b": 1})
+    assert [found[name].why_not for name in "ab"] == [why, why]
+    assert [use.activation for use in found["b"].uses] == ([] if why else ["x"])
+
+
 def linear_map(model: Model, x: np.ndarray) -> np.ndarray:
     """A [results, values of w]: column k is what the reader computes with the unit weight e_k."""
     shape = tuple(next(t for t in model.proto.graph.initializer if t.name == "w").dims)
@@ -263,7 +293,7 @@ def dense_gptq(w: np.ndarray, scales: np.ndarray, A: np.ndarray, bits: int, damp
     return levels
 
 
-@pytest.mark.parametrize("case", ["LSTM W", "LSTM R", "GRU R", *READERS])
+@pytest.mark.parametrize("case", ["LSTM W", "LSTM R", "GRU R", "LSTM W.cell", "LSTM R.forget", *READERS])
 def test_gptq_finds_the_codes_of_a_dense_solution(case: str, tmp_path: Path) -> None:
     if case in READERS:
         (model, x), name = product(*READERS[case]), "w"
@@ -273,6 +303,7 @@ def test_gptq_finds_the_codes_of_a_dense_solution(case: str, tmp_path: Path) -> 
             draws(7, BATCH, TIME, IN),
             case.split()[1],
         )
+        model = split_by_gate(model) if "." in name else model
     found = calibration(model, x)
     shape = found.shapes[name]
     plan = Plan(

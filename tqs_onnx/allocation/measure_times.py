@@ -140,10 +140,9 @@ def _groups(source: Source, menus: Sequence[Menu]) -> list[TimedForm]:
         if reader is not None and operator == "LSTM":  # both matrices change together
             shapes = tuple(shape_of.get(stored) for stored in reader.input[1:3])
         for form in _TIMED:
-            scales = {c.assignment.axis is None for c in menu.candidates if c.assignment.form is form}
-            for one_scale in sorted(scales) if operator == "LSTM" else [None] * bool(scales):
-                key = (form, one_scale, operator, shapes)
-                group = found.get(key, TimedForm(form=form, weights=(), share=0.0, one_scale=one_scale))
+            if any(c.assignment.form is form for c in menu.candidates):
+                key = (form, operator, shapes)
+                group = found.get(key, TimedForm(form=form, weights=(), share=0.0))
                 found[key] = group.model_copy(update={"weights": (*group.weights, name)})
     return list(found.values())
 

@@ -35,20 +35,15 @@ class TimedForm(_Frozen):
     weights : tuple of str
     share : float
         Share of FP32's time, per weight; negative if the form is faster.
-    one_scale : bool or None
-        Only for weights with one scale, or only for those with more: the runtime's LSTM takes longer for one a channel.
-        None: for both.
     """
 
     form: Form
     weights: tuple[str, ...]
     share: float
-    one_scale: bool | None = None
 
     def covers(self, a: Assignment) -> bool:
         """Return whether this is the time of an assignment."""
-        fits = self.one_scale is None or self.one_scale is (a.axis is None)
-        return self.form is a.form and fits and a.weight in self.weights
+        return self.form is a.form and a.weight in self.weights
 
 
 class TimeTable(_Frozen):

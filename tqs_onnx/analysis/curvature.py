@@ -60,7 +60,8 @@ def state_table(scores: Mapping[str, Scores], found: Mapping[str, Curvature]) ->
     """Return how an error of the state grows, beside the errors of the weights, by run.
 
     The exponent is that of ‖ΔY‖ by step in its linear range, with its interval; `growth` is that of A, which is squared
-    and summed over the steps, for the state and for the weights alike.
+    and summed over the steps, for the state and for the weights alike; weights are left out if their horizons are not
+    those of the state.
     """
     rows: list[tuple[Cell, ...]] = []
     for run, curvature in found.items():
@@ -72,10 +73,11 @@ def state_table(scores: Mapping[str, Scores], found: Mapping[str, Curvature]) ->
         if fit is not None:
             exponent = (fit.rate, fit.low, fit.high, f"{fit.first}–{fit.last}")
         known = scores.get(run)
-        growths = [w.growth for w in targets(known) if w.growth is not None] if known is not None else []
+        alike = known is not None and known.horizons == state.horizons
+        growths = [w.growth for w in targets(known) if w.growth is not None] if known and alike else []
         spread = tuple(float(q) for q in np.quantile(growths, (0.5, 0.0, 1.0))) if growths else (None,) * 3
         faster = sum(g > state.growth for g in growths) if state.growth is not None else None
-        rows.append((run, *exponent, state.growth, *spread, faster, len(growths)))
+        rows.append((run, *exponent, state.growth, *spread, faster if growths else None, len(growths)))
     columns = (
         *("run", "exponent of the state", "low", "high", "steps", "growth of the state"),
         *("median growth of weights", "least", "most", "weights that grow faster", "of"),

@@ -113,12 +113,13 @@ class Responder:
 
     def known(self, bundles: Iterable[Bundle]) -> dict[str, float]:
         """Return the stored responses, by `Bundle.key`; infinite if the rollout was not finite."""
-        found: dict[str, float] = {}
-        for bundle in bundles:
-            kept = self._results.get(self._key(bundle))
-            if kept is not None:
-                found[bundle.key] = float(kept.energy[:, -1].mean()) if kept.finite else math.inf
-        return found
+        keys = {self._key(bundle): bundle.key for bundle in bundles}
+        kept = self._results.read(keys)
+        return {
+            name: float(kept[key].energy[:, -1].mean()) if kept[key].finite else math.inf
+            for key, name in keys.items()
+            if key in kept
+        }
 
     def measure(self, bundles: Iterable[Bundle]) -> dict[str, float]:
         """Measure and store responses; choices of one weight should be consecutive, because they share its inputs."""

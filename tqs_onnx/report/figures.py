@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.analysis.allocation import block_shares
 from tqs_onnx.analysis.sensitivity import ROLES, cumulative, percentiles, targets
-from tqs_onnx.jobs.matched import UNIFORM
-from tqs_onnx.jobs.pareto import Pareto, Point
-from tqs_onnx.report.words import picks_of, size_text
+from tqs_onnx.report.words import size_text
 from tqs_onnx.scoring.scores import Scores
 from tqs_onnx.verification.errors import Errors, VariableErrors
 from tqs_passes.plan.plan import Plan
@@ -29,8 +27,8 @@ _FEW_STEPS = 12
 #: Points of a curve; of more, an evenly spread subset that includes the last one.
 _MOST_POINTS = 160
 _MOST_BLOCKS = 40
-_SERIES = ("file", "one", "two", "three", "four")
-_MARKS = ("circle", "square", "diamond", "triangle-up", "x")
+SERIES = ("file", "one", "two", "three", "four")
+MARKS = ("circle", "square", "diamond", "triangle-up", "x")
 
 Json = dict[str, Any]
 
@@ -73,7 +71,8 @@ def rounded(values: Sequence[float | None] | NDArray[Any]) -> list[float | None]
     return [None if v is None or not np.isfinite(v) else float(f"{v:.5g}") for v in values]
 
 
-def _layout(x: str, y: str, **more: Any) -> Json:  # noqa: ANN401  (a layout is made of anything)
+def laid_out(x: str, y: str, **more: Any) -> Json:  # noqa: ANN401  (a layout is made of anything)
+    """Return a layout with these titles of the axes; `more` is laid over it."""
     axes: dict[str, Json] = {
         "xaxis": {"title": {"text": x}},
         "yaxis": {"title": {"text": y}, "rangemode": "tozero"},
@@ -100,7 +99,7 @@ def growth_chart(variables: Mapping[str, VariableErrors], key: str = "growth") -
             data += _curve(e.fp32, "FP32", "fp32", "dash") + _curve(e.file, "this file", "file", "solid")
         data += _curve(e.against_fp32, "this file from FP32", "one", "dot", band=e.file is None)
         unit = f" [{e.unit}]" if e.unit not in ("", "1") else ""
-        layout = _layout("step", text(f"mean absolute error{unit}"))
+        layout = laid_out("step", text(f"mean absolute error{unit}"))
         if len(e.against_fp32.mae_per_step) <= _FEW_STEPS:
             layout["xaxis"]["dtick"] = 1
         figures[name] = {"data": data, "layout": layout}
@@ -175,7 +174,7 @@ def weights_chart(plan: Plan, scores: Scores | None, whys: Mapping[str, str]) ->
                 "marker": {
                     "color": colours[tier],
                     "size": 10,
-                    "symbol": _MARKS[present.index(tier) % len(_MARKS)],
+                    "symbol": MARKS[present.index(tier) % len(MARKS)],
                     "line": {"width": 1, "color": "var:surface"},
                 },
                 "hovertemplate": "<b>%{customdata[0]}</b><br>"
@@ -183,7 +182,7 @@ def weights_chart(plan: Plan, scores: Scores | None, whys: Mapping[str, str]) ->
                 + "%{customdata[1]}<br>γ %{y:.3g}<br>%{customdata[2]}<extra></extra>",
             }
         )
-    layout = _layout("place in the graph", "γ_task" if scores else "values", yaxis={"rangemode": "normal"})
+    layout = laid_out("place in the graph", "γ_task" if scores else "values", yaxis={"rangemode": "normal"})
     says = (
         "Each mark is a weight: the higher, the more its rounding error grows over the forecast. Dead weights have "
         "no γ and stand in the table only."
@@ -215,7 +214,7 @@ def role_chart(scores: Scores) -> Chart:
                     "showlegend": False,
                 }
             )
-    layout = _layout("role", "percentile of γ", yaxis={"range": [-4, 104]})
+    layout = laid_out("role", "percentile of γ", yaxis={"range": [-4, 104]})
     says = "Where the sensitive weights are: 100 is the most sensitive of the model (the paper's Figure 2)."
     return Chart("roles", "Sensitivity by role", says, {"": {"data": data, "layout": layout}})
 
@@ -238,7 +237,7 @@ def probe_chart(quant: Scores, gauss: Scores) -> Chart:
         }
     ]
     axes = {"xaxis": {"range": [-4, 104]}, "yaxis": {"range": [-4, 104]}}
-    layout = _layout("percentile of γ, quant probe", "percentile of γ, gauss probe", **axes)
+    layout = laid_out("percentile of γ, quant probe", "percentile of γ, gauss probe", **axes)
     says = (
         "Whether rounding errors and noise of the same size rank the weights alike: on the diagonal they do."
     )
@@ -267,11 +266,11 @@ def cumulative_chart(runs: Mapping[str, Scores]) -> Chart:
                 "name": text(name),
                 "x": rounded(100 * x),
                 "y": rounded(100 * y),
-                "line": {"color": f"var:{_SERIES[i % len(_SERIES)]}", "width": 2},
+                "line": {"color": f"var:{SERIES[i % len(SERIES)]}", "width": 2},
                 "hovertemplate": "top %{x:.0f} % of the weights: %{y:.0f} %",
             }
         )
-    layout = _layout(
+    layout = laid_out(
         "weights, most sensitive first (%)", "share of the γ-shift (%)", yaxis={"range": [0, 102]}
     )
     says = "How concentrated sensitivity is: the further above the dotted line, the fewer weights carry it (Figure 3)."
@@ -301,7 +300,7 @@ def tier_chart(plans: Mapping[str, Plan]) -> Chart:
             }
             for tier in present
         ]
-        layout = _layout(
+        layout = laid_out(
             "share of the values (%)",
             "",
             barmode="stack",
@@ -314,106 +313,3 @@ def tier_chart(plans: Mapping[str, Plan]) -> Chart:
         "How wide each part of the model is stored. Blocks stand in graph order, the largest forty of them."
     )
     return Chart("tiers", "Tiers by block", says, figures, "Run" if len(figures) > 1 else "")
-
-
-def _series(p: Point) -> tuple[object, ...]:
-    """Return what the points of one curve share: for a baseline its method, whatever its width."""
-    return (UNIFORM, p.solver) if p.objective == UNIFORM else p.series
-
-
-def frontier_chart(pareto: Pareto) -> Chart:
-    """Return the points of a frontier: measured drift and degradation against compression."""
-    figures: dict[str, Json] = {}
-    for name, title, field in (
-        ("drift", "measured drift (σ)", "drift_measured"),
-        ("degradation", "degradation of the worst variable (%)", "degradation"),
-    ):
-        data: list[Json] = []
-        for i, series in enumerate(dict.fromkeys(_series(p) for p in pareto.points)):
-            points = [
-                p
-                for p in pareto.points
-                if _series(p) == series and p.n_bytes and getattr(p, field) is not None
-            ]
-            if not points:
-                continue
-            points.sort(key=lambda p: p.n_bytes or 0)
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": text(f"{points[0].objective}, {points[0].solver}"),
-                    "x": rounded([p.compression for p in points]),
-                    "y": rounded([getattr(p, field) for p in points]),
-                    "text": [text(p.name) for p in points],
-                    "line": {"color": f"var:{_SERIES[i % len(_SERIES)]}", "width": 2},
-                    "marker": {"symbol": _MARKS[i % len(_MARKS)], "size": 8},
-                    "hovertemplate": "%{text}<br>%{x:.3g}× smaller: %{y:.3g}<extra></extra>",
-                }
-            )
-        if not data:
-            continue
-        picks = [
-            {
-                "x": float(pick.point.compression or 1.0),
-                "y": float(getattr(pick.point, field) or 0.0),
-                "text": pick.name,
-                "showarrow": True,
-                "arrowcolor": "var:muted",
-                "ax": 0,
-                "ay": -28,
-            }
-            for pick in picks_of(pareto)
-            if getattr(pick.point, field) is not None
-        ]
-        figures[name] = {"data": data, "layout": _layout("times smaller", title, annotations=picks)}
-    says = "What each size costs. The lower, the closer to FP32."
-    return Chart("frontier", "Frontier", says, figures, "Measure" if len(figures) > 1 else "")
-
-
-def prediction_chart(pareto: Pareto) -> Chart | None:
-    """Return predicted against measured drift of the points of a frontier; None without any."""
-    data: list[Json] = []
-    every: list[float] = []
-    for i, (name, field) in enumerate(
-        (("sum of single weights", "drift_added"), ("all weights together", "drift_predicted"))
-    ):
-        points = [p for p in pareto.points if p.drift_measured and getattr(p, field)]
-        if points:
-            x = [float(getattr(p, field)) for p in points]
-            y = [float(p.drift_measured or 0.0) for p in points]
-            every += [v for v in (*x, *y) if np.isfinite(v)]
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": name,
-                    "x": rounded(x),
-                    "y": rounded(y),
-                    "text": [text(p.name) for p in points],
-                    "marker": {"color": f"var:{_SERIES[i]}", "symbol": _MARKS[i], "size": 9},
-                    "hovertemplate": "%{text}<br>predicted %{x:.3g}, measured %{y:.3g}<extra></extra>",
-                }
-            )
-    if not every:
-        return None
-    ends = [min(every), max(every)]
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "equal",
-            "x": ends,
-            "y": ends,
-            "line": {"color": "var:fp32", "dash": "dot"},
-            "hoverinfo": "skip",
-        }
-    )
-    layout = _layout(
-        "predicted drift (σ)",
-        "measured drift (σ)",
-        xaxis={"type": "log"},
-        yaxis={"type": "log", "rangemode": "normal"},
-    )
-    says = "How well the drift of a file was known before it was written. Above the dotted line, it drifts further."
-    return Chart("prediction", "Predicted against measured", says, {"": {"data": data, "layout": layout}})

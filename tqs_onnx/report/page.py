@@ -17,18 +17,18 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tqs_onnx.analysis.table import Cell, Table
+from tqs_onnx.jobs.pareto import Pareto
 from tqs_onnx.report.figures import (
     Chart,
     cumulative_chart,
-    frontier_chart,
     growth_chart,
-    prediction_chart,
     probe_chart,
     role_chart,
     tier_chart,
     weights_chart,
 )
 from tqs_onnx.report.forecasts import difference_chart, forecast_chart
+from tqs_onnx.report.frontier_figures import frontier_chart, prediction_chart
 from tqs_onnx.report.run import Run, all_scores, tables_of
 from tqs_onnx.report.words import (
     picks_of,
@@ -76,7 +76,7 @@ def html_page(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> str
     charts = {c.key: c for s in sections for c in s.charts}
     return environment.from_string(_asset("page.html")).render(
         title=_title(runs),
-        sentence=sentence_of(_file_of(main), v) if v else _unverified(main),
+        sentence=sentence_of(_file_of(main), v) if v else _unverified(runs),
         tiles=tiles_of(v) if v else (),
         gates=main.manifest.gates if main.manifest else (),
         verified=v is not None,
@@ -90,13 +90,16 @@ def html_page(runs: Sequence[Run], commands: Mapping[str, Sequence[str]]) -> str
     )
 
 
-def _unverified(run: Run) -> str:
-    """Return the sentence of a run without a manifest: the balanced point of its frontier, if it has one."""
-    picks = {pick.name: pick for pick in picks_of(run.pareto)} if run.pareto else {}
+def _unverified(runs: Sequence[Run]) -> str:
+    """Return the sentence of runs without a manifest: the balanced point of their frontier, if there is one."""
+    frontiers = list(_frontiers(runs).values())
+    n = sum(len(pareto.points) for pareto in frontiers)
+    if len(frontiers) > 1:
+        return f"Frontiers of {len(frontiers)} models, {n} files in all."
+    picks = {pick.name: pick for pick in picks_of(frontiers[0])} if frontiers else {}
     best = picks.get("balanced") or picks.get("closest")
-    if best is None or run.pareto is None:
-        return "This run was not verified: nothing was measured on a file."
-    n = len(run.pareto.points)
+    if best is None:
+        return "Sensitivity only: no file was written and measured."
     return f"A frontier of {n} files; {best.name}: {best.point.name}, {best.cost}."
 
 
@@ -216,14 +219,31 @@ def _comparison(runs: Sequence[Run], tables: tuple[Table, ...]) -> Section:
 
 
 def _frontier(runs: Sequence[Run], tables: tuple[Table, ...]) -> Section:
-    found = next((r for r in runs if r.pareto is not None), None)
-    if found is None or found.pareto is None:
+    frontiers = _frontiers(runs)
+    if not frontiers:
         return Section("frontier", "Frontier")
-    pareto = found.pareto
-    charts = [frontier_chart(pareto), prediction_chart(pareto)]
-    lines = tuple(f"{pick.name}: {pick.point.name}, {pick.cost}" for pick in picks_of(pareto))
-    shown = tuple(c for c in charts if c is not None and c.figures)
+    charts = [frontier_chart(frontiers), prediction_chart(frontiers)]
+    lines = tuple(
+        f"{f'{name}, ' if len(frontiers) > 1 else ''}{pick.name}: {pick.point.name}, {pick.cost}"
+        for name, pareto in frontiers.items()
+        for pick in picks_of(pareto)
+    )
+    shown = tuple(c for c in charts if c.figures)
     return Section("frontier", "Frontier", shown, tables, lines)
+
+
+def _frontiers(runs: Sequence[Run]) -> dict[str, Pareto]:
+    """Return one frontier for every model, of all runs that swept it, by the names of these runs."""
+    found: dict[str, list[tuple[str, Pareto]]] = {}
+    for run in runs:
+        if run.pareto is not None:
+            found.setdefault(run.pareto.source_sha256, []).append((run.name, run.pareto))
+    return {
+        ", ".join(name for name, _ in held): held[0][1].model_copy(
+            update={"points": tuple(p for _, pareto in held for p in pareto.points)}
+        )
+        for held in found.values()
+    }
 
 
 def _weights(run: Run) -> Section:

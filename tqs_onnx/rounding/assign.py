@@ -203,7 +203,7 @@ class _Work:
         method, free, uses = self.options.method, self.options.free, self.calibration.uses[a.weight]
         ratio = 1.0
         a = a.model_copy(update={"rounding": free})
-        codes = plain = round_weight(values, a)
+        codes = plain = self.calibration.plain(a)
         if method != free and uses.why_not:
             self.notes.append(Skip(a.label, f"rounded without data: {uses.why_not}"))
             method = free

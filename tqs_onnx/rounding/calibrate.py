@@ -27,11 +27,16 @@ from tqs_onnx.rounding.compensate import Matrix
 from tqs_onnx.rounding.relay import Relay
 from tqs_onnx.rounding.uses import Use, Uses, uses_of
 from tqs_passes.errors import InputError
+from tqs_passes.grids.grid import Codes
+from tqs_passes.plan.assigned import round_weight
+from tqs_passes.plan.plan import Assignment
 
 #: Maximum bytes of FP32 activations and states kept between weights.
 KEPT_BYTES = 512 << 20
 #: Bytes that one call may be expected to show of all tensors together; beyond it they are never asked for at once.
 MOST_SHOWN_BYTES = 2 << 30
+#: Maximum bytes of codes kept that the weights alone determine.
+_MOST_PLAIN_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,6 +83,7 @@ class Calibration:
         self._kept: tuple[_Call, ...] | None = None
         self._too_big = False
         self._on_device: dict[str, tuple[NDArray[Any], Value]] = {}
+        self._plain: dict[tuple[object, ...], Codes] = {}
 
     def _captured(self, use: Use) -> tuple[str, ...]:
         """Return the tensors of a use that a session has to show; weights are known."""
@@ -160,6 +166,16 @@ class Calibration:
                 todo="Give contexts on which the model uses it",
             )
         return Statistics(*sums, n_rows)
+
+    def plain(self, a: Assignment) -> Codes:
+        """Return the codes of an assignment rounded without data; plans and settings that share it round it once."""
+        key = (a.weight, a.tier, a.grid, a.axis, a.half_scales, a.rows, a.group, a.rounding)
+        if key not in self._plain:
+            codes = round_weight(self.arrays[a.weight], a)
+            if sum(c.levels.nbytes for c in self._plain.values()) + codes.levels.nbytes > _MOST_PLAIN_BYTES:
+                return codes
+            self._plain[key] = codes
+        return self._plain[key]
 
     def forget(self) -> None:
         """Free what is kept of the rounded model; its weights, among others."""

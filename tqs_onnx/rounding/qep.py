@@ -47,7 +47,7 @@ def _solved(h: Matrix, right: Matrix) -> Matrix:
     if not failed:
         return np.asarray(found, np.float64)
     try:
-        return np.linalg.solve(h, right)
+        return np.asarray(np.linalg.solve(h, right), np.float64)
     except np.linalg.LinAlgError as error:
         raise InputError("the damped H is singular", todo="Increase `qep_damp`") from error
 

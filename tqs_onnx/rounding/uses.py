@@ -1,13 +1,15 @@
 """Finds the places where a weight is multiplied, and the tensors that it is multiplied with.
 
-A matrix may reach its reader through Transpose and Identity. Readers in the body of a Loop or Scan count, with their
-inputs of all turns; those in a branch of an If do not, because nothing says which calls take it. The rows of a table
-that Gather reads are read one by one: no other row can compensate the error of one, and data say nothing about it.
+A matrix may reach its reader through Transpose and Identity, or as a part of a Concat along the axis of the outputs,
+whose slices are rounded independently (`tqs_passes.transforms.split_gates`). Readers in the body of a Loop or Scan
+count, with their inputs of all turns; those in a branch of an If do not, because nothing says which calls take it. The
+rows of a table that Gather reads are read one by one: no other row can compensate the error of one, and data say
+nothing about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -90,14 +92,18 @@ def uses_of(
     found = {name: _Found() for name in shapes}
     # Tensor → (weight, whether its last two axes are swapped against the stored ones)
     moved = {name: (name, False) for name in shapes}
+    # Tensor → (its parts, the axis along which they are joined)
+    joined: dict[str, tuple[tuple[str, ...], int]] = {}
     for position, node in enumerate(graph.node):
-        _follow(node, position, moved, shapes, found)
+        if not _join(node, shapes, joined):
+            _follow(node, position, moved, shapes, found, joined)
         if node.op_type in ("Loop", "Scan") and node.domain in _STANDARD:
             for _, body in bodies(node):
                 own = defined_names(body)
                 inside = {name: weight for name, weight in moved.items() if name not in own}
+                outside = {name: parts for name, parts in joined.items() if name not in own}
                 for inner in body.node:
-                    _follow(inner, position, inside, shapes, found, own)
+                    _follow(inner, position, inside, shapes, found, outside, own)
     return {name: _settled(entry, n_readers[name], len(graph.node)) for name, entry in found.items()}
 
 
@@ -107,10 +113,16 @@ def _follow(
     moved: dict[str, tuple[str, bool]],
     shapes: dict[str, tuple[int, ...]],
     found: dict[str, _Found],
+    joined: Mapping[str, tuple[tuple[str, ...], int]],
     own: Collection[str] | None = None,
 ) -> None:
     """Record how a node reads weights; `own` are the names that its body defines, None in the main graph."""
     for index, name in enumerate(node.input):
+        for weight in joined[name][0] if name in joined else ():
+            use = _use(node, index, position, False, shapes[weight])
+            if isinstance(use, Use) and _output_axis(use.view, shapes[weight]) != joined[name][1]:
+                use = f"no rule for parts joined along axis {joined[name][1]} for {node.op_type}"
+            _record(use, node, position, weight, shapes, found, own)
         if name not in moved:
             continue
         weight, swapped = moved[name]
@@ -120,14 +132,54 @@ def _follow(
         if behind is not None:
             moved[node.output[0]] = (weight, swapped ^ behind)
             continue
-        entry.n_readers += 1
-        use = _use(node, index, position, swapped, shapes[weight])
-        if own is not None and isinstance(use, Use):
-            use = _inside(use, own, shapes[weight], node)
-        if isinstance(use, str):
-            entry.why_not = entry.why_not or use
-        else:
-            entry.uses.append(use)
+        _record(
+            _use(node, index, position, swapped, shapes[weight]), node, position, weight, shapes, found, own
+        )
+
+
+def _record(
+    use: Use | str,
+    node: onnx.NodeProto,
+    position: int,
+    weight: str,
+    shapes: dict[str, tuple[int, ...]],
+    found: dict[str, _Found],
+    own: Collection[str] | None,
+) -> None:
+    """Add a use of a weight, or the reason why there is none."""
+    entry = found[weight]
+    entry.n_readers += 1
+    entry.position = position if entry.position is None else entry.position
+    if own is not None and isinstance(use, Use):
+        use = _inside(use, own, shapes[weight], node)
+    if isinstance(use, str):
+        entry.why_not = entry.why_not or use
+    else:
+        entry.uses.append(use)
+
+
+def _join(
+    node: onnx.NodeProto,
+    shapes: Mapping[str, tuple[int, ...]],
+    joined: dict[str, tuple[tuple[str, ...], int]],
+) -> bool:
+    """Return whether a node joins weights, and nothing else, into one tensor; note it."""
+    if node.op_type != "Concat" or node.domain not in _STANDARD or not all(n in shapes for n in node.input):
+        return False
+    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    joined[node.output[0]] = (tuple(node.input), axis % max(1, len(shapes[node.input[0]])))
+    return True
+
+
+def _output_axis(view: View, shape: tuple[int, ...]) -> int | None:
+    """Return the axis of a weight whose slices are rounded independently; None if a part cannot be told apart."""
+    match view:
+        case InputView() | StateView():
+            return 1
+        case MatrixView(out_first):
+            return len(shape) - (2 if out_first else 1)
+        case _:
+            return None
 
 
 def _inside(use: Use, own: Collection[str], shape: tuple[int, ...], node: onnx.NodeProto) -> Use | str:

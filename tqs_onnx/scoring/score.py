@@ -214,10 +214,12 @@ def _judged(plan: SweepPlan, results: Results, floors: tuple[Floors, ...]) -> tu
     found: dict[str, Judged] = {}
     made = wanted = 0
     n_draws = plan.options.probe.n_draws
-    for session, target in ((i, t) for i, group in enumerate(plan.groups) for t in group):
-        kept = [results.get(r.key(plan.job)) for r in plan.rollouts(target)]
-        all_of = [m for m in kept if m is not None]
-        if len(all_of) < len(kept):
+    targets = [(i, t, plan.rollouts(t)) for i, group in enumerate(plan.groups) for t in group]
+    kept = results.read(r.key(plan.job) for _, _, rollouts in targets for r in rollouts)
+    for session, target, rollouts in targets:
+        keys = [r.key(plan.job) for r in rollouts]
+        all_of = [kept[key] for key in keys if key in kept]
+        if len(all_of) < len(keys):
             raise InputError(
                 "a measurement is missing", where=str(results.path), todo="Run the same command again"
             )

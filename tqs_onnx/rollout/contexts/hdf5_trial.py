@@ -16,7 +16,7 @@ from tqs_passes.errors import InputError
 #: CPU time and wall time that visiting a file may take, in seconds; sound files take fractions of one.
 CPU_S = 10
 WALL_S = 120
-_LIMITS = """
+LIMITS = """
 import sys
 if sys.platform != "win32":
     import resource
@@ -24,7 +24,7 @@ if sys.platform != "win32":
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 """
-_VISIT = """
+VISIT = """
 import h5py
 def visit(name, item):
     for key in item.attrs:
@@ -49,7 +49,7 @@ def require_readable(path: Path) -> None:
     InputError
         The child process crashed, or did not end in time.
     """
-    command = [sys.executable, "-c", _LIMITS + _VISIT, str(path.resolve()), str(CPU_S)]
+    command = [sys.executable, "-c", LIMITS + VISIT, str(path.resolve()), str(CPU_S)]
     try:
         done = subprocess.run(
             command, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=WALL_S

@@ -217,16 +217,29 @@ class Results:
 
     def get(self, key: str) -> Measurement | None:
         """Return a measurement; None if it is not stored, or does not match its checksum."""
-        with self._explained():
-            row = self._db.execute(f"{_SELECT} WHERE id = ?", (key,)).fetchone()
-        if row is None or not self._is_sound(row):
-            return None
-        energy = _floats(row[2]).reshape(row[1], -1)
-        return Measurement(energy, _floats(row[3]), row[4], row[5], bool(row[6]))
+        return self.read([key]).get(key)
+
+    def read(self, keys: Iterable[str]) -> dict[str, Measurement]:
+        """Return the measurements that are stored and match their checksums, by key."""
+        return {
+            row[0]: Measurement(
+                _floats(row[2]).reshape(row[1], -1), _floats(row[3]), row[4], row[5], bool(row[6])
+            )
+            for row in self._sound_rows(keys)
+        }
 
     def known(self, keys: Iterable[str], expected: Expected | None = None) -> set[str]:
         """Return those of `keys` that are stored, undamaged, and of the expected sizes."""
         found: set[str] = set()
+        for row in self._sound_rows(keys):
+            if expected is None or expected.holds(*row[1:7]):
+                found.add(row[0])
+            else:
+                self.n_damaged += 1
+        return found
+
+    def _sound_rows(self, keys: Iterable[str]) -> Generator[tuple[Any, ...]]:
+        """Yield the rows of these keys, as selected, that match their checksums."""
         wanted = list(keys)
         for start in range(0, len(wanted), _AT_ONCE):
             some = wanted[start : start + _AT_ONCE]
@@ -235,13 +248,8 @@ class Results:
                     f"{_SELECT} WHERE id IN ({','.join('?' * len(some))})", some
                 ).fetchall()
             for row in rows:
-                if not self._is_sound(row):
-                    continue
-                if expected is None or expected.holds(*row[1:7]):
-                    found.add(row[0])
-                else:
-                    self.n_damaged += 1
-        return found
+                if self._is_sound(row):
+                    yield row
 
     def put(self, job: str, found: Iterable[tuple[str, Measurement]]) -> None:
         """Store measurements in one transaction; it is written to the file when this returns."""

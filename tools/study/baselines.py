@@ -1,11 +1,11 @@
-"""Writes models/zoo/BASELINES.md from the figures of `baseline_runs.py`: which method drifts least at equal file bytes.
+"""Writes models/zoo/BASELINES.md from the figures of `baseline_cells`: which method drifts least at equal file bytes.
 
 A cell is a variable of a data set at a width W. A method wins it if its drift is less than that of the best of the four
 baselines, each at its best setting. Intervals come from a moving-block bootstrap over the windows of the test rows, in
 order of time, with the same blocks for both methods; ratios whose 95 % interval lies below 1 are counted separately.
 
-    python tools/baseline_runs.py choose --runs RUNS && python tools/baseline_runs.py final --runs RUNS
-    python tools/study_baselines.py --runs RUNS --out models/zoo/BASELINES.md
+    python -m tools.study.baseline_cells choose --runs RUNS && python -m tools.study.baseline_cells final --runs RUNS
+    python -m tools.study.baselines --runs RUNS --out models/zoo/BASELINES.md
 
 The first two take about 40 minutes each on one core.
 """
@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from baseline_runs import LORENZ, SETS, WIDTHS, Cell
 from numpy.typing import NDArray
-from study_zoo import markdown
+
+from tools.study.baseline_cells import LORENZ, SETS, WIDTHS, Cell
+from tools.study.markdown import markdown
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -283,8 +284,8 @@ def with_and_without_data(final: Study) -> str:
 
 INTRO = f"""# Drift at equal file bytes
 
-Made by `python tools/study_baselines.py --runs RUNS --out models/zoo/BASELINES.md` from what
-`tools/baseline_runs.py` measured; no figure here is typed by hand.
+Made by `python -m tools.study.baselines --runs RUNS --out models/zoo/BASELINES.md` from what
+`tools/study/baseline_cells.py` measured; no figure here is typed by hand.
 
 Every figure is one of a written file, rolled out in a stock session of onnxruntime (profile `exact`), beside
 the FP32 file. For each width W the budget is the bytes of the uniform file: every matrix at W bits per channel,

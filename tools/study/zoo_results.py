@@ -2,7 +2,7 @@
 
 Usage, from the repository root, with the data (see models/zoo/*/card.md) and h5py::
 
-    python tools/study_zoo.py --runs FOLDER --out models/zoo/RESULTS.md [--only gates]
+    python -m tools.study.zoo_results --runs FOLDER --out models/zoo/RESULTS.md [--only gates]
 
 With `--only gates` the section on gates of an existing file is written anew, and the others stay.
 Scores are stored in FOLDER and reused: delete it to start over. The study takes about 15 minutes on one core.
@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import zoo_claims as claims
-import zoo_gates as gates
-from zoo_runs import DRAWS, GRIDS, STARTS, ZOO, Study, zoo_module
 
+from tools.study import claims, gates
+from tools.study.markdown import Table, markdown, verdict
+from tools.study.scored import DRAWS, STARTS, Study
+from tools.study.zoo import GRIDS, ZOO, zoo_module
 from tqs_onnx.inputs.data import DataOptions, read_spec
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.rollout.contexts.load import load_contexts
@@ -35,23 +36,6 @@ PAPER_SHARE = (0.17, 0.24)
 PAPER_RHO = 0.7
 NOTHING = 1e-3
 """A drift below this, a thousandth of a standard deviation, counts as none."""
-Table = list[list[str]]
-
-
-def markdown(head: list[str], rows: Table) -> str:
-    """Return a table; columns of numbers are right-aligned."""
-    marks = ["---:" if row_is_number(rows, i) else "---" for i in range(len(head))]
-    lines = [head, marks, *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def row_is_number(rows: Table, column: int) -> bool:
-    """Return whether a column holds numbers."""
-    return all(row[column][:1].isdigit() or row[column][:1] in "–-" for row in rows)
-
-
-def verdict(holds: bool) -> str:
-    return "**true**" if holds else "**false**"
 
 
 class Results:
@@ -291,7 +275,7 @@ brackets.
 
 TEXT = """# What the models of the zoo show
 
-Made by `python tools/study_zoo.py --runs RUNS --out models/zoo/RESULTS.md`; no figure here is typed by hand.
+Made by `python -m tools.study.zoo_results --runs RUNS --out models/zoo/RESULTS.md`; no figure here is typed by hand.
 Three small models trained on real data, so what holds here need not hold for the big ones, and the other way round.
 
 Scores: γ_task (Eq. 1) of every weight by itself, quant probe at 6 bits, gauss probe with {draws} draws; on

@@ -13,7 +13,7 @@ The Lorenz-96 demo has no rows: `choose` splits its scoring contexts in two, and
 The default configuration is measured on four kinds of contexts: real ones, made ones alone (no data), made ones beside
 real ones, and real ones for the scores with integers from the weights alone.
 
-    python tools/baseline_runs.py choose --runs FOLDER [--set ETTh1] [--bits 3] [--methods uniform,default]
+    python -m tools.study.baseline_cells choose --runs FOLDER [--set ETTh1] [--bits 3] [--methods uniform,default]
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zoo_runs import ZOO, data_root
-
+from tools.study.zoo import ZOO, data_root
 from tqs_onnx.allocation.budget import Budget
 from tqs_onnx.allocation.costing import PlanOptions, Request, added_drift, amplification, scored
 from tqs_onnx.allocation.file_size import file_bytes

@@ -1,4 +1,4 @@
-"""The cases of `study_real_models.py`: models with their rollouts and contexts.
+"""The cases of `real_models`: models with their rollouts and contexts.
 
 Small models of other people lie in `$TQS_DATA/models`; their contexts are cut from ETTm1 and weather, standardised,
 because no owner's data come with them. The recurrent models of the zoo are rolled out on the tables they were trained
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from zoo_runs import TABLES, ZOO, data_root
+
+from tools.study.zoo import TABLES, ZOO, data_root
 
 sys.path.insert(1, str(ZOO / "timesfm_mini"))
 

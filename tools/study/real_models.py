@@ -3,7 +3,7 @@
 The models are those of `real_models.py`. Every file that another method makes is compared with ours of at most its
 bytes. Figures are kept row by row, so an interrupted study goes on where it stopped.
 
-    python tools/study_real_models.py --runs FOLDER --out models/zoo/REAL_MODELS.md [--model silero]
+    python -m tools.study.real_models --runs FOLDER --out models/zoo/REAL_MODELS.md [--model silero]
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from real_models import MODELS, RECURRENT, Case, case_of
 
+from tools.study.real_cases import MODELS, RECURRENT, Case, case_of
 from tqs_onnx.allocation.budget import Budget
 from tqs_onnx.inputs.source import open_source
 from tqs_onnx.jobs.options import QuantizeOptions
@@ -169,7 +169,7 @@ def shown(value: object) -> str:
 
 TEXT = """# Real models
 
-Made by `python tools/study_real_models.py --runs RUNS --out models/zoo/REAL_MODELS.md`; no figure is typed in by hand.
+Made by `python -m tools.study.real_models --runs RUNS --out models/zoo/REAL_MODELS.md`; no figure is typed in by hand.
 All files, also those of other methods, have short names and a slim graph. Ours get at most the bytes of the file they
 are compared with. Drifts are in units of each variable's deviation, on contexts that chose nothing.
 
@@ -188,13 +188,21 @@ On their own tables: scored on validation rows, QEP calibrated on training rows,
 COLUMNS = ("model", "bytes", "compared with", "its bytes", "its drift", "ours, no data", "ours, QEP")
 
 
+def line_of(name: str, row: dict[str, object]) -> str:
+    """Return a line of a table."""
+    cells = ("source", "compared", "bytes", "drift", *ROUNDINGS)
+    return f"| {name} | " + " | ".join(shown(row.get(c)) for c in cells) + " |"
+
+
 def table_of(names: Iterable[str], runs: Path, wanted: Sequence[str]) -> str:
     """Return the table of some models; those that are not wanted only get the rows that were measured before."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---:|---|---:|---:|---:|---:|"]
     for name in names:
         done = runs / f"{name}.json"
         if not done.exists() and wanted and name not in wanted:
-            lines.append(f"| {name} | | not measured | | | | |")
+            kept = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((runs / name).glob("*.json"))]
+            lines += [line_of(name, row) for row in kept]
+            lines.append(f"| {name} | | {'others ' if kept else ''}not measured | | | | |")
             continue
         if not done.exists():
             case = case_of(name, runs)
@@ -203,8 +211,7 @@ def table_of(names: Iterable[str], runs: Path, wanted: Sequence[str]) -> str:
                 continue
             done.write_text(json.dumps(study(name, case, runs), indent=1) + "\n", encoding="utf-8")
         for row in json.loads(done.read_text(encoding="utf-8")):
-            cells = ("source", "compared", "bytes", "drift", *ROUNDINGS)
-            lines.append(f"| {name} | " + " | ".join(shown(row.get(c)) for c in cells) + " |")
+            lines.append(line_of(name, row))
     return "\n".join(lines) + "\n"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from real_models import RECURRENT
-from zoo_runs import DRAWS, TABLES, ZOO, Study, data_root
 
+from tools.study.real_cases import RECURRENT
+from tools.study.scored import DRAWS, Study
+from tools.study.zoo import TABLES, ZOO, data_root
 from tqs_onnx.analysis.sensitivity import percentiles
 from tqs_onnx.cli.main import main as tqs
 from tqs_onnx.scoring.scores import Scores, WeightScore, read_scores

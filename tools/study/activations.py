@@ -4,7 +4,7 @@ Every model of the zoo and the demo; the input of each MatMul, plain Gemm and LS
 rollout, one at a time, all weights FP32 (`tqs_onnx.scoring.activations`). Other sections of the file stay as they are.
 Needs the data (see models/zoo/*/card.md); about two minutes on one core. Usage::
 
-    python tools/study_activations.py --runs FOLDER --out models/zoo/RESULTS.md
+    python -m tools.study.activations --runs FOLDER --out models/zoo/RESULTS.md
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from zoo_runs import ZOO, Study, data_root
-
+from tools.study.scored import Study
+from tools.study.zoo import ZOO, data_root
 from tqs_onnx.inputs.data import DataOptions, read_data
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.rollout.options import RunOptions
