@@ -45,6 +45,7 @@ UNIFORM = ("rtn", "gptq", "gptaq", "qep")
 OURS: dict[str, tuple[Objective, Method]] = {
     "energy": (Objective.ENERGY, "unbiased"),
     "measured": (Objective.MEASURED, "unbiased"),
+    "energy + qep": (Objective.ENERGY, "qep"),
     "measured + qep": (Objective.MEASURED, "qep"),
 }
 COARSEST, FINEST = 16.0, 2.0
@@ -69,15 +70,12 @@ class Cost:
     n_points : int
     cpu_s : float
         Of all points together, and of what they share.
-    first_s : float
-        Of the first point, with what all points share.
     scoring_s : float
         Of the scores that the points need.
     """
 
     n_points: int
     cpu_s: float
-    first_s: float
     scoring_s: float = 0.0
 
     @property
@@ -147,14 +145,11 @@ def costs(given: Given, methods: Sequence[str], points: int, folder: Path) -> It
         out = folder / method.replace(" ", "")
         out.mkdir(parents=True)
         start = time.process_time()
-        made = _points(given, scores, options, axis, out)
-        first = next(made)
-        first_s = time.process_time() - start
-        rest = list(itertools.islice(made, n - 1))
+        made = list(itertools.islice(_points(given, scores, options, axis, out), n))
         cpu_s = time.process_time() - start
-        if any(p.n_bytes is None for p in (first, *rest)):
+        if any(p.n_bytes is None for p in made):
             raise SystemExit(f"{method}: a point has no file; give fewer points")
-        yield method, Cost(1 + len(rest), cpu_s, first_s, 0.0 if method in UNIFORM else scoring_s)
+        yield method, Cost(len(made), cpu_s, 0.0 if method in UNIFORM else scoring_s)
 
 
 def _scored(given: Given, run: RunOptions) -> tuple[Scores, float]:
@@ -176,8 +171,8 @@ def _points(given: Given, scores: Scores, options: QuantizeOptions, axis: Axis, 
 
 def table(found: dict[str, Cost]) -> str:
     """Return the costs as a Markdown table, with their ratios to GPTQ and to tuned QEP where those were measured."""
-    lines = ["| method | points | first (s) | a point (s) | / GPTQ | / QEP | with scoring (s) |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
+    lines = ["| method | points | a point (s) | / GPTQ | / QEP | with scoring (s) |"]
+    lines.append("|---|---:|---:|---:|---:|---:|")
     for method, cost in found.items():
         ratios = [
             f"{cost.per_point / found[other].per_point:.2f}" if other in found else "–"
@@ -185,7 +180,7 @@ def table(found: dict[str, Cost]) -> str:
         ]
         scoring = f"{cost.with_scoring:.2f}" if cost.scoring_s else "–"
         name = f"uniform {method}" if method in UNIFORM else method
-        cells = [name, str(cost.n_points), f"{cost.first_s:.2f}", f"{cost.per_point:.2f}", *ratios, scoring]
+        cells = [name, str(cost.n_points), f"{cost.per_point:.2f}", *ratios, scoring]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
