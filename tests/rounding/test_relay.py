@@ -12,7 +12,8 @@ from tests.rollouts import bed_of, model, opened, spec_of, values
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.session import Session, Value
 from tqs_onnx.rollout.testbed import Leg, Testbed
-from tqs_onnx.rounding import relay
+from tqs_onnx.rounding import calibrate, relay
+from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.rounding.relay import Relay
 
 ORDER = ("A", "B", "C", "D")
@@ -123,3 +124,26 @@ def test_what_does_not_fit_or_is_forgotten_is_computed_again(
         run.relay.forget()
     run.check("C")
     assert run.ran == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("bound", ["KEPT_BYTES", "MOST_SHOWN_BYTES"])
+def test_a_product_of_a_stored_constant_has_its_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    """A lead time that the model stores is the input of a weight; H = leadᵀ lead a call, as NumPy says."""
+    angles = 0.3 ** np.arange(8)
+    lead = np.concatenate([np.sin(angles), np.cos(angles)])[None].astype(np.float32)
+    graph = """(float[b, 5] x) => (float[b, 5] y) {
+      p = MatMul(x, A)  e = MatMul(lead, E)  q = Add(p, e)  h = Tanh(q)  y = MatMul(h, B) }"""
+    weights = {"A": values(5, 5, seed=1), "E": values(16, 5, seed=2), "B": values(5, 5, seed=3), "lead": lead}
+    source = opened(tmp_path, model(graph, weights))
+    assert "lead" not in {w.name for w in source.survey.weights}
+    bed = bed_of(source, spec_of(2), Contexts({"x": values(4, 5, seed=9)}, {}), {"y": 1.0})
+    monkeypatch.setattr(calibrate, bound, 0)
+    calibration = Calibration(bed)
+    moved = {"A": np.round(weights["A"], 1).astype(np.float32)}
+    found = calibration.statistics("E", moved)
+    calls = found.n_rows
+    np.testing.assert_allclose(found.H[0], calls * lead.T.astype(np.float64) @ lead, rtol=1e-6)
+    assert not found.D.any()
+    assert calibration.statistics("B", moved).D.any()

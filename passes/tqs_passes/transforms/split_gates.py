@@ -70,7 +70,8 @@ class SplitGates:
                 for weight, found in _cuts(node, graph, shapes, known):
                     # A weight that readers cut differently stays whole.
                     cuts[weight] = found if cuts.get(weight, found) == found else None
-        taken = set(stored) | {n for g in graphs for node in g.node for n in node.output}
+        taken = set(stored) | {i.name for g in graphs for i in g.input}
+        taken |= {n for g in graphs for node in g.node for n in node.output}
         parts: dict[str, list[onnx.TensorProto]] = {}
         joins: list[onnx.NodeProto] = []
         skipped: list[Skip] = []
@@ -130,9 +131,11 @@ def _cuts(
         return
     n_parts = _n_parts(node.output[0], graph, known) if node.op_type in ("MatMul", "Gemm", "Add") else 0
     turned = any(a.name == "transB" and a.i for a in node.attribute)
-    for name in node.input:
+    for i, name in enumerate(node.input):
+        if i == 0 and node.op_type != "Add":  # the rows of a left operand are no gates
+            continue
         rank = len(shapes.get(name, ()))
-        axis = 0 if rank == 1 or (rank == 2 and turned) else 1
+        axis = 0 if rank == 1 or (rank == 2 and turned and i == 1) else 1
         if rank in (1, 2) and n_parts > 1 and shapes[name][axis] % n_parts == 0:
             yield name, _Cut(axis, tuple(str(i + 1) for i in range(n_parts)))
 
