@@ -125,6 +125,22 @@ def test_a_weight_that_two_readers_cut_differently_stays_whole() -> None:
     assert [(skip.what, skip.why) for skip in result.skipped] == [("w", "its readers cut it differently")]
 
 
+def test_a_left_operand_has_no_gates() -> None:
+    nodes = [node("MatMul", ["w", "x"], ["a"]), node("Split", ["a"], ["p", "q"], axis=1)]
+    outputs = [info(name, [4, 6]) for name in "pq"]
+    model = model_of(nodes, [info("x", [6, 12])], outputs, [tensor("w", draws(0, 4, 6))], opset=13)
+    assert SplitGates({"w": "w"}).apply(model).model is model
+
+
+def test_a_part_named_as_an_input_is_not_made() -> None:
+    nodes = [node("MatMul", ["w.1", "w"], ["a"]), node("Split", ["a"], ["p", "q"], axis=1)]
+    outputs = [info(name, [2, 6]) for name in "pq"]
+    model = model_of(nodes, [info("w.1", [2, 3])], outputs, [tensor("w", draws(0, 3, 12))], opset=13)
+    result = SplitGates({"w": "w"}).apply(model)
+    assert result.model is model
+    assert [skip.why for skip in result.skipped] == ["the names of its parts are taken"]
+
+
 def test_a_split_of_rows_or_into_unequal_parts_is_no_gate() -> None:
     sizes = tensor("sizes", np.array([4, 8], np.int64))
     for nodes in (

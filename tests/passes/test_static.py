@@ -75,10 +75,13 @@ def ranges_for(serving: Serving) -> dict[str, tuple[Range, ...]]:
 
 @functools.cache
 def emitted(target: ServingTarget = ServingTarget.ORT_CPU) -> Subject:
-    serving = settled_serving(source(), Serving(target, names="keep", graph="keep").under("qdq"))
-    ready = prepared_source(source(), serving)
-    menus = menus_of(source(), ready, "qdq", (Tier.INT8,), serving, rounded=True)
-    known = ranges_for(serving)
+    return written(source(), target, ranges_for(Serving(target)))
+
+
+def written(source: Source, target: ServingTarget, known: dict[str, tuple[Range, ...]]) -> Subject:
+    serving = settled_serving(source, Serving(target, names="keep", graph="keep").under("qdq"))
+    ready = prepared_source(source, serving)
+    menus = menus_of(source, ready, "qdq", (Tier.INT8,), serving, rounded=True)
     chosen = []
     for menu in (with_ranges(m, known.get(m.weight.name, ())) for m in menus):
         found = [c for c in menu.candidates if c.assignment.form is Form.STATIC]
@@ -89,17 +92,17 @@ def emitted(target: ServingTarget = ServingTarget.ORT_CPU) -> Subject:
             )
         )
     plan = Plan(
-        source_sha256=source().sha256,
+        source_sha256=source.sha256,
         profile="qdq",
         target=target,
         constants="keep",
         assignments=tuple(c.assignment for c in chosen),
-        n_bytes=file_bytes(size_of(source(), ready), chosen),
-        source_bytes=source().facts.n_bytes,
+        n_bytes=file_bytes(size_of(source, ready), chosen),
+        source_bytes=source.facts.n_bytes,
     )
     out = Path(tempfile.mkdtemp(prefix="tqs-static-")) / "out.onnx"
-    emit(source().lifted, plan, out)
-    return Subject(source().path, out, source().lifted, source().survey, plan, {})
+    emit(source.lifted, plan, out)
+    return Subject(source.path, out, source.lifted, source.survey, plan, {})
 
 
 def bed(subject: Subject):
@@ -142,6 +145,29 @@ def test_the_file_computes_what_the_formulas_say() -> None:
 def test_readers_of_one_tensor_share_its_nodes() -> None:
     graph = onnx.load(emitted().emitted).graph
     assert [n.input[0] for n in graph.node if n.op_type == "QuantizeLinear"].count("x") == 1
+
+
+def test_convolutions_may_follow_each_other(tmp_path: Path) -> None:
+    proto = parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]> g (float[b, 16, 8] x) => (float[b, 16, 8] y) {
+          a = Conv<kernel_shape = [1]>(x, first)  c = Conv<kernel_shape = [1]>(a, second)  y = Tanh(c)
+        }"""
+    )
+    weights = {name: draws(i, 16, 16, 1) / 8 for i, name in enumerate(("first", "second"))}
+    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
+    onnx.save(proto, tmp_path / "m.onnx")
+    x, a, c = (range_between(-bound, bound, "uint8") for bound in (3.0, 2.0, 1.0))
+    subject = written(
+        open_source(tmp_path / "m.onnx"), ServingTarget.ORT_CPU, {"first": (x, a), "second": (a, c)}
+    )
+    first, second = (reference_weight(p, weights[p.weight])[:, :, 0] for p in subject.plan.assignments)
+    values = draws(3, 2, 16, 8)
+    inner = a.rounded(first @ x.rounded(values))
+    difference = run(subject.emitted, values) - np.tanh(c.rounded(second @ inner))
+    assert {p.form for p in subject.plan.assignments} == {Form.STATIC}
+    # A value on a rounding boundary may fall one level elsewhere.
+    assert np.abs(difference).max() < 0.02
+    assert np.median(np.abs(difference)) < 1e-6
 
 
 def test_onnxruntime_fuses_all_of_it(tmp_path: Path) -> None:

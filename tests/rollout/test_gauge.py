@@ -325,3 +325,10 @@ def test_where_no_temporary_file_can_be_written_one_line_says_so(monkeypatch: py
     with pytest.raises(InputError, match=r"temporary file \(No space left on device\)") as caught:
         engine.hold({"c": engine.session.value(weight(1))}, most_bytes=0)
     assert "TMPDIR" in caught.value.todo
+
+
+def test_where_no_folder_takes_temporary_files_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holding.tempfile, "tempdir", None)
+    monkeypatch.setattr(holding.tempfile, "_candidate_tempdir_list", lambda: ["/no/such/folder"])
+    with pytest.raises(InputError, match="No usable temporary directory"):
+        holding.Store(8, on_host=True, most_bytes=0)

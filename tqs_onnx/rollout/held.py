@@ -81,7 +81,7 @@ class _Shelf:
 def _full(error: OSError) -> InputError:
     return InputError(
         f"the nominal rollout cannot be written to a temporary file ({error.strerror})",
-        where=tempfile.gettempdir(),
+        where=tempfile.tempdir or "",  # None where no folder takes files
         todo="Free disk space there, point TMPDIR to another disk, or raise `max_memory`",
     )
 

@@ -27,6 +27,7 @@ from tqs_onnx.rounding.compensate import Matrix
 from tqs_onnx.rounding.relay import Relay
 from tqs_onnx.rounding.uses import Use, Uses, uses_of
 from tqs_passes.errors import InputError
+from tqs_passes.files.tensors import tensor_array
 from tqs_passes.grids.grid import Codes
 from tqs_passes.plan.assigned import round_weight
 from tqs_passes.plan.plan import Assignment
@@ -96,11 +97,19 @@ class Calibration:
     @cached_property
     def _relay(self) -> Relay:
         """Runs the rounded model."""
-        return Relay(self._bed.legs(self._tensors, self._cuts()), self._seeing.nominal)
+        return Relay(self._bed.legs(self._tensors, self._cuts()), self._seeing.nominal, self._constants)
 
     @cached_property
     def _fp32_relay(self) -> Relay:
-        return Relay(self._bed.legs(self._tensors, self._cuts()), self._seeing.nominal)
+        return Relay(self._bed.legs(self._tensors, self._cuts()), self._seeing.nominal, self._constants)
+
+    @cached_property
+    def _constants(self) -> dict[str, Value]:
+        """The inputs of readers that are stored in the model and are no weights."""
+        model = self._bed.model
+        stored = {t.name: t for t in model.proto.graph.initializer if t.name not in self._seeing.nominal}
+        found = {n: tensor_array(stored[n], model.folder) for n in self._tensors if n in stored}
+        return {name: self._seeing.session.value(array) for name, array in found.items()}
 
     def _cuts(self) -> tuple[int, ...]:
         """Return the nodes before which inputs of weights are complete; weights with the same inputs share one."""

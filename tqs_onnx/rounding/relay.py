@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from tqs_onnx.rollout.session import Value
 from tqs_onnx.rollout.testbed import Leg
@@ -35,14 +36,22 @@ class Relay:
     legs : sequence of Leg
     weights : collection of str
         The inputs of the parts that are weights.
+    constants : mapping of str to Value
+        Tensors stored in the model that may be wanted.
     """
 
-    def __init__(self, legs: Sequence[Leg], weights: Collection[str]) -> None:
+    def __init__(
+        self,
+        legs: Sequence[Leg],
+        weights: Collection[str],
+        constants: Mapping[str, Value] = MappingProxyType({}),
+    ) -> None:
         self._legs = tuple(legs)
         self._maker = {name: i for i, leg in enumerate(legs) for name in leg.makes}
         self._weights = tuple(tuple(n for n in leg.reads if n in weights) for leg in legs)
         self._first = {name: i for i in reversed(range(len(legs))) for name in self._weights[i]}
         self._live = [frozenset(n for leg in legs[i:] for n in leg.reads) for i in range(len(legs) + 1)]
+        self._constants = constants
         self._places: dict[int, _Place] = {}
 
     def seen(
@@ -66,7 +75,7 @@ class Relay:
         weight : str
             The weight that will change next.
         wanted : collection of str
-            Inputs, weights, or tensors that some part makes.
+            Inputs, weights, constants, or tensors that some part makes.
 
         Raises
         ------
@@ -82,10 +91,10 @@ class Relay:
         self._keep(call, place)
         ahead = _Place(place.part, dict(place.values))
         last = max((self._maker[n] for n in wanted if n in self._maker and n not in place.values), default=-1)
-        found: dict[str, Value] = dict(place.values)
+        found: dict[str, Value] = {**self._constants, **inputs, **weights, **place.values}
         while ahead.part <= last:
             found |= self._advance(ahead, inputs, weights)
-        return {n: found[n] if n in found else weights[n] if n in weights else inputs[n] for n in wanted}
+        return {name: found[name] for name in wanted}
 
     def forget(self) -> None:
         """Free what is kept; the next tensors are computed from the start."""

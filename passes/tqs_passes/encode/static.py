@@ -111,7 +111,7 @@ def read_statically(
         conv.input[:2] = [x, name]
         conv.output[:] = [f"{fragment.prefix}y"]
         reading.nodes.append(conv)
-        reading.nodes += _pair(fragment, conv.output[0], y, ranges[1], y)
+        reading.nodes += _pair(fragment, conv.output[0], y, ranges[1], y, levels="o")
     elif reader.op_type == "Gemm" and len(reader.input) > 2 and reader.input[2]:
         product = reading.op("MatMul", [x, name], name=reader.name)
         if ranges[0].kind == "int8":
@@ -128,20 +128,25 @@ def _passed(fragment: Fragment, x: str, chosen: Range) -> str:
     """Return the name of a tensor that has passed its range; all readers share the nodes."""
     out = f"{fragment.namespace}.q.{x}.d"
     piece = Fragment(out, fragment.namespace, late=True)
-    piece.nodes += _pair(piece, x, out, chosen, x)
+    piece.nodes += _pair(piece, x, out, chosen, x, levels="q")
     fragment.share(out, piece)
     return out
 
 
-def _pair(fragment: Fragment, x: str, out: str, chosen: Range, tensor: str) -> list[onnx.NodeProto]:
-    """Share the range of a tensor, and return the two nodes through which x passes it."""
+def _pair(
+    fragment: Fragment, x: str, out: str, chosen: Range, tensor: str, *, levels: str
+) -> list[onnx.NodeProto]:
+    """Share the range of a tensor, and return the two nodes through which x passes it.
+
+    The integers of a Conv's output and those that its readers make of it need different names: `levels` ends them.
+    """
     stem = f"{fragment.namespace}.q.{tensor}."
     parameters = Fragment(f"{stem}s", fragment.namespace)
     scale, zero = chosen.arrays()
     names = [parameters.store(scale, f"{stem}s"), parameters.store(zero, f"{stem}z")]
     fragment.share(f"{stem}s", parameters)
-    levels = f"{stem}q"
+    made = f"{stem}{levels}"
     return [
-        helper.make_node("QuantizeLinear", [x, *names], [levels]),
-        helper.make_node("DequantizeLinear", [levels, *names], [out]),
+        helper.make_node("QuantizeLinear", [x, *names], [made]),
+        helper.make_node("DequantizeLinear", [made, *names], [out]),
     ]
