@@ -86,8 +86,18 @@ def test_a_uniform_plan_within_the_interval_is_said() -> None:
     ours = Tried(name="energy", rounding="mse", n_bytes=10, drift=0.1, low=1, high=1, chosen=True)
     near = Tried(name="uniform 4 bits", rounding="mse", n_bytes=10, drift=0.11, low=0.9, high=1.3)
     far = near.model_copy(update={"low": 1.05})
-    assert "as good within the interval: uniform 4 bits" in told([ours, near], [False, True])[1]
-    assert len(told([ours, far], [False, True])) == 1
+    assert "as good within the interval: uniform 4 bits" in told([ours, near], [False, True])[-1]
+    assert not any(line.startswith("note:") for line in told([ours, far], [False, True]))
+
+
+def test_each_plan_has_its_line_and_the_chosen_one_is_marked() -> None:
+    a = Tried(name="energy", rounding="gptq", n_bytes=1200, drift=0.1, low=1, high=1, chosen=True)
+    b = Tried(name="energy, 0.9 of the budget", rounding="qep", n_bytes=1080, drift=0.25, low=2, high=3)
+    assert told([a, b], [False, False]) == [
+        "compared on held-out contexts:",
+        "  energy, gptq: 1,200 bytes, drift 0.1 ← chosen",
+        "  energy, 0.9 of the budget, qep: 1,080 bytes, drift 0.25",
+    ]
 
 
 def test_the_interval_of_a_ratio_is_of_pairs() -> None:
