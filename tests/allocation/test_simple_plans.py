@@ -83,3 +83,16 @@ def test_its_cost_is_stated_beside_the_least_possible_one(request_: Request) -> 
     assert plan.solver.cost == pytest.approx(sum(a.cost for a in plan.assignments))
     assert plan.solver.cost >= best.solver.cost
     assert plan.solver.gap == pytest.approx((plan.solver.cost - best.solver.bound) / plan.solver.cost)
+
+
+def test_a_width_that_no_matrix_is_offered_names_no_plan(lorenz: Scored) -> None:
+    # In place of the missing INT8 the matrices would have FP16.
+    request = request_for(lorenz.source, lorenz.scores, "exact", (Tier.FP32, Tier.FP16, Tier.INT4))
+    for kind in ("uniform", "ends"):
+        plan = simple_plan(request, lorenz.source.facts.n_bytes, OPTIONS, kind, 0.0)
+        assert plan is not None
+        assert plan.solver is not None
+        assert plan.solver.solver.startswith("uniform 4 bits")
+    assert simple_plan(lorenz.request, lorenz.source.facts.n_bytes, OPTIONS, "uniform", 0.0).solver.solver == (  # type: ignore[union-attr]
+        "uniform 8 bits"
+    )

@@ -86,8 +86,18 @@ def test_a_uniform_plan_within_the_interval_is_said() -> None:
     ours = Tried(name="energy", rounding="mse", n_bytes=10, drift=0.1, low=1, high=1, chosen=True)
     near = Tried(name="uniform 4 bits", rounding="mse", n_bytes=10, drift=0.11, low=0.9, high=1.3)
     far = near.model_copy(update={"low": 1.05})
-    assert "as good within the interval: uniform 4 bits" in told([ours, near], [False, True])[1]
-    assert len(told([ours, far], [False, True])) == 1
+    assert "as good within the interval: uniform 4 bits" in told([ours, near], [False, True])[-1]
+    assert not any(line.startswith("note:") for line in told([ours, far], [False, True]))
+
+
+def test_each_plan_has_its_line_and_the_chosen_one_is_marked() -> None:
+    a = Tried(name="energy", rounding="gptq", n_bytes=1200, drift=0.1, low=1, high=1, chosen=True)
+    b = Tried(name="energy, 0.9 of the budget", rounding="qep", n_bytes=1080, drift=0.25, low=2, high=3)
+    assert told([a, b], [False, False]) == [
+        "compared on held-out contexts:",
+        "  energy, gptq: 1,200 bytes, drift 0.1 ← chosen",
+        "  energy, 0.9 of the budget, qep: 1,080 bytes, drift 0.25",
+    ]
 
 
 def test_the_interval_of_a_ratio_is_of_pairs() -> None:
@@ -153,3 +163,35 @@ def test_a_larger_budget_may_keep_the_smaller_file(lorenz: Scored, plan: Plan) -
     assert min(by_name.values()) == pytest.approx(min(t.drift for t in found.tried if t.chosen), rel=0.011)
     assert found.joint_drift <= alone.joint_drift  # type: ignore[operator]
     assert found.solver.budget_bytes == facts.budget_bytes  # type: ignore[union-attr]
+
+
+def test_a_smaller_plan_is_not_proven_within_the_larger_budget(lorenz: Scored, plan: Plan) -> None:
+    instruments = instruments_on(lorenz.bed)
+    options = replace(NO_REPAIR, candidates=2)
+    small = refine(plan, lorenz.request, instruments, PlanOptions(), options)
+    larger = plan_within(lorenz.request, plan.n_bytes + 3000, PlanOptions())
+    bad = uniform_plan(lorenz.request, 2).assignments
+    found = refine(
+        larger.model_copy(update={"assignments": bad}),
+        lorenz.request,
+        instruments,
+        PlanOptions(),
+        options,
+        [replace(small, contender=replace(small.contender, name="smaller"))],  # type: ignore[type-var]
+    ).plan
+    assert larger.solver is not None
+    assert found.solver is not None
+    assert next(t.name for t in found.tried if t.chosen) == "smaller"
+    assert found.solver.bound == larger.solver.bound < found.solver.cost
+    assert found.solver.gap == pytest.approx(1 - found.solver.bound / found.solver.cost)
+    assert not found.solver.optimal
+
+
+def test_the_paper_s_objective_takes_no_plan_of_a_smaller_budget(lorenz: Scored) -> None:
+    instruments, options = instruments_on(lorenz.bed), PlanOptions(objective=Objective.PAPER)
+    n_bytes = lorenz.source.facts.n_bytes
+    plans = [plan_within(lorenz.request, n_bytes // c, options) for c in (8, 4)]
+    small = refine(plans[0], lorenz.request, instruments, options, NO_REPAIR)
+    found = refine(plans[1], lorenz.request, instruments, options, NO_REPAIR, [small]).plan
+    assert found.tried == ()
+    assert [a.tier for a in found.assignments] == [a.tier for a in plans[1].assignments]

@@ -4,7 +4,7 @@
     ends finer           the first and last matrices at 6 bits or more, the others at W, and at W − 1 from the middle
                          outwards as far as the budget asks
 
-W is the largest width whose file fits. What is fixed otherwise is kept: ties, rules of the tier set, and weights that
+W is the largest width that a matrix is offered and whose file fits. What is fixed otherwise is kept: ties, rules of the tier set, and weights that
 must stay fine.
 """
 
@@ -47,7 +47,7 @@ def simple_plan(
     ends = [_is_end(e) for e in entries]
     if kind == "ends" and not any(ends):
         return None
-    for bits in _WIDTHS:
+    for bits in (w for w in _WIDTHS if _is_offered(entries, w)):
         choices = [
             _at(e, max(bits, ENDS_BITS) if end and kind == "ends" else bits)
             for e, end in zip(entries, ends, strict=True)
@@ -72,6 +72,11 @@ def simple_plan(
 
 def _bytes(request: Request, entries: Sequence[Entry], choices: Sequence[int]) -> int:
     return file_bytes(request.size, flat(e.bundles[k] for e, k in zip(entries, choices, strict=True)))
+
+
+def _is_offered(entries: Sequence[Entry], bits: int) -> bool:
+    """Return whether a matrix can have this width."""
+    return any(all(_has(c, bits) for c in b.candidates) for e in entries if _is_matrix(e) for b in e.bundles)
 
 
 def _is_matrix(entry: Entry) -> bool:

@@ -119,7 +119,7 @@ def contest(contenders: Iterable[Contender], cross_fit: CrossFit, contexts: Cont
 
 
 def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
-    """Return what the user should know of a contest: what was compared, and whether a simple file is as good.
+    """Return what the user should know of a contest: a line for each plan, and whether a simple file is as good.
 
     Parameters
     ----------
@@ -128,10 +128,8 @@ def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
         Whether each has uniform widths.
     """
     best = next(i for i, t in enumerate(tried) if t.chosen)
-    roundings = {t.rounding for t in tried}
-    common = f", {tried[0].rounding}" if len(roundings) == 1 else ""
-    shown = "; ".join(_line(t, rounding=not common) for t in tried)
-    lines = [f"compared on held-out contexts{common}: {shown}; chosen: {tried[best].name}"]
+    lines = ["compared on held-out contexts:"]
+    lines += [f"  {_line(t)}{' ← chosen' if t.chosen else ''}" for t in tried]
     simple = [t for t, flag in zip(tried, is_simple, strict=True) if flag]
     if is_simple[best]:
         others = [t for t, flag in zip(tried, is_simple, strict=True) if not flag]
@@ -147,9 +145,8 @@ def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
     return lines
 
 
-def _line(t: Tried, *, rounding: bool = True) -> str:
-    name = f"{t.name}, {t.rounding}" if rounding else t.name
-    return f"{name}: drift {t.drift:.4g} in {t.n_bytes:,} bytes"
+def _line(t: Tried) -> str:
+    return f"{t.name}, {t.rounding}: {t.n_bytes:,} bytes, drift {t.drift:.4g}"
 
 
 def _common(rolled: Sequence[Rolled]) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:

@@ -28,7 +28,7 @@ from tqs_onnx.rounding.codes_file import codes_digest
 from tqs_onnx.rounding.tune import qep_settings
 from tqs_passes.errors import InfeasibleError
 from tqs_passes.grids.grid import Codes
-from tqs_passes.plan.plan import Plan
+from tqs_passes.plan.plan import Plan, SolverFacts
 
 _LOG = logging.getLogger(__name__)
 #: Bytes of a neighbouring budget, as a share of the budget.
@@ -111,9 +111,8 @@ def refine(
     InputError
         The model fails on the calibration contexts.
     """
-    earlier = (
-        {id(r.contender): r for r in smaller if r.contender is not None} if options.candidates > 1 else {}
-    )
+    alone = _is_alone(plan, planning, options)
+    earlier = {id(r.contender): r for r in smaller if r.contender is not None and not alone}
     known = [
         r.contender for r in earlier.values() if r.contender is not None and r.contender.rolled is not None
     ]
@@ -125,8 +124,31 @@ def refine(
     held = earlier.get(id(found.chosen))
     done = _rounded(found.chosen, instruments) if held is None else held
     if done.plan.solver is not None and facts is not None:
-        update["solver"] = done.plan.solver.model_copy(update={"budget_bytes": facts.budget_bytes})
+        update["solver"] = _within(done.plan.solver, facts)
     return Refined(done.plan.model_copy(update=update), done.codes, found.chosen)
+
+
+def _is_alone(plan: Plan, planning: PlanOptions, options: RefineOptions) -> bool:
+    """Return whether no other plan may take the place of the allocated one, apart from its own repair."""
+    return options.candidates == 1 or not _is_free(planning) or not any(a.cost for a in plan.assignments)
+
+
+def _is_free(planning: PlanOptions) -> bool:
+    return planning.aim in (Objective.ENERGY, Objective.MEASURED) and planning.solver == "mckp"
+
+
+def _within(own: SolverFacts, asked: SolverFacts) -> SolverFacts:
+    """Return the facts of a plan within the budget asked for, although it may have been found for a smaller one.
+
+    A proof within the smaller budget proves nothing within the larger one. Costs of another objective have no bound
+    there.
+    """
+    if own.budget_bytes == asked.budget_bytes:
+        return own
+    bound = min(own.bound, asked.bound) if own.objective == asked.objective else 0.0
+    gap = max(own.cost - bound, 0.0) / own.cost if own.cost > 0 else 0.0
+    update = {"bound": bound, "gap": gap, "optimal": gap == 0, "budget_bytes": asked.budget_bytes}
+    return own.model_copy(update=update)
 
 
 def _contenders(
@@ -141,8 +163,7 @@ def _contenders(
 
     `settled` is the rounding that a smaller budget chose.
     """
-    free = planning.aim in (Objective.ENERGY, Objective.MEASURED) and planning.solver == "mckp"
-    alone = options.candidates == 1 or not free or not any(a.cost for a in plan.assignments)
+    alone = _is_alone(plan, planning, options)
     first = [
         Contender(planning.aim.value, plan, r)
         for r in _roundings(plan, instruments, options, settled, alone=alone)
@@ -153,7 +174,7 @@ def _contenders(
         first, key=lambda c: math.inf if c.rolled is None else float(c.rolled.energies.mean())
     ).rounding
     capped = planning.max_fp32 is not None and any(a.block for a in plan.assignments)
-    if free and options.repairs and any(a.cost for a in plan.assignments) and not capped:
+    if _is_free(planning) and options.repairs and any(a.cost for a in plan.assignments) and not capped:
         joint = instruments.joint
         if rounding.method in DATA_AWARE:
             joint = JointDrift(instruments.bed, Alone(instruments.calibration, _alone(rounding)).decoded)
