@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from tqs_onnx.allocation.costing import PlanOptions
 from tqs_onnx.allocation.plan_within import plan_within
+from tqs_onnx.allocation.times import TimedForm, TimeTable
+from tqs_onnx.allocation.two_budgets import predicted_time
 from tqs_onnx.emission import emit
 from tqs_onnx.refinement import repair as repair_module
 from tqs_onnx.refinement.instruments import instruments_on
@@ -125,3 +129,22 @@ def test_a_trial_spends_what_its_demotions_freed(lorenz, plan):
             for k in moves._allowed[i]:
                 if item.costs[k] < item.costs[now]:
                     assert moves._bytes([*choices[:i], k, *choices[i + 1 :]]) > budget
+
+
+def test_a_repaired_plan_states_the_time_of_its_own_forms(lorenz):
+    menus = lorenz.request.menus
+    names = tuple(m.weight.name for m in menus)
+    used = sorted({c.assignment.form for m in menus for c in m.candidates})
+    forms = tuple(TimedForm(form=f, weights=names, share=0.001 * i) for i, f in enumerate(used))
+    times = TimeTable(
+        **{"source_sha256": lorenz.source.sha256, "processor": "", "runtime": "", "provider": "cpu"},
+        **{"threads": 1, "batch": 32, "rounds": 1, "fp32_ms": 1.0, "base": 1.0},
+        **{"forms": forms, "checked": 0.5, "summed": 0.5},
+    )
+    request = replace(lorenz.request, times=times)
+    plan = plan_within(request, lorenz.source.facts.n_bytes // 10, PlanOptions())
+    moves = repair_module._Moves(plan, request, PlanOptions(), plan.solver.budget_bytes)
+    for choices in ([0] * len(menus), moves.start):
+        found = moves.plan(tuple(choices))
+        assert found.time.predicted == predicted_time(found.assignments, times)
+    assert moves.plan((0,) * len(menus)).time.predicted != plan.time.predicted

@@ -227,7 +227,7 @@ class _Moves:
         gap = max(cost - self._base.solver.bound, 0.0) / cost if cost > 0 else 0.0
         facts = self._base.solver.model_copy(update={"cost": cost, "gap": gap, "optimal": False})
         found = plan_of(self._request, self._entries, choices, self._options, facts)
-        return found.model_copy(update={"time": self._base.time, "warnings": self._base.warnings})
+        return found.model_copy(update={"warnings": self._base.warnings})
 
 
 def _held(entry: Entry, held: dict[str, Assignment]) -> int:
