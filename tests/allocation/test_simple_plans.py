@@ -93,6 +93,8 @@ def test_a_width_that_no_matrix_is_offered_names_no_plan(lorenz: Scored) -> None
         assert plan is not None
         assert plan.solver is not None
         assert plan.solver.solver.startswith("uniform 4 bits")
-    assert simple_plan(lorenz.request, lorenz.source.facts.n_bytes, OPTIONS, "uniform", 0.0).solver.solver == (  # type: ignore[union-attr]
+    assert simple_plan(
+        lorenz.request, lorenz.source.facts.n_bytes, OPTIONS, "uniform", 0.0
+    ).solver.solver == (  # type: ignore[union-attr]
         "uniform 8 bits"
     )

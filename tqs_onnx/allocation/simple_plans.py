@@ -4,8 +4,8 @@
     ends finer           the first and last matrices at 6 bits or more, the others at W, and at W − 1 from the middle
                          outwards as far as the budget asks
 
-W is the largest width that a matrix is offered and whose file fits. What is fixed otherwise is kept: ties, rules of the tier set, and weights that
-must stay fine.
+W is the largest width that a matrix is offered and whose file fits. What is fixed otherwise is kept: ties, rules of the
+tier set, and weights that must stay fine.
 """
 
 from __future__ import annotations
