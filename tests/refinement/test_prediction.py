@@ -123,3 +123,14 @@ def test_many_even_contexts_need_no_caveat() -> None:
 def test_a_rollout_that_is_not_finite_predicts_an_infinite_drift() -> None:
     found = prediction_of(contexts(3, 0), np.array([1.0, np.inf, 1.0]), "scoring")
     assert (found.drift, found.high) == (np.inf, np.inf)
+
+
+def test_calibration_contexts_that_are_also_scored_judge_nothing_that_they_chose(tmp_path: Path) -> None:
+    plan, alone = case(tmp_path / "alone", 4)
+    shared = alone.bed.contexts.take([0, 1])
+    _, instruments = case(tmp_path / "shared", 4, shared)
+    found, expected = (i.cross_fit.rolled(plan, GPTQ) for i in (instruments, alone))
+    assert found is not None
+    assert expected is not None
+    assert found.basis == "cross-fit"
+    assert found.energies == pytest.approx(expected.energies)

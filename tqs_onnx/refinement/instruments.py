@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tqs_onnx.refinement.cross_fit import CrossFit
 from tqs_onnx.refinement.joint_drift import JointDrift
 from tqs_onnx.rollout.contexts.context_set import Contexts, joined
+from tqs_onnx.rollout.contexts.load import overlap
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.rounding.tune import Tuner
@@ -57,5 +58,6 @@ def instruments_on(
     given = bed if calibration is None else bed.on(calibration)
     calibrating = given if beside is None else bed.on(joined(given.contexts, beside))
     joint, taken = JointDrift(bed), Calibration(calibrating)
-    cross_fit = CrossFit(bed, joint, taken, own=calibration is None, beside=beside)
+    own = calibration is None or overlap(calibration, bed.contexts)
+    cross_fit = CrossFit(bed, joint, taken, own=own, beside=beside)
     return Instruments(bed, calibrating, joint, taken, Tuner(given, beside), cross_fit)

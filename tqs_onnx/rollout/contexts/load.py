@@ -109,6 +109,15 @@ def check_disjoint(scoring: Contexts, evaluation: Contexts, role: str = "scoring
             )
 
 
+def overlap(one: Contexts, other: Contexts) -> bool:
+    """Return whether two sets share a row of a table, or the content of a context (see `check_disjoint`)."""
+    try:
+        check_disjoint(one, other)
+    except InputError:
+        return True
+    return False
+
+
 def _shared_rows(
     one: NDArray[np.int64] | None, other: NDArray[np.int64] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
