@@ -178,6 +178,7 @@ are compared with. Drifts are in units of each variable's deviation, on contexts
 Their licences lie beside them in `$TQS_DATA/models`; nothing of theirs is in this repository. They are rolled out as
 their tasks demand, on contexts cut from standardised ETTm1 and weather: six for scoring, six others for the drifts.
 fracast (Apache-2.0, 85,001 weights) is not here: its package holds PyTorch weights and a period search, no ONNX file.
+silero hears hardly any speech in these tables: its probability varies so little that drifts in its deviation are large.
 
 {real}
 ## The recurrent models of the zoo
