@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.rollouts import linear, opened, spec_of, values
+from tests.rollouts import linear, model, opened, spec_of, values
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_onnx.scoring.activations import score_activations
 from tqs_onnx.scoring.ranges import WAYS, ranges_of
 from tqs_passes.encode.static import range_between
+from tqs_passes.errors import InputError
 
 STEPS, N = 3, 12
 A = values(N, N, seed=4, scale=0.9 * N**-0.5)
@@ -68,3 +69,13 @@ def test_the_rollout_decides_which_range_is_kept(tmp_path: Path) -> None:
     assert found.ranges == (min(energies, key=lambda r: energies[r]),)
     # float32 products in another order: a value on a rounding boundary may fall one level elsewhere.
     assert found.energy == pytest.approx(min(energies.values()), rel=0.02)
+
+
+def test_an_infinite_activation_is_one_line(tmp_path: Path) -> None:
+    """log 0 is −∞, and tanh brings it back: the forecast is finite, a range of `e` is not."""
+    graph = "(float[b, 12] x) => (float[b, 12] y) { r = Relu(x)  e = Log(r)  p = MatMul(e, A)  y = Tanh(x) }"
+    source = opened(tmp_path, model(graph, {"A": A}))
+    contexts = Contexts({"x": X[:4]}, {})
+    found = Testbed(source.lifted, source.survey, spec_of(2), contexts, RunOptions("cpu", threads=1))
+    with pytest.raises(InputError, match="tensor 'e' holds infinite values along the rollout"):
+        ranges_of(found, ("e",), "int8")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tqs_onnx.rollout.testbed import Testbed
 from tqs_passes.encode.static import Kind, Range, range_between
+from tqs_passes.errors import InputError
 
 #: Ways to choose a range, in the order in which they are tried.
 WAYS = ("min-max", "percentile", "error")
@@ -38,7 +39,7 @@ def ranges_of(bed: Testbed, tensors: tuple[str, ...], kind: Kind) -> dict[str, t
     Raises
     ------
     InputError
-        The model does not load or run.
+        The model does not load or run, or a tensor holds infinite values.
     """
     seen = bed.capturing(tensors)
     outputs = list(seen.outputs.values())
@@ -48,6 +49,12 @@ def ranges_of(bed: Testbed, tensors: tuple[str, ...], kind: Kind) -> dict[str, t
         for t in tensors:
             x = made[seen.outputs[t]].numpy()
             low[t], high[t] = min(low[t], float(x.min(initial=0.0))), max(high[t], float(x.max(initial=0.0)))
+    endless = next((t for t in tensors if not np.isfinite((low[t], high[t])).all()), None)
+    if endless is not None:
+        raise InputError(
+            f"tensor {endless!r} holds infinite values along the rollout: it has no range",
+            todo="Choose a profile without fixed ranges",
+        )
     counts = {t: np.zeros(_BINS, np.int64) for t in tensors}
     for _, made in seen.engine.walk(seen.nominal, outputs):
         for t in tensors:
