@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / ".ci" / "constraints.txt"
-#: What pip would install, but is no pin; and what `venv` puts into an environment, at its own version.
+#: Packages that are not pinned: this one, and those that `venv` puts into an environment at its own versions.
 OURSELVES, OF_VENV = "tqs-onnx", {"pip", "setuptools"}
 HEAD = "# What .ci/run installs, made by: python .ci/lock.py\n"
 

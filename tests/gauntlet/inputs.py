@@ -274,7 +274,7 @@ def emitted(folder: Path, rng: random.Random) -> Outcome:
     data = (finished_run() / "run" / "m.tqs.onnx").read_bytes()
     try:
         file.write_bytes(rng.choice(MUTATIONS)(rng, data))
-    except (ValueError, IndexError):  # the mutation itself is no protobuf
+    except (ValueError, IndexError):  # the mutation is not a protobuf
         file.write_bytes(flipped(rng, data))
     case = finished_run() / "in" / "m.onnx"
     with _patience():

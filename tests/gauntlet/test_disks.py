@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.gauntlet.apart import found_apart
 from tests.gauntlet.commands import COMMANDS, FILES, command_of
 from tests.rollouts import forecaster, write_case
 
@@ -28,16 +26,7 @@ def filled(folder: Path, n: int, *command: str) -> dict[str, Any]:
     """Return what the harness found; it mounts its disks in a namespace of its own."""
     disk = folder / "disk"
     disk.mkdir()
-    done = subprocess.run(
-        [*_APART, sys.executable, "-m", "tests.gauntlet.disks", str(disk), str(n), *command],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return found_apart("disks", str(disk), str(n), *command, under=tuple(_APART))
 
 
 def test_a_package_that_does_not_fit_names_its_folder_and_leaves_nothing(tmp_path: Path) -> None:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.gauntlet.apart import found_apart
 from tests.rollouts import forecaster, write_case
 from tqs_passes.files.model import Model
 from tqs_passes.files.save import save_model
 
 
 def killed(folder: Path, step: int, out: Path, *command: str) -> dict[str, Any]:
-    """Return what the harness found, run in a process of its own because it forks."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.gauntlet.kills", str(folder), str(step), str(out), *command],
-        cwd=Path(__file__).parents[2],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    """Return what the harness found."""
+    return found_apart("kills", str(folder), str(step), str(out), *command)
 
 
 @pytest.mark.parametrize(

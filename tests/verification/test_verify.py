@@ -290,5 +290,5 @@ def test_on_a_gpu_the_file_as_served_is_compared_with_the_file_without_tf32(
     sigma = job.sigma["y"]
     assert there.tf32_gap == pytest.approx(np.sqrt(np.mean(((served - emitted) / sigma) ** 2)), rel=1e-9)
     assert there.drift.total == pytest.approx(np.sqrt(np.mean(((served - exact) / sigma) ** 2)), rel=1e-9)
-    assert there.runtime_gap == found.runtime_gap  # TF32 is no fault of the file
+    assert there.runtime_gap == found.runtime_gap  # TF32 is not the fault of the file
     assert found.tf32_gap is None  # on the CPU

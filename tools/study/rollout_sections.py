@@ -131,7 +131,7 @@ def curvature(runs: Runs) -> Section:
         (("figure4_5_correlations", table), ("figure4_5_points", points), ("a12_state", state)),
         (
             Claim(
-                "γ is no re-parametrisation of the Hessian (ρ within ±.5)",
+                "γ is not a re-parametrisation of the Hessian (ρ within ±.5)",
                 "ρ " + ", ".join(f"{h:+.2f}" for h in hessian),
                 all(abs(h) <= 0.5 for h in hessian),
             ),

@@ -1,11 +1,12 @@
-"""Choose among plans by their joint drift on contexts that neither calibrated nor tuned them.
+"""Choose among plans by their joint drift on contexts that chose none of their integers.
 
     plan of the knapsack ─┐
     … after repair        ├─▶ roll out each, rounded as its file will be ──▶ the least drift; of practically equal
     uniform, ends finer   │                                                 ones the smallest file
     … for fewer bytes ────┘
 
-All plans fit the budget. A plan costs one rounding and one joint rollout.
+All plans fit the budget. A plan costs one rounding and one joint rollout. The contexts are those that the weights were
+scored on: repair, and tuning without a calibration set, have seen them, so their plans are judged a little too well.
 """
 
 from __future__ import annotations

@@ -46,8 +46,9 @@ class RefineOptions:
         Maximum number of plans that are compared by their joint drift on held-out contexts; 1: the allocated one is
         taken. Only with the solver `mckp` and the objectives `energy` and `measured`.
     repair_rounds : int or None
-        Maximum number of rounds of joint repair; 0 turns it off. Likewise. None: 3 where the weights alone choose the
-        integers, else 0: trials round one weight at a time, and data-aware rounding of all together answers otherwise.
+        Maximum number of rounds of joint repair; 0 turns it off. Only with that solver and those objectives. None: 3
+        where the weights alone choose the integers, else 0: trials round one weight at a time, and data-aware rounding
+        of all together answers otherwise.
     rounding : RoundingOptions
         How integers are chosen; without contexts, the weights alone decide.
     tune : bool

@@ -56,7 +56,7 @@ class Range(BaseModel):
         """Refuse a zero point outside the type."""
         low, high = _BOUNDS[self.kind]
         if not low <= self.zero_point <= high or (self.kind == "int8" and self.zero_point):
-            raise ValueError(f"{self.zero_point} is no zero point of {self.kind}")
+            raise ValueError(f"{self.zero_point} is not a zero point of {self.kind}")
         return self
 
     def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.generic]]:

@@ -31,7 +31,7 @@ if sys.platform != "win32":
 
 #: The folder of temporary files, in the folder that they are written for.
 FOLDER_NAME = ".tqs"
-#: A lock is written to: no link may lead it to another file. 0 where there is no such flag.
+#: Opens a lock file without following a link, because locks are written to; 0 on systems without this flag.
 _NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
 _NUMBERS = itertools.count()
 #: Claims of this thread: a job may claim again what the job that it belongs to holds.

@@ -132,7 +132,7 @@ def _cuts(
     n_parts = _n_parts(node.output[0], graph, known) if node.op_type in ("MatMul", "Gemm", "Add") else 0
     turned = any(a.name == "transB" and a.i for a in node.attribute)
     for i, name in enumerate(node.input):
-        if i == 0 and node.op_type != "Add":  # the rows of a left operand are no gates
+        if i == 0 and node.op_type != "Add":  # a left operand has rows of data, not gates
             continue
         rank = len(shapes.get(name, ()))
         axis = 0 if rank == 1 or (rank == 2 and turned and i == 1) else 1
