@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.rounding.blas import blas_threads
 from tqs_onnx.rounding.calibrate import Calibration, Statistics
 from tqs_onnx.rounding.compensate import Factor, Matrix, compensate, drift_correction, factor
 from tqs_onnx.rounding.qep import PUBLISHED_BLOCK, qep_correct
@@ -200,6 +201,10 @@ class _Work:
     def round(self, a: Assignment) -> Assignment:
         """Round one weight and return its assignment."""
         values = self.calibration.arrays[a.weight]
+        with blas_threads(self.calibration.threads, values.size):
+            return self._rounded(a, values)
+
+    def _rounded(self, a: Assignment, values: NDArray[Any]) -> Assignment:
         method, free, uses = self.options.method, self.options.free, self.calibration.uses[a.weight]
         ratio = 1.0
         a = a.model_copy(update={"rounding": free})

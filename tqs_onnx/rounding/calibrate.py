@@ -123,6 +123,11 @@ class Calibration:
         return tuple(dict.fromkeys(found))
 
     @property
+    def threads(self) -> int:
+        """Threads that rollouts and linear algebra may use; 0: the libraries' choice."""
+        return self._bed.run.threads
+
+    @property
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Nominal values of the weights."""
         return self._seeing.arrays

@@ -14,10 +14,12 @@ Uses the standard library and NumPy only.
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
 from array import array
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,8 @@ from tqs_passes.errors import InputError, one_line
 
 #: Cells that a table may have: 2 GiB as float64.
 MOST_CELLS = 1 << 28
+#: Files up to this size are kept as they were parsed, the last one at a time.
+_MOST_KEPT_BYTES = 64 << 20
 _TIME_NAMES = frozenset(
     {"date", "time", "datetime", "timestamp", "valid_time", "epoch", "unix", "unixtime", "ds", "utc"}
 )
@@ -156,7 +160,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, missing: Sequen
         The file cannot be read, a row has a different number of cells, a column is unknown, contains a cell that is
         not a number or is infinite, or has no value at all, or no column is a series.
     """
-    found, lines, digest = _parsed(path)
+    found, lines, digest = _parsed_once(path)
     seconds, left_out = _not_series(found)
     names = [c.name for c in found]
     wanted = _wanted(found, set(left_out), columns, path)
@@ -191,6 +195,23 @@ def _note(path: Path, used: list[str], unused: list[tuple[str, str]]) -> str:
 def _listed(names: list[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _parsed_once(path: Path) -> tuple[list[_Column], array[int], str]:
+    """Return what `_parsed` does, and keep it: scoring and evaluation contexts are cut from one table."""
+    try:
+        if not path.is_file() or path.stat().st_size > _MOST_KEPT_BYTES:
+            return _parsed(path)
+        with path.open("rb") as file:
+            return _parsed_as(path, hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError:
+        return _parsed(path)  # which says what is wrong
+
+
+@lru_cache(maxsize=1)
+def _parsed_as(path: Path, sha256: str) -> tuple[list[_Column], array[int], str]:
+    """Return what `_parsed` does; a file of the same digest is not parsed again."""
+    return _parsed(path)
 
 
 def _parsed(path: Path) -> tuple[list[_Column], array[int], str]:
