@@ -181,10 +181,20 @@ def test_a_smaller_plan_is_not_proven_within_the_larger_budget(lorenz: Scored, p
     ).plan
     assert larger.solver is not None
     assert found.solver is not None
-    assert next(t.name for t in found.tried if t.chosen) == "smaller"
+    assert next(t.name for t in found.tried if t.chosen) == "smaller, of a smaller budget"
     assert found.solver.bound == larger.solver.bound < found.solver.cost
     assert found.solver.gap == pytest.approx(1 - found.solver.bound / found.solver.cost)
     assert not found.solver.optimal
+
+
+def test_a_repair_that_no_context_can_judge_is_not_skipped_in_silence(
+    lorenz: Scored, plan: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    instruments = instruments_on(lorenz.bed.on(lorenz.bed.contexts.take([0])))
+    options = RefineOptions(repair_rounds=2, rounding=RoundingOptions("gptq"))
+    with caplog.at_level("INFO"):
+        refine(plan, lorenz.request, instruments, PlanOptions(), options)
+    assert "nothing is repaired: the only context chooses the integers" in caplog.text
 
 
 def test_the_paper_s_objective_takes_no_plan_of_a_smaller_budget(lorenz: Scored) -> None:

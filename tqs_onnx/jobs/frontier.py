@@ -149,6 +149,7 @@ def trace(
     for point in sweeper.points(axis, out):
         points.append(point)
         done(len(points), point.name)
+    points = sweeper.in_order(axis, points)
     pareto = pareto_of(sweeper.source_sha256, points, on_made_contexts=sweeper.on_made_contexts)
     write_text(out / "pareto.json", pareto.model_dump_json(indent=2) + "\n")
     write_text(out / "pareto.csv", pareto.to_csv())
@@ -198,7 +199,10 @@ class Sweeper:
         self.on_made_contexts = data.evaluation.is_made
 
     def points(self, axis: Axis, out: Path) -> Iterator[Point]:
-        """Yield every point of an axis, after its plan and its file are written to the folder `out`."""
+        """Yield every point of an axis, after its plan and its file are written to the folder `out`.
+
+        A series comes from its smallest file to its largest: plans for smaller budgets take part in larger ones.
+        """
         source = self._source
         nominal = Kept(self._judging.stream_file(source.path))
         budgets = [(f"C{c:g}", Budget(c)) for c in axis.compressions]
@@ -216,30 +220,37 @@ class Sweeper:
                 tiers = options.tiers
                 request = replace(requests.get(tiers) or self._request(tiers, scores), scores=scores)
                 asked = [(label, b, b.n_bytes(request.menus, request.size)) for label, b in budgets]
-                found: dict[str, Point] = {}
-                smaller: list[Refined] = []
+                smaller: tuple[Refined, ...] = ()
                 for label, budget, max_bytes in sorted(asked, key=lambda item: item[2]):
                     compression = budget.compression or source.facts.n_bytes / max_bytes
                     stem = f"{source.path.stem}.{label}{suffix}{f'.{name}' if name else ''}"
                     blank = _blank(stem, compression, options, name)
-                    point, request = self._point(blank, request, max_bytes, options, nominal, out, smaller)
-                    found[label] = point
-                yield from (found[label] for label, _ in budgets)
+                    blank, request, refined = self._planned(blank, request, max_bytes, options, smaller)
+                    if refined is None:
+                        yield blank
+                        continue
+                    smaller = (refined,)  # it took part in a contest with those before it
+                    file = out / f"{blank.name}.onnx"
+                    yield self._written(refined.plan, refined.codes, nominal, file, blank)
                 requests[tiers] = request
 
-    def _point(
+    def in_order(self, axis: Axis, points: Sequence[Point]) -> list[Point]:
+        """Return the points of an axis in the order in which their targets were given."""
+        labels = file_labels(axis, self._options, self._scores)
+        place = {f"{self._source.path.stem}.{label}": i for i, label in enumerate(labels)}
+        return sorted(points, key=lambda point: place[point.name])
+
+    def _planned(
         self,
         blank: Point,
         request: Request,
         max_bytes: int,
         options: QuantizeOptions,
-        nominal: Kept,
-        out: Path,
-        smaller: list[Refined],
-    ) -> tuple[Point, Request]:
-        """Plan, write and measure one target; return its point, and the request with the responses measured for it.
+        smaller: tuple[Refined, ...],
+    ) -> tuple[Point, Request, Refined | None]:
+        """Plan one target; return its point, the request with the responses measured for it, and what to write.
 
-        `smaller` holds the results for smaller budgets, and gets this one.
+        `smaller` holds the result for the next smaller budget. Nothing is written if no file is that small.
         """
         start = time.perf_counter()
         try:
@@ -248,10 +259,9 @@ class Sweeper:
             )
         except InfeasibleError as error:
             _LOG.warning("%s: %s", blank.name, error)
-            return blank.model_copy(update={"allocate_s": time.perf_counter() - start}), request
+            return blank.model_copy(update={"allocate_s": time.perf_counter() - start}), request, None
         planned_s = time.perf_counter()
         refined = stages.refined(found, request, self._instruments, options, smaller)
-        smaller.append(refined)
         prediction = refined.plan.prediction
         blank = blank.model_copy(
             update={
@@ -263,7 +273,7 @@ class Sweeper:
                 "calibrate_s": time.perf_counter() - planned_s,
             }
         )
-        return self._written(refined.plan, refined.codes, nominal, out / f"{blank.name}.onnx", blank), request
+        return blank, request, refined
 
     def _baseline(self, made: Uniform, nominal: Kept, out: Path) -> Point:
         """Write and measure a uniform baseline."""

@@ -34,6 +34,8 @@ _LOG = logging.getLogger(__name__)
 #: Bytes of a neighbouring budget, as a share of the budget.
 _NEIGHBOUR = 0.9
 _REPAIRS = 3
+#: Follows the name of a plan that was found for a smaller budget.
+_EARLIER = ", of a smaller budget"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +115,12 @@ def refine(
         The model fails on the calibration contexts.
     """
     alone = _is_alone(plan, planning, options)
-    earlier = {id(r.contender): r for r in smaller if r.contender is not None and not alone}
-    known = [
-        r.contender for r in earlier.values() if r.contender is not None and r.contender.rolled is not None
-    ]
+    known: list[Contender] = []
+    earlier: dict[int, Refined] = {}
+    for r in smaller:
+        if r.contender is not None and r.contender.rolled is not None and not alone:
+            known.append(replace(r.contender, name=r.contender.name.removesuffix(_EARLIER) + _EARLIER))
+            earlier[id(known[-1])] = r
     settled = known[-1].rounding if known else None
     contenders = _contenders(plan, request, instruments, planning, options, settled)
     found = contest(chain(contenders, known), instruments.cross_fit, instruments.bed.contexts)
@@ -170,6 +174,8 @@ def _contenders(
         for r in _roundings(plan, instruments, options, settled, alone=alone)
     ]
     first = [replace(c, rolled=instruments.cross_fit.rolled(c.plan, c.rounding)) for c in first]
+    if first[0].rolled is None and options.repair_rounds:
+        _LOG.info("note: nothing is repaired: the only context chooses the integers, and none is left to judge")
     yield from first
     rounding = min(
         first, key=lambda c: math.inf if c.rolled is None else float(c.rolled.energies.mean())
@@ -186,9 +192,8 @@ def _contenders(
     if alone:
         return
     seen = [storage_key(plan.assignments)]
-    for other in _others(plan, request, planning, rounding):
-        if len(seen) + len(first) > options.candidates:
-            return
+    others = _others(plan, request, planning, rounding)
+    while len(seen) + len(first) <= options.candidates and (other := next(others, None)) is not None:
         key = storage_key(other.plan.assignments)
         if key not in seen:
             seen.append(key)
