@@ -175,7 +175,9 @@ def _contenders(
     ]
     first = [replace(c, rolled=instruments.cross_fit.rolled(c.plan, c.rounding)) for c in first]
     if first[0].rolled is None and options.repair_rounds:
-        _LOG.info("note: nothing is repaired: the only context chooses the integers, and none is left to judge")
+        _LOG.info(
+            "note: nothing is repaired: the only context chooses the integers, and none is left to judge"
+        )
     yield from first
     rounding = min(
         first, key=lambda c: math.inf if c.rolled is None else float(c.rolled.energies.mean())
