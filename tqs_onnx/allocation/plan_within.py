@@ -15,10 +15,8 @@ from tqs_onnx.allocation.two_budgets import predicted_time, within_budgets
 from tqs_passes.plan.plan import Assignment, Plan, SolverFacts, TimeFacts
 
 
-def plan_within(request: Request, max_bytes: int, options: PlanOptions, *, draft: bool = False) -> Plan:
+def plan_within(request: Request, max_bytes: int, options: PlanOptions) -> Plan:
     """Return the plan with the least predicted cost whose file has at most `max_bytes` bytes.
-
-    A draft is a plan that fits and may cost a few percent more (see `spend.searched`).
 
     Raises
     ------
@@ -30,11 +28,10 @@ def plan_within(request: Request, max_bytes: int, options: PlanOptions, *, draft
     require_feasible(request.size, [e.bundles for e in entries], max_bytes, unseen)
     if options.max_fp32 is not None:
         blocks = {s.weight: s.block for s in request.scores.weights if s.block}
-        free = within_budgets(request, entries, options, max_bytes, draft=draft)
+        free = within_budgets(request, entries, options, max_bytes)
         entries = capped(entries, free.chosen, options.max_fp32, blocks)
         require_feasible(request.size, [e.bundles for e in entries], max_bytes, unseen)
-    found = within_budgets(request, entries, options, max_bytes, draft=draft)
-    return _plan(request, found, options, max_bytes)
+    return _plan(request, within_budgets(request, entries, options, max_bytes), options, max_bytes)
 
 
 def _plan(request: Request, found: Spent, options: PlanOptions, max_bytes: int) -> Plan:

@@ -41,15 +41,12 @@ class Spent:
         return [e.bundles[k] for e, k in zip(self.entries, self.choices, strict=True)]
 
 
-def searched(
-    request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int, *, draft: bool = False
-) -> Spent:
+def searched(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Spent:
     """Return the best allocation over the kinds of codes, (width, grid) and row tiers, that the file may use.
 
     The knapsack ignores that choices share tables. A kind takes a few hundred bytes, which matters in small
     models. Their knapsacks are quick, so kinds are dropped and added one at a time while this helps. A file without row
-    tiers is always tried as well, so offering them never makes the result worse. A draft is the first allocation that
-    fits: a few percent worse, for an eighth of the solves.
+    tiers is always tried as well, so offering them never makes the result worse.
     """
     needed = [[kinds_of(b) for b in e.bundles] for e in entries]
     every = frozenset(kind for row in needed for kinds in row for kind in kinds)
@@ -69,9 +66,7 @@ def searched(
             for e, row in zip(entries, needed, strict=True)
         ]
         offers = [limited(e, bundles) for e, bundles in zip(entries, allowed, strict=True)]
-        again = _spent(request, offers, options, max_bytes, draft=draft)
-        if draft and again is not None:
-            return again
+        again = _spent(request, offers, options, max_bytes)
         if again is not None and (found is None or again.allocation.cost < found.allocation.cost):
             found = again
             used = frozenset(kind for b in found.chosen for kind in kinds_of(b))
@@ -94,9 +89,7 @@ def _try(request: Request, entries: list[Entry], budget: int, options: PlanOptio
     return Spent(entries, allocation, choices, file_bytes(request.size, chosen))
 
 
-def _spent(
-    request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int, *, draft: bool
-) -> Spent | None:
+def _spent(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Spent | None:
     """Return an allocation whose file fits; None when there is none."""
     if file_bytes(request.size, flat(least_of(e.bundles) for e in entries)) > max_bytes:
         return None
@@ -110,8 +103,6 @@ def _spent(
         if found.file_bytes <= max_bytes or reserved == most:
             break
         reserved = min(reserved + found.file_bytes - max_bytes, most)
-    if draft:
-        return found
     tables = frozenset(key for b in found.chosen for key in b.shared)
     paid = [limited(e, [b for b in e.bundles if tables.issuperset(b.shared)]) for e in entries]
     again = _try(request, paid, max_bytes - request.size.of(shared_bytes(flat(found.chosen))), options)

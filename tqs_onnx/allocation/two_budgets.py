@@ -28,12 +28,8 @@ _UNIT = 1e-9
 _MOST_RESERVES = 20
 
 
-def within_budgets(
-    request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int, *, draft: bool = False
-) -> Spent:
+def within_budgets(request: Request, entries: list[Entry], options: PlanOptions, max_bytes: int) -> Spent:
     """Return the best allocation within the budget of bytes and, if `options.speedup` is set, that of time.
-
-    A draft is the first one that fits, not the best (see `spend.searched`).
 
     Raises
     ------
@@ -42,7 +38,7 @@ def within_budgets(
     InfeasibleError
         No choice of forms is that fast within the bytes.
     """
-    free = searched(request, entries, options, max_bytes, draft=draft)
+    free = searched(request, entries, options, max_bytes)
     if options.speedup is None:
         return free
     if request.times is None:

@@ -6,8 +6,6 @@ A full table would cost one scoring run per tier. Most of its entries cannot be 
           ▲                                       │
           └───────── measure them and their next finer and next coarser tier
 
-The first solutions are drafts; once a draft holds nothing unmeasured, the problem is solved thoroughly.
-
 Choices not measured yet are estimated as amplification times error energy, corrected by the measurements of the same
 weight (`allocation.responses`). Choices that together make up less than 1 % of the predicted cost keep the estimate.
 With all other weights in FP32 there is no upstream error to correct, so GPTQ, GPTAQ and QEP give the same result and
@@ -189,16 +187,12 @@ def plan_measured(
     # What is stored is not looked at before the search asks for it: the plan must not depend on what ran before.
     responses = dict(request.responses)
     reused = n_measured = 0
-    draft = True
     for _ in range(_MOST_ROUNDS):
         request = replace(request, responses=dict(responses))
-        plan = plan_within(request, max_bytes, options, draft=draft)
+        plan = plan_within(request, max_bytes, options)
         wanted = _wanted(plan, every, responses)
-        if not wanted and not draft:
-            break
         if not wanted:
-            draft = False
-            continue
+            break
         known = responder.known(wanted)
         lacking = [b for b in wanted if b.key not in known]
         responses |= known | responder.measure(lacking)
