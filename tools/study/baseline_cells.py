@@ -218,6 +218,7 @@ class Table:
         return {
             "bytes": n_bytes,
             "predicted": assigned.plan.predicted_drift,
+            "joint": assigned.plan.joint_drift,
             "basis": None if assigned.plan.prediction is None else assigned.plan.prediction.basis,
             "chosen": next((t.name for t in assigned.plan.tried if t.chosen), None),
             "drift": drift.total,
