@@ -50,8 +50,8 @@ BOLD = (USUAL, OURS[0])
 HOLDS = (1.3, 1.5)
 """Factors within which measured and predicted drift should agree."""
 IN_SAMPLE = 1 / 3
-"""Share of the in-sample energy of another estimate: halves calibrate on half of the contexts, and a linear model's error
-beyond its floor, 2p/n on new data then, is p/n with all of them and −p/n on its own."""
+"""Share of the in-sample energy of another estimate: halves calibrate on half of the contexts, and a linear model's
+error beyond its floor, 2p/n on new data then, is p/n with all of them and −p/n on its own."""
 Figures = Mapping[str, Cell]
 
 
@@ -272,9 +272,9 @@ def with_and_without_data(final: Study) -> str:
         "No data: scores and integers from made contexts. Weights only: scores from real contexts, integers from none.",
         "Mixed: made contexts beside the real ones, to calibrate on.\n",
         markdown(head, rows),
-        f"Measured over predicted drift, by set and width; within {HOLDS[0]:g} and {HOLDS[1]:g}. Halves calibrate on half of",
-        "the contexts; the other estimate makes up for that with a third (in energy) of the drift on the contexts that chose",
-        "the integers, as the error of a linear model falls:\n",
+        f"Measured over predicted drift, by set and width; within {HOLDS[0]:g} and {HOLDS[1]:g}. Halves calibrate on",
+        "half of the contexts; the other estimate makes up for that with a third (in energy) of the drift on the",
+        "contexts that chose the integers, as the error of a linear model falls:\n",
     ]
     held: list[list[str]] = []
     for method, share in ((m, s) for m in OURS for s in (0.0, IN_SAMPLE)):
