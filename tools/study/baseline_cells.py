@@ -349,13 +349,17 @@ def data_files_of(judge: Judge, methods: Sequence[str]) -> None:
 
 
 def default_files(judge: Judge) -> None:
-    """Measure the default configuration with and without data."""
+    """Measure the default configuration on real contexts, on made ones, and with integers from the weights alone."""
     table, usual = judge.table, RefineOptions()
     weights = replace(usual, rounding=RoundingOptions(usual.rounding.free))
     judge.ours("default, no data", table.made, usual)
     judge.ours("default, weights only", table.real, weights)
     judge.ours("default, real", table.real, usual)
-    judge.ours("default, mixed", table.mixed, usual)
+
+
+def mixed_files(judge: Judge) -> None:
+    """Measure the default configuration with made contexts beside the real ones."""
+    judge.ours("default, mixed", judge.table.mixed, RefineOptions())
 
 
 def controls(judge: Judge) -> None:
@@ -383,7 +387,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, action="append", choices=WIDTHS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
-        "--methods", default="uniform,default,free,data,controls", help="Which methods to measure."
+        "--methods", default="uniform,default,mixed,free,data,controls", help="Which methods to measure."
     )
     given = parser.parse_args()
 
@@ -402,6 +406,7 @@ def main() -> None:
             steps: dict[str, Callable[[], None]] = {
                 "uniform": lambda judge=judge: uniform_files(judge),
                 "default": lambda judge=judge: default_files(judge),
+                "mixed": lambda judge=judge: mixed_files(judge),
                 "free": lambda judge=judge: free_files(judge),
                 "data": lambda judge=judge, aware=aware: data_files_of(judge, aware),
             }
