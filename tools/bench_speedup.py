@@ -6,8 +6,8 @@ in units of σ of the scoring contexts. Stages, each of which keeps what it foun
 
     scores   of the weights and of their readers' inputs
     times    of the two files of quantize_dynamic and of the forms             (with more threads: on a quiet machine)
-    files    ours, under every profile: for each of their latencies, for some shares of the faster one and as fast as
-             can be, within the bytes of the smaller one; for half of FP32's time in a quarter of its bytes. Drifts
+    files    ours, under every profile: for their latency, some shares of it and as fast as can be, within the bytes
+             of their smaller file; for half of FP32's time in a quarter of its bytes. One plan each, no contest. Drifts
     race     all files against each other                                      (likewise)
 
 One model ::
@@ -58,9 +58,11 @@ from tqs_passes.errors import InfeasibleError
 from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving
 
-#: Shares of the faster file's latency that our files are also asked for.
-SHARES = (1.15, 0.9, 0.8)
+#: Shares of their latency that our files are asked for; 0: as fast as can be.
+SHARES = (1.15, 1.0, 0.9, 0.0)
 NEAR = 1.05
+#: Latencies that differ by less than this share of FP32's are asked for once.
+SAME = 0.015
 #: What is added to the time of the fastest forms together, so that rounded times still fit.
 MARGIN = 1e-3
 #: The file that is also asked for: FP32's bytes and time over this.
@@ -78,6 +80,7 @@ class Settings:
     threads: int
     rounds: int
     repair: int
+    candidates: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Bench:
             plan=PlanOptions(speedup=1.0),
             profile=profile,
             serving=Serving(),
-            refine=RefineOptions(repair_rounds=self.settings.repair),
+            refine=RefineOptions(self.settings.candidates, self.settings.repair),
             run=self.run,
         )
 
@@ -206,12 +209,9 @@ class Bench:
             *(offered.menus, scores, offered.size, options.profile, offered.serving), times=times
         )
         instruments = instruments_on(stages.rounding_inputs(bed, offered.menus))
-        nearest = list(self.rivals().values())
-        asked = [*nearest, *(min(nearest) * share for share in SHARES), 0.0]
-        least = times.checked + MARGIN
-        wanted = [(min(max(latency, least), 1.0), self.most) for latency in asked]
+        wanted = [(latency, self.most) for latency in self.asked(times.checked + MARGIN)]
         wanted.append((1 / FASTER, self.case.model.stat().st_size // SMALLER))
-        for latency, most in dict.fromkeys(wanted):
+        for latency, most in wanted:
             chosen = replace(options, plan=replace(options.plan, speedup=1 / latency))
             small = "" if most == self.most else f", {SMALLER} × smaller"
             name = f"{profile}, {latency:.3f} asked{small}"
@@ -228,6 +228,15 @@ class Bench:
             predicted = done.plan.time.predicted if done.plan.time else None
             yield Made(name, str(path), path.stat().st_size, self.drift(path), latency, predicted)
         bed.close()
+
+    def asked(self, least: float) -> list[float]:
+        """Return the latencies that our files are asked for, above the least that is possible."""
+        asked: list[float] = []
+        for share in SHARES:
+            latency = min(max(share * min(self.rivals().values()), least), 1.0)
+            if all(abs(latency - other) > SAME for other in asked):
+                asked.append(latency)
+        return asked
 
     def drift(self, path: Path) -> float:
         """Return the drift of a file on the evaluation contexts."""
@@ -347,8 +356,8 @@ TEXT = """# Time and drift beside quantize_dynamic
 Made by `python -m tools.bench_speedup --cases all --runs RUNS --out tools/speedups.md` with onnxruntime {runtime} on
 {cpu}; no figure is typed in by hand.
 Load, memory and latency are multiples of FP32's in one race of {rounds} interleaved rounds: processor time with one
-thread, wall-clock time with two. Drift is in units of each variable's deviation, on contexts that chose nothing. Files of
-ours take at most the bytes of the smaller file of quantize_dynamic.
+thread, wall-clock time with two. Drift is in units of each variable's deviation, on contexts that chose nothing. Files
+of ours take at most the bytes of the smaller file of quantize_dynamic.
 
 Best of ours at most 5 % slower than the file of quantize_dynamic that has one scale a channel, and fastest of ours that
 drifts no more. *Predicted*: how far the latency of ours is from what their plans predict, median and most.
@@ -436,6 +445,9 @@ def main() -> None:
     arguments.add_argument("--max-contexts", type=int)
     arguments.add_argument("--max-eval-contexts", type=int)
     arguments.add_argument("--repair", type=int, default=0, help="Rounds of joint repair of our files.")
+    arguments.add_argument(
+        "--candidates", type=int, default=1, help="Plans in the contest for each of our files."
+    )
     arguments.add_argument("--work", type=Path, help="Keep scores, times and files of the model here.")
     arguments.add_argument("--cases", help=f"all, or some of {', '.join(CASES)}.")
     arguments.add_argument("--runs", type=Path, help="Keep those of the cases here.")
@@ -444,7 +456,7 @@ def main() -> None:
     given = arguments.parse_args()
     logging.disable(logging.WARNING)  # quantize_dynamic advises on the root logger
     profiles: tuple[Profile, ...] = tuple(given.profiles.split(","))
-    settings = Settings(profiles, given.batch, 1, given.rounds, given.repair)
+    settings = Settings(profiles, given.batch, 1, given.rounds, given.repair, given.candidates)
     with tempfile.TemporaryDirectory(prefix="tqs-speedup-") as folder:
         if given.cases is None:
             limits = {k: getattr(given, k) for k in ("steps", "max_contexts", "max_eval_contexts")}
