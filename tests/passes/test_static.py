@@ -371,7 +371,9 @@ def test_ranges_belong_to_the_form_static_alone() -> None:
     a = emitted().plan.assignments[0].model_dump()
     with pytest.raises(ValueError, match="one or two ranges"):
         Assignment.model_validate(a | {"form": "dq", "tier": "INT8"})
-    with pytest.raises(ValueError, match="native INT8"):
+    with pytest.raises(ValueError, match="no native type"):
+        Assignment.model_validate(a | {"form": "dq", "ranges": ()})
+    with pytest.raises(ValueError, match="no native type"):
         Assignment.model_validate(a | {"tier": "INT4"})
 
 

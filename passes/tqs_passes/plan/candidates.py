@@ -352,10 +352,13 @@ def _with_rounded(
 ) -> tuple[Candidate, ...]:
     """Add to every candidate whose codes can be read with rounded inputs the same codes in that form.
 
-    Fixed ranges come with 7 bits too, for processors whose sums of products saturate (see `unsaturated`).
+    Where 8 bits are offered 7 are too, for processors whose sums of products saturate (see `unsaturated`), although 8
+    bits may take fewer bytes.
     """
     found: list[Candidate] = []
     is_static = form is Form.STATIC
+    offered_too = any(c.assignment.tier is Tier.INT7 and not c.assignment.rows for c in menu)
+    narrows = kitchen.serving.target is not ServingTarget.TENSORRT and not offered_too
     # The bytes of a range do not depend on its values.
     unknown = range_between(0.0, 1.0, kitchen.serving.kind_of_ranges)
     ranges = (unknown,) * (2 if convolved(weight, kitchen.setting.readers) else 1) if is_static else ()
@@ -376,7 +379,7 @@ def _with_rounded(
         update = {"form": form, "n_bytes": fragment.n_bytes(), "ranges": ranges}
         shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
         found.append(Candidate(a.model_copy(update=update), shared))
-        if is_static and kitchen.serving.target is not ServingTarget.TENSORRT:
+        if a.tier is Tier.INT8 and not a.rows and narrows:
             narrow = a.model_copy(update={"form": form, "ranges": ranges, "tier": Tier.INT7})
             found.append(_rounded(narrow, replace(target, ranges=ranges), pricer)[0])
     kept = menu[:1] if menu and menu[0].assignment.form is Form.KEEP else ()
