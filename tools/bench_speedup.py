@@ -115,12 +115,17 @@ class Bench:
     def batch(self) -> int:
         """Return the batch of a call."""
         bed = stages.bed_of(self.source, self.data, self.run)
-        return 1 if self.data.spec.rollout.batch_axis is None else bed.fixed_batch or self.settings.batch
+        return 1 if self.data.spec.rollout.batch_axis is None else bed.fixed_batch or self.wanted
 
     @property
     def run(self) -> RunOptions:
         """Return where rollouts run."""
-        return RunOptions("cpu", batch=self.settings.batch, threads=self.settings.threads)
+        return RunOptions("cpu", batch=self.wanted, threads=self.settings.threads)
+
+    @property
+    def wanted(self) -> int:
+        """Return the batch that is asked for."""
+        return self.case.batch or self.settings.batch
 
     def kept(self, name: str) -> Path:
         """Return a file of the work folder that belongs to these threads."""

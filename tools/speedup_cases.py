@@ -24,10 +24,11 @@ LORENZ = ZOO.parent / "tqs_models" / "lorenz96"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A model, and what it is rolled out on."""
+    """A model, what it is rolled out on, and its batch if it is not that of the run."""
 
     model: Path
     data: DataOptions
+    batch: int | None = None
 
 
 def table(model: str, name: str, steps: int, most: int, most_eval: int) -> Callable[[Path], Case]:
@@ -69,9 +70,9 @@ def dtln(folder: Path) -> Case:
 
 
 def cyclone(_: Path) -> Case:
-    """Return the case of a U-Net of 18 convolutions on 200 × 200 points, called once, on made contexts."""
+    """Return the case of a U-Net of 18 convolutions on 200 × 200 points, called once for one made context at a time."""
     model = data_root() / "models" / "cyclone" / "cyclone_model_200x200.onnx"
-    return Case(model, DataOptions(contexts="made:2", evaluation="made:2:1"))
+    return Case(model, DataOptions(contexts="made:2", evaluation="made:2:1"), batch=1)
 
 
 def big(folder: Path) -> Case:
