@@ -374,9 +374,10 @@ thread, wall-clock time with two. Drift is in units of each variable's deviation
 of ours take at most the bytes of the smaller file of quantize_dynamic.
 
 Best of ours at most 5 % slower than a file of quantize_dynamic, and fastest of ours that drifts no more; its files have
-one scale a matrix, or one a channel. *Predicted*: how far the latency of ours is from what their plans predict, median and most.
+one scale a matrix, or one a channel. *Off*: how far the latency of ours is from what their plans predict, median and
+most.
 
-| model | threads | its scales | its latency, drift | ours at its latency: drift | ours at its drift: latency | predicted off by |
+| model | threads | its scales | its latency, drift | ours at its latency: drift | ours at its drift: latency | off |
 |---|---:|---|---|---|---|---|
 {summary}
 
