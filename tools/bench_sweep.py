@@ -51,7 +51,11 @@ outputs = ["y"]
 
 
 def transformer(width: int = WIDTH, hidden: int = HIDDEN, layers: int = LAYERS) -> onnx.ModelProto:
-    """Return a transformer (by default 76 MB) with random weights that maps a state [batch, 16, width] to the next."""
+    """Return a transformer (by default 76 MB) with random weights that maps a state [batch, 16, width] to the next.
+
+    Attention has one head. Its scores are divided by the root of the width, as usual: without that each token would
+    attend to one other only, and any rounding could change which.
+    """
     rng = np.random.default_rng(0)
     stored: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
@@ -65,13 +69,15 @@ def transformer(width: int = WIDTH, hidden: int = HIDDEN, layers: int = LAYERS) 
         nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
+    stored.append(numpy_helper.from_array(np.array(width**-0.5, np.float32), "root"))
     x = "x"
     for i in range(layers):
         scale, shift = weight(f"norm{i}.scale", width, scale=1.0), weight(f"norm{i}.bias", width, scale=0.1)
         h = node("LayerNormalization", [x, scale, shift], f"n{i}", axis=-1)
         q, k, v = (node("MatMul", [h, weight(f"{c}{i}", width, width)], f"h{c}{i}") for c in "qkv")
         kt = node("Transpose", [k], f"t{i}", perm=[0, 2, 1])
-        share = node("Softmax", [node("MatMul", [q, kt], f"s{i}")], f"p{i}", axis=-1)
+        scores = node("Mul", [node("MatMul", [q, kt], f"s{i}"), "root"], f"z{i}")
+        share = node("Softmax", [scores], f"p{i}", axis=-1)
         mixed = node("MatMul", [share, v], f"a{i}")
         r = node("Add", [x, node("MatMul", [mixed, weight(f"o{i}", width, width)], f"b{i}")], f"r{i}")
         up = node("MatMul", [r, weight(f"up{i}", width, hidden)], f"u{i}")

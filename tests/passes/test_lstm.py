@@ -46,6 +46,8 @@ VALUES = {
     "head": draws(4, H, 8) / 4,
 }
 X = draws(9, S, B, 8)
+#: The widest integers whose products saturate on no processor.
+EXACT = Tier.INT7
 
 
 @functools.cache
@@ -69,7 +71,7 @@ def menus(direction: str = "forward", serving: Serving | None = None, tiers: tup
 
 
 @functools.cache
-def emitted(direction: str = "forward", tier: Tier = Tier.INT8, left_out: str = "head") -> Subject:
+def emitted(direction: str = "forward", tier: Tier = EXACT, left_out: str = "head") -> Subject:
     opened = source(direction)
     chosen = []
     for menu in menus(direction, tiers=(tier,)):

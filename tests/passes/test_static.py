@@ -88,7 +88,13 @@ def written(source: Source, target: ServingTarget, known: dict[str, tuple[Range,
         chosen.append(
             min(
                 found or menu.candidates[:1],
-                key=lambda c: (c.assignment.axis is None, c.assignment.error_energy),
+                key=lambda c: (
+                    *(
+                        c.assignment.tier is not Tier.INT7,
+                        c.assignment.axis is None,
+                    ),  # exact on every processor
+                    c.assignment.error_energy,
+                ),
             )
         )
     plan = Plan(
@@ -170,6 +176,80 @@ def test_convolutions_may_follow_each_other(tmp_path: Path) -> None:
     assert np.median(np.abs(difference)) < 1e-6
 
 
+RELUS = """<ir_version: 8, opset_import: ["" : 18]> g (float[b, 16, 8] x) => (float[b, 16, 8] y) {
+  a = Conv<kernel_shape = [1]>(x, first)  r = Relu(a)
+  c = Conv<kernel_shape = [1]>(r, second)  s = Relu(c)  t = Tanh(c)  y = Add(s, t)
+}"""
+
+
+@functools.cache
+def behind_relus() -> tuple[Subject, dict[str, np.ndarray], dict[str, tuple[Range, ...]]]:
+    """Return a file of two convolutions, with Relus behind: one alone reads its Conv, the other does not."""
+    proto = parser.parse_model(RELUS)
+    weights = {name: draws(i, 16, 16, 1) / 8 for i, name in enumerate(("first", "second"))}
+    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
+    path = Path(tempfile.mkdtemp(prefix="tqs-static-")) / "m.onnx"
+    onnx.save(proto, path)
+    x, r, c = (range_between(low, 1.5, "uint8") for low in (-3.0, 0.0, -1.0))
+    known = {"first": (x, r), "second": (r, c)}
+    return written(open_source(path), ServingTarget.ORT_CPU, known), weights, known
+
+
+def test_the_output_is_rounded_behind_a_relu_that_alone_reads_it() -> None:
+    subject, weights, known = behind_relus()
+    graph = onnx.load(subject.emitted).graph
+    made = {o: n for n in graph.node for o in n.output}
+    relus = [n for n in graph.node if n.op_type == "Relu"]
+    assert [made[n.input[0]].op_type for n in relus] == ["Conv", "DequantizeLinear"]
+    assert subject.emitted.stat().st_size == subject.plan.n_bytes
+    first, second = (reference_weight(p, weights[p.weight])[:, :, 0] for p in subject.plan.assignments)
+    values = draws(3, 2, 16, 8)
+    (x, r), (_, c) = known["first"], known["second"]
+    inner = r.rounded(np.maximum(first @ x.rounded(values), 0))
+    last = c.rounded(second @ inner)
+    difference = run(subject.emitted, values) - (np.maximum(last, 0) + np.tanh(last))
+    # A value on a rounding boundary may fall one level elsewhere.
+    assert np.abs(difference).max() < 0.04
+    assert np.median(np.abs(difference)) < 1e-6
+
+
+def test_a_switch_rounds_behind_the_relu_too() -> None:
+    subject, _, known = behind_relus()
+    model = open_source(subject.source).lifted
+    switched = Switch(("first", "second"), "uint8").apply(model).model.proto
+    onnx.checker.check_model(switched, full_check=True)
+    made = {o: n for n in switched.graph.node for o in n.output}
+    assert made["r"].op_type == "If"
+    assert made["c"].op_type == "If"
+    session, switches = (
+        open_session(switched.SerializeToString()),
+        switch_inputs(switched, ("first", "second")),
+    )
+    values = draws(3, 2, 16, 8)
+    fed = {"x": values, **switches["first"].on(known["first"]), **switches["second"].off()}
+    got = session.run({n: session.value(v) for n, v in fed.items()})["y"].numpy()
+    w = {t.name: numpy_helper.to_array(t)[:, :, 0] for t in model.proto.graph.initializer}
+    x, r = known["first"]
+    c = w["second"] @ r.rounded(np.maximum(w["first"] @ x.rounded(values), 0))
+    difference = got - (np.maximum(c, 0) + np.tanh(c))
+    assert np.abs(difference).max() < 0.04
+    assert np.median(np.abs(difference)) < 1e-6
+
+
+def test_onnxruntime_fuses_a_relu(tmp_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    file = str(behind_relus()[0].emitted)
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    found = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert found.count("QLinearConv") == 2
+    assert found.count("QuantizeLinear") == 1, "the first output feeds the second Conv as integers"
+    assert found.count("Relu") == 1
+
+
 def test_onnxruntime_fuses_all_of_it(tmp_path: Path) -> None:
     import onnxruntime
 
@@ -213,7 +293,8 @@ def test_a_file_for_tensorrt_keeps_its_rules() -> None:
 
 
 def test_tensorrt_refuses_a_zero_point() -> None:
-    plan = emitted().plan
+    full = [a.model_copy(update={"tier": Tier.INT8}) for a in emitted().plan.assignments]
+    plan = emitted().plan.model_copy(update={"assignments": tuple(full)})
     found = dict(refusals(plan, source().survey.weights, ServingTarget.TENSORRT, 18))
     assert found["matrix"] == "TensorRT supports only symmetric signed integers"
 
@@ -289,8 +370,10 @@ def test_a_range_of_zeros_has_a_scale() -> None:
 def test_ranges_belong_to_the_form_static_alone() -> None:
     a = emitted().plan.assignments[0].model_dump()
     with pytest.raises(ValueError, match="one or two ranges"):
-        Assignment.model_validate(a | {"form": "dq"})
-    with pytest.raises(ValueError, match="native INT8"):
+        Assignment.model_validate(a | {"form": "dq", "tier": "INT8"})
+    with pytest.raises(ValueError, match="no native type"):
+        Assignment.model_validate(a | {"form": "dq", "ranges": ()})
+    with pytest.raises(ValueError, match="no native type"):
         Assignment.model_validate(a | {"tier": "INT4"})
 
 

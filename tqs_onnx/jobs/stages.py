@@ -42,6 +42,7 @@ from tqs_onnx.refinement.measured_objective import planned as planned_by
 from tqs_onnx.refinement.refine import Refined, refine
 from tqs_onnx.rollout.crash_check import require_loadable
 from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.saturation import saturates
 from tqs_onnx.rollout.session import resolve_provider
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.stream import Kept
@@ -62,8 +63,8 @@ from tqs_passes.encode.weight import ROUNDED
 from tqs_passes.errors import InputError
 from tqs_passes.files.atomic import write_text
 from tqs_passes.grids.grid import Codes
-from tqs_passes.plan.candidates import Menu, with_ranges
-from tqs_passes.plan.plan import Plan
+from tqs_passes.plan.candidates import Menu, unsaturated, with_ranges
+from tqs_passes.plan.plan import Plan, ServingTarget
 from tqs_passes.plan.targets import Serving
 from tqs_passes.survey.roles import with_roles
 
@@ -187,6 +188,13 @@ def offer(source: Source, options: QuantizeOptions) -> Offer:
     # Beside inputs whose rounding is measured, none is rounded unmeasured, as `fast` has it before fused products.
     profile = "exact" if rounded and options.profile == "fast" else options.profile
     menus = menus_of(source, ready, profile, options.tiers, serving, rounding, rounded=rounded)
+    on_cpu = serving.target is ServingTarget.ORT_CPU and resolve_provider(options.run.provider) == "cpu"
+    if rounded and on_cpu and saturates():
+        _LOG.info(
+            "note: this processor adds products of 8 by 8 bits in 16 bits: readers that round their inputs get weights "
+            "of at most 7 bits"
+        )
+        menus = tuple(unsaturated(m) for m in menus)
     if ready.skipped:
         _LOG.info(stayed(ready.skipped))
     if lacking := note_of_opset(source, serving):

@@ -8,7 +8,8 @@ early and late steps thus count as they do in the forecast. With δx_t the round
 
 Without fixed ranges the scale is that of one call: it covers the whole batch, so responses belong to the batch they
 were measured with. With them there is one rollout per reader and way of choosing a range (`tqs_onnx.scoring.ranges`);
-readers of one tensor have one range, the one with the least sum of their responses, and a Conv rounds its output too.
+readers of one tensor have one range, the one with the least sum of their responses, and a Conv rounds its output too,
+behind its Relu if it has one.
 An LSTM rounds its states at every step as well; δx holds its inputs only.
 """
 
@@ -34,7 +35,7 @@ from tqs_onnx.scoring.ranges import WAYS, ranges_of
 from tqs_onnx.scoring.scores import ActivationScore
 from tqs_passes.encode.dynamic import rounded_input
 from tqs_passes.encode.static import Kind, Range
-from tqs_passes.graph.readers import convolved, multiplied, recurs, sole_readers
+from tqs_passes.graph.readers import convolved, multiplied, recurs, relus_after, sole_readers
 from tqs_passes.weights import Weight
 
 _LOG = logging.getLogger(__name__)
@@ -81,7 +82,8 @@ def score_activations(
     readers = sole_readers(bed.model.proto.graph)
     probe = _Probe(session, held, meter, horizons)
     weights = [w for w in chosen if w.name in source.switches]
-    touched = {w.name: _touched(readers[w.name]) for w in weights}
+    relus = relus_after(bed.model.proto.graph)
+    touched = {w.name: _touched(readers[w.name], relus) for w in weights}
     tensors = tuple(dict.fromkeys(t for w in weights for t in touched[w.name]))
     ranges = {} if kind is None else _chosen(ranges_of(bed, tensors, kind), touched, probe)
     errors = _rounding_errors(bed, tensors, ranges)
@@ -97,9 +99,12 @@ def score_activations(
     return tuple(found)
 
 
-def _touched(reader: onnx.NodeProto) -> tuple[str, ...]:
-    """Return the tensors that a reader rounds: its input, and the output of a Conv."""
-    return (reader.input[0], reader.output[0]) if reader.op_type == "Conv" else (reader.input[0],)
+def _touched(reader: onnx.NodeProto, relus: Mapping[str, onnx.NodeProto]) -> tuple[str, ...]:
+    """Return the tensors that a reader rounds: its input, and the output of a Conv or of the Relu behind it."""
+    if reader.op_type != "Conv":
+        return (reader.input[0],)
+    last = relus.get(reader.output[0], reader)
+    return reader.input[0], last.output[0]
 
 
 @dataclass(frozen=True, slots=True)

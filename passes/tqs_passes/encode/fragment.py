@@ -37,6 +37,8 @@ class Fragment:
         The node of the model that `reading` replaces, when the weight is not decoded for its reader.
     reading : list of onnx.NodeProto
         The nodes that replace `reader`.
+    also : list of onnx.NodeProto
+        Further nodes of the model that `reading` replaces.
     domain : str
         An operator set that the file must import additionally, at version 1.
     late : bool
@@ -50,6 +52,7 @@ class Fragment:
     shared: dict[str, Fragment] = field(default_factory=dict[str, "Fragment"])
     reader: onnx.NodeProto | None = None
     reading: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
+    also: list[onnx.NodeProto] = field(default_factory=list[onnx.NodeProto])
     domain: str = ""
     late: bool = False
     _count: int = 0
@@ -101,8 +104,8 @@ class Fragment:
         sizes += [n.ByteSize() for n in (*self.nodes, *self.reading)]
         if self.domain:
             sizes.append(helper.make_opsetid(self.domain, 1).ByteSize())
-        gone = 0 if self.reader is None else field_size(self.reader.ByteSize())
-        return sum(field_size(n) for n in sizes) - gone
+        gone = [*self.also, *([] if self.reader is None else [self.reader])]
+        return sum(field_size(n) for n in sizes) - sum(field_size(n.ByteSize()) for n in gone)
 
 
 #: What the names of stored parts end in after a stem that ends in a dot.

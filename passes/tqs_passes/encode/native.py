@@ -1,4 +1,4 @@
-"""Store levels in native integer types: INT8 unchanged, INT4 two per byte (opset 21, IR 10).
+"""Store levels in native integer types: INT8 and INT7 as int8, INT4 two per byte (opset 21, IR 10).
 
 Cast or DequantizeLinear decodes them.
 
@@ -33,9 +33,9 @@ def native_levels(codes: Codes, fragment: Fragment, stored: str) -> str:
     ValueError
         There is no native type for this width or grid.
     """
-    if codes.grid is not Grid.SIGNED or codes.bits not in (4, 8):
+    if codes.grid is not Grid.SIGNED or codes.bits not in (4, 7, 8):
         raise ValueError(f"no native type for {codes.bits} bits on the {codes.grid} grid")
-    if codes.bits == 8:
+    if codes.bits != 4:
         return fragment.store(codes.levels, stored)
     tensor = onnx.TensorProto(name=stored, data_type=onnx.TensorProto.INT4, dims=codes.levels.shape)
     tensor.raw_data = pack_nibbles(codes.levels).tobytes()

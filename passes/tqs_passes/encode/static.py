@@ -6,6 +6,7 @@ Before → after, for a MatMul, a plain Gemm, or a Conv with the weight w ::
                             w (int8) ─▶ DequantizeLinear ─▶ MatMul
     x, w, b ─▶ Gemm ─▶ y    the same, then b is added; with transB = 1 the integers are stored transposed
     x, w, b ─▶ Conv ─▶ y    the same, then QuantizeLinear ─▶ DequantizeLinear ─▶ y
+    … Conv ─▶ Relu ─▶ y     the same, the Relu before the QuantizeLinear
 
 This is explicit quantization as TensorRT, OpenVINO and onnxruntime read it: one scale per activation, one scale per
 channel of the weight, biases in float. onnxruntime 1.31 fuses it on the CPU to MatMulIntegerToFloat and QLinearConv. It
@@ -88,7 +89,11 @@ def range_between(low: float, high: float, kind: Kind) -> Range:
 
 
 def read_statically(
-    fragment: Fragment, name: str, reader: onnx.NodeProto, ranges: tuple[Range, ...]
+    fragment: Fragment,
+    name: str,
+    reader: onnx.NodeProto,
+    ranges: tuple[Range, ...],
+    relu: onnx.NodeProto | None = None,
 ) -> Fragment:
     """Replace a weight's reader in a fragment that already decodes the weight under its name.
 
@@ -100,7 +105,9 @@ def read_statically(
     reader : onnx.NodeProto
         The MatMul, plain Gemm or Conv to replace.
     ranges : tuple of Range
-        That of its input; for a Conv also that of its output.
+        That of its input; for a Conv also that of its output, behind the Relu if there is one.
+    relu : onnx.NodeProto or None
+        The Relu that alone reads the output of a Conv, which is then replaced too.
     """
     y = reader.output[0]
     reading = Fragment(f"{fragment.prefix}y", fragment.namespace)
@@ -109,9 +116,14 @@ def read_statically(
         conv = onnx.NodeProto()
         conv.CopyFrom(reader)
         conv.input[:2] = [x, name]
-        conv.output[:] = [f"{fragment.prefix}y"]
+        made = f"{fragment.prefix}y"
         reading.nodes.append(conv)
-        reading.nodes += _pair(fragment, conv.output[0], y, ranges[1], y, levels="o")
+        if relu is None:
+            conv.output[:] = [made]
+        else:
+            reading.nodes.append(helper.make_node("Relu", [y], [made], name=relu.name or None))
+            y, fragment.also = relu.output[0], [relu]
+        reading.nodes += _pair(fragment, made, y, ranges[1], y, levels="o")
     elif reader.op_type == "Gemm" and len(reader.input) > 2 and reader.input[2]:
         product = reading.op("MatMul", [x, name], name=reader.name)
         if ranges[0].kind == "int8":

@@ -59,6 +59,14 @@ def readers_in(model: Model) -> dict[str, onnx.NodeProto]:
     return {before.get(name, name): node for name, node in found.items()}
 
 
+def relus_after(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Map each tensor that one Relu alone reads to that Relu, as it will be written; linear in the graph."""
+    uses = Counter(name for g in iter_graphs(graph) for node in g.node for name in node.input)
+    uses.update(output.name for g in iter_graphs(graph) for output in g.output)
+    relus = (node for node in graph.node if node.op_type == "Relu" and node.domain in ("", "ai.onnx"))
+    return {node.input[0]: bare(node) for node in relus if uses[node.input[0]] == 1}
+
+
 def multiplied(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> bool:
     """Return whether the only reader of a weight is a MatMul or plain Gemm that multiplies by the stored matrix."""
     return way_of(weight, readers) in (Way.MATRIX, Way.TURNED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -27,23 +29,32 @@ from tqs_passes.plan.plan import Assignment
 
 
 def target_of(
-    assignment: Assignment, index: int, opset: int, names: Names, reader: onnx.NodeProto | None = None
+    assignment: Assignment,
+    index: int,
+    opset: int,
+    names: Names,
+    reader: onnx.NodeProto | None = None,
+    relus: Mapping[str, onnx.NodeProto] | None = None,
 ) -> Target:
     """Return the target of an assignment's fragment; `index` is its place in the plan, `reader` its only reader.
 
-    Its names start with the weight's name, or with ``<namespace>.<index>`` when the model already has such names. In a
-    model of short names they start with the weight's short name and a dot, which no other name does.
+    `relus` are those that read one tensor alone (`tqs_passes.graph.readers.relus_after`). Its names start with the
+    weight's name, or with ``<namespace>.<index>`` when the model already has such names. In a model of short names they
+    start with the weight's short name and a dot, which no other name does.
     """
     weight = names.stored.get(assignment.weight, assignment.weight)
+    relu = (relus or {}).get(reader.output[0]) if reader is not None else None
     if names.terse:
         own = f"{weight}."
         return Target(
-            *(weight, assignment.dtype, opset, own, names.namespace, own, reader), assignment.ranges
+            *(weight, assignment.dtype, opset, own, names.namespace, own, reader), assignment.ranges, relu
         )
     prefix = f"{names.namespace}.{index}"
     stem = weight if names.taken.isdisjoint(stem_names(weight)) else prefix
     return Target(
-        *(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem, reader), assignment.ranges
+        *(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem, reader),
+        assignment.ranges,
+        relu,
     )
 
 

@@ -20,6 +20,7 @@ from tqs_passes.encode.static import Range, range_between
 from tqs_passes.encode.weight import (
     BF16_OPSET,
     CAST_OPSET,
+    ROUNDED,
     Encoding,
     Form,
     Target,
@@ -35,7 +36,7 @@ from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.files.wire import field_size
 from tqs_passes.graph.names import Names, names_in, opset_of
-from tqs_passes.graph.readers import convolved, readers_in
+from tqs_passes.graph.readers import convolved, readers_in, relus_after
 from tqs_passes.grids.grid import Codes, broadcast_shape
 from tqs_passes.grids.rounding_error import Pricer
 from tqs_passes.grids.row_tiers import parts_of
@@ -120,7 +121,7 @@ def kitchen_of(
 ) -> Kitchen:
     """Collect what the candidates of a lifted model depend on; see `Kitchen`."""
     opset, serving = opset_of(model.proto), (serving or Serving()).under(profile)
-    setting = Setting(profile, opset, readers_in(model), serving)
+    setting = Setting(profile, opset, readers_in(model), serving, relus_after(model.proto.graph))
     form = None if not rounded else Form.STATIC if profile == "qdq" else Form.DYNAMIC
     return Kitchen(model, opset, names_in(model), setting, serving, rounding, form)
 
@@ -203,7 +204,7 @@ def _menu(
     wanted = tiers if only is None else tuple(t for t in Tier if t in only)
     reader = kitchen.setting.readers.get(weight.name)
     for tier in offered(wanted, weight.dtype)[1:]:
-        target = target_of(keep, index, kitchen.opset, kitchen.names, reader)
+        target = target_of(keep, index, kitchen.opset, kitchen.names, reader, kitchen.setting.relus)
         if tier.is_integer and pricer.in_range and kitchen.opset >= MIN_OPSET:
             rounded = _integer(kitchen, weight, keep, target, tier, pricer)
             found.extend(candidate for candidate, _ in rounded)
@@ -215,8 +216,8 @@ def _menu(
     plain = _undominated(found)
     menu = _with_rows(plain, channels, target_of(keep, index, kitchen.opset, kitchen.names))
     if kitchen.rounded is not None:
-        target = target_of(keep, index, kitchen.opset, kitchen.names, reader)
-        menu = _with_rounded(kitchen, weight, menu, target, kitchen.rounded)
+        target = target_of(keep, index, kitchen.opset, kitchen.names, reader, kitchen.setting.relus)
+        menu = _with_rounded(kitchen, weight, menu, target, kitchen.rounded, pricer)
     return Menu(weight, menu)
 
 
@@ -324,6 +325,8 @@ def _rounded(draft: Assignment, target: Target, pricer: Pricer) -> tuple[Candida
 
 
 _HALF_SCALE_OVERHEAD_BYTES = 48
+#: Width of the integers whose products saturate in pairs: 2 · 255 · 128 > 2^15, and 2 · 255 · 64 is not.
+_WIDEST = 8
 
 
 def _with_rows(
@@ -340,11 +343,22 @@ def _with_rows(
 
 
 def _with_rounded(
-    kitchen: Kitchen, weight: Weight, menu: tuple[Candidate, ...], target: Target, form: Form
+    kitchen: Kitchen,
+    weight: Weight,
+    menu: tuple[Candidate, ...],
+    target: Target,
+    form: Form,
+    pricer: Pricer,
 ) -> tuple[Candidate, ...]:
-    """Add to every candidate whose codes can be read with rounded inputs the same codes in that form."""
+    """Add to every candidate whose codes can be read with rounded inputs the same codes in that form.
+
+    Where 8 bits are offered 7 are too, for processors whose sums of products saturate (see `unsaturated`), although 8
+    bits may take fewer bytes.
+    """
     found: list[Candidate] = []
     is_static = form is Form.STATIC
+    offered_too = any(c.assignment.tier is Tier.INT7 and not c.assignment.rows for c in menu)
+    narrows = kitchen.serving.target is not ServingTarget.TENSORRT and not offered_too
     # The bytes of a range do not depend on its values.
     unknown = range_between(0.0, 1.0, kitchen.serving.kind_of_ranges)
     ranges = (unknown,) * (2 if convolved(weight, kitchen.setting.readers) else 1) if is_static else ()
@@ -365,6 +379,9 @@ def _with_rounded(
         update = {"form": form, "n_bytes": fragment.n_bytes(), "ranges": ranges}
         shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
         found.append(Candidate(a.model_copy(update=update), shared))
+        if a.tier is Tier.INT8 and not a.rows and narrows:
+            narrow = a.model_copy(update={"form": form, "ranges": ranges, "tier": Tier.INT7})
+            found.append(_rounded(narrow, replace(target, ranges=ranges), pricer)[0])
     kept = menu[:1] if menu and menu[0].assignment.form is Form.KEEP else ()
     others = [*menu[len(kept) :], *found]
     others.sort(key=lambda c: (-c.assignment.n_bytes, c.assignment.error_energy))
@@ -381,6 +398,14 @@ def with_ranges(menu: Menu, ranges: tuple[Range, ...]) -> Menu:
         if c.assignment.form is not Form.STATIC or ranges
     ]
     return replace(menu, candidates=tuple(found))
+
+
+def unsaturated(menu: Menu) -> Menu:
+    """Return a menu without the candidates whose readers would add two products of 8 by 8 bits in 16 bits."""
+    kept = (
+        c for c in menu.candidates if c.assignment.form not in ROUNDED or max(c.assignment.widths) < _WIDEST
+    )
+    return replace(menu, candidates=tuple(kept))
 
 
 def _undominated(found: list[Candidate]) -> tuple[Candidate, ...]:

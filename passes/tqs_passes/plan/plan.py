@@ -33,6 +33,9 @@ from tqs_passes.tier import KEEP_TIER, Tier
 #: Forms that can decode row tiers.
 ROW_FORMS = (Form.CAST_MUL, Form.DEQUANTIZE, Form.DYNAMIC)
 
+#: Integers of a form that are stored in ONNX's own types, where they differ from the usual ones.
+_NATIVE = {Form.STATIC: (Tier.INT8, Tier.INT7)}
+
 
 class ServingTarget(StrEnum):
     """The runtime that serves the file (see `tqs_passes.plan.targets`)."""
@@ -163,7 +166,8 @@ class Assignment(_Frozen):
             if self.grid is None or not (self.rows or self.grid in grids_for(self.tier.bits)):
                 raise ValueError(f"{self.tier} has no grid {self.grid}")
             if self.encoding is Encoding.NATIVE and (
-                self.grid is not Grid.SIGNED or self.tier not in (Tier.INT8, Tier.INT4)
+                self.grid is not Grid.SIGNED
+                or self.tier not in _NATIVE.get(self.form, (Tier.INT8, Tier.INT4))
             ):
                 raise ValueError(f"{self.tier} on the {self.grid} grid has no native type")
             if self.axis is not None and self.axis >= len(self.shape):
@@ -177,8 +181,10 @@ class Assignment(_Frozen):
             self._require_product()
         if (self.form is Form.STATIC) != bool(self.ranges) or len(self.ranges) > 2:
             raise ValueError("one or two ranges belong to the form static, and to no other")
-        if self.form is Form.STATIC and (self.tier is not Tier.INT8 or self.encoding is not Encoding.NATIVE):
-            raise ValueError(f"form {self.form} needs native INT8")
+        if self.form is Form.STATIC and (
+            self.tier not in _NATIVE[self.form] or self.encoding is not Encoding.NATIVE
+        ):
+            raise ValueError(f"form {self.form} needs native INT8 or INT7")
         if self.rows:
             self._require_row_tiers()
         if self.group:

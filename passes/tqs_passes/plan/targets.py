@@ -190,10 +190,11 @@ def refusal(a: Assignment, weight: Weight, target: ServingTarget, opset: int) ->
             f"8-bit products are computed by onnxruntime's CPU provider: {target.value} may lack the kernels"
         )
     native = a.encoding is Encoding.NATIVE
-    if native and a.tier not in NATIVE_OPSETS:
+    stored = Tier.INT8 if a.form is Form.STATIC else a.tier
+    if native and stored not in NATIVE_OPSETS:
         return f"{a.tier} has no native type that runtimes compute with correctly"
-    if native and opset < NATIVE_OPSETS[a.tier]:
-        return f"native {a.tier} needs opset {NATIVE_OPSETS[a.tier]}, the model has {opset}"
+    if native and opset < NATIVE_OPSETS[stored]:
+        return f"native {stored} needs opset {NATIVE_OPSETS[stored]}, the model has {opset}"
     if native and a.grid is not Grid.SIGNED:
         return f"native {a.tier} has no {a.grid} levels"
     if target is ServingTarget.PORTABLE:

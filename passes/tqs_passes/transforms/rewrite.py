@@ -39,7 +39,7 @@ from tqs_passes.files.model import Model
 from tqs_passes.files.spill import Spill
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.graph.names import names_in, opset_of
-from tqs_passes.graph.readers import readers_in
+from tqs_passes.graph.readers import readers_in, relus_after
 from tqs_passes.graph_pass import PassResult, Skip
 from tqs_passes.grids.grid import Codes
 from tqs_passes.grids.scales import scales_fit_half
@@ -143,8 +143,11 @@ def _with_readings(
     proto.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(domains))
     nodes: list[onnx.NodeProto] = []
     waiting = {key: piece for key, piece in shared.items() if piece.late}
+    gone = {tuple(node.output) for f in fragments for node in f.also}
     for node in proto.graph.node:
         fragment = instead.get(tuple(node.output))
+        if tuple(node.output) in gone:
+            continue
         if fragment is None:
             nodes.append(node)
             continue
@@ -196,6 +199,7 @@ class Rewrite:
             a.weight for a in self.plan.assignments if a.form is not Form.KEEP or a.weight in model.deferred
         )
         opset, readers = opset_of(model.proto), readers_in(model)
+        relus = relus_after(model.proto.graph)
         for a in self.plan.assignments:
             computed, reader = model.deferred.get(a.weight), readers.get(a.weight)
             tensor = stored.get(model.stored_name(a.weight))
@@ -210,7 +214,7 @@ class Rewrite:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue
             values = tensor_array(stored[model.stored_name(a.weight)], model.folder)
-            target = target_of(a, index, opset, names, readers.get(a.weight))
+            target = target_of(a, index, opset, names, readers.get(a.weight), relus)
             fragment = fragment_of(a, target, values, self.codes.get(a.weight))
             for key, piece in fragment.shared.items():
                 shared.setdefault(key, piece)

@@ -7,7 +7,8 @@ Before → after, for a reader of the weight w ::
                                  else  Identity
 
 With ranges that are fixed in advance, `then` holds QuantizeLinear ─▶ DequantizeLinear, whose scale and zero point are
-graph inputs too, so that several ranges can be tried; a Conv has a second one after its output. An LSTM also rounds its
+graph inputs too, so that several ranges can be tried; a Conv has a second one after its output, or after the Relu that
+alone reads that. An LSTM also rounds its
 state at every step (`tqs_passes.transforms.rounded_lstm`). The rounding is the one
 that the forms `dynamic` and `static` compute with (`tqs_passes.encode`), so a rollout with a switch on measures the
 effect of that reader's activations, step after step, in the same compiled graph as the nominal rollout. An `If` that is
@@ -28,7 +29,7 @@ from tqs_passes.encode.dynamic import DYNAMIC_OPSET
 from tqs_passes.encode.static import STATIC_OPSET, Kind, Range
 from tqs_passes.files.model import Model
 from tqs_passes.graph.names import opset_of
-from tqs_passes.graph.readers import has_one_direction
+from tqs_passes.graph.readers import has_one_direction, relus_after
 from tqs_passes.graph_pass import PassResult, Skip
 from tqs_passes.transforms.rounded_lstm import switched_lstm
 
@@ -107,6 +108,8 @@ class Switch:
         wanted = {name: f"{_PREFIX}.{i}" for i, name in enumerate(self.weights)}
         nodes: list[onnx.NodeProto] = []
         found: dict[str, SwitchInputs] = {}
+        relus = relus_after(graph)
+        last: dict[str, SwitchInputs] = {}
         for node in graph.node:
             weight = node.input[1] if node.op_type in readers and len(node.input) > 1 else ""
             if (
@@ -115,6 +118,8 @@ class Switch:
                 or (node.op_type == "LSTM" and not has_one_direction(node))
             ):
                 nodes.append(node)
+                if node.output and node.output[0] in last:
+                    nodes.append(_rounded_output(node, last[node.output[0]]))
                 continue
             convolves = node.op_type == "Conv"
             inputs = SwitchInputs(wanted[weight], self.kind, 0 if self.kind is None else 1 + convolves)
@@ -125,10 +130,10 @@ class Switch:
             nodes.append(_switched(node.input[0], f"{inputs.name}.x", inputs, 0))
             node.input[0] = nodes[-1].output[0]
             nodes.append(node)
-            if convolves:
-                y = node.output[0]
-                node.output[0] = f"{inputs.name}.raw"
-                nodes.append(_switched(node.output[0], y, inputs, 1))
+            if convolves and node.output[0] in relus:
+                last[relus[node.output[0]].output[0]] = inputs
+            elif convolves:
+                nodes.append(_rounded_output(node, inputs))
         changed = tuple(name for name in self.weights if name in found)
         for name in changed:
             graph.input.extend(_ports(found[name]))
@@ -162,6 +167,13 @@ def _ports(inputs: SwitchInputs) -> list[onnx.ValueInfoProto]:
         kind = int(_ELEMENTS[inputs.kind or "uint8"])
         ports += [made(scale, onnx.TensorProto.FLOAT, []), made(zero, kind, [])]
     return ports
+
+
+def _rounded_output(node: onnx.NodeProto, inputs: SwitchInputs) -> onnx.NodeProto:
+    """Return the If that rounds the output of a node, which gets another name."""
+    y = node.output[0]
+    node.output[0] = f"{inputs.name}.raw"
+    return _switched(node.output[0], y, inputs, 1)
 
 
 def _switched(x: str, out: str, inputs: SwitchInputs, i: int) -> onnx.NodeProto:
