@@ -554,7 +554,13 @@ ROLE = SCORING[-1]
 RUN = (
     PROVIDERS,
     Flag("--batch", "run.batch", M, "Maximum contexts per call [default: 32].", _POSITIVE),
-    Flag("--threads", "run.threads", M, "Threads per call, and of linear algebra; 0: the libraries' choice.", click.IntRange(min=0)),
+    Flag(
+        "--threads",
+        "run.threads",
+        M,
+        "Threads per call, and of linear algebra; 0: the libraries' choice.",
+        click.IntRange(min=0),
+    ),
     Flag(
         "--device",
         "run.devices",
