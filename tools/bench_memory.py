@@ -6,7 +6,7 @@ Two tables, each row a child process of its own:
   `--max-memory`: with it, peak memory does not grow with the steps, because the nominal rollout lies in a file;
 - a chain of 4096 x 4096 matrices of `--mb` megabytes at `--steps` steps, beside the estimate of `--dry-run`.
 
-    python tools/bench_memory.py --state-steps 10,40,160 --mb 1100 --steps 40
+    python tools/bench_memory.py --state-steps 10,40,160 --max-memory 300 --mb 1100 --out tools/memory.md
     python tools/bench_memory.py --state-steps none --mb 1100 --steps 2
 """
 
@@ -19,12 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 from bench_emit import WIDTH, write_model
 from onnx import numpy_helper, parser
+from serving import processor
+
+from tqs_onnx.rollout.session import runtime_version
 
 SPEC = """version = 1
 [rollout]
@@ -110,39 +114,82 @@ def main() -> None:
     arguments.add_argument(
         "--blocks", help="Score the big model in blocks, e.g. stored:4, which takes less time."
     )
+    arguments.add_argument("--out", type=Path, help="Write the tables here too.")
     given = arguments.parse_args()
     _, empty, _ = peak_of([sys.executable, "-c", "import tqs_onnx.cli.score"])
-    print(f"An empty process takes {empty / 1e6:.0f} MB.\n")
+    lines = [
+        "# Peak memory of `tqs score` against the estimate of `--dry-run`",
+        "",
+        f"Made by `{asked(given)}` with onnxruntime {runtime_version()} and",
+        f"NumPy {np.__version__} on {processor()}, one thread. Estimates are of what is taken beyond a",
+        f"process that has only loaded its libraries, {empty / 1e6:.0f} MB here; so is *beyond*, the peak less that.",
+    ]
+    print("\n".join(lines), flush=True)
+
+    def say(*more: str) -> None:
+        lines.extend(more)
+        print("\n".join(more), flush=True)
+        if given.out:
+            given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         if given.state_steps != "none":
-            state_model(folder / "state.onnx")
-            state = np.random.default_rng(0).standard_normal((2, 8, SIDE, SIDE)).astype(np.float32)
-            print(
-                "| steps | nominal rollout MB | peak MB | estimate MB | peak MB bounded | estimate MB bounded |"
+            against_steps(
+                Path(name), list(map(int, given.state_steps.split(","))), given.max_memory, empty, say
             )
-            print("|---:|---:|---:|---:|---:|---:|")
-            for steps in map(int, given.state_steps.split(",")):
-                _, free, free_told = scored(folder, folder / "state.onnx", "y", state, steps)
-                bound = ("--max-memory", str(given.max_memory))
-                _, least, told = scored(folder, folder / "state.onnx", "y", state, steps, *bound)
-                print(
-                    f"| {steps} | {steps * state.nbytes / 1e6:.0f} | {free / 1e6:.0f} | {free_told / 1e6:.0f} "
-                    f"| {least / 1e6:.0f} | {told / 1e6:.0f} |",
-                    flush=True,
-                )
         if given.mb:
-            n_layers = max(1, given.mb * 10**6 // (4 * WIDTH * WIDTH))
-            model = write_model(folder, n_layers)
-            state = np.random.default_rng(0).standard_normal((given.contexts, WIDTH)).astype(np.float32)
-            weights = (folder / "m.onnx.data").stat().st_size
-            blocks = ("--blocks", given.blocks) if given.blocks else ()
-            wall_s, peak, told = scored(folder, model, f"h{n_layers - 1}", state, given.steps, *blocks)
-            print(
-                f"\n{weights / 1e6:.0f} MB in {n_layers} matrices, {given.steps} steps, scored in {wall_s:.0f} s: peak "
-                f"{peak / 1e6:.0f} MB, {(peak - empty) / 1e6:.0f} MB beyond an empty process; --dry-run estimates "
-                f"{told / 1e6:.0f} MB; {peak / weights:.2f} times the weights"
-            )
+            big_model(Path(name), given, empty, say)
+
+
+def asked(given: argparse.Namespace) -> str:
+    """Return the command of this run."""
+    named = (("--state-steps", given.state_steps), ("--max-memory", given.max_memory), ("--mb", given.mb))
+    named = (*named, ("--steps", given.steps), ("--contexts", given.contexts), ("--blocks", given.blocks))
+    chosen = " ".join(f"{flag} {value}" for flag, value in named if value is not None)
+    return f"python tools/bench_memory.py {chosen}" + (f" --out {given.out}" if given.out else "")
+
+
+def against_steps(
+    folder: Path, counts: list[int], most_mb: int, empty: float, say: Callable[..., None]
+) -> None:
+    """Measure the model with a big state at each number of steps, without and with a bound."""
+    state_model(folder / "state.onnx")
+    state = np.random.default_rng(0).standard_normal((2, 8, SIDE, SIDE)).astype(np.float32)
+    say(
+        "",
+        f"## Against the number of steps: two contexts of {state.nbytes / 2e6:.1f} MB, two small weights",
+        "",
+        f"Bounded: `--max-memory {most_mb}`, so that the nominal rollout lies in a file.",
+        "",
+        "| steps | nominal rollout MB | peak MB | beyond MB | estimate MB | bounded: peak | beyond | estimate |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|",
+    )
+    for steps in counts:
+        _, free, free_told = scored(folder, folder / "state.onnx", "y", state, steps)
+        bound = ("--max-memory", str(most_mb))
+        _, least, told = scored(folder, folder / "state.onnx", "y", state, steps, *bound)
+        cells = (steps * state.nbytes, free, free - empty, free_told, least, least - empty, told)
+        say(f"| {steps} | " + " | ".join(f"{cell / 1e6:.0f}" for cell in cells) + " |")
+
+
+def big_model(folder: Path, given: argparse.Namespace, empty: float, say: Callable[..., None]) -> None:
+    """Measure a chain of big matrices whose weights lie in a file beside the model."""
+    n_layers = max(1, given.mb * 10**6 // (4 * WIDTH * WIDTH))
+    model = write_model(folder, n_layers)
+    state = np.random.default_rng(0).standard_normal((given.contexts, WIDTH)).astype(np.float32)
+    weights = (folder / "m.onnx.data").stat().st_size
+    blocks = ("--blocks", given.blocks) if given.blocks else ()
+    wall_s, peak, told = scored(folder, model, f"h{n_layers - 1}", state, given.steps, *blocks)
+    beyond = peak - empty
+    say(
+        "",
+        f"## {weights / 1e6:.0f} MB of weights in {n_layers} matrices, {given.steps} steps, {given.contexts} contexts",
+        "",
+        "| weights MB | peak MB | beyond MB | estimate MB | estimate / beyond | peak / weights | wall s |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+        f"| {weights / 1e6:.0f} | {peak / 1e6:.0f} | {beyond / 1e6:.0f} | {told / 1e6:.0f} | {told / beyond:.3f} | "
+        f"{peak / weights:.2f} | {wall_s:.0f} |",
+    )
 
 
 if __name__ == "__main__":

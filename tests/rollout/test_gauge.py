@@ -10,6 +10,7 @@ import pytest
 
 from tests.rollout.test_engine import model, session_of, values
 from tqs_onnx.rollout import held as holding
+from tqs_onnx.rollout import shelf
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.distance import ruler_for
 from tqs_onnx.rollout.engine import Engine, NonFiniteError, Squares
@@ -318,7 +319,7 @@ def test_where_no_temporary_file_can_be_written_one_line_says_so(monkeypatch: py
     def full(**_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(holding.tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(shelf.tempfile, "TemporaryFile", full)
     engine = Engine(
         session_of(model(PLAIN)), parse_spec(ROLLOUT + FED + SHOWN), Contexts({"x": values(5, 2, 3)}, {})
     )
@@ -328,7 +329,7 @@ def test_where_no_temporary_file_can_be_written_one_line_says_so(monkeypatch: py
 
 
 def test_where_no_folder_takes_temporary_files_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holding.tempfile, "tempdir", None)
-    monkeypatch.setattr(holding.tempfile, "_candidate_tempdir_list", lambda: ["/no/such/folder"])
+    monkeypatch.setattr(shelf.tempfile, "tempdir", None)
+    monkeypatch.setattr(shelf.tempfile, "_candidate_tempdir_list", lambda: ["/no/such/folder"])
     with pytest.raises(InputError, match="No usable temporary directory"):
         holding.Store(8, on_host=True, most_bytes=0)

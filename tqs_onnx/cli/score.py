@@ -114,8 +114,10 @@ def _show_estimates(found: Sequence[Estimate], *, as_json: bool) -> None:
             f"({e.how}, {e.build_s:.2g} s each to build): about {e.time_s:.3g} s and {e.memory_bytes / 1e6:.0f} MB"
         )
         where = {"device": "", "memory": " in host memory", "file": " in a temporary file, not counted"}
+        in_files = e.contexts_in_files_bytes
+        beside = f" and {in_files / 1e6:.0f} MB in temporary files" if in_files else ""
         click.echo(
-            f"memory: weights {e.weights_bytes / 1e6:.0f} MB, contexts {e.contexts_bytes / 1e6:.0f} MB, a call "
+            f"memory: weights {e.weights_bytes / 1e6:.0f} MB, contexts {e.contexts_bytes / 1e6:.0f} MB{beside}, a call "
             f"{e.chunk_bytes / 1e6:.0f} MB, nominal rollout {e.nominal_bytes / 1e6:.0f} MB{where[e.nominal_in]}"
         )
 

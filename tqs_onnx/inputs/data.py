@@ -19,10 +19,11 @@ from tqs_onnx.inputs.drafting import Draft, assumption, draft_text, drafted, in_
 from tqs_onnx.inputs.scaling import scaler_files, with_numbers
 from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
-from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash
+from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash, kept_within
 from tqs_onnx.rollout.contexts.load import check_disjoint, is_table, load_contexts
 from tqs_onnx.rollout.made.make import made_contexts_of
 from tqs_onnx.rollout.made.request import InputScale, MadeRequest, made_request
+from tqs_onnx.rollout.shelf import most_in_memory
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
 from tqs_onnx.rollout.spec.completion import wired
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of
@@ -198,8 +199,13 @@ def _rollout(options: DataOptions, source: Source) -> tuple[RolloutSpec, Draft |
     return spec, found
 
 
-def read_data(options: DataOptions, source: Source, *, scoring_only: bool = False) -> Data:
+def read_data(
+    options: DataOptions, source: Source, *, scoring_only: bool = False, max_memory: int | None = None
+) -> Data:
     """Read spec and contexts.
+
+    The arrays of a set that take more than a quarter of `max_memory`, without it of the machine's memory, lie in
+    temporary files.
 
     Parameters
     ----------
@@ -207,6 +213,8 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
     source : Source
     scoring_only : bool
         Do not read the evaluation contexts.
+    max_memory : int or None
+        Bytes that scoring may hold.
 
     Raises
     ------
@@ -215,12 +223,16 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
         calibration contexts.
     """
     spec, draft = _rollout(options, source)
-    limit = options.max_contexts
-    scoring = _read(options.contexts, spec, source, "validation", limit, "contexts", options.input_scale)
+    limit, room = options.max_contexts, most_in_memory(max_memory)
+    scoring = _read(
+        options.contexts, spec, source, "validation", limit, "contexts", options.input_scale, room
+    )
     calibration = judging = None
     seed, scales = scoring.made_seed or 0, options.input_scale
     if options.calibration is not None:
-        calibration = _read(options.calibration, spec, source, "train", limit, "calibration", scales, seed)
+        calibration = _read(
+            options.calibration, spec, source, "train", limit, "calibration", scales, room, seed
+        )
     notes = () if draft is None else (assumption(draft), *questions(draft))
     notes = (*notes, *unjudged(spec, source.signature))
     if calibration is not None:
@@ -232,7 +244,7 @@ def read_data(options: DataOptions, source: Source, *, scoring_only: bool = Fals
     is_set = options.evaluation is not None or scoring.is_made or scoring.rows is not None
     if is_set and not scoring_only:
         most = options.max_eval_contexts
-        judging = _read(wanted, spec, source, "test", most, "evaluation", scales, seed)
+        judging = _read(wanted, spec, source, "test", most, "evaluation", scales, room, seed)
         check_disjoint(scoring, judging)
         if calibration is not None:
             check_disjoint(calibration, judging, "calibration")
@@ -278,14 +290,18 @@ def _read(
     limit: int | None,
     role: str,
     scales: tuple[InputScale, ...],
+    room: int | None,
     seed: int = 0,
 ) -> Contexts:
     if isinstance(given, str | Path):
         request = made_request(str(given), seed + _SEEDS[role])
         if request is None:
-            return load_contexts(Path(given), spec, source.signature, split=split, limit=limit)
+            return load_contexts(
+                Path(given), spec, source.signature, split=split, limit=limit, most_bytes=room
+            )
         request = replace(request, most=limit)
-        return made_contexts_of(source.path, source.lifted, source.signature, spec, request, scales)
+        made = made_contexts_of(source.path, source.lifted, source.signature, spec, request, scales)
+        return kept_within(made, room)
     if isinstance(given, Contexts):
         return given if limit is None else given.take(range(min(limit, given.n_contexts)))
     stored = {name: np.asarray(array) for name, array in given.items()}

@@ -123,7 +123,7 @@ def estimate_files(job: ScoreJob) -> tuple[Estimate, ...]:
 
 def _scoring_bed(job: ScoreJob, *, alone: bool) -> tuple[Source, Data, Testbed]:
     source = stages.opened(job.model, job.run, job.roles, job.runs[0].max_memory)
-    data = stages.read(job.data, source, scoring_only=alone)
+    data = stages.read(job.data, source, scoring_only=alone, max_memory=job.runs[0].max_memory)
     return source, data, stages.bed_of(source, data, job.run)
 
 

@@ -145,7 +145,12 @@ def opened_quietly(model: Given | Source) -> Source:
 
 
 def read(
-    given: DataOptions | Data, source: Source, gates: Sequence[str] = (), *, scoring_only: bool = False
+    given: DataOptions | Data,
+    source: Source,
+    gates: Sequence[str] = (),
+    *,
+    scoring_only: bool = False,
+    max_memory: int | None = None,
 ) -> Data:
     """Read the rollout spec and the contexts of a job; log the notes on them.
 
@@ -156,6 +161,7 @@ def read(
     source : Source
     gates : sequence of str
     scoring_only : bool
+    max_memory : int or None
         See `read_data`.
 
     Raises
@@ -163,7 +169,10 @@ def read(
     InputError
         A file is invalid or does not fit the model, sets of contexts overlap, or a gate cannot be evaluated on them.
     """
-    data = given if isinstance(given, Data) else read_data(given, source, scoring_only=scoring_only)
+    if isinstance(given, Data):
+        data = given
+    else:
+        data = read_data(given, source, scoring_only=scoring_only, max_memory=max_memory)
     require_evaluable(tuple(parse_gate(text) for text in gates), data)
     if data is not given:
         for note in data.notes:

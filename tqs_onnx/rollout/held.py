@@ -12,78 +12,21 @@ The results do not depend on it: a step that is read has the bits that were writ
 
 from __future__ import annotations
 
-import tempfile
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.gauge import Gauge
-from tqs_onnx.rollout.guard import memory_bytes
 from tqs_onnx.rollout.session import Value, host_value
-from tqs_passes.errors import InputError
+from tqs_onnx.rollout.shelf import Place, Shelf, most_in_memory
 
 #: GPU memory that a held rollout may take.
 MOST_DEVICE_BYTES = 8 << 30
-#: Share of the machine's memory that a held rollout may take if no limit is given.
-_SHARE = 4
 
 Where = Literal["device", "memory", "file"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a file holds an array."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
-class _Shelf:
-    """A temporary file of arrays; it disappears with its last reader, and when the process ends."""
-
-    def __init__(self) -> None:
-        try:
-            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (closed when nothing refers to it)
-        except OSError as error:
-            raise _full(error) from error
-        weakref.finalize(self, self._file.close)
-        self._end = 0
-
-    def put(self, array: NDArray[Any]) -> _Place:
-        place = _Place(self._end, array.shape, array.dtype)
-        raw = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._file.seek(self._end)
-        try:
-            while raw:
-                raw = raw[self._file.write(raw) :]
-        except OSError as error:
-            raise _full(error) from error
-        self._end = self._file.tell()
-        return place
-
-    def get(self, place: _Place) -> NDArray[Any]:
-        array: NDArray[Any] = np.empty(place.shape, place.dtype)
-        raw = memoryview(array.reshape(-1).view(np.uint8).data)
-        self._file.seek(place.offset)
-        while raw:
-            n = self._file.readinto(raw)
-            if not n:
-                raise InputError("the temporary file of the nominal rollout was cut off")
-            raw = raw[n:]
-        return array
-
-
-def _full(error: OSError) -> InputError:
-    return InputError(
-        f"the nominal rollout cannot be written to a temporary file ({error.strerror})",
-        where=tempfile.tempdir or "",  # None where no folder takes files
-        todo="Free disk space there, point TMPDIR to another disk, or raise `max_memory`",
-    )
 
 
 class Store:
@@ -106,9 +49,9 @@ class Store:
 
     def __init__(self, total_bytes: int, *, on_host: bool, most_bytes: int | None = None) -> None:
         self.where = place_of(total_bytes, on_host=on_host, most_bytes=most_bytes)
-        self._shelf = _Shelf() if self.where == "file" else None
+        self._shelf = Shelf("the nominal rollout") if self.where == "file" else None
 
-    def keep(self, outputs: Mapping[str, Value]) -> dict[str, Value | _Place]:
+    def keep(self, outputs: Mapping[str, Value]) -> dict[str, Value | Place]:
         """Keep the outputs of one step; return what `outputs` needs to give them back."""
         if self._shelf is not None:
             return {n: self._shelf.put(v.numpy()) for n, v in outputs.items()}
@@ -116,18 +59,18 @@ class Store:
             return dict(outputs)
         return {n: host_value(v.numpy()) for n, v in outputs.items()}
 
-    def outputs(self, kept: Mapping[str, Value | _Place]) -> dict[str, Value]:
+    def outputs(self, kept: Mapping[str, Value | Place]) -> dict[str, Value]:
         """Return the outputs of one step."""
         return {n: v if isinstance(v, Value) else self._read(v) for n, v in kept.items()}
 
-    def _read(self, place: _Place) -> Value:
+    def _read(self, place: Place) -> Value:
         assert self._shelf is not None
         return host_value(self._shelf.get(place))
 
 
 def place_of(total_bytes: int, *, on_host: bool, most_bytes: int | None = None) -> Where:
     """Return where a rollout of so many bytes is held (see the module docstring)."""
-    most = memory_bytes() // _SHARE or total_bytes if most_bytes is None else most_bytes
+    most = most_in_memory(None) or total_bytes if most_bytes is None else most_bytes
     if not on_host:
         if total_bytes <= MOST_DEVICE_BYTES:
             return "device"
@@ -155,7 +98,7 @@ class Held:
     time_after: tuple[int, ...]
     shapes: dict[str, tuple[int, ...]]
     gauge: Gauge
-    steps: dict[int, list[dict[str, Value | _Place]]]
+    steps: dict[int, list[dict[str, Value | Place]]]
     store: Store
 
     def outputs(self, start: int, step: int) -> dict[str, Value]:

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.contexts.context_set import Contexts, made_of_parts
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 
 
@@ -34,8 +34,9 @@ def without_mirror(spec: RolloutSpec) -> RolloutSpec:
 
 def flipped(contexts: Contexts, spec: RolloutSpec) -> Contexts:
     """Return contexts whose states are negated."""
-    turned = set(states(spec))
-    return replace(contexts, arrays={n: -a if n in turned else a for n, a in contexts.arrays.items()})
+    arrays = {n: contexts.arrays[n] for n in states(spec)}
+    turned = {n: made_of_parts((-row for row in a), a) for n, a in arrays.items()}
+    return replace(contexts, arrays=contexts.arrays | turned)
 
 
 def averaged(plain: NDArray[np.float32], turned: NDArray[np.float32]) -> NDArray[np.float32]:

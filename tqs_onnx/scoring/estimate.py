@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from tqs_onnx.rollout.contexts.context_set import n_mapped_bytes
 from tqs_onnx.rollout.held import Where
 from tqs_onnx.scoring.measure.station import exposable_of, open_station
 from tqs_onnx.scoring.plan.memory import memory_of
@@ -34,6 +35,8 @@ class Estimate:
         Memory, estimated from the graph: the sum of the four below, without a nominal rollout that lies in a file.
     weights_bytes, contexts_bytes, chunk_bytes, nominal_bytes : int
         Weights; contexts; activations and differences of one chunk; nominal rollout (see `plan.memory`).
+    contexts_in_files_bytes : int
+        Context arrays that lie in temporary files: no memory.
     nominal_in : {"device", "memory", "file"}
         Where the nominal rollout is held; on the CPU `device` is the memory.
     """
@@ -48,6 +51,7 @@ class Estimate:
     memory_bytes: int
     weights_bytes: int
     contexts_bytes: int
+    contexts_in_files_bytes: int
     chunk_bytes: int
     nominal_bytes: int
     nominal_in: Where
@@ -83,6 +87,7 @@ def estimate(plan: SweepPlan) -> Estimate:
         memory_bytes=memory.total(plan.batch, in_file=place == "file"),
         weights_bytes=memory.beside(0) - memory.contexts,
         contexts_bytes=memory.contexts,
+        contexts_in_files_bytes=n_mapped_bytes(plan.contexts),
         chunk_bytes=plan.batch * memory.per_context,
         nominal_bytes=memory.nominal,
         nominal_in=place,

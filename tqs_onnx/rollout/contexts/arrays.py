@@ -34,14 +34,19 @@ _LATITUDE = "latitude"
 
 
 def read_arrays(
-    path: Path, spec: RolloutSpec, signature: ModelSignature, *, limit: int | None = None
+    path: Path,
+    spec: RolloutSpec,
+    signature: ModelSignature,
+    *,
+    limit: int | None = None,
+    most_bytes: int | None = None,
 ) -> Contexts:
     """Read and check contexts stored as arrays; see `load_contexts` for parameters and errors."""
     where = str(path)
     if is_dataset(path):
         stored = read_named(path)
     else:
-        archive = open_archive(path)
+        archive = open_archive(path, most_bytes)
         inputs = {p.name for p in signature.inputs}
         for name, shape in archive.shapes.items():
             _check_name(name, inputs, where)

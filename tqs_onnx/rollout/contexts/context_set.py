@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout.shelf import is_mapped, mapped
 from tqs_onnx.rollout.spec.signature import Dim, Port
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_passes.errors import InputError
@@ -82,15 +83,71 @@ class Contexts:
         return next((len(a) for a in self.arrays.values()), 0)
 
     def take(self, indices: Sequence[int]) -> Contexts:
-        """Return the contexts at `indices`, in that order."""
+        """Return the contexts at `indices`, in that order; arrays that lie in files are copied into others."""
         chosen = list(indices)
         return replace(
             self,
-            arrays={k: a[chosen] for k, a in self.arrays.items()},
-            truth={k: a[chosen] for k, a in self.truth.items()},
+            arrays={k: _taken(a, chosen) for k, a in self.arrays.items()},
+            truth={k: _taken(a, chosen) for k, a in self.truth.items()},
             series=None if self.series is None else tuple(self.series[i] for i in chosen),
             rows=None if self.rows is None else self.rows[chosen],
         )
+
+
+def _taken(array: NDArray[Any], chosen: list[int]) -> NDArray[Any]:
+    if not is_mapped(array):
+        return array[chosen]
+    return _in_file(array, chosen)
+
+
+def _in_file(array: NDArray[Any], rows: Sequence[int]) -> NDArray[Any]:
+    shape = (len(rows), *array.shape[1:])
+    return mapped((array[i] for i in rows), shape, array.dtype, "the contexts")
+
+
+def made_of_parts(parts: Iterable[NDArray[Any]], like: NDArray[Any]) -> NDArray[Any]:
+    """Return an array of the shape, the type and the place of another, from parts with its next values in C order."""
+    if is_mapped(like):
+        return mapped(parts, like.shape, like.dtype, "the contexts")
+    made = np.empty(like.shape, like.dtype)
+    flat, start = made.reshape(-1), 0
+    for part in parts:
+        flat[start : start + part.size] = part.reshape(-1)
+        start += part.size
+    return made
+
+
+def n_held_bytes(contexts: Contexts) -> int:
+    """Return the bytes of all arrays that memory holds, truths too."""
+    every = (*contexts.arrays.values(), *contexts.truth.values())
+    return sum(a.nbytes for a in every if not is_mapped(a))
+
+
+def n_mapped_bytes(contexts: Contexts) -> int:
+    """Return the bytes of all arrays that lie in temporary files."""
+    every = (*contexts.arrays.values(), *contexts.truth.values())
+    return sum(a.nbytes for a in every if is_mapped(a))
+
+
+def kept_within(contexts: Contexts, most_bytes: int | None) -> Contexts:
+    """Return contexts that take at most so much memory: if it is more, their arrays lie in temporary files.
+
+    Raises
+    ------
+    InputError
+        The disk is full.
+    """
+    if most_bytes is None or n_held_bytes(contexts) <= most_bytes:
+        return contexts
+
+    def placed(array: NDArray[Any]) -> NDArray[Any]:
+        return array if is_mapped(array) else _in_file(array, range(len(array)))
+
+    return replace(
+        contexts,
+        arrays={name: placed(array) for name, array in contexts.arrays.items()},
+        truth={name: placed(array) for name, array in contexts.truth.items()},
+    )
 
 
 def joined(first: Contexts, second: Contexts) -> Contexts:
@@ -183,10 +240,14 @@ def check_finite(array: NDArray[Any], what: str, where: str, *, allow_nan: bool 
     """
     if array.dtype.kind in "biuS":
         return
-    wide = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-    bad = np.argwhere(np.isinf(wide) if allow_nan else ~np.isfinite(wide))
-    if len(bad):
-        first = tuple(int(i) for i in bad[0])
+    size = max(1, _BLOCK_VALUES * len(array) // max(1, array.size)) if array.ndim else 1
+    for start in range(0, len(array) if array.ndim else 0, size):
+        block = array[start : start + size]
+        wide = block.astype(np.float32) if block.dtype.name == "bfloat16" else block
+        bad = np.argwhere(np.isinf(wide) if allow_nan else ~np.isfinite(wide))
+        if not len(bad):
+            continue
+        first = (start + int(bad[0][0]), *(int(i) for i in bad[0][1:]))
         value = "NaN" if np.isnan(float(array[first])) else "an infinity"
         position = f" at position {list(first[1:])}" if first[1:] else ""
         raise InputError(

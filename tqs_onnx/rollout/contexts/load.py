@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.contexts.arrays import read_arrays
-from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.contexts.context_set import Contexts, kept_within
 from tqs_onnx.rollout.contexts.dataset import is_dataset
 from tqs_onnx.rollout.contexts.fields import cut_fields
 from tqs_onnx.rollout.contexts.windows import cut_windows
@@ -35,8 +35,12 @@ def load_contexts(
     *,
     split: Literal["train", "validation", "test"] | None = None,
     limit: int | None = None,
+    most_bytes: int | None = None,
 ) -> Contexts:
     """Load the contexts of a model.
+
+    Arrays that are bigger than `most_bytes` together lie in temporary files, which are mapped. Those of an `.npz` or a
+    folder go there without passing through memory as a whole, unless their type has to be changed.
 
     Parameters
     ----------
@@ -50,6 +54,8 @@ def load_contexts(
         The rows of a table to use; arrays are a split of their own and ignore it.
     limit : int, optional
         Largest number of contexts, thinned evenly (over the series as well).
+    most_bytes : int, optional
+        Bytes that their arrays may take in memory.
 
     Raises
     ------
@@ -60,11 +66,12 @@ def load_contexts(
     if not path.exists():
         raise InputError("no such file", where=str(path), todo="Give an .npz, a folder of .npy, or a .csv")
     if is_dataset(path) and spec.fields is not None:
-        return cut_fields(path, spec, signature, split=split, limit=limit)
+        return kept_within(cut_fields(path, spec, signature, split=split, limit=limit), most_bytes)
     if is_dataset(path) or path.is_dir() or path.suffix == ".npz":
-        return read_arrays(path, spec, signature, limit=limit)
+        found = read_arrays(path, spec, signature, limit=limit, most_bytes=most_bytes)
+        return kept_within(found, most_bytes)
     if is_table(path):
-        return cut_windows(path, spec, signature, split=split, limit=limit)
+        return kept_within(cut_windows(path, spec, signature, split=split, limit=limit), most_bytes)
     raise InputError(
         "is not a contexts file",
         where=str(path),

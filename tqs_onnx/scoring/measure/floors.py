@@ -9,13 +9,14 @@ by those of the session in which it was perturbed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.contexts.context_set import Contexts, made_of_parts
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.rollout.trajectory import NonFiniteError
 from tqs_onnx.scoring.measure.facts import Floors
@@ -72,12 +73,14 @@ def nudged(contexts: Contexts, spec: RolloutSpec) -> Contexts:
 def _nudged(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.name not in ("float32", "float64"):
         return array
-    made = np.empty(array.shape, array.dtype)
-    values, moved = np.ascontiguousarray(array).reshape(-1), made.reshape(-1)
+    return made_of_parts(_nudged_parts(array), array)
+
+
+def _nudged_parts(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    values = np.ascontiguousarray(array).reshape(-1)
     for start in range(0, values.size, _BLOCK_VALUES):
         block = values[start : start + _BLOCK_VALUES]
         signs = np.full(block.shape, np.inf, array.dtype)
         signs[1::2] = -np.inf
         # Zeros are not changed: they may mark missing data.
-        moved[start : start + _BLOCK_VALUES] = np.where(block == 0, block, np.nextafter(block, signs))
-    return made
+        yield np.where(block == 0, block, np.nextafter(block, signs))

@@ -3,7 +3,9 @@
     weights      all once in the model, and at worst half of them again for what the kernels prepare; or, if that is
                  more, two perturbed targets (one is computed while the other is rolled out); and what rounding the
                  biggest weight takes meanwhile
-    contexts     the arrays as they were read, truths too, and what stays placed on the device (`rollout.chunks`)
+    contexts     the arrays as they were read, truths too, unless they lie in temporary files (`inputs.data`); the
+                 states again, once for the noise floor and once if rollouts are mirrored; and what stays placed on the
+                 device (`rollout.chunks`)
     activations  of one chunk, where most bytes are alive when the nodes run in stored order, with one step's
                  differences; twice, because the runtime's arenas grow by powers of two
     nominal      the trajectory outputs of every step of all contexts, kept once for comparisons (`rollout.held`)
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 import onnx
 
 from tqs_onnx.rollout.chunks import MOST_PLACED_BYTES
-from tqs_onnx.rollout.contexts.context_set import Contexts
+from tqs_onnx.rollout.contexts.context_set import Contexts, n_held_bytes
 from tqs_onnx.rollout.held import Where, place_of
 from tqs_onnx.rollout.injection import Exposable
 from tqs_onnx.rollout.spec.spec import RolloutSpec
@@ -55,7 +57,7 @@ class Memory:
     target : int
         Weights of the biggest target.
     contexts : int
-        Arrays of all contexts, and those of them that stay placed.
+        Arrays of all contexts, the copies of states, and what stays placed.
     per_context : int
         Activations of one context of a chunk, and the buffers for comparing one of its steps.
     nominal : int
@@ -114,13 +116,15 @@ def memory_of(
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     sizes = {v.name: _bytes(v.type.tensor_type) for v in (*inferred.graph.value_info, *inferred.graph.output)}
     step = sum(sizes.get(name, 0) for name in spec.trajectory.outputs)
+    fed = {f.input for f in spec.feedback}
+    state = Contexts({n: a for n, a in contexts.arrays.items() if n in fed}, {})
+    n_copies = 2 if spec.rollout.flip_invariant else 1
     placed = sum(contexts.arrays[name].nbytes for name in spec.inputs)
-    read = sum(a.nbytes for a in (*contexts.arrays.values(), *contexts.truth.values()))
     return Memory(
         weights=sum(a.nbytes for a in source.arrays.values()),
         biggest=max((a.nbytes for a in source.arrays.values()), default=0),
         target=max((sum(source.arrays[w.name].nbytes for w in t.weights) for t in targets), default=0),
-        contexts=read + min(placed, MOST_PLACED_BYTES),
+        contexts=n_held_bytes(contexts) + n_copies * n_held_bytes(state) + min(placed, MOST_PLACED_BYTES),
         per_context=_ARENA * (_fullest(proto.graph, sizes, spec.inputs) + _STEP_HELD * step),
         nominal=step * spec.rollout.steps * contexts.n_contexts,
     )

@@ -22,7 +22,9 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
+from tqs_onnx.rollout.contexts.context_set import kept_within
 from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rollout.shelf import most_in_memory
 from tqs_onnx.scoring.measure.desk import Desk
 from tqs_onnx.scoring.measure.station import Frame, exposable_of
 from tqs_onnx.scoring.measure.task import Finding, Task, labels_of, parts_of
@@ -181,6 +183,10 @@ def _start_tracker() -> None:
 def _start_worker(plan: SweepPlan, frame: Frame, ended: Connection) -> None:
     threading.Thread(target=_end_with_parent, args=(ended,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops the pool
+    room = most_in_memory(plan.options.max_memory)
+    plan = replace(
+        plan, contexts=kept_within(plan.contexts, room)
+    )  # their mapping did not pass from process to process
     _desk.append((Desk(plan, exposable_of(plan)), frame))
 
 
