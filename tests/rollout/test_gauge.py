@@ -10,7 +10,7 @@ import pytest
 
 from tests.rollout.test_engine import model, session_of, values
 from tqs_onnx.rollout import held as holding
-from tqs_onnx.rollout import shelf
+from tqs_onnx.rollout.contexts import shelf
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.distance import ruler_for
 from tqs_onnx.rollout.engine import Engine, NonFiniteError, Squares

@@ -12,8 +12,7 @@ import pytest
 from tests.rollouts import REPLACE, bed_of, forecaster, opened, values
 from tqs_onnx.inputs.data import DataOptions, read_data
 from tqs_onnx.inputs.source import Source
-from tqs_onnx.rollout import shelf
-from tqs_onnx.rollout.contexts import archive
+from tqs_onnx.rollout.contexts import archive, shelf
 from tqs_onnx.rollout.contexts.context_set import (
     Contexts,
     check_finite,
@@ -23,8 +22,8 @@ from tqs_onnx.rollout.contexts.context_set import (
     n_mapped_bytes,
 )
 from tqs_onnx.rollout.contexts.load import load_contexts
+from tqs_onnx.rollout.contexts.shelf import Shelf, is_mapped, mapped
 from tqs_onnx.rollout.injection import exposable
-from tqs_onnx.rollout.shelf import Shelf, is_mapped, mapped
 from tqs_onnx.rollout.spec.spec import parse_spec
 from tqs_onnx.scoring.estimate import estimate
 from tqs_onnx.scoring.plan.memory import memory_of

@@ -21,9 +21,9 @@ from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts.arrays import contexts_of
 from tqs_onnx.rollout.contexts.context_set import Contexts, contexts_hash, kept_within
 from tqs_onnx.rollout.contexts.load import check_disjoint, is_table, load_contexts
+from tqs_onnx.rollout.guard import most_in_memory
 from tqs_onnx.rollout.made.make import made_contexts_of
 from tqs_onnx.rollout.made.request import InputScale, MadeRequest, made_request
-from tqs_onnx.rollout.shelf import most_in_memory
 from tqs_onnx.rollout.spec.check import check_spec, unjudged
 from tqs_onnx.rollout.spec.completion import wired
 from tqs_onnx.rollout.spec.spec import RolloutSpec, content_hash, load_spec, spec_of

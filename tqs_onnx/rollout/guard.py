@@ -21,6 +21,8 @@ from typing import Protocol
 
 #: Share of the machine's memory, or of this process's control group, beyond which a run is stopped.
 _MOST_SHARE = 0.9
+#: One part in so many of that memory, or of `max_memory`, is for one thing before it goes to a file.
+_SHARE = 4
 _LOOK_S = 0.2
 _SIGNALS = frozenset({signal.SIGINT, signal.SIGTERM})
 
@@ -102,6 +104,11 @@ def memory_bytes() -> int:
         with contextlib.suppress(OSError, ValueError):  # not this version of control groups, or "max"
             total = min(total, int(Path(file).read_text(encoding="utf-8")))
     return total
+
+
+def most_in_memory(max_memory: int | None) -> int | None:
+    """Return the bytes that one thing may take in memory before it goes to a file; None if nothing says."""
+    return (memory_bytes() if max_memory is None else max_memory) // _SHARE or None
 
 
 def resident_bytes() -> int:

@@ -19,9 +19,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from tqs_onnx.rollout.contexts.shelf import Place, Shelf
 from tqs_onnx.rollout.gauge import Gauge
+from tqs_onnx.rollout.guard import most_in_memory
 from tqs_onnx.rollout.session import Value, host_value
-from tqs_onnx.rollout.shelf import Place, Shelf, most_in_memory
 
 #: GPU memory that a held rollout may take.
 MOST_DEVICE_BYTES = 8 << 30

@@ -2,7 +2,7 @@
 
 An array may be larger than its file: a header can promise any shape, and zeros pack a thousandfold. So the bytes that
 the headers state must be those that are stored, and must fit the memory that is free. Pickled objects are refused.
-Arrays beyond a limit go from their file into temporary ones, which are mapped (`rollout.shelf`).
+Arrays beyond a limit go from their file into temporary ones, which are mapped (`rollout.contexts.shelf`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.shelf import mapped, room_on_disk
+from tqs_onnx.rollout.contexts.shelf import mapped, room_on_disk
 from tqs_passes.errors import InputError
 
 #: Bytes that are copied from file to file at a time.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.shelf import is_mapped, mapped
+from tqs_onnx.rollout.contexts.shelf import is_mapped, mapped
 from tqs_onnx.rollout.spec.signature import Dim, Port
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_passes.errors import InputError

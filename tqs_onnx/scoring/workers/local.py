@@ -23,8 +23,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Protocol
 
 from tqs_onnx.rollout.contexts.context_set import kept_within
+from tqs_onnx.rollout.guard import most_in_memory
 from tqs_onnx.rollout.options import RunOptions
-from tqs_onnx.rollout.shelf import most_in_memory
 from tqs_onnx.scoring.measure.desk import Desk
 from tqs_onnx.scoring.measure.station import Frame, exposable_of
 from tqs_onnx.scoring.measure.task import Finding, Task, labels_of, parts_of

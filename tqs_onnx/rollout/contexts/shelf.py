@@ -17,16 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.guard import memory_bytes
 from tqs_passes.errors import InputError
-
-#: Share of the machine's memory, or of `max_memory`, that one thing may take before it goes to a file.
-SHARE = 4
-
-
-def most_in_memory(max_memory: int | None) -> int | None:
-    """Return the bytes that one thing may take in memory; None if nothing says."""
-    return (memory_bytes() if max_memory is None else max_memory) // SHARE or None
 
 
 @dataclass(frozen=True, slots=True)
