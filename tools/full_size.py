@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from tqs_onnx.inputs.source import open_source
+from tqs_onnx.rollout.contexts.context_set import thin
 from tqs_onnx.verification.manifest import versions
 
 RATIOS = (4, 8, 16)
@@ -173,7 +174,7 @@ def travel(
             "--eval-contexts", folder / "eval.npz", "--max-eval-contexts", 1, "--manifest", manifest, "--force",
             "--json",
         )  # fmt: skip
-        record[f"facts {which}"] = facts(manifest)
+        record[f"facts {which}"] = facts(manifest, plan)
         write(record, folder)
     source = open_source(model)
     record["model"] = {
@@ -186,9 +187,15 @@ def travel(
 
 
 def held_out(contexts: Path, n_scored: int, out: Path) -> None:
-    """Write the contexts that are not scored on; integers are chosen on them, so that a prediction needs no others."""
+    """Write the contexts that are not scored on.
+
+    Integers are chosen on them, so that all scored ones can judge a plan after one rounding. If the sets shared a
+    context, every plan would be rounded on each half of the scored ones.
+    """
     with np.load(contexts) as arrays:
-        np.savez(out, **{name: arrays[name][n_scored:] for name in arrays.files})
+        n = len(arrays[arrays.files[0]])
+        rest = sorted(set(range(n)) - set(thin(n, n_scored)))
+        np.savez(out, **{name: arrays[name][rest] for name in arrays.files})
 
 
 def write(record: Record, folder: Path) -> None:
@@ -219,8 +226,8 @@ def ran(arguments: list[str], python: str, folder: Path, threads: int) -> Record
     return found
 
 
-def facts(manifest: Path) -> Record:
-    """Return the results of verification."""
+def facts(manifest: Path, plan: Path) -> Record:
+    """Return the results of verification, and the number of plans that were compared."""
     v = json.loads(manifest.read_text(encoding="utf-8"))["verification"]
     return {
         "weight_compression": v["weight_compression"],
@@ -228,6 +235,7 @@ def facts(manifest: Path) -> Record:
         "planned_bytes": v["planned_bytes"],
         "bytes": v["bytes_out"],
         "predicted_drift": v["predicted_drift"],
+        "compared": len(json.loads(plan.read_text(encoding="utf-8")).get("tried", ())),
         "drift": v["drift"]["total"],
         "runtime_gap": v["runtime_gap"],
         "n_decoded": v["n_decoded"],
@@ -288,15 +296,18 @@ def page(found: dict[str, Record], folder: Path) -> str:
                 lines.append(f"| {key} | {s['wall_s']:.0f} | {s['cpu_s']:.0f} | {s['peak_mb']:,.0f} |")
         lines += [
             "",
-            "| weights asked | weights | file | planned bytes | file bytes | off | predicted drift | drift | runtime |",
-            "|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+            "| weights asked | weights | file | planned bytes | file bytes | off | compared | predicted | drift | "
+            "runtime |",
+            "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for c in done:
             f = r[f"facts {c}"]
             off = 100 * (f["bytes"] / f["planned_bytes"] - 1)
+            compared = f.get("compared") or 1
+            predicted = "–" if f["predicted_drift"] is None else f"{f['predicted_drift']:.3g}"
             lines.append(
                 f"| {c} | {f['weight_compression']:.3f} | {f['compression']:.3f} | {f['planned_bytes']:,} | "
-                f"{f['bytes']:,} | {off:+.4f} % | {f['predicted_drift']:.3g} | {f['drift']:.3g} | "
+                f"{f['bytes']:,} | {off:+.4f} % | {compared} | {predicted} | {f['drift']:.3g} | "
                 f"{f['runtime_gap']:.2g} |"
             )
         lines += [

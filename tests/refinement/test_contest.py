@@ -205,3 +205,34 @@ def test_the_paper_s_objective_takes_no_plan_of_a_smaller_budget(lorenz: Scored)
     found = refine(plans[1], lorenz.request, instruments, options, NO_REPAIR, [small]).plan
     assert found.tried == ()
     assert [a.tier for a in found.assignments] == [a.tier for a in plans[1].assignments]
+
+
+def test_what_a_contest_of_many_values_takes_is_told_before(
+    lorenz: Scored, plan: Plan, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tqs_onnx.refinement.refine._TOLD_VALUES", 1)
+    own, other = instruments_on(lorenz.bed), instruments_on(lorenz.bed, lorenz.scoring.take([0]))
+    apart = Contexts({name: a + 1 for name, a in lorenz.scoring.arrays.items()}, {})
+    said: list[str] = []
+    for instruments, options in (
+        (own, GPTQ),
+        (other, GPTQ),  # a context in both sets: the scoring contexts judge by halves
+        (instruments_on(lorenz.bed, apart), GPTQ),
+        (own, NO_REPAIR),
+        (own, replace(GPTQ, candidates=1)),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            refine(
+                plan,
+                lorenz.request,
+                instruments,
+                PlanOptions(),
+                replace(options, candidates=min(2, options.candidates)),
+            )
+        said.append(next((m for m in caplog.messages if "plans are compared" in m), ""))
+    assert [" twice " in s for s in said] == [True, True, False, False, False]
+    assert [" once " in s for s in said] == [False, False, True, False, False]
+    assert said[0].startswith(
+        "note: up to 2 plans are compared, for each of which data choose 0 M integers twice"
+    )

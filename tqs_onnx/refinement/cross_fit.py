@@ -95,6 +95,12 @@ class CrossFit:
             found.append((Calibration(self._bed.on(half)), self._joint.on(contexts.take(judged)), judged))
         return tuple(found)
 
+    def n_roundings(self, rounding: RoundingOptions) -> int:
+        """Return how often a plan is rounded by data before it is rolled out."""
+        if rounding.method not in DATA_AWARE:
+            return 0
+        return 2 if self._own else 1
+
     def rolled(self, plan: Plan, rounding: RoundingOptions) -> Rolled | None:
         """Roll out a plan; None if the only context would choose its integers.
 

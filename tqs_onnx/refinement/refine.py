@@ -36,6 +36,8 @@ _NEIGHBOUR = 0.9
 _REPAIRS = 3
 #: Follows the name of a plan that was found for a smaller budget.
 _EARLIER = ", of a smaller budget"
+#: Values from which on the cost of a contest is told.
+_TOLD_VALUES = 10_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,8 @@ def refine(
         The model fails on the calibration contexts.
     """
     alone = _is_alone(plan, planning, options)
+    if not alone and (note := _cost_of_contest(plan, options, instruments)):
+        _LOG.info(note)
     known: list[Contender] = []
     earlier: dict[int, Refined] = {}
     for r in smaller:
@@ -131,6 +135,18 @@ def refine(
     if done.plan.solver is not None and facts is not None:
         update["solver"] = _within(done.plan.solver, facts)
     return Refined(done.plan.model_copy(update=update), done.codes, found.chosen)
+
+
+def _cost_of_contest(plan: Plan, options: RefineOptions, instruments: Instruments) -> str:
+    """Return what comparing plans takes where that may last minutes; else nothing."""
+    n_values = sum(math.prod(a.shape) for a in plan.assignments if a.tier.is_integer)
+    times = ("", "once", "twice")[instruments.cross_fit.n_roundings(options.rounding)]
+    if n_values < _TOLD_VALUES or not times:
+        return ""
+    return (
+        f"note: up to {options.candidates} plans are compared, for each of which data choose {n_values / 1e6:.0f} M "
+        f"integers {times} (`candidates` 1 compares none)"
+    )
 
 
 def _is_alone(plan: Plan, planning: PlanOptions, options: RefineOptions) -> bool:
