@@ -120,9 +120,13 @@ def main() -> None:
     lines = [
         "# Peak memory of `tqs score` against the estimate of `--dry-run`",
         "",
-        f"Made by `{asked(given)}` with onnxruntime {runtime_version()} and",
-        f"NumPy {np.__version__} on {processor()}, one thread. Estimates are of what is taken beyond a",
-        f"process that has only loaded its libraries, {empty / 1e6:.0f} MB here; so is *beyond*, the peak less that.",
+        f"Made with onnxruntime {runtime_version()} and NumPy {np.__version__} on {processor()}, one thread, by",
+        "",
+        f"    {asked(given)}",
+        "",
+        "Estimates are of what is taken beyond a process that has only loaded its libraries, "
+        f"{empty / 1e6:.0f} MB here; so is *beyond*,",
+        "the peak less that.",
     ]
     print("\n".join(lines), flush=True)
 

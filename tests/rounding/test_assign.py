@@ -415,3 +415,26 @@ def test_codes_that_the_weights_alone_determine_are_kept_as_far_as_they_fit(
     again = calibration(*opened)
     assert again.plain(a) is not again.plain(a)
     np.testing.assert_array_equal(again.plain(a).levels, found.plain(a).levels)
+
+
+@pytest.mark.parametrize("change", [{}, {"rows": True}, {"group": 2}, {"axis": None, "half_scales": True}])
+def test_known_scales_give_the_codes_that_they_come_from(
+    opened: tuple[Source, RolloutSpec], monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+) -> None:
+    found, a = calibration(*opened), next(a for a in plan_of(opened[0], 3).assignments if a.tier.is_integer)
+    if "rows" in change:
+        change = {"rows": "".join("34"[i % 2] for i in range(a.shape[a.axis]))}
+    a = a.model_copy(update=change)
+    plain = found.plain(a)
+    assert plain.rows == a.rows
+    assert plain.group == a.group
+    again = calibration(*opened)
+    first = again.plain(a)
+    again._plain.clear()  # as if there were room for the scales alone
+    monkeypatch.setattr("tqs_passes.grids.nearest.scales_of", None)
+    monkeypatch.setattr("tqs_passes.grids.row_tiers.scales_of", None)
+    second = again.plain(a)
+    assert second is not first
+    for one in (first, second):
+        np.testing.assert_array_equal(one.levels, plain.levels)
+        np.testing.assert_array_equal(one.scales, plain.scales)

@@ -26,7 +26,7 @@ from tqs_onnx.rounding.view import View
 from tqs_passes.encode.weight import Form, np_dtype
 from tqs_passes.errors import InputError
 from tqs_passes.graph_pass import Skip
-from tqs_passes.grids.grid import Codes, Grid, broadcast_shape, round_levels
+from tqs_passes.grids.grid import Codes, Grid, broadcast_shape, round_in_place
 from tqs_passes.grids.row_tiers import Limits, limits_of
 from tqs_passes.grids.scales import DEFAULT_ROUNDING, FreeRounding, free_rounding
 from tqs_passes.plan.assigned import fed_weight, round_weight
@@ -413,7 +413,7 @@ def decoded_weights(assigned: Assigned, arrays: Mapping[str, NDArray[Any]]) -> d
     }
 
 
-#: (values of a column already divided by their scales [out], group, column) → levels.
+#: (values of a column already divided by their scales [out], which it may change, group, column) → levels.
 _ColumnRounder = Callable[[NDArray[np.float32], int, int], NDArray[np.float32]]
 
 
@@ -421,7 +421,7 @@ def _column_rounder(a: Assignment, view: View) -> _ColumnRounder:
     """Return the function that rounds a column of a matrix: to levels of one width, or of one width per channel."""
     grid, bits = a.grid or Grid.SIGNED, a.tier.bits
     if not a.rows:
-        return lambda x, g, j: round_levels(x, bits, grid)
+        return lambda x, g, j: round_in_place(x, bits, grid)
     limits = limits_of(a.rows, grid)
     shape = broadcast_shape(a.shape, a.axis)
 

@@ -28,7 +28,7 @@ from tqs_onnx.rounding.relay import Relay
 from tqs_onnx.rounding.uses import Use, Uses, uses_of
 from tqs_passes.errors import InputError
 from tqs_passes.files.tensors import tensor_array
-from tqs_passes.grids.grid import Codes
+from tqs_passes.grids.grid import Codes, Scales
 from tqs_passes.plan.assigned import round_weight
 from tqs_passes.plan.plan import Assignment
 
@@ -36,7 +36,7 @@ from tqs_passes.plan.plan import Assignment
 KEPT_BYTES = 512 << 20
 #: Bytes that one call may be expected to show of all tensors together; beyond it they are never asked for at once.
 MOST_SHOWN_BYTES = 2 << 30
-#: Maximum bytes of codes kept that the weights alone determine.
+#: Maximum bytes of codes kept that the weights alone determine, and of scales without their codes.
 _MOST_PLAIN_BYTES = 64 << 20
 
 
@@ -85,6 +85,7 @@ class Calibration:
         self._too_big = False
         self._on_device: dict[str, tuple[NDArray[Any], Value]] = {}
         self._plain: dict[tuple[object, ...], Codes] = {}
+        self._scales: dict[tuple[object, ...], Scales] = {}
 
     def _captured(self, use: Use) -> tuple[str, ...]:
         """Return the tensors of a use that a session has to show; weights are known."""
@@ -182,10 +183,16 @@ class Calibration:
         return Statistics(*sums, n_rows)
 
     def plain(self, a: Assignment) -> Codes:
-        """Return the codes of an assignment rounded without data; plans and settings that share it round it once."""
+        """Return the codes of an assignment rounded without data.
+
+        Plans and settings that share it find its scales once; its levels are kept too, as far as they fit.
+        """
         key = (a.weight, a.tier, a.grid, a.axis, a.half_scales, a.rows, a.group, a.rounding)
         if key not in self._plain:
-            codes = round_weight(self.arrays[a.weight], a)
+            codes = round_weight(self.arrays[a.weight], a, self._scales.get(key))
+            n_bytes = sum(s.nbytes for s in self._scales.values()) + codes.scales.nbytes
+            if n_bytes <= _MOST_PLAIN_BYTES:
+                self._scales[key] = codes.scales
             if sum(c.levels.nbytes for c in self._plain.values()) + codes.levels.nbytes > _MOST_PLAIN_BYTES:
                 return codes
             self._plain[key] = codes

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 F32 = np.float32
+#: As they are stored.
+Scales = NDArray[np.float16] | NDArray[np.float32]
 G = TypeVar("G", bound=np.generic)
 MIDRISE_MAX_BITS = 4
 
@@ -55,7 +57,7 @@ class Codes:
     """
 
     levels: NDArray[np.int8]
-    scales: NDArray[np.float16] | NDArray[np.float32]
+    scales: Scales
     bits: int
     grid: Grid
     axis: int | None
@@ -95,15 +97,20 @@ def grids_for(bits: int) -> tuple[Grid, ...]:
 
 def round_levels(x: NDArray[np.float32], bits: int, grid: Grid) -> NDArray[np.float32]:
     """Return the level nearest to each x (already divided by its scale); ties go to the even level index."""
+    return round_in_place(x.copy(), bits, grid)
+
+
+def round_in_place(x: NDArray[np.float32], bits: int, grid: Grid) -> NDArray[np.float32]:
+    """Round as `round_levels` does, and return the array itself: another one takes as long as the rounding."""
     if grid is Grid.MIDRISE:
         top = F32((1 << bits) - 1)
-        q: NDArray[np.float32] = np.multiply(x, F32(0.5))
-        np.floor(q, out=q)
-        q *= F32(2.0)
-        q += F32(1.0)
-        return _between(q, -top, top)
+        x *= F32(0.5)
+        np.floor(x, out=x)
+        x *= F32(2.0)
+        x += F32(1.0)
+        return _between(x, -top, top)
     half = 1 << (bits - 1)
-    return _between(np.rint(x), F32(-half), F32(half - 1))
+    return _between(np.rint(x, out=x), F32(-half), F32(half - 1))
 
 
 def _between(q: NDArray[np.float32], low: np.float32, high: np.float32) -> NDArray[np.float32]:
@@ -177,7 +184,7 @@ def rtn(w: NDArray[np.float32], bits: int, axis: int | None) -> NDArray[np.float
     else:
         scale = np.max(np.abs(rows), axis=1, keepdims=True) / F32((1 << (bits - 1)) - 1)
         scale = np.where(scale > 0, scale, F32(1)).astype(F32)
-        out = round_levels(rows / scale, bits, Grid.SIGNED) * scale
+        out = round_in_place(rows / scale, bits, Grid.SIGNED) * scale
     if axis is None:
         return out.reshape(w.shape)
     moved = (w.shape[axis], *(d for i, d in enumerate(w.shape) if i != axis))

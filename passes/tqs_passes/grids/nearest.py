@@ -12,11 +12,12 @@ from tqs_passes.grids.grid import (
     F32,
     Codes,
     Grid,
+    Scales,
     as_groups,
     broadcast_shape,
     from_groups,
     grids_for,
-    round_levels,
+    round_in_place,
 )
 from tqs_passes.grids.scales import BLOCK_VALUES, FreeRounding, blocks, scales_of, stored_scales
 
@@ -30,6 +31,7 @@ def quantize(
     half_scales: bool = False,
     rounding: FreeRounding = "mse",
     group: int = 0,
+    scales: Scales | None = None,
 ) -> Codes:
     """Round a weight to the nearest b-bit levels, with scales chosen from its values alone.
 
@@ -48,6 +50,8 @@ def quantize(
         Rule that chooses the scales (see `tqs_passes.grids.scales`).
     group : int
         Number of values of a matrix channel that share a scale; 0: all.
+    scales : float16 or float32 array, optional
+        The scales of codes that this function made with the same arguments: finding them takes most of its time.
 
     Raises
     ------
@@ -60,12 +64,18 @@ def quantize(
         raise ValueError(f"there is no {grid} grid at {bits} bits")
     if group and axis is not None:
         parts = as_groups(w, axis, group)
-        held = stored_scales(parts, scales_of(parts, bits, grid, rounding), half=half_scales)
+        held = scales
+        if held is None:
+            held = stored_scales(parts, scales_of(parts, bits, grid, rounding), half=half_scales)
+        held = held.reshape(-1)
         found = from_groups(scaled_levels(parts, held, bits, grid), w.shape, axis, group)
         shaped = held.reshape(broadcast_shape(w.shape, axis, group))
         return Codes(found, shaped, bits, grid, axis, group=group)
     rows = w.reshape(1, -1) if axis is None else np.moveaxis(w, axis, 0)
-    stored = stored_scales(rows, scales_of(rows, bits, grid, rounding), half=half_scales)
+    stored = scales
+    if stored is None:
+        stored = stored_scales(rows, scales_of(rows, bits, grid, rounding), half=half_scales)
+    stored = stored.reshape(-1)
     levels = np.empty(w.shape, np.int8)
     scaled_levels(
         rows, stored, bits, grid, levels.reshape(1, -1) if axis is None else np.moveaxis(levels, axis, 0)
@@ -75,7 +85,7 @@ def quantize(
 
 def scaled_levels(
     rows: NDArray[np.float32],
-    scales: NDArray[np.float16] | NDArray[np.float32],
+    scales: Scales,
     bits: int,
     grid: Grid,
     out: NDArray[np.int8] | None = None,
@@ -86,11 +96,11 @@ def scaled_levels(
         step = scales[block].astype(F32)[:, None]
         target = levels[block]
         if len(values) > 1:
-            target[...] = round_levels(values / step, bits, grid).reshape(target.shape)
+            target[...] = round_in_place(values / step, bits, grid).reshape(target.shape)
             continue
         found = np.empty(values.shape, np.int8)
         for start in range(0, values.shape[1], BLOCK_VALUES):
             part = slice(start, start + BLOCK_VALUES)
-            found[:, part] = round_levels(values[:, part] / step, bits, grid)
+            found[:, part] = round_in_place(values[:, part] / step, bits, grid)
         target[...] = found.reshape(target.shape)
     return levels

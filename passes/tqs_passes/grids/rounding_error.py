@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_passes.grids.grid import F32, Grid, as_groups, round_levels
+from tqs_passes.grids.grid import F32, Grid, as_groups, round_in_place
 from tqs_passes.grids.row_sample import sampled
 from tqs_passes.grids.scales import FreeRounding, scales_of, stored_scales
 
@@ -101,7 +101,7 @@ class Pricer:
         scales = scales_of(channels.single, bits, grid, self.rounding, channels.weights)
         stored = stored_scales(channels.single, scales, half=half_scales)
         step = stored.astype(F32)[:, None]
-        levels = round_levels(channels.single / step, bits, grid)
+        levels = round_in_place(channels.single / step, bits, grid)
         with np.errstate(over="ignore"):
             decoded = (levels * step).astype(self.dtype)
             return Rounded(_energies(decoded, channels), stored)

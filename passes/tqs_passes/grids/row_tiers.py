@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqs_passes.grids.grid import (
     Codes,
     Grid,
+    Scales,
     as_rows,
     broadcast_shape,
     from_rows,
@@ -113,6 +114,7 @@ def quantize_rows(
     *,
     half_scales: bool = False,
     rounding: FreeRounding = "mse",
+    known: Scales | None = None,
 ) -> Codes:
     """Round every channel to the nearest levels of its own width.
 
@@ -128,13 +130,17 @@ def quantize_rows(
         Store scales as float16 (levels are chosen for the stored scale).
     rounding : {"rtn", "mse", "unbiased"}
         Rule that chooses the scales (see `tqs_passes.grids.scales`).
+    known : float16 or float32 array, optional
+        The scales of codes that this function made with the same arguments.
     """
     values = as_rows(w, axis)
     parts = parts_of(rows, grid)
-    scales = np.empty(len(values), np.float32)
-    for part in parts:
-        scales[part.channels] = scales_of(values[part.channels], part.bits, part.grid, rounding)
-    stored = stored_scales(values, scales, half=half_scales)
+    if known is None:
+        scales = np.empty(len(values), np.float32)
+        for part in parts:
+            scales[part.channels] = scales_of(values[part.channels], part.bits, part.grid, rounding)
+        known = stored_scales(values, scales, half=half_scales)
+    stored = known.reshape(-1)
     levels = np.empty(values.shape, np.int8)
     for part in parts:
         levels[part.channels] = scaled_levels(

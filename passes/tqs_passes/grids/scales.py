@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_passes.grids.grid import F32, Grid, round_levels
+from tqs_passes.grids.grid import F32, Grid, round_in_place
 from tqs_passes.grids.row_sample import sampled
 
 #: Roundings that use the weight only: the emitter computes their integers itself.
@@ -152,7 +152,8 @@ def _unbiased(rows: Rows, weights: Rows | None, bits: int, grid: Grid) -> Rows:
     square = _dot(rows, rows, weights)
     most = _MOST_ERROR * _row_error(rows, scales, bits, grid, weights)
     for _ in range(_RAISES):
-        q = round_levels(rows / scales[:, None], bits, grid) * scales[:, None]
+        q = round_in_place(rows / scales[:, None], bits, grid)
+        q *= scales[:, None]
         product = _dot(q, rows, weights)
         raised = np.where(product > 0, scales * square / np.where(product > 0, product, 1), scales).astype(
             F32
@@ -200,7 +201,7 @@ def _refit(
 ) -> Rows:
     best = _row_error(rows, scales, bits, grid, weights)
     for _ in range(_REFITS):
-        q = round_levels(rows / scales[:, None], bits, grid)
+        q = round_in_place(rows / scales[:, None], bits, grid)
         power, dot = _dot(q, q, weights), _dot(q, rows, weights)
         trial = np.where((power > 0) & (dot > 0), dot / np.where(power > 0, power, 1), scales).astype(F32)
         error = _row_error(rows, trial, bits, grid, weights)
@@ -219,7 +220,7 @@ def _row_error(
     grid: Grid,
     weights: Rows | None,
 ) -> Rows:
-    residual = round_levels(rows / scales[:, None], bits, grid)
+    residual = round_in_place(rows / scales[:, None], bits, grid)
     residual *= scales[:, None]
     residual -= rows
     return _dot(residual, residual, weights)

@@ -21,7 +21,7 @@ from tqs_passes.encode.weight import (
 )
 from tqs_passes.errors import InputError
 from tqs_passes.graph.names import Names
-from tqs_passes.grids.grid import Codes
+from tqs_passes.grids.grid import Codes, Scales
 from tqs_passes.grids.nearest import quantize
 from tqs_passes.grids.row_tiers import quantize_rows
 from tqs_passes.grids.scales import free_rounding
@@ -58,8 +58,15 @@ def target_of(
     )
 
 
-def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
+def round_weight(values: NDArray[np.generic], assignment: Assignment, scales: Scales | None = None) -> Codes:
     """Return the integer codes of a weight by a rounding that needs no data.
+
+    Parameters
+    ----------
+    values : array
+    assignment : Assignment
+    scales : float16 or float32 array, optional
+        Those of the codes that this function returned for the same values and assignment, to save time.
 
     Raises
     ------
@@ -75,9 +82,15 @@ def round_weight(values: NDArray[np.generic], assignment: Assignment) -> Codes:
         )
     w = np.ascontiguousarray(values).astype(np.float32)
     if a.rows and a.axis is not None:
-        return quantize_rows(w, a.rows, a.axis, a.grid, half_scales=a.half_scales, rounding=rounding)
+        return quantize_rows(
+            w, a.rows, a.axis, a.grid, half_scales=a.half_scales, rounding=rounding, known=scales
+        )
     return quantize(
-        w, a.tier.bits, a.axis, a.grid, half_scales=a.half_scales, rounding=rounding, group=a.group
+        *(w, a.tier.bits, a.axis, a.grid),
+        half_scales=a.half_scales,
+        rounding=rounding,
+        group=a.group,
+        scales=scales,
     )
 
 
