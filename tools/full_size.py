@@ -39,9 +39,6 @@ RECORD = "full_size.json"
 #: The configuration that wins; QEP's published setting, because trying six takes six times as long.
 QEP = ("--rounding", "qep", "--objective", "measured", "--no-tune")
 Record = dict[str, Any]
-#: Names of the points of both trips, and the stages whose commands are shown.
-KINDS = (*(str(c) for c in RATIOS), *(f"qep {c}" for c in (8, 4, 16)))
-COMMANDS = ("allocate 16", "allocate qep 8", "emit 16", "verify 16")
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,9 @@ def main() -> None:
     parser.add_argument("--measured", action="store_true", help="The trip with --rounding qep.")
     parser.add_argument("--ratios", default="4,8,16", help="Weight compressions, in this order.")
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--write", type=Path, help="Write the table of all models in the folder.")
+    parser.add_argument(
+        "--write", type=Path, help="Write the page: sections of models that the folder lacks stay."
+    )
     options = parser.parse_args()
     if options.name:
         ratios = tuple(int(text) for text in options.ratios.split(","))
@@ -118,7 +117,8 @@ def main() -> None:
             options.name, folder, options.exporter, ratios, measured=options.measured, threads=options.threads
         )
     found = {name: read(options.folder / name) for name in TRIPS if (options.folder / name / RECORD).exists()}
-    text = page(found, options.folder)
+    before = options.write.read_text(encoding="utf-8") if options.write and options.write.exists() else ""
+    text = page(found, before)
     if options.write:
         options.write.write_text(text, encoding="utf-8")
     print(text)
@@ -147,6 +147,7 @@ def travel(
         write(record, folder)
 
     stage("export", model, "export", *trip.export, "--out", folder, "--force", python=exporter)
+    record["model"], record["machine"] = described(model), machine()
     # The responses at other widths are measured for the choices themselves.
     score = [*trip.score, "--response-bits", "none"] if measured else trip.score
     stage(
@@ -176,14 +177,16 @@ def travel(
         )  # fmt: skip
         record[f"facts {which}"] = facts(manifest, plan)
         write(record, folder)
+
+
+def described(model: Path) -> Record:
+    """Return the size of a model."""
     source = open_source(model)
-    record["model"] = {
+    return {
         "bytes": source.facts.n_bytes,
         "tensors": len(source.survey.weights),
         "weights": sum(w.n_values for w in source.survey.weights),
     }
-    record["machine"] = machine()
-    write(record, folder)
 
 
 def held_out(contexts: Path, n_scored: int, out: Path) -> None:
@@ -259,65 +262,70 @@ def machine() -> Record:
     }
 
 
-def page(found: dict[str, Record], folder: Path) -> str:
-    """Return the table as Markdown."""
+HEAD = """# Full size on two CPU cores
+
+The three models of the paper at full size, with random weights (bytes, time and memory are those of the real
+models; drift is that of the random ones, and says nothing of theirs). Written by `tools/full_size.py`:
+every row is a child process of its own; times are wall and CPU seconds, memory is peak resident megabytes.
+Other jobs ran on the machine: CPU seconds are the steadier figure. A section was made by the version of its date.
+"""
+#: The two trips: prefix of their stages, and what their titles add to the model's.
+KINDS = (("", ""), ("qep ", ", integers by data"))
+
+
+def page(found: dict[str, Record], kept: str = "") -> str:
+    """Return the page as Markdown: a section for each model and trip, and those of an older page that these lack."""
+    sections = _sections(kept)
+    for name, record in found.items():
+        for kind, title in KINDS:
+            done = [c for c in RATIOS if f"facts {kind}{c}" in record]
+            if done and "model" in record:
+                heading = f"## {TRIPS[name].title}{title}: "
+                sections[heading] = heading + _section(record, kind, done)
+    return "\n".join([HEAD, *sections.values()])
+
+
+def _sections(text: str) -> dict[str, str]:
+    """Return the sections of a page, by the part of their heading before the colon."""
+    parts = ["## " + part for part in text.split("\n## ")[1:]]
+    return {part[: part.index(": ") + 2]: part.rstrip("\n") + "\n" for part in parts}
+
+
+def _section(record: Record, kind: str, done: list[int]) -> str:
+    machine, model = record["machine"], record["model"]
+    shown = ("python", "onnxruntime-gpu", "onnx", "numpy")
     lines = [
-        "# Full size on two CPU cores",
+        f"{model['weights'] / 1e6:.2f} M weights in {model['tensors']} tensors, {model['bytes']:,} bytes",
         "",
-        "The three models of the paper at full size, with random weights (bytes, time and memory are those of the real",
-        "models; drift is that of the random ones, and says nothing of theirs). Written by `tools/full_size.py`:",
-        "every row is a child process of its own; times are wall and CPU seconds, memory is peak resident megabytes.",
-        "Other jobs ran on the machine: CPU seconds are the steadier figure.",
+        f"{machine['date']}, {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; "
+        + ", ".join(f"{k} {v}" for k, v in machine.items() if k in shown),
         "",
+        "| stage | wall s | CPU s | peak MB |",
+        "|---|---:|---:|---:|",
     ]
-    for name, r in ((name, r) for name, r in found.items() if "model" in r):
-        m = r["machine"]
-        lines += [
-            f"## {TRIPS[name].title}: {r['model']['weights'] / 1e6:.2f} M weights in {r['model']['tensors']} tensors, "
-            f"{r['model']['bytes']:,} bytes",
-            "",
-            f"{m['date']}, {m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB; "
-            + ", ".join(
-                f"{k} {v}" for k, v in m.items() if k in ("python", "onnxruntime-gpu", "onnx", "numpy")
-            ),
-            "",
-            "| stage | wall s | CPU s | peak MB |",
-            "|---|---:|---:|---:|",
-        ]
-        done = [c for c in KINDS if f"facts {c}" in r]
-        for key in (
-            "export",
-            "score",
-            "score qep",
-            *(f"{s} {c}" for c in done for s in ("allocate", "emit", "verify")),
-        ):
-            if key in r:
-                s = r[key]
-                lines.append(f"| {key} | {s['wall_s']:.0f} | {s['cpu_s']:.0f} | {s['peak_mb']:,.0f} |")
-        lines += [
-            "",
-            "| weights asked | weights | file | planned bytes | file bytes | off | compared | predicted | drift | "
-            "runtime |",
-            "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-        ]
-        for c in done:
-            f = r[f"facts {c}"]
-            off = 100 * (f["bytes"] / f["planned_bytes"] - 1)
-            compared = f.get("compared") or 1
-            predicted = "–" if f["predicted_drift"] is None else f"{f['predicted_drift']:.3g}"
-            lines.append(
-                f"| {c} | {f['weight_compression']:.3f} | {f['compression']:.3f} | {f['planned_bytes']:,} | "
-                f"{f['bytes']:,} | {off:+.4f} % | {compared} | {predicted} | {f['drift']:.3g} | "
-                f"{f['runtime_gap']:.2g} |"
-            )
-        lines += [
-            "",
-            "```",
-            *(r[k]["command"] for k in ("export", "score", "score qep", *COMMANDS) if k in r),
-            "```",
-            "",
-        ]
-    return "\n".join(lines)
+    stages = ["export", f"score {kind}".strip()]
+    stages += [f"{stage} {kind}{c}" for c in done for stage in ("allocate", "emit", "verify")]
+    for key in stages:
+        if key in record:
+            s = record[key]
+            name = key.replace(kind, "") if kind else key
+            lines.append(f"| {name.strip()} | {s['wall_s']:.0f} | {s['cpu_s']:.0f} | {s['peak_mb']:,.0f} |")
+    lines += [
+        "",
+        "| weights asked | weights | file | planned bytes | bytes | off | compared | predicted | drift | runtime |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for c in done:
+        f = record[f"facts {kind}{c}"]
+        off = 100 * (f["bytes"] / f["planned_bytes"] - 1)
+        predicted = "–" if f["predicted_drift"] is None else f"{f['predicted_drift']:.3g}"
+        lines.append(
+            f"| {c} | {f['weight_compression']:.3f} | {f['compression']:.3f} | {f['planned_bytes']:,} | "
+            f"{f['bytes']:,} | {off:+.4f} % | {f.get('compared') or 1} | {predicted} | {f['drift']:.3g} | "
+            f"{f['runtime_gap']:.2g} |"
+        )
+    commands = [record[k]["command"] for k in (*stages[:2], *(stages[-3:])) if k in record]
+    return "\n".join([*lines, "", "```", *commands, "```", ""])
 
 
 if __name__ == "__main__":

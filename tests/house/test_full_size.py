@@ -30,7 +30,7 @@ def test_calibration_shares_no_context_with_those_scored_on(tmp_path: Path, name
     assert not chosen & set(thin(n, n_scored))
 
 
-def test_a_plan_without_a_prediction_has_a_row(tmp_path: Path) -> None:
+def test_a_plan_without_a_prediction_has_a_row() -> None:
     stage = {"command": "tqs x", "exit_code": 0, "wall_s": 1.0, "cpu_s": 1.0, "peak_mb": 1.0}
     facts = {"weight_compression": 8.0, "compression": 7.9, "planned_bytes": 10, "bytes": 10, "drift": 0.5}
     facts |= {"predicted_drift": None, "runtime_gap": 0.1, "n_decoded": 3}
@@ -40,9 +40,15 @@ def test_a_plan_without_a_prediction_has_a_row(tmp_path: Path) -> None:
         **{f"{s} qep 8": stage for s in ("allocate", "emit", "verify")},
         "facts qep 8": facts,
     }
-    assert "| qep 8 | 8.000 | 7.900 | 10 | 10 | +0.0000 % | 1 | – | 0.5 | 0.1 |" in page(
-        {"tiny": record}, tmp_path
-    )
+    text = page({"tiny": record})
+    assert "| 8 | 8.000 | 7.900 | 10 | 10 | +0.0000 % | 1 | – | 0.5 | 0.1 |" in text
+    assert "| allocate 8 | 1 | 1 | 1 |" in text
+
+
+def test_the_page_keeps_the_sections_of_models_that_are_not_here() -> None:
+    text = (ROOT / "models/zoo/FULL_SIZE.md").read_text(encoding="utf-8")
+    assert page({}, text) == text
+    assert text.count("\n## ") >= 3
 
 
 @pytest.mark.slow
