@@ -99,7 +99,9 @@ def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) 
     # the difference in float32 and in float64. The runtime takes twice of it.
     assert 4 * 2 * 48 <= memory.per_context / 2 - 4 * (1 + 4) * 16 <= 4 * 3 * 48
     assert memory.nominal == 4 * 4 * 16 * contexts.n_contexts  # four steps, once
-    assert memory.contexts == 2 * 4 * 16 * contexts.n_contexts  # as read, and as placed
+    assert (
+        memory.contexts == 3 * 4 * 16 * contexts.n_contexts
+    )  # as read, one unit in the last place apart, as placed
     bounded = parse_spec(REPLACE.format(steps="4\nnon_negative = true"))
     assert memory_of(exposable(source.lifted, weights), bounded, contexts) == memory
     both = (Perturbation("both", weights),)  # a block of all weights: its perturbed values are there twice

@@ -133,4 +133,4 @@ def mapped(
 
 def is_mapped(array: NDArray[Any]) -> bool:
     """Return whether an array, or the one that it is a part of, lies in a file; what was pickled does not."""
-    return isinstance(array, np.memmap) and array.mode is not None
+    return isinstance(array, np.memmap) and bool(array.mode)
