@@ -112,7 +112,8 @@ def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) 
     least = memory.beside(3)
     assert longer.place(least, 3, on_host=True) == "file"
     assert longer.total(3, in_file=True) == memory.total(3, in_file=True) == least
-    assert memory.place(least + memory.nominal, 3, on_host=True) == "device"
+    assert memory.held == int(1.05 * memory.nominal)  # what arenas lose between the steps
+    assert memory.place(least + memory.held + 1, 3, on_host=True) == "device"
 
 
 def test_contexts_are_chunked_to_the_memory_allowed(case: Case) -> None:

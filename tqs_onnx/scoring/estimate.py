@@ -89,6 +89,6 @@ def estimate(plan: SweepPlan) -> Estimate:
         contexts_bytes=memory.contexts,
         contexts_in_files_bytes=n_mapped_bytes(plan.contexts),
         chunk_bytes=plan.batch * memory.per_context,
-        nominal_bytes=memory.nominal,
+        nominal_bytes=memory.held,
         nominal_in=place,
     )
