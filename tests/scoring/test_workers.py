@@ -89,7 +89,9 @@ def test_a_dry_run_tells_what_it_would_take_and_writes_nothing(case: Case) -> No
     assert not (case.model.parent / "run").exists()
 
 
-def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) -> None:
+def test_memory_counts_weights_once_and_a_half_and_each_context(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = opened(tmp_path, forecaster(width=16, hidden=48))
     weights = source.survey.weights
     contexts = Contexts({"x": values(3, 16)}, {})
@@ -107,6 +109,11 @@ def test_memory_counts_weights_once_and_a_half_and_each_context(tmp_path: Path) 
     both = (Perturbation("both", weights),)  # a block of all weights: its perturbed values are there twice
     blocked = memory_of(exposable(source.lifted, weights), spec_of(), contexts, both)
     assert blocked.beside(1) - memory.beside(1) == 3 * memory.weights - int(1.5 * memory.weights)
+    assert memory.prepared == int(0.5 * memory.weights)
+    monkeypatch.setattr(
+        "tqs_onnx.scoring.plan.memory.MOST_CONSTANT_BYTES", 0
+    )  # then every weight is an input
+    assert memory_of(exposable(source.lifted, weights), spec_of(), contexts, both).prepared == 0
     longer = memory_of(exposable(source.lifted, weights), spec_of(400), contexts)
     assert longer == replace(memory, nominal=100 * memory.nominal)
     least = memory.beside(3)

@@ -1,8 +1,8 @@
 """Estimate the memory of a sweep from the graph, before anything is rolled out.
 
-    weights      all once in the model, and at worst half of them again for what the kernels prepare; or, if that is
-                 more, two perturbed targets (one is computed while the other is rolled out); and what rounding the
-                 biggest weight takes meanwhile
+    weights      all once in the model, and at worst half of them again for what kernels prepare of constants, of which
+                 there are none above `strategy.MOST_CONSTANT_BYTES`; or, if that is more, two perturbed targets (one is
+                 computed while the other is rolled out); and what rounding the biggest weight takes meanwhile
     contexts     the arrays as they were read, truths too, unless they lie in temporary files (`inputs.data`); the
                  states again, once for the noise floor and once if rollouts are mirrored; and what stays placed on the
                  device (`rollout.chunks`)
@@ -31,6 +31,7 @@ from tqs_onnx.rollout.held import Where, place_of
 from tqs_onnx.rollout.injection import Exposable
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 from tqs_onnx.scoring.plan.perturbation import Perturbation
+from tqs_onnx.scoring.plan.strategy import MOST_CONSTANT_BYTES, prepacked_bytes
 from tqs_passes.errors import InputError
 
 #: Bytes that kernels prepare per byte of weights.
@@ -55,6 +56,8 @@ class Memory:
     ----------
     weights : int
         All weights, counted once.
+    prepared : int
+        What kernels prepare of weights that are constants.
     biggest : int
         The biggest weight.
     target : int
@@ -68,6 +71,7 @@ class Memory:
     """
 
     weights: int
+    prepared: int
     biggest: int
     target: int
     contexts: int
@@ -76,7 +80,7 @@ class Memory:
 
     def beside(self, chunk: int) -> int:
         """Return the bytes of everything but the nominal rollout, with `chunk` contexts in a chunk."""
-        held = self.weights + max(int(_PREPARED * self.weights), _PERTURBED * self.target)
+        held = self.weights + max(self.prepared, _PERTURBED * self.target)
         return held + _ROUNDED * self.biggest + self.contexts + chunk * self.per_context
 
     def most_contexts(self, max_bytes: int, at_least: int = 1) -> int:
@@ -128,10 +132,13 @@ def memory_of(
     state = Contexts({n: a for n, a in contexts.arrays.items() if n in fed}, {})
     n_copies = 2 if spec.rollout.flip_invariant else 1
     placed = sum(contexts.arrays[name].nbytes for name in spec.inputs)
+    changed, weights = tuple(targets), sum(a.nbytes for a in source.arrays.values())
+    is_exposed = sum(prepacked_bytes(w) for t in changed for w in t.weights) > MOST_CONSTANT_BYTES
     return Memory(
-        weights=sum(a.nbytes for a in source.arrays.values()),
+        weights=weights,
+        prepared=0 if is_exposed else int(_PREPARED * weights),
         biggest=max((a.nbytes for a in source.arrays.values()), default=0),
-        target=max((sum(source.arrays[w.name].nbytes for w in t.weights) for t in targets), default=0),
+        target=max((sum(source.arrays[w.name].nbytes for w in t.weights) for t in changed), default=0),
         contexts=n_held_bytes(contexts) + n_copies * n_held_bytes(state) + min(placed, MOST_PLACED_BYTES),
         per_context=_ARENA * (_fullest(proto.graph, sizes, spec.inputs) + _STEP_HELD * step),
         nominal=step * spec.rollout.steps * contexts.n_contexts,
