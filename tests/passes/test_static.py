@@ -81,7 +81,7 @@ def emitted(target: ServingTarget = ServingTarget.ORT_CPU) -> Subject:
 def written(source: Source, target: ServingTarget, known: dict[str, tuple[Range, ...]]) -> Subject:
     serving = settled_serving(source, Serving(target, names="keep", graph="keep").under("qdq"))
     ready = prepared_source(source, serving)
-    menus = menus_of(source, ready, "qdq", (Tier.INT8,), serving, rounded=True)
+    menus = menus_of(source, ready, "qdq", (Tier.INT8, Tier.INT7), serving, rounded=True)
     chosen = []
     for menu in (with_ranges(m, known.get(m.weight.name, ())) for m in menus):
         found = [c for c in menu.candidates if c.assignment.form is Form.STATIC]
@@ -89,10 +89,8 @@ def written(source: Source, target: ServingTarget, known: dict[str, tuple[Range,
             min(
                 found or menu.candidates[:1],
                 key=lambda c: (
-                    *(
-                        c.assignment.tier is not Tier.INT7,
-                        c.assignment.axis is None,
-                    ),  # exact on every processor
+                    c.assignment.tier is not Tier.INT7,  # exact on every processor
+                    c.assignment.axis is None,
                     c.assignment.error_energy,
                 ),
             )

@@ -12,6 +12,7 @@ from onnx import numpy_helper, parser
 
 from tests.models import draws
 from tqs_onnx.allocation.costing import PlanOptions
+from tqs_onnx.allocation.tier_set import TierRule, TierSet
 from tqs_onnx.inputs.source import Source, open_source
 from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.options import QuantizeOptions
@@ -19,6 +20,7 @@ from tqs_onnx.rollout.session import open_session
 from tqs_passes.encode.weight import ROUNDED
 from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving, ServingTarget
+from tqs_passes.tier import Tier
 
 DEPTH = 64
 
@@ -55,6 +57,25 @@ def test_where_products_saturate_eight_bits_are_not_offered(
 def test_other_targets_keep_eight_bits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "saturates", lambda: True)
     assert widths(source, "qdq", ServingTarget.TENSORRT) == {8}
+
+
+@pytest.mark.parametrize("profile", ["small", "fast", "qdq"])
+@pytest.mark.parametrize(
+    "tiers",
+    [
+        TierSet((Tier.FP32, Tier.INT8)),
+        TierSet(pins=(TierRule("*", (Tier.INT8,)),)),
+        TierSet(bans=(TierRule("*", (Tier.INT7,)),)),
+    ],
+)
+def test_seven_bits_are_not_offered_where_the_tiers_leave_them_out(
+    source: Source, profile: Profile, tiers: TierSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "saturates", lambda: False)
+    options = QuantizeOptions(plan=PlanOptions(speedup=1.5), profile=profile, tiers=tiers)
+    found = [c.assignment for m in stages.offer(source, options).menus for c in m.candidates]
+    assert any(a.form in ROUNDED and a.widths == (8,) for a in found)
+    assert not any(7 in a.widths for a in found)
 
 
 @pytest.mark.parametrize("level", [63, -64])

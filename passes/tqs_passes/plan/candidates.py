@@ -217,7 +217,9 @@ def _menu(
     menu = _with_rows(plain, channels, target_of(keep, index, kitchen.opset, kitchen.names))
     if kitchen.rounded is not None:
         target = target_of(keep, index, kitchen.opset, kitchen.names, reader, kitchen.setting.relus)
-        menu = _with_rounded(kitchen, weight, menu, target, kitchen.rounded, pricer)
+        menu = _with_rounded(
+            kitchen, weight, menu, target, kitchen.rounded, pricer if Tier.INT7 in wanted else None
+        )
     return Menu(weight, menu)
 
 
@@ -348,17 +350,18 @@ def _with_rounded(
     menu: tuple[Candidate, ...],
     target: Target,
     form: Form,
-    pricer: Pricer,
+    narrower: Pricer | None,
 ) -> tuple[Candidate, ...]:
     """Add to every candidate whose codes can be read with rounded inputs the same codes in that form.
 
     Where 8 bits are offered 7 are too, for processors whose sums of products saturate (see `unsaturated`), although 8
-    bits may take fewer bytes.
+    bits may take fewer bytes. `narrower` prices them; None if the weight may not have them.
     """
     found: list[Candidate] = []
     is_static = form is Form.STATIC
     offered_too = any(c.assignment.tier is Tier.INT7 and not c.assignment.rows for c in menu)
-    narrows = kitchen.serving.target is not ServingTarget.TENSORRT and not offered_too
+    if offered_too or kitchen.serving.target is ServingTarget.TENSORRT:
+        narrower = None
     # The bytes of a range do not depend on its values.
     unknown = range_between(0.0, 1.0, kitchen.serving.kind_of_ranges)
     ranges = (unknown,) * (2 if convolved(weight, kitchen.setting.readers) else 1) if is_static else ()
@@ -379,9 +382,9 @@ def _with_rounded(
         update = {"form": form, "n_bytes": fragment.n_bytes(), "ranges": ranges}
         shared = {key: piece.n_bytes() for key, piece in fragment.shared.items()}
         found.append(Candidate(a.model_copy(update=update), shared))
-        if a.tier is Tier.INT8 and not a.rows and narrows:
+        if a.tier is Tier.INT8 and not a.rows and narrower is not None:
             narrow = a.model_copy(update={"form": form, "ranges": ranges, "tier": Tier.INT7})
-            found.append(_rounded(narrow, replace(target, ranges=ranges), pricer)[0])
+            found.append(_rounded(narrow, replace(target, ranges=ranges), narrower)[0])
     kept = menu[:1] if menu and menu[0].assignment.form is Form.KEEP else ()
     others = [*menu[len(kept) :], *found]
     others.sort(key=lambda c: (-c.assignment.n_bytes, c.assignment.error_energy))
