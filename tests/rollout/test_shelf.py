@@ -15,6 +15,7 @@ from tqs_onnx.inputs.source import Source
 from tqs_onnx.rollout.contexts import archive, shelf
 from tqs_onnx.rollout.contexts.context_set import (
     Contexts,
+    cast,
     check_finite,
     contexts_hash,
     kept_within,
@@ -24,6 +25,7 @@ from tqs_onnx.rollout.contexts.context_set import (
 from tqs_onnx.rollout.contexts.load import load_contexts
 from tqs_onnx.rollout.contexts.shelf import Shelf, is_mapped, mapped
 from tqs_onnx.rollout.injection import exposable
+from tqs_onnx.rollout.spec.signature import Port
 from tqs_onnx.rollout.spec.spec import parse_spec
 from tqs_onnx.scoring.estimate import estimate
 from tqs_onnx.scoring.plan.memory import memory_of
@@ -142,6 +144,43 @@ def test_an_archive_beyond_the_memory_goes_to_files_unless_it_is_packed(
     assert n_held_bytes(load_contexts(path, SPEC, signature, most_bytes=1 << 30)) == 0
     with pytest.raises(InputError, match=r"but 100 are free\. Store"):
         load_contexts(npz(tmp_path, packed=True), SPEC, signature, most_bytes=1 << 30)
+
+
+def test_an_archive_in_columns_beyond_the_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature = source_in(tmp_path).signature
+    n_bytes = 4 * 3 * 16
+    np.savez(tmp_path / "c.npz", x=np.asfortranarray(values(3, 16)))
+    monkeypatch.setattr(archive, "free_bytes", lambda: n_bytes)
+    assert n_held_bytes(load_contexts(tmp_path / "c.npz", SPEC, signature, most_bytes=0)) == 0
+    monkeypatch.setattr(archive, "free_bytes", lambda: n_bytes - 1)
+    with pytest.raises(InputError, match=r"but 191 are free\. Store"):
+        load_contexts(tmp_path / "c.npz", SPEC, signature, most_bytes=0)
+
+
+def test_a_type_that_has_to_be_changed_is_changed_in_files(tmp_path: Path) -> None:
+    signature = source_in(tmp_path).signature
+    n = (64 << 20) // (8 * 16)
+    wide = np.arange(n * 16, dtype=np.float64).reshape(n, 16) / 7
+    np.savez(tmp_path / "c.npz", x=wide)
+    tracemalloc.start()
+    contexts = load_contexts(tmp_path / "c.npz", SPEC, signature, most_bytes=1 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert is_mapped(contexts.arrays["x"])
+    assert np.array_equal(contexts.arrays["x"], wide.astype(np.float32))
+    assert peak < 40 << 20
+
+
+def test_integers_that_do_not_fit_are_found_in_files_too() -> None:
+    port = Port("n", np.dtype(np.int32), ("b",))
+    fits, not_so = (
+        mapped([a], a.shape, a.dtype, "these") for a in (np.array([3, -4]), np.array([3, 1 << 40]))
+    )
+    assert cast(fits, port, "").tolist() == [3, -4]
+    with pytest.raises(InputError, match="integers that do not fit int32"):
+        cast(not_so, port, "")
 
 
 def test_a_disk_without_room_is_one_line_before_anything_is_written(

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tqs_onnx.rollout.contexts.context_set import Contexts, made_of_parts
+from tqs_onnx.rollout.contexts.context_set import Contexts, blocks_of, made_of_parts
 from tqs_onnx.rollout.spec.spec import RolloutSpec
 
 
@@ -35,7 +35,7 @@ def without_mirror(spec: RolloutSpec) -> RolloutSpec:
 def flipped(contexts: Contexts, spec: RolloutSpec) -> Contexts:
     """Return contexts whose states are negated."""
     arrays = {n: contexts.arrays[n] for n in states(spec)}
-    turned = {n: made_of_parts((-row for row in a), a) for n, a in arrays.items()}
+    turned = {n: made_of_parts((-block for block in blocks_of(a)), a) for n, a in arrays.items()}
     return replace(contexts, arrays=contexts.arrays | turned)
 
 

@@ -100,26 +100,30 @@ def open_archive(path: Path, most_bytes: int | None = None) -> Archive:
         It is no archive, is damaged, holds pickled objects, or more than fits the memory or the disk that is free.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    total = 0
+    total = in_columns = 0
     is_packed = False  # zeros pack a thousandfold: such a file must not fill a disk either
     with _explained(path):
         if path.is_dir():
             for file in sorted(path.rglob("*.npy")):
                 name = file.relative_to(path).with_suffix("").as_posix()
                 with file.open("rb") as stream:
-                    shapes[name], n_bytes = _header(stream, file.stat().st_size)
+                    shapes[name], n_bytes, turned = _header(stream, file.stat().st_size)
                 total += n_bytes
+                in_columns += n_bytes * turned
         else:
             with zipfile.ZipFile(path) as archive:
                 for member in archive.infolist():
                     with archive.open(member) as stream:
-                        shape, n_bytes = _header(stream, member.file_size)
+                        shape, n_bytes, turned = _header(stream, member.file_size)
                     is_packed = is_packed or member.compress_type != zipfile.ZIP_STORED
                     shapes[member.filename.removesuffix(".npy")] = shape
                     total += n_bytes
+                    in_columns += n_bytes * turned
     free = free_bytes()
     is_big = free is not None and total > free
-    in_files = most_bytes is not None and (total > most_bytes or is_big) and not (is_packed and is_big)
+    # Arrays whose first axis is the fastest are read before they go to a file.
+    is_held = is_big and (is_packed or (free is not None and in_columns > free))
+    in_files = most_bytes is not None and (total > most_bytes or is_big) and not is_held
     if in_files:
         free = room_on_disk("the contexts")
     if free is not None and total > free:
@@ -152,13 +156,16 @@ def free_bytes() -> int | None:
     return None if found is None else int(found[1]) * 1024
 
 
-def _header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], int]:
-    """Return the shape and the bytes of an array; refuse a header that promises other bytes than are stored."""
-    shape, dtype, _ = _layout(stream)
+def _header(stream: IO[bytes], size: int) -> tuple[tuple[int, ...], int, bool]:
+    """Return the shape, the bytes, and whether the first axis is the fastest.
+
+    Refuse a header that promises other bytes than are stored.
+    """
+    shape, dtype, in_columns = _layout(stream)
     n_bytes = math.prod(shape) * dtype.itemsize
     if n_bytes != size - stream.tell():
         raise ValueError(f"the header states {n_bytes} bytes, the file holds {size - stream.tell()}")
-    return shape, n_bytes
+    return shape, n_bytes, in_columns
 
 
 def _layout(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], bool]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,7 +102,20 @@ def _taken(array: NDArray[Any], chosen: list[int]) -> NDArray[Any]:
 
 def _in_file(array: NDArray[Any], rows: Sequence[int]) -> NDArray[Any]:
     shape = (len(rows), *array.shape[1:])
-    return mapped((array[i] for i in rows), shape, array.dtype, "the contexts")
+    size = _n_rows(array)
+    parts = (array[rows[start : start + size]] for start in range(0, len(rows), size))
+    return mapped(parts, shape, array.dtype, "the contexts")
+
+
+def _n_rows(array: NDArray[Any]) -> int:
+    """Return how many contexts of an array are handled at a time: one each would take minutes where they are small."""
+    return max(1, _BLOCK_VALUES * len(array) // max(1, array.size))
+
+
+def blocks_of(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield an array [context, ...] some contexts at a time."""
+    size = _n_rows(array)
+    return (array[start : start + size] for start in range(0, len(array), size))
 
 
 def made_of_parts(parts: Iterable[NDArray[Any]], like: NDArray[Any]) -> NDArray[Any]:
@@ -222,9 +235,16 @@ def cast(array: NDArray[Any], port: Port, where: str) -> NDArray[Any]:
         )
     if array.dtype == port.dtype:
         return array
+    if is_mapped(array):
+        parts = (_fitting(block, port, where) for block in blocks_of(array))
+        return mapped(parts, array.shape, port.dtype, "the contexts")
+    return _fitting(array, port, where)
+
+
+def _fitting(array: NDArray[Any], port: Port, where: str) -> NDArray[Any]:
     with np.errstate(over="ignore"):  # floats that become infinite are found by the check for finite values
         result = array.astype(port.dtype)
-    if target == "integer" and not np.array_equal(result, array):
+    if port.dtype.kind in "iu" and not np.array_equal(result, array):
         raise InputError(
             f"input {port.name!r} has integers that do not fit {port.dtype.name}",
             where=where,
@@ -240,7 +260,7 @@ def check_finite(array: NDArray[Any], what: str, where: str, *, allow_nan: bool 
     """
     if array.dtype.kind in "biuS":
         return
-    size = max(1, _BLOCK_VALUES * len(array) // max(1, array.size)) if array.ndim else 1
+    size = _n_rows(array) if array.ndim else 1
     for start in range(0, len(array) if array.ndim else 0, size):
         block = array[start : start + size]
         wide = block.astype(np.float32) if block.dtype.name == "bfloat16" else block

@@ -40,7 +40,7 @@ def load_contexts(
     """Load the contexts of a model.
 
     Arrays that are bigger than `most_bytes` together lie in temporary files, which are mapped. Those of an `.npz` or a
-    folder go there without passing through memory as a whole, unless their type has to be changed.
+    folder go there without passing through memory as a whole, unless their first axis is stored as the fastest.
 
     Parameters
     ----------
