@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tqs_onnx.rollout.contexts import table as tables
 from tqs_onnx.rollout.contexts.table import DataTable, read_table
 from tqs_passes.errors import InputError
 
@@ -212,3 +213,21 @@ def test_a_file_without_an_end_is_refused(tmp_path: Path) -> None:
     endless.symlink_to("/dev/zero")
     with pytest.raises(InputError, match="has a line of more than"):
         read_table(endless)
+
+
+def test_only_the_last_table_of_few_cells_is_kept_and_a_changed_file_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "a,b\n" + "".join(f"{i},{i * i}\n" for i in range(50))
+    first = table(tmp_path, text)
+    monkeypatch.setattr(tables, "_parsed", None)  # nothing is parsed again
+    again = table(tmp_path, text, columns=["b"])
+    assert again.digest == first.digest
+    assert again.values[:, 0].tolist() == first.values[:, 1].tolist()
+    monkeypatch.undo()
+    assert table(tmp_path, text.replace("49,", "48,")).values[-1, 0] == 48
+    packed = tmp_path / "t.csv.gz"  # few bytes, many cells
+    packed.write_bytes(gzip.compress(text.encode()))
+    monkeypatch.setattr(tables, "_MOST_KEPT_CELLS", 99)
+    assert read_table(packed).digest == first.digest
+    assert tables._kept == {}

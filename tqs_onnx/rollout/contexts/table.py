@@ -19,7 +19,6 @@ import math
 from array import array
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +38,10 @@ from tqs_passes.errors import InputError, one_line
 
 #: Cells that a table may have: 2 GiB as float64.
 MOST_CELLS = 1 << 28
-#: Files up to this size are kept as they were parsed, the last one at a time.
-_MOST_KEPT_BYTES = 64 << 20
+#: Tables of up to so many cells are kept as they were parsed, the last one at a time: 64 MiB as float64.
+_MOST_KEPT_CELLS = 8 << 20
+#: The last table that was kept, by its path and the digest of its file.
+_kept: dict[tuple[Path, str], tuple[list[_Column], array[int], str]] = {}
 _TIME_NAMES = frozenset(
     {"date", "time", "datetime", "timestamp", "valid_time", "epoch", "unix", "unixtime", "ds", "utc"}
 )
@@ -199,19 +200,25 @@ def _listed(names: list[str]) -> str:
 
 def _parsed_once(path: Path) -> tuple[list[_Column], array[int], str]:
     """Return what `_parsed` does, and keep it: scoring and evaluation contexts are cut from one table."""
+    key = _identity(path)
+    if key is not None and key in _kept:
+        return _kept[key]
+    _kept.clear()
+    found = _parsed(path)
+    if key is not None and len(found[0]) * len(found[1]) <= _MOST_KEPT_CELLS:
+        _kept[key] = found
+    return found
+
+
+def _identity(path: Path) -> tuple[Path, str] | None:
+    """Return the path and the digest of a file; None if it is no file, or cannot be read: parsing it says why."""
     try:
-        if not path.is_file() or path.stat().st_size > _MOST_KEPT_BYTES:
-            return _parsed(path)
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
-            return _parsed_as(path, hashlib.file_digest(file, "sha256").hexdigest())
+            return path, hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
-        return _parsed(path)  # which says what is wrong
-
-
-@lru_cache(maxsize=1)
-def _parsed_as(path: Path, sha256: str) -> tuple[list[_Column], array[int], str]:
-    """Return what `_parsed` does; a file of the same digest is not parsed again."""
-    return _parsed(path)
+        return None
 
 
 def _parsed(path: Path) -> tuple[list[_Column], array[int], str]:
