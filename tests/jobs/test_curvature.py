@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tests.rollouts import linear, values, write_case
 from tqs_onnx.analysis.curvature import curvature_table
@@ -13,6 +14,7 @@ from tqs_onnx.cli.main import main
 from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.curvature import CurvatureJob, curvature, read_curvature
 from tqs_onnx.rollout.options import RunOptions
+from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.scoring.scores import read_scores
 
 N = 24
@@ -52,6 +54,22 @@ def test_the_fisher_is_the_mean_square_of_the_gradient(case, found) -> None:
     # One direction of signs: the deviation of its square is about √2 of the mean for each of 400 contexts, not
     # independent, because they share the direction.
     assert found.fisher == pytest.approx((gradients**2).sum(axis=(1, 2)).mean(), rel=0.2)
+
+
+def test_linear_algebra_keeps_to_the_threads_of_the_run(case, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, scores, _, _ = case
+    seen: list[set[int]] = []
+    statistics = Calibration.statistics
+
+    def noted(*given, **more):
+        seen.append({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+        return statistics(*given, **more)
+
+    monkeypatch.setattr(Calibration, "statistics", noted)
+    data = DataOptions(files.rollout, files.contexts, files.evaluation)
+    with threadpool_limits(3, user_api="blas"):
+        curvature(CurvatureJob(files.model, scores, data, run=RunOptions("cpu", threads=2)))
+    assert seen == [{2}]
 
 
 def test_the_command_writes_what_analyse_reads(case, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from tqs_onnx.jobs import stages
 from tqs_onnx.jobs.state_growth import StateGrowth, state_growth
 from tqs_onnx.rollout.options import RunOptions
 from tqs_onnx.rollout.testbed import Testbed
+from tqs_onnx.rounding.blas import blas_threads
 from tqs_onnx.rounding.calibrate import Calibration
 from tqs_onnx.rounding.codes_file import codes_beside
 from tqs_onnx.scoring.score import Progress
@@ -135,13 +136,9 @@ def curvature(job: CurvatureJob, progress: Progress | None = None) -> Curvature:
     for weight in bed.weights:
         hessian = inputs = None
         if calibration.uses[weight.name].uses:
-            plain = calibration.statistics(weight.name, {})
-            hessian = float(np.trace(plain.H.sum(axis=0))) / plain.n_rows
             others = {name: value for name, value in rounded.items() if name != weight.name}
-            if others:
-                paired = calibration.statistics(weight.name, others)
-                size = float(np.linalg.norm(paired.H))
-                inputs = float(np.linalg.norm(paired.D)) / size if size > 0 else None
+            with blas_threads(job.run.threads, weight.n_values):
+                hessian, inputs = _input_sums(calibration, weight.name, others)
         fisher = _fisher(judging, weight, scores) if judging.contexts.truth else None
         found.append(
             WeightCurvature(
@@ -153,6 +150,19 @@ def curvature(job: CurvatureJob, progress: Progress | None = None) -> Curvature:
     state = state_growth(bed, scores)
     bed.close()
     return Curvature(source_sha256=source.sha256, weights=tuple(found), state=state)
+
+
+def _input_sums(
+    calibration: Calibration, weight: str, others: dict[str, NDArray[Any]]
+) -> tuple[float, float | None]:
+    """Return the mean square of the inputs, and what rounding the other weights moves of them; None without others."""
+    plain = calibration.statistics(weight, {})
+    hessian = float(np.trace(plain.H.sum(axis=0))) / plain.n_rows
+    if not others:
+        return hessian, None
+    paired = calibration.statistics(weight, others)
+    size = float(np.linalg.norm(paired.H))
+    return hessian, float(np.linalg.norm(paired.D)) / size if size > 0 else None
 
 
 def _rounded(plan_file: Path | None, source: Source, bed: Testbed) -> dict[str, NDArray[Any]]:
