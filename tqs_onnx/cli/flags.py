@@ -558,7 +558,7 @@ RUN = (
         "--threads",
         "run.threads",
         M,
-        "Threads per call, and of linear algebra; 0: the libraries' choice.",
+        "Threads per call, and of linear algebra; 0: as many as help.",
         click.IntRange(min=0),
     ),
     Flag(
