@@ -25,7 +25,7 @@ from tqs_onnx.rounding.assign import (
     decoded_weights,
     round_plan,
 )
-from tqs_onnx.rounding.calibrate import Calibration
+from tqs_onnx.rounding.calibrate import Calibration, Statistics
 from tqs_onnx.rounding.codes_file import codes_digest, read_codes, write_codes
 from tqs_onnx.rounding.tune import DAMPS, STRENGTHS, Tuner, qep_settings
 from tqs_passes.encode.weight import Form
@@ -438,3 +438,30 @@ def test_known_scales_give_the_codes_that_they_come_from(
     for one in (first, second):
         np.testing.assert_array_equal(one.levels, plain.levels)
         np.testing.assert_array_equal(one.scales, plain.scales)
+
+
+@pytest.mark.parametrize("method", ["gptq", "gptaq", "qep"])
+def test_a_column_whose_input_is_always_zero_is_rounded_to_nearest(
+    method: Method, opened: tuple[Source, RolloutSpec]
+) -> None:
+    source, spec = opened
+    found, plan = calibration(source, spec), plan_of(source, 4)
+    target = next(a for a in plan.assignments if a.weight == "b")
+    original = found.statistics
+
+    def silent(weight: str, *given: object, **more: object) -> Statistics:
+        sums = original(weight, *given, **more)  # type: ignore[arg-type]
+        if weight == "b":
+            for square in (sums.H, sums.D):
+                square[:, 3] = square[:, :, 3] = 0.0
+        return sums
+
+    found.statistics = silent  # type: ignore[method-assign]
+    options = RoundingOptions(method)
+    codes = round_plan(plan, found, options).codes["b"]
+    scales = np.broadcast_to(codes.wide_scales(), target.shape)
+    exact = arrays()["b"][3] / scales[3]
+    known = np.arange(-15, 16, 2) if codes.grid is Grid.MIDRISE else np.arange(-8, 8)
+    nearest = known[np.abs(exact[:, None] - known).argmin(axis=1)]
+    np.testing.assert_array_equal(codes.levels[3], nearest)
+    assert np.abs(codes.levels[3]).max() > 1

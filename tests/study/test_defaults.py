@@ -80,6 +80,14 @@ def test_a_row_shows_the_ratio_with_its_interval() -> None:
     assert cells[-1] == "0.50 (0.40 … 0.60)"
 
 
+def test_a_file_that_equals_the_model_has_no_prediction_to_hold() -> None:
+    same = row("a", 2, 0.0, 0.0, (0.0, 0.0))
+    assert defaults.line_of(same)[4] == "–"
+    text = defaults.summary([same, row("b", 2, 0.1, 0.1, (0.4, 0.6))])
+    assert "C = 2: less drift in 2 of 2" in text
+    assert "geometric mean of the ratio 0.50" in text
+
+
 @pytest.mark.slow
 def test_a_model_of_another_person_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not (data_root() / "models" / "rul").is_dir():

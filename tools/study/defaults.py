@@ -234,7 +234,7 @@ def line_of(row: Row) -> list[str]:
     ratio = (
         f"{row['drift'] / row['best_drift']:.2f} ({row['low']:.2f} … {row['high']:.2f})" if compared else "–"
     )
-    held = "–" if row["predicted"] is None else f"{row['drift'] / row['predicted']:.2f}"
+    held = "–" if not row["predicted"] else f"{row['drift'] / row['predicted']:.2f}"
     return [
         row["model"],
         f"{row['compression']}",
@@ -257,11 +257,13 @@ def summary(rows: list[Row]) -> str:
         if not held:
             continue
         ratios = [r["drift"] / r["best_drift"] for r in held]
+        moved = [r for r in ratios if r > 0]  # a file may equal FP32
+        mean = f"{math.exp(float(np.mean(np.log(moved)))):.2f}" if moved else "–"
         count: Callable[[list[bool]], str] = lambda flags: f"{sum(flags)} of {len(flags)}"  # noqa: E731
         lines.append(
             f"- C = {compression}: less drift in {count([r < 1 for r in ratios])}, not more within the interval in "
             f"{count([r['low'] <= 1 for r in held])}, surely less in {count([r['high'] < 1 for r in held])}; "
-            f"geometric mean of the ratio {math.exp(float(np.mean(np.log(ratios)))):.2f}."
+            f"geometric mean of the ratio {mean}."
         )
     known = [(r["model"], r["drift"] / r["predicted"]) for r in rows if r["predicted"]]
     for kind, flag in (("real contexts", False), ("made contexts", True)):
@@ -296,7 +298,7 @@ def main() -> None:
     given = parser.parse_args()
     by_model = {name: rows_of(name, given.runs) for name in given.model or MODELS}
     rows = [row for found in by_model.values() if found is not None for row in found]
-    missing = [name for name, found in by_model.items() if found is None]
+    missing = [name for name in MODELS if by_model.get(name) is None]
     head = [
         "model",
         "C",
@@ -310,7 +312,7 @@ def main() -> None:
         "ratio",
     ]
     text = INTRO + summary(rows) + "\n" + markdown(head, [line_of(row) for row in rows])
-    text += f"\nNot measured, as models or data are missing: {', '.join(missing)}.\n" if missing else ""
+    text += f"\nNot measured: {', '.join(missing)}.\n" if missing else ""
     given.out.write_text(text, encoding="utf-8")
 
 

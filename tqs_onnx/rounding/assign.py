@@ -4,6 +4,9 @@ Weights are rounded in graph order, each with the inputs it receives after all w
 depend only on the values (`tqs_passes.grids.scales`): of the weight, or for QEP of the corrected weight; GPTQ or GPTAQ
 chooses the levels. A weight without a rule is rounded without data, and the reason is recorded.
 
+Inputs that are zero on every calibration context (a Relu that stayed closed) say nothing of their columns: these are
+rounded to nearest. The published programs set them to zero, which other contexts punish.
+
 QEP's correction is bounded: the strength is halved until the correction is at most the norm of the weight.
 """
 
@@ -321,7 +324,7 @@ class _Work:
                 self.notes.append(Skip(a.label, f"not corrected: {error.what}"))
                 return exact
             moved[g] = full - exact[g]
-            # Such columns are cleared later, so they are not corrected.
+            # Inputs that are always zero say nothing of their columns.
             moved[g][:, np.diag(statistics.H[g]) == 0] = 0.0
         norm, size = float(np.linalg.norm(exact)), float(np.linalg.norm(moved))
         strength = self.options.qep_strength
@@ -363,7 +366,6 @@ class _Work:
         """Return the levels of one group [out, in]; None if H has no factor."""
         dead, order, found = self._factored(inputs, g, damp)
         w = target.copy()
-        w[:, dead] = 0.0
         if found is None:
             return None
         if found.damp != damp:
