@@ -211,8 +211,7 @@ def _contenders(
         return
     seen = [storage_key(plan.assignments)]
     others = _others(plan, request, planning, rounding)
-    n_roundings = sum(c.rounding.method in DATA_AWARE for c in first) or 1
-    while len(seen) + n_roundings <= options.candidates and (other := next(others, None)) is not None:
+    while len(seen) + len(first) <= options.candidates and (other := next(others, None)) is not None:
         key = storage_key(other.plan.assignments)
         if key not in seen:
             seen.append(key)
@@ -227,10 +226,9 @@ def _roundings(
     *,
     alone: bool,
 ) -> tuple[RoundingOptions, ...]:
-    """Return the roundings to compare on the allocated plan: QEP, GPTQ, which is QEP without its correction, and none.
+    """Return the roundings to compare on the allocated plan: QEP, and GPTQ, which is QEP without its correction.
 
     QEP corrects the errors before a weight along the nominal rollout, which can lead astray where states are fed back.
-    Where few contexts say little of the others, integers of the weights alone may drift least; they cost one rollout.
     """
     rounding = options.rounding
     if rounding.method != "qep":
@@ -239,9 +237,7 @@ def _roundings(
         return (settled,)
     if options.tune:
         rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
-    if alone:
-        return (rounding,)
-    return rounding, replace(rounding, method="gptq"), replace(rounding, method=rounding.free)
+    return (rounding,) if alone else (rounding, replace(rounding, method="gptq"))
 
 
 def _others(
