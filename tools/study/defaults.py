@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -249,8 +248,12 @@ def line_of(row: Row) -> list[str]:
     ]
 
 
+def _count(flags: list[bool]) -> str:
+    return f"{sum(flags)} of {len(flags)}"
+
+
 def summary(rows: list[Row]) -> str:
-    """Return how often ours are no worse, by compression, and how the predictions hold."""
+    """Return in how many rows our files drift less, for each compression, and how close the predictions are."""
     lines: list[str] = []
     for compression in COMPRESSIONS:
         held = [r for r in rows if r["compression"] == compression and "best_drift" in r]
@@ -259,10 +262,9 @@ def summary(rows: list[Row]) -> str:
         ratios = [r["drift"] / r["best_drift"] for r in held]
         moved = [r for r in ratios if r > 0]  # a file may equal FP32
         mean = f"{math.exp(float(np.mean(np.log(moved)))):.2f}" if moved else "–"
-        count: Callable[[list[bool]], str] = lambda flags: f"{sum(flags)} of {len(flags)}"  # noqa: E731
         lines.append(
-            f"- C = {compression}: less drift in {count([r < 1 for r in ratios])}, not more within the interval in "
-            f"{count([r['low'] <= 1 for r in held])}, surely less in {count([r['high'] < 1 for r in held])}; "
+            f"- C = {compression}: less drift in {_count([r < 1 for r in ratios])}, not more within the interval in "
+            f"{_count([r['low'] <= 1 for r in held])}, surely less in {_count([r['high'] < 1 for r in held])}; "
             f"geometric mean of the ratio {mean}."
         )
     known = [(r["model"], r["drift"] / r["predicted"]) for r in rows if r["predicted"]]

@@ -97,7 +97,7 @@ def open_archive(path: Path, most_bytes: int | None = None) -> Archive:
     Raises
     ------
     InputError
-        It is no archive, is damaged, holds pickled objects, or more than fits the memory or the disk that is free.
+        The file is not an archive, is damaged, holds pickled objects, or does not fit in free memory or on the disk.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     total = in_columns = 0

@@ -211,7 +211,7 @@ def _parsed_once(path: Path) -> tuple[list[_Column], array[int], str]:
 
 
 def _identity(path: Path) -> tuple[Path, str] | None:
-    """Return the path and the digest of a file; None if it is no file, or cannot be read: parsing it says why."""
+    """Return the path and the digest of a file; None if it cannot be read, which parsing then reports."""
     try:
         if not path.is_file():
             return None
