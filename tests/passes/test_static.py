@@ -380,3 +380,57 @@ def test_the_plan_reads_back_and_its_digest_knows_the_ranges() -> None:
     assert Plan.model_validate_json(plan.to_json()) == plan
     moved = [a.model_copy(update={"ranges": a.ranges[::-1]}) for a in plan.assignments]
     assert plan.model_copy(update={"assignments": tuple(moved)}).digest() != plan.digest()
+
+
+ADDED = """<ir_version: 8, opset_import: ["" : 18]> g (float[b, 32] x) => (float[b, 32] y) {
+  a = MatMul(x, first)  r = Add(a, bias)  s = Tanh(r)
+  c = MatMul(s, second)  t = Add(bias, c)  u = Tanh(t)
+  d = MatMul(u, third)  v = Add(d, bias)  y = Add(d, v)
+}"""
+
+
+@functools.cache
+def before_adds() -> tuple[Subject, dict[str, np.ndarray], Range]:
+    """Return a file of three products of two axes: the Adds of a vector behind two of them alone read them."""
+    proto = parser.parse_model(ADDED)
+    names = ("first", "second", "third")
+    weights = {name: draws(i, 32, 32) / 6 for i, name in enumerate(names)} | {"bias": draws(5, 32)}
+    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
+    path = Path(tempfile.mkdtemp(prefix="tqs-static-")) / "m.onnx"
+    onnx.save(proto, path)
+    within = range_between(-3.0, 1.5, "uint8")
+    known = dict.fromkeys(names, (within,))
+    return written(open_source(path), ServingTarget.ORT_CPU, known), weights, within
+
+
+def test_an_add_behind_a_product_keeps_it_in_integers(tmp_path: Path) -> None:
+    import onnxruntime
+
+    subject, weights, within = before_adds()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(subject.emitted), options, providers=["CPUExecutionProvider"])
+    found = [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert found.count("MatMulIntegerToFloat") == 3
+    assert found.count("Gemm") == found.count("MatMul") == 0
+    assert subject.emitted.stat().st_size == subject.plan.n_bytes
+    onnx.checker.check_model(str(subject.emitted), full_check=True)
+    w = {a.weight: reference_weight(a, weights[a.weight]) for a in subject.plan.assignments}
+    u = X
+    for name in ("first", "second"):
+        u = np.tanh(within.rounded(u) @ w[name] + w["bias"]).astype(np.float32)
+    d = within.rounded(u) @ w["third"]
+    difference = run(subject.emitted) - (2 * d + w["bias"])
+    # A value on a rounding boundary may fall one level elsewhere.
+    assert np.abs(difference).max() < 0.02
+    assert np.median(np.abs(difference)) < 1e-6
+
+
+def test_for_tensorrt_an_add_stays_where_it_is() -> None:
+    subject, _, _ = before_adds()
+    within = range_between(-3.0, 3.0, "int8")
+    known = dict.fromkeys(("first", "second", "third"), (within,))
+    graph = onnx.load(written(open_source(subject.source), ServingTarget.TENSORRT, known).emitted).graph
+    assert {n.output[0] for n in graph.node if n.op_type == "Add"} == {"r", "t", "v", "y"}
+    assert all(n.op_type not in ("Sub", "Neg") for n in graph.node)

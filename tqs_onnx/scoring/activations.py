@@ -35,7 +35,7 @@ from tqs_onnx.scoring.ranges import WAYS, ranges_of
 from tqs_onnx.scoring.scores import ActivationScore
 from tqs_passes.encode.dynamic import rounded_input
 from tqs_passes.encode.static import Kind, Range
-from tqs_passes.graph.readers import convolved, multiplied, recurs, relus_after, sole_readers
+from tqs_passes.graph.readers import convolved, followers_in, multiplied, recurs, sole_readers
 from tqs_passes.weights import Weight
 
 _LOG = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def score_activations(
     readers = sole_readers(bed.model.proto.graph)
     probe = _Probe(session, held, meter, horizons)
     weights = [w for w in chosen if w.name in source.switches]
-    relus = relus_after(bed.model.proto.graph)
-    touched = {w.name: _touched(readers[w.name], relus) for w in weights}
+    followers = followers_in(bed.model.proto.graph)
+    touched = {w.name: _touched(readers[w.name], followers) for w in weights}
     tensors = tuple(dict.fromkeys(t for w in weights for t in touched[w.name]))
     ranges = {} if kind is None else _chosen(ranges_of(bed, tensors, kind), touched, probe)
     errors = _rounding_errors(bed, tensors, ranges)
@@ -99,11 +99,11 @@ def score_activations(
     return tuple(found)
 
 
-def _touched(reader: onnx.NodeProto, relus: Mapping[str, onnx.NodeProto]) -> tuple[str, ...]:
+def _touched(reader: onnx.NodeProto, followers: Mapping[str, onnx.NodeProto]) -> tuple[str, ...]:
     """Return the tensors that a reader rounds: its input, and the output of a Conv or of the Relu behind it."""
     if reader.op_type != "Conv":
         return (reader.input[0],)
-    last = relus.get(reader.output[0], reader)
+    last = followers.get(reader.output[0], reader)
     return reader.input[0], last.output[0]
 
 

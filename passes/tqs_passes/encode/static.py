@@ -7,13 +7,14 @@ Before → after, for a MatMul, a plain Gemm, or a Conv with the weight w ::
     x, w, b ─▶ Gemm ─▶ y    the same, then b is added; with transB = 1 the integers are stored transposed
     x, w, b ─▶ Conv ─▶ y    the same, then QuantizeLinear ─▶ DequantizeLinear ─▶ y
     … Conv ─▶ Relu ─▶ y     the same, the Relu before the QuantizeLinear
+    … MatMul ─▶ Add(b) ─▶ y as for a Gemm
 
 This is explicit quantization as TensorRT, OpenVINO and onnxruntime read it: one scale per activation, one scale per
 channel of the weight, biases in float. onnxruntime 1.31 fuses it on the CPU to MatMulIntegerToFloat and QLinearConv. It
 fuses a Gemm or a Conv only if the output is rounded too, hence MatMul instead of Gemm, and the rounded output. It also
-merges a MatMul of two axes with an Add into a Gemm that it then does not fuse; for it b is subtracted as −b, which it
-folds at load. Readers of one tensor share one pair of nodes. A range is uint8 with a zero point (CPU), or int8 with
-zero point 0 (TensorRT).
+merges a MatMul of two axes with an Add into a Gemm that it then does not fuse. With uint8, for the CPU, b is therefore
+subtracted as −b, which it folds at load. Readers of one tensor share one pair of nodes. A range is uint8 with a zero
+point (CPU), or int8 with zero point 0 (TensorRT).
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def read_statically(
     name: str,
     reader: onnx.NodeProto,
     ranges: tuple[Range, ...],
-    relu: onnx.NodeProto | None = None,
+    follower: onnx.NodeProto | None = None,
 ) -> Fragment:
     """Replace a weight's reader in a fragment that already decodes the weight under its name.
 
@@ -106,34 +107,55 @@ def read_statically(
         The MatMul, plain Gemm or Conv to replace.
     ranges : tuple of Range
         That of its input; for a Conv also that of its output, behind the Relu if there is one.
-    relu : onnx.NodeProto or None
-        The Relu that alone reads the output of a Conv, which is then replaced too.
+    follower : onnx.NodeProto or None
+        The Relu behind a Conv or the Add behind a MatMul (`tqs_passes.graph.readers.followers_in`), replaced too.
     """
-    y = reader.output[0]
-    reading = Fragment(f"{fragment.prefix}y", fragment.namespace)
     x = _passed(fragment, reader.input[0], ranges[0])
     if reader.op_type == "Conv":
-        conv = onnx.NodeProto()
-        conv.CopyFrom(reader)
-        conv.input[:2] = [x, name]
-        made = f"{fragment.prefix}y"
-        reading.nodes.append(conv)
-        if relu is None:
-            conv.output[:] = [made]
-        else:
-            reading.nodes.append(helper.make_node("Relu", [y], [made], name=relu.name or None))
-            y, fragment.also = relu.output[0], [relu]
-        reading.nodes += _pair(fragment, made, y, ranges[1], y, levels="o")
-    elif reader.op_type == "Gemm" and len(reader.input) > 2 and reader.input[2]:
-        product = reading.op("MatMul", [x, name], name=reader.name)
-        if ranges[0].kind == "int8":
-            reading.op("Add", [product, reader.input[2]], output=y)
-        else:
-            reading.op("Sub", [product, reading.op("Neg", [reader.input[2]])], output=y)
+        reading = _convolution(fragment, reader, [x, name], ranges[1], follower)
     else:
-        reading.op("MatMul", [x, name], output=y, name=reader.name)
+        reading = _product(fragment, reader, [x, name], ranges[0].kind, follower)
     fragment.reader, fragment.reading = reader, reading.nodes
     return fragment
+
+
+def _convolution(
+    fragment: Fragment, reader: onnx.NodeProto, inputs: list[str], out: Range, relu: onnx.NodeProto | None
+) -> Fragment:
+    """Return a Conv whose output is rounded, behind the Relu if there is one, which is then replaced."""
+    y, made = reader.output[0], f"{fragment.prefix}y"
+    reading = Fragment(made, fragment.namespace)
+    conv = onnx.NodeProto()
+    conv.CopyFrom(reader)
+    conv.input[:2] = inputs
+    reading.nodes.append(conv)
+    if relu is None:
+        conv.output[:] = [made]
+    else:
+        reading.nodes.append(helper.make_node("Relu", [y], [made], name=relu.name or None))
+        y, fragment.also = relu.output[0], [relu]
+    reading.nodes += _pair(fragment, made, y, out, y, levels="o")
+    return reading
+
+
+def _product(
+    fragment: Fragment, reader: onnx.NodeProto, inputs: list[str], kind: Kind, add: onnx.NodeProto | None
+) -> Fragment:
+    """Return the product of a MatMul or Gemm with its bias, or that of the Add behind it, which is then replaced."""
+    y, bias = reader.output[0], reader.input[2] if len(reader.input) > 2 else ""
+    if add is not None and kind == "uint8":
+        bias = next(b for b in add.input if b != y)
+        y, fragment.also = add.output[0], [add]
+    reading = Fragment(f"{fragment.prefix}y", fragment.namespace)
+    if not bias:
+        reading.op("MatMul", inputs, output=y, name=reader.name)
+        return reading
+    product = reading.op("MatMul", inputs, name=reader.name)
+    if kind == "uint8":
+        reading.op("Sub", [product, reading.op("Neg", [bias])], output=y)
+    else:
+        reading.op("Add", [product, bias], output=y)
+    return reading
 
 
 def _passed(fragment: Fragment, x: str, chosen: Range) -> str:

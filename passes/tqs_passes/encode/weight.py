@@ -103,8 +103,8 @@ class Target:
         The only reader of the weight, for forms that replace it.
     ranges : tuple of Range
         The ranges of its input and output, for the form `static`.
-    relu : onnx.NodeProto or None
-        The Relu that alone reads the reader's output, if there is one: the form `static` of a Conv rounds its output.
+    follower : onnx.NodeProto or None
+        The node that the form `static` computes with the reader (`tqs_passes.graph.readers.followers_in`).
     """
 
     name: str
@@ -115,7 +115,7 @@ class Target:
     stem: str = ""
     reader: onnx.NodeProto | None = None
     ranges: tuple[Range, ...] = ()
-    relu: onnx.NodeProto | None = None
+    follower: onnx.NodeProto | None = None
 
     def __post_init__(self) -> None:
         """Use the weight's own name as the stem by default."""
@@ -204,7 +204,7 @@ def encode_codes(target: Target, codes: Codes, form: Form, encoding: Encoding = 
         axis = {} if codes.axis is None else {"axis": codes.axis}
         value = fragment.op("DequantizeLinear", [levels, scale], output=last, name=node, **axis)
         if is_static and target.reader is not None:
-            return read_statically(fragment, value, target.reader, target.ranges, target.relu)
+            return read_statically(fragment, value, target.reader, target.ranges, target.follower)
     else:
         scale = _stored_scale(fragment, stem, codes.scales)
         if is_int8:

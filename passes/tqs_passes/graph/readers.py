@@ -59,12 +59,26 @@ def readers_in(model: Model) -> dict[str, onnx.NodeProto]:
     return {before.get(name, name): node for name, node in found.items()}
 
 
-def relus_after(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Map each tensor that one Relu alone reads to that Relu, as it will be written; linear in the graph."""
+def followers_in(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Map each tensor that a Conv or MatMul makes to the node that can be computed with it, as it will be written.
+
+    That is the Relu behind a Conv, or the Add of a stored tensor behind a MatMul, if nothing else reads the tensor. The
+    cost is linear in the graph.
+    """
     uses = Counter(name for g in iter_graphs(graph) for node in g.node for name in node.input)
     uses.update(output.name for g in iter_graphs(graph) for output in g.output)
-    relus = (node for node in graph.node if node.op_type == "Relu" and node.domain in ("", "ai.onnx"))
-    return {node.input[0]: bare(node) for node in relus if uses[node.input[0]] == 1}
+    standard = [node for node in graph.node if node.domain in ("", "ai.onnx")]
+    made = {node.output[0]: node.op_type for node in standard if node.op_type in ("Conv", "MatMul")}
+    known = {t.name for t in graph.initializer} | {i.name for i in graph.input}
+    found: dict[str, onnx.NodeProto] = {}
+    for node in standard:
+        if node.op_type == "Relu" and made.get(node.input[0]) == "Conv" and uses[node.input[0]] == 1:
+            found[node.input[0]] = bare(node)
+        elif node.op_type == "Add":
+            for x, b in (node.input, reversed(node.input)):
+                if made.get(x) == "MatMul" and uses[x] == 1 and b in known:
+                    found[x] = bare(node)
+    return found
 
 
 def multiplied(weight: Weight, readers: Mapping[str, onnx.NodeProto]) -> bool:

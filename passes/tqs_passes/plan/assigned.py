@@ -34,27 +34,27 @@ def target_of(
     opset: int,
     names: Names,
     reader: onnx.NodeProto | None = None,
-    relus: Mapping[str, onnx.NodeProto] | None = None,
+    followers: Mapping[str, onnx.NodeProto] | None = None,
 ) -> Target:
     """Return the target of an assignment's fragment; `index` is its place in the plan, `reader` its only reader.
 
-    `relus` are those that read one tensor alone (`tqs_passes.graph.readers.relus_after`). Its names start with the
+    `followers`: see `tqs_passes.graph.readers.followers_in`. Its names start with the
     weight's name, or with ``<namespace>.<index>`` when the model already has such names. In a model of short names they
     start with the weight's short name and a dot, which no other name does.
     """
     weight = names.stored.get(assignment.weight, assignment.weight)
-    relu = (relus or {}).get(reader.output[0]) if reader is not None else None
+    follower = (followers or {}).get(reader.output[0]) if reader is not None else None
     if names.terse:
         own = f"{weight}."
         return Target(
-            *(weight, assignment.dtype, opset, own, names.namespace, own, reader), assignment.ranges, relu
+            *(weight, assignment.dtype, opset, own, names.namespace, own, reader), assignment.ranges, follower
         )
     prefix = f"{names.namespace}.{index}"
     stem = weight if names.taken.isdisjoint(stem_names(weight)) else prefix
     return Target(
         *(weight, assignment.dtype, opset, f"{prefix}.", names.namespace, stem, reader),
         assignment.ranges,
-        relu,
+        follower,
     )
 
 

@@ -36,7 +36,7 @@ from tqs_passes.files.model import Model
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.files.wire import field_size
 from tqs_passes.graph.names import Names, names_in, opset_of
-from tqs_passes.graph.readers import convolved, readers_in, relus_after
+from tqs_passes.graph.readers import convolved, followers_in, readers_in
 from tqs_passes.grids.grid import Codes, broadcast_shape
 from tqs_passes.grids.rounding_error import Pricer
 from tqs_passes.grids.row_tiers import parts_of
@@ -121,7 +121,7 @@ def kitchen_of(
 ) -> Kitchen:
     """Collect what the candidates of a lifted model depend on; see `Kitchen`."""
     opset, serving = opset_of(model.proto), (serving or Serving()).under(profile)
-    setting = Setting(profile, opset, readers_in(model), serving, relus_after(model.proto.graph))
+    setting = Setting(profile, opset, readers_in(model), serving, followers_in(model.proto.graph))
     form = None if not rounded else Form.STATIC if profile == "qdq" else Form.DYNAMIC
     return Kitchen(model, opset, names_in(model), setting, serving, rounding, form)
 
@@ -204,7 +204,7 @@ def _menu(
     wanted = tiers if only is None else tuple(t for t in Tier if t in only)
     reader = kitchen.setting.readers.get(weight.name)
     for tier in offered(wanted, weight.dtype)[1:]:
-        target = target_of(keep, index, kitchen.opset, kitchen.names, reader, kitchen.setting.relus)
+        target = target_of(keep, index, kitchen.opset, kitchen.names, reader, kitchen.setting.followers)
         if tier.is_integer and pricer.in_range and kitchen.opset >= MIN_OPSET:
             rounded = _integer(kitchen, weight, keep, target, tier, pricer)
             found.extend(candidate for candidate, _ in rounded)
@@ -216,7 +216,7 @@ def _menu(
     plain = _undominated(found)
     menu = _with_rows(plain, channels, target_of(keep, index, kitchen.opset, kitchen.names))
     if kitchen.rounded is not None:
-        target = target_of(keep, index, kitchen.opset, kitchen.names, reader, kitchen.setting.relus)
+        target = target_of(keep, index, kitchen.opset, kitchen.names, reader, kitchen.setting.followers)
         menu = _with_rounded(
             kitchen, weight, menu, target, kitchen.rounded, pricer if Tier.INT7 in wanted else None
         )

@@ -69,15 +69,15 @@ class Setting:
     readers : mapping of str to onnx.NodeProto
         See `sole_readers`.
     serving : Serving
-    relus : mapping of str to onnx.NodeProto
-        See `relus_after`.
+    followers : mapping of str to onnx.NodeProto
+        See `followers_in`.
     """
 
     profile: Profile
     opset: int
     readers: Mapping[str, onnx.NodeProto]
     serving: Serving = field(default_factory=Serving)
-    relus: Mapping[str, onnx.NodeProto] = field(default_factory=dict[str, onnx.NodeProto])
+    followers: Mapping[str, onnx.NodeProto] = field(default_factory=dict[str, onnx.NodeProto])
 
 
 def integer_form(setting: Setting, weight: Weight, tier: Tier, grid: Grid, axis: int | None) -> Form:

@@ -39,7 +39,7 @@ from tqs_passes.files.model import Model
 from tqs_passes.files.spill import Spill
 from tqs_passes.files.tensors import tensor_array
 from tqs_passes.graph.names import names_in, opset_of
-from tqs_passes.graph.readers import readers_in, relus_after
+from tqs_passes.graph.readers import followers_in, readers_in
 from tqs_passes.graph_pass import PassResult, Skip
 from tqs_passes.grids.grid import Codes
 from tqs_passes.grids.scales import scales_fit_half
@@ -199,7 +199,7 @@ class Rewrite:
             a.weight for a in self.plan.assignments if a.form is not Form.KEEP or a.weight in model.deferred
         )
         opset, readers = opset_of(model.proto), readers_in(model)
-        relus = relus_after(model.proto.graph)
+        followers = followers_in(model.proto.graph)
         for a in self.plan.assignments:
             computed, reader = model.deferred.get(a.weight), readers.get(a.weight)
             tensor = stored.get(model.stored_name(a.weight))
@@ -214,7 +214,7 @@ class Rewrite:
                 skipped.append(Skip(a.weight, f"kept as {a.tier}"))
                 continue
             values = tensor_array(stored[model.stored_name(a.weight)], model.folder)
-            target = target_of(a, index, opset, names, readers.get(a.weight), relus)
+            target = target_of(a, index, opset, names, readers.get(a.weight), followers)
             fragment = fragment_of(a, target, values, self.codes.get(a.weight))
             for key, piece in fragment.shared.items():
                 shared.setdefault(key, piece)

@@ -29,7 +29,7 @@ from tqs_passes.encode.dynamic import DYNAMIC_OPSET
 from tqs_passes.encode.static import STATIC_OPSET, Kind, Range
 from tqs_passes.files.model import Model
 from tqs_passes.graph.names import opset_of
-from tqs_passes.graph.readers import has_one_direction, relus_after
+from tqs_passes.graph.readers import followers_in, has_one_direction
 from tqs_passes.graph_pass import PassResult, Skip
 from tqs_passes.transforms.rounded_lstm import switched_lstm
 
@@ -108,7 +108,7 @@ class Switch:
         wanted = {name: f"{_PREFIX}.{i}" for i, name in enumerate(self.weights)}
         nodes: list[onnx.NodeProto] = []
         found: dict[str, SwitchInputs] = {}
-        relus = relus_after(graph)
+        followers = followers_in(graph)
         last: dict[str, SwitchInputs] = {}
         for node in graph.node:
             weight = node.input[1] if node.op_type in readers and len(node.input) > 1 else ""
@@ -130,8 +130,8 @@ class Switch:
             nodes.append(_switched(node.input[0], f"{inputs.name}.x", inputs, 0))
             node.input[0] = nodes[-1].output[0]
             nodes.append(node)
-            if convolves and node.output[0] in relus:
-                last[relus[node.output[0]].output[0]] = inputs
+            if convolves and node.output[0] in followers:
+                last[followers[node.output[0]].output[0]] = inputs
             elif convolves:
                 nodes.append(_rounded_output(node, inputs))
         changed = tuple(name for name in self.weights if name in found)
