@@ -1,5 +1,6 @@
 """Timing: what is reported, how it is compared, and which jobs are timed. No test depends on a clock's value."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tests.rollouts import forecaster, spec_of, values, write_case
 from tqs_onnx.cli.main import main
 from tqs_onnx.jobs.release import timing_line
+from tqs_onnx.rollout import stopwatch
 from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.stopwatch import Laps, race
 from tqs_onnx.verification.manifest import read_manifest
@@ -56,6 +58,19 @@ def test_a_race_times_every_file_in_every_round(tmp_path: Path) -> None:
         n: (1, {1: 2, 4: 2}) for n in ("a", "b")
     }
     assert all(s > 0 for r in found.values() for laps in (*r.wall_s.values(), r.load_s) for s in laps)
+
+
+def test_a_race_of_short_calls_goes_on_until_its_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx.save(forecaster(), tmp_path / "m.onnx")
+    seconds = itertools.count()  # every look at the clock finds it a second later
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: float(next(seconds)))
+    fed = {1: {"x": values(1, 16)}}
+    found = race({"m": tmp_path / "m.onnx"}, fed, threads=1, rounds=2, least_s=5, loads=0)
+    assert len(found["m"].wall_s[1]) == 6
+    found = race({"m": tmp_path / "m.onnx"}, fed, threads=1, rounds=2, least_s=1e6, loads=0)
+    assert len(found["m"].wall_s[1]) == stopwatch.MOST_ROUNDS
 
 
 def test_a_file_that_does_not_load_is_named(tmp_path: Path) -> None:

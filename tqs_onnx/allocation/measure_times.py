@@ -35,6 +35,8 @@ _TIMED = (Form.DEQUANTIZE, Form.NBITS, Form.DYNAMIC, Form.STATIC)
 #: Files that run side by side, besides FP32; each holds a session.
 _AT_ONCE = 6
 ROUNDS = 15
+#: Seconds that one race takes at least; see `race`.
+LEAST_S = 5.0
 _SLOWEST, _FASTEST = 0.5, 2.0
 
 
@@ -60,6 +62,7 @@ def measure_times(
     bed : Testbed
         Gives the inputs, the batch, the threads and the provider.
     rounds : int
+        Number of calls of every file, at least.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def measure_times(
         def raced(files: Mapping[str, Path]) -> dict[str, Laps]:
             every = {"fp32": source.path, **files}
             where = {"threads": bed.run.threads, "device": bed.run.device}
-            return race(every, feeds, provider=bed.provider, rounds=rounds, loads=0, **where)
+            return race(every, feeds, provider=bed.provider, rounds=rounds, least_s=LEAST_S, loads=0, **where)
 
         def ratio(found: Mapping[str, Laps], name: str) -> float:
             if bed.run.threads == 1:

@@ -34,6 +34,8 @@ _LEAST_S = 0.005
 #: Pause before each timed call: the runtime's threads in the other process spin for a while after a call.
 _PAUSE_S = 0.002
 _LOAD = "load"
+#: Rounds at one batch size after which a race ends, however short they are.
+MOST_ROUNDS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ def race(
     threads: int = 0,
     device: int = 0,
     rounds: int = 9,
+    least_s: float = 0.0,
     loads: int = 3,
 ) -> dict[str, Laps]:
     """Time files in interleaved rounds.
@@ -86,6 +89,9 @@ def race(
         Number of the GPU.
     rounds, loads : int
         Number of timed calls at each batch size, and of loads after the first.
+    least_s : float
+        Rounds go on until they have taken this many seconds at each batch size, up to `MOST_ROUNDS`: other users of the
+        machine slow it down for a second or two at a time, which no number of short calls averages out.
 
     Raises
     ------
@@ -111,7 +117,9 @@ def race(
         for batch in feeds:
             once = max(child.ask(f"{batch} 1")[0] for child in children.values())
             repeats = max(1, min(100, round(_LEAST_S / max(once, 1e-6))))
-            for _ in range(rounds):
+            start, done = time.perf_counter(), 0
+            while done < rounds or (done < MOST_ROUNDS and time.perf_counter() < start + least_s):
+                done += 1
                 for name, child in children.items():
                     seconds = child.ask(f"{batch} {repeats}")
                     wall[name][batch] += (seconds[0] / repeats,)
