@@ -41,7 +41,7 @@ from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.data import Data, DataOptions, read_data
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.jobs import stages
+from tqs_onnx.jobs import offering, stages
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.refinement.instruments import instruments_on
 from tqs_onnx.refinement.refine import RefineOptions
@@ -181,8 +181,10 @@ class Bench:
         path = self.kept(f"times.{profile}")
         options, scores = self.options(profile, self.most), self.scores(profile)
         if scores.activations:
-            offered = stages.ranged(stages.offer(self.source, options), scores)
-            stages.timed(self.source, offered, options, stages.bed_of(self.source, self.data, self.run), path)
+            offered = offering.ranged(offering.offer(self.source, options), scores)
+            offering.timed(
+                self.source, offered, options, stages.bed_of(self.source, self.data, self.run), path
+            )
         return path
 
     def rivals(self) -> dict[str, float]:
@@ -212,13 +214,13 @@ class Bench:
             print(f"{profile}: no reader can round its input")
             return
         bed = stages.bed_of(self.source, self.data, self.run).scaled(scores.sigma)
-        offered = stages.ranged(stages.offer(self.source, options), scores)
-        times = stages.timed(self.source, offered, options, bed, self.times(profile))
+        offered = offering.ranged(offering.offer(self.source, options), scores)
+        times = offering.timed(self.source, offered, options, bed, self.times(profile))
         assert times is not None
         request = Request(
             *(offered.menus, scores, offered.size, options.profile, offered.serving), times=times
         )
-        instruments = instruments_on(stages.rounding_inputs(bed, offered.menus))
+        instruments = instruments_on(offering.rounding_inputs(bed, offered.menus))
         wanted = [(latency, self.most) for latency in self.asked(times.checked + MARGIN)]
         wanted.append((1 / FASTER, self.case.model.stat().st_size // SMALLER))
         for latency, most in wanted:

@@ -15,7 +15,8 @@ import pytest
 
 import tqs_onnx as tqs
 from tests.rollouts import Case, bed_of, forecaster, write_case
-from tqs_onnx.cli.flags import BASELINE, QUANTIZE, default_of, field_paths
+from tqs_onnx.cli.flag import default_of, field_paths
+from tqs_onnx.cli.flags import BASELINE, QUANTIZE
 from tqs_onnx.cli.main import cli, main
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions, options_from, settings_of
 from tqs_onnx.rollout import session

@@ -13,7 +13,7 @@ from markupsafe import escape
 from tests.report.conftest import HOSTILE, VARIABLES
 from tqs_onnx.cli import flags as table
 from tqs_onnx.cli.again import command_line
-from tqs_onnx.cli.flags import nested
+from tqs_onnx.cli.flag import nested
 from tqs_onnx.cli.main import main
 from tqs_onnx.jobs.options import QuantizeOptions, options_from, settings_of
 from tqs_onnx.report.figures import text

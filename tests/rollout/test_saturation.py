@@ -14,7 +14,7 @@ from tests.models import draws
 from tqs_onnx.allocation.costing import PlanOptions
 from tqs_onnx.allocation.tier_set import TierRule, TierSet
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.jobs import stages
+from tqs_onnx.jobs import offering
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.rollout.session import open_session
 from tqs_passes.encode.weight import ROUNDED
@@ -39,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 def widths(source: Source, profile: Profile, target: ServingTarget = ServingTarget.ORT_CPU) -> set[int]:
     """Return the widths of weights that are offered to readers that round their inputs."""
     options = QuantizeOptions(plan=PlanOptions(speedup=1.5), profile=profile, serving=Serving(target))
-    menus = stages.offer(source, replace(options, run=replace(options.run, provider="cpu"))).menus
+    menus = offering.offer(source, replace(options, run=replace(options.run, provider="cpu"))).menus
     found = (c.assignment for m in menus for c in m.candidates)
     return {max(a.widths) for a in found if a.form in ROUNDED}
 
@@ -48,14 +48,14 @@ def widths(source: Source, profile: Profile, target: ServingTarget = ServingTarg
 def test_where_products_saturate_eight_bits_are_not_offered(
     source: Source, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "saturates", lambda: True)
+    monkeypatch.setattr(offering, "saturates", lambda: True)
     assert max(widths(source, profile)) == 7
-    monkeypatch.setattr(stages, "saturates", lambda: False)
+    monkeypatch.setattr(offering, "saturates", lambda: False)
     assert max(widths(source, profile)) == 8
 
 
 def test_other_targets_keep_eight_bits(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "saturates", lambda: True)
+    monkeypatch.setattr(offering, "saturates", lambda: True)
     assert widths(source, "qdq", ServingTarget.TENSORRT) == {8}
 
 
@@ -71,9 +71,9 @@ def test_other_targets_keep_eight_bits(source: Source, monkeypatch: pytest.Monke
 def test_seven_bits_are_not_offered_where_the_tiers_leave_them_out(
     source: Source, profile: Profile, tiers: TierSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "saturates", lambda: False)
+    monkeypatch.setattr(offering, "saturates", lambda: False)
     options = QuantizeOptions(plan=PlanOptions(speedup=1.5), profile=profile, tiers=tiers)
-    found = [c.assignment for m in stages.offer(source, options).menus for c in m.candidates]
+    found = [c.assignment for m in offering.offer(source, options).menus for c in m.candidates]
     assert any(a.form in ROUNDED and a.widths == (8,) for a in found)
     assert not any(7 in a.widths for a in found)
 

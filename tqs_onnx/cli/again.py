@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tqs_onnx.cli import flags as table
-from tqs_onnx.cli.flags import Flag
+from tqs_onnx.cli.flag import Flag
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions, settings_of
 
 _DATA = {

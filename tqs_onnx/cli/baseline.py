@@ -10,7 +10,7 @@ import click
 import cloup
 
 from tqs_onnx.cli import flags as table
-from tqs_onnx.cli.flags import Group
+from tqs_onnx.cli.flag import Group
 from tqs_onnx.cli.options import (
     FILE,
     baseline_options,

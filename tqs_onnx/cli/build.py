@@ -10,7 +10,7 @@ import click
 import cloup
 
 from tqs_onnx.cli import flags as table
-from tqs_onnx.cli.flags import Flag, nested
+from tqs_onnx.cli.flag import Flag, nested
 from tqs_onnx.cli.options import FILE, json_option
 from tqs_onnx.cli.outcome import finish
 from tqs_onnx.cli.show import print_json, progress

@@ -10,7 +10,7 @@ import click
 import cloup
 
 from tqs_onnx.cli import flags as table
-from tqs_onnx.cli.flags import Flag, Group, default_of, nested
+from tqs_onnx.cli.flag import Flag, Group, default_of, nested
 from tqs_onnx.inputs.data import DataOptions
 from tqs_onnx.jobs.options import BaselineOptions, QuantizeOptions, options_from
 

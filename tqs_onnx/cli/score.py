@@ -12,7 +12,7 @@ import click
 import cloup
 
 from tqs_onnx.cli import flags as table
-from tqs_onnx.cli.flags import Flag
+from tqs_onnx.cli.flag import Flag
 from tqs_onnx.cli.options import (
     FILE,
     data_files,

@@ -21,7 +21,7 @@ from tqs_onnx.allocation.tier_set import TierSet
 from tqs_onnx.allocation.times import TIMES_NAME, TimeTable
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
-from tqs_onnx.jobs import stages
+from tqs_onnx.jobs import offering, stages
 from tqs_onnx.jobs.axis import Axis, file_labels, named_scores
 from tqs_onnx.jobs.matched import UNIFORM, Uniform, uniform_files
 from tqs_onnx.jobs.options import QuantizeOptions
@@ -190,9 +190,9 @@ class Sweeper:
         self._options = options
         self._times: TimeTable | None = None
         if options.plan.rounds_inputs:
-            offered = stages.ranged(stages.offer(source, options), next(iter(scores.values())))
-            self._times = stages.timed(source, offered, options, bed, times)
-            bed = stages.rounding_inputs(bed, offered.menus)
+            offered = offering.ranged(offering.offer(source, options), next(iter(scores.values())))
+            self._times = offering.timed(source, offered, options, bed, times)
+            bed = offering.rounding_inputs(bed, offered.menus)
         self._instruments = instruments_on(bed, data.calibration, data.beside)
         self._judging = bed.on(data.evaluation)
         self._results = results
@@ -295,7 +295,7 @@ class Sweeper:
         options = self._options
         rounding = options.refine.rounding.free
         if options.plan.rounds_inputs:
-            offered = stages.ranged(stages.offer(self._source, replace(options, tiers=tiers)), scores)
+            offered = offering.ranged(offering.offer(self._source, replace(options, tiers=tiers)), scores)
             return Request(
                 *(offered.menus, scores, offered.size, options.profile, offered.serving), times=self._times
             )

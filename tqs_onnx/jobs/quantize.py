@@ -12,7 +12,7 @@ from tqs_onnx.allocation.costing import Request
 from tqs_onnx.allocation.times import TIMES_NAME
 from tqs_onnx.inputs.data import Data, DataOptions
 from tqs_onnx.inputs.source import Given, Source
-from tqs_onnx.jobs import stages
+from tqs_onnx.jobs import offering, stages
 from tqs_onnx.jobs.options import QuantizeOptions, job_settings
 from tqs_onnx.jobs.release import outcome_facts, summary_of
 from tqs_onnx.jobs.run_directory import (
@@ -145,8 +145,8 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
             "%d weights, %d values; %d scoring and %d evaluation contexts",
             *(len(source.survey.weights), n_values, data.scoring.n_contexts, data.evaluation.n_contexts),
         )
-        offer = stages.offer(source, options)
-        stages.require_room(offer, source, data.spec, options)
+        offer = offering.offer(source, options)
+        offering.require_room(offer, source, data.spec, options)
         bed = stages.bed_of(source, data, options.run)
         stages.require_judged(source, bed, data)
         scores = stages.scored(source, bed, options.scoring, job.out / RESULTS_NAME, progress)
@@ -157,10 +157,12 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
         write_text(job.out / "scores.json", scores.to_json())
         write_text(job.out / "scores.csv", scores.to_csv())
         stages.require_activations_of(scores, options)
-        offer = stages.ranged(offer, scores)
-        times = stages.timed(source, offer, options, bed, job.out / TIMES_NAME)
+        offer = offering.ranged(offer, scores)
+        times = offering.timed(source, offer, options, bed, job.out / TIMES_NAME)
         request = Request(offer.menus, scores, offer.size, options.profile, offer.serving, times=times)
-        instruments = instruments_on(stages.rounding_inputs(bed, offer.menus), data.calibration, data.beside)
+        instruments = instruments_on(
+            offering.rounding_inputs(bed, offer.menus), data.calibration, data.beside
+        )
         judging = bed.on(data.evaluation)
         with Results(job.out / RESULTS_NAME) as kept:
             refined, request = stages.decided(request, offer, source, instruments, judging, options, kept)

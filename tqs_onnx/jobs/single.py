@@ -16,7 +16,7 @@ from tqs_onnx.allocation.times import TIMES_NAME
 from tqs_onnx.emission import emit
 from tqs_onnx.inputs.data import Data, DataOptions, read_data
 from tqs_onnx.inputs.source import Source, open_source
-from tqs_onnx.jobs import stages
+from tqs_onnx.jobs import offering, stages
 from tqs_onnx.jobs.options import QuantizeOptions
 from tqs_onnx.jobs.results import Allocated, Emitted, Verified
 from tqs_onnx.jobs.run_directory import (
@@ -95,7 +95,7 @@ def score_files(
     """
     source, data, bed = _scoring_bed(job, alone=budgeted is None)
     if budgeted is not None:
-        stages.require_room(stages.offer(source, budgeted), source, bed.spec, budgeted)
+        offering.require_room(offering.offer(source, budgeted), source, bed.spec, budgeted)
         stages.require_judged(source, bed, data)
     names = ["scores" if i == 0 else f"scores.{run.probe.kind.value}" for i, run in enumerate(job.runs)]
     files = [f"{name}.{kind}" for name in names for kind in ("json", "csv")]
