@@ -59,12 +59,12 @@ from tqs_passes.plan.forms import Profile
 from tqs_passes.plan.targets import Serving
 
 #: Shares of their latency that our files are asked for; 0: as fast as can be.
-SHARES = (1.15, 1.0, 0.9, 0.0)
+SHARES = (1.15, 1.04, 0.9, 0.0)
 NEAR = 1.05
 #: Seconds that a race takes at least.
 LEAST_S = 10.0
 #: Latencies that differ by less than this share of FP32's are asked for once.
-SAME = 0.015
+SAME = 0.004
 #: What is added to the time of the fastest forms together, so that rounded times still fit.
 MARGIN = 1e-3
 #: Where no file is that fast within the bytes, it may take this share more time, so many times.
