@@ -134,7 +134,8 @@ def scored(
     source: Source, spec: RolloutSpec, x: Floats, probe: Probe | None = None, **changes: object
 ) -> Scores:
     """Return the scores of a source on contexts x, one thread."""
-    run = {name: changes.pop(name) for name in ("provider", "batch", "threads") if name in changes}
+    names = ("provider", "batch", "threads", "max_memory")
+    run = {name: changes.pop(name) for name in names if name in changes}
     bed = bed_of(source, spec, Contexts({"x": x}, {}), **run)
     return score(bed, source.sha256, ScoreOptions(**({"probe": probe or Probe()} | changes)))
 

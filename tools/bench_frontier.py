@@ -155,14 +155,14 @@ def costs(given: Given, methods: Sequence[str], points: int, folder: Path) -> It
 def _scored(given: Given, run: RunOptions) -> tuple[Scores, float]:
     start = time.process_time()
     source = stages.opened(given.model, run)
-    data = stages.read(given.data, source)
+    data = stages.read(given.data, source, run)
     scores = stages.scored(source, stages.bed_of(source, data, run), ScoreOptions(), None)
     return scores, time.process_time() - start
 
 
 def _points(given: Given, scores: Scores, options: QuantizeOptions, axis: Axis, out: Path) -> Iterator[Point]:
     source = stages.opened(given.model, options.run)
-    data = stages.read(given.data, source)
+    data = stages.read(given.data, source, options.run)
     with Results(out / "sweep.sqlite") as results:
         bed = stages.bed_of(source, data, options.run, scores)
         yield from Sweeper(source, {"": scores}, options, bed, data, results).points(axis, out)

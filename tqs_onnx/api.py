@@ -363,7 +363,7 @@ def verify(
     """
     options = run or RunOptions()
     source = stages.opened(model, options)
-    read = stages.read(data, source, gates)
+    read = stages.read(data, source, options, gates)
     known = scores if isinstance(scores, Scores) else read_scores(scores)
     file = emitted.out if isinstance(emitted, Emitted) else Path(emitted)
     chosen, given = _plan_and_codes(plan, codes)

@@ -328,9 +328,9 @@ def test_a_degradation_without_bound_is_kept_in_the_manifest(
 def test_a_verify_that_is_skipped_leaves_no_stale_settings(case: Case, tmp_path: Path) -> None:
     tables = {"plan": {"compression": 3}}
     by_build(case, tmp_path / "run", tables)
-    by_build(case, tmp_path / "run", {**tables, "score": {"max_memory": 4000}})
+    by_build(case, tmp_path / "run", {**tables, "run": {"max_memory": 4000}})
     settings = json.loads((tmp_path / "run" / "manifest.json").read_text())["settings"]
-    assert settings["options"]["score"]["max_memory"] == 4_000_000_000
+    assert settings["options"]["run"]["max_memory"] == 4_000_000_000
 
 
 def test_the_api_refuses_what_does_not_belong_together(case: Case, tmp_path: Path) -> None:

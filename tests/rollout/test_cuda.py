@@ -113,7 +113,7 @@ def test_every_node_of_the_model_runs_on_the_device(source: Source) -> None:
 
 
 def test_a_limit_of_device_memory_is_kept(source: Source) -> None:
-    little = RunOptions("cuda").for_scoring(max_device_bytes=1 << 20)
+    little = RunOptions("cuda", max_memory=1 << 20).for_scoring()
     session = open_session(source.path, provider="cuda", options=little)
     engine = Engine(session, spec_of(), Contexts({"x": np.zeros((4096, 64), np.float32)}, {}), batch=4096)
     with pytest.raises(InputError):

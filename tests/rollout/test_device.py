@@ -39,8 +39,8 @@ def test_a_file_gets_nothing_but_its_device_as_a_server_gives_it() -> None:
     assert [given for _, given in chain_of("tensorrt", serving)] == [{"device_id": "3"}] * 2 + [{}]
 
 
-def test_the_memory_of_a_gpu_is_limited_where_scoring_is() -> None:
-    options = RunOptions("cuda").for_scoring(max_device_bytes=5_000_000)
+def test_the_memory_of_a_gpu_is_limited_where_the_job_is() -> None:
+    options = RunOptions("cuda", max_memory=5_000_000).for_scoring()
     assert chain_of("cuda", options)[0][1]["gpu_mem_limit"] == "5000000"
 
 

@@ -229,3 +229,11 @@ def test_values_that_are_not_finite_are_found_in_any_block(monkeypatch: pytest.M
     array[3, 1] = np.nan
     with pytest.raises(InputError, match=r"NaN in context 3 at position \[1\]"):
         check_finite(array, "input 'x'", "")
+
+
+def test_every_nominal_rollout_keeps_to_the_memory_allowed(tmp_path: Path) -> None:
+    source, contexts = source_in(tmp_path), Contexts({"x": values(3, 16)}, {})
+    n_bytes = 3 * 4 * 16 * 4  # contexts × steps × values × float32
+    for most, where in ((4 * n_bytes, "device"), (4 * n_bytes - 4, "file")):
+        held = bed_of(source, SPEC, contexts, max_memory=most).hold()
+        assert held.store.where == where, most

@@ -157,8 +157,9 @@ def uniform_files(case: Case, plan: Plan, sigma: dict[str, float], folder: Path)
     if not any(a.tier.is_integer for a in plan.assignments):
         emit(source.lifted, plan, folder / "half.onnx")
         return {"FP16": folder / "half.onnx"}
-    data = stages.read(case.theirs, source)
-    bed = stages.bed_of(source, data, RunOptions("cpu", threads=THREADS)).scaled(sigma)
+    run = RunOptions("cpu", threads=THREADS)
+    data = stages.read(case.theirs, source, run)
+    bed = stages.bed_of(source, data, run).scaled(sigma)
     instruments = instruments_on(bed)
     files: dict[str, Path] = {}
     for scales in ("mse", "unbiased"):

@@ -515,6 +515,14 @@ RUN = (
         "Refuse a model of which the runtime places nodes on the CPU although a GPU was asked for.",
         switch=True,
     ),
+    Flag(
+        "--max-memory",
+        "run.max_memory",
+        M,
+        "Memory limit in megabytes: scoring splits contexts to fit; contexts and nominal rollouts may lie in files.",
+        FiniteRange(min=1),
+        lambda megabytes: int(1e6 * megabytes),
+    ),
 )
 ENGINE = (
     Flag(
@@ -530,14 +538,6 @@ ENGINE = (
         C,
         "Fix the ranges of those inputs in advance, as --profile qdq does: uint8, or int8 for TensorRT.",
         click.Choice(["uint8", "int8"]),
-    ),
-    Flag(
-        "--max-memory",
-        "score.max_memory",
-        M,
-        "Memory limit of scoring in megabytes: contexts are split to fit, and the nominal rollout may lie in a file.",
-        FiniteRange(min=1),
-        lambda megabytes: int(1e6 * megabytes),
     ),
     Flag(
         "--engine",

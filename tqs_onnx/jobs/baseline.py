@@ -144,7 +144,7 @@ def baseline(job: BaselineJob) -> BaselineOutcome:
     start = time.perf_counter()
     options = job.options
     source = stages.opened(job.model, options.run, options.roles)
-    data = stages.read(job.data, source, options.gates)
+    data = stages.read(job.data, source, options.run, options.gates)
     name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     files = [name, "plan.json", CODES_NAME, "manifest.json", TRACES_NAME]

@@ -18,7 +18,7 @@
     [gates]                             # options of `tqs verify`
     max_drift = 0.1
     gate = ["drift:p95<=0.2"]
-    [run]                               # providers, batch, threads
+    [run]                               # providers, batch, threads, max_memory …
     threads = 1
     [[package]]                         # options of `tqs package`, as often as wanted
     format = "triton"

@@ -150,7 +150,7 @@ def half_control(job: BaselineJob) -> Control:
     start = time.perf_counter()
     options = job.options
     source = stages.opened(job.model, options.run, options.roles)
-    data = stages.read(job.data, source, options.gates)
+    data = stages.read(job.data, source, options.run, options.gates)
     name = f"{source.path.stem}.fp16.onnx"
     emitted, manifest_file = job.out / name, job.out / "control.json"
     refuse_overwriting([*with_data(emitted), manifest_file], [*source.files, *data.files.values()])
@@ -160,7 +160,7 @@ def half_control(job: BaselineJob) -> Control:
         with removed_on_failure(emitted):
             save_model(half.model, emitted)
             bed = stages.bed_of(source, data, options.run)
-            require_loadable(emitted, bed.provider, device=bed.run.device)
+            require_loadable(emitted, bed.provider, bed.run.max_memory, bed.run.device)
             bed = bed.scaled(bed.sigma).on(data.evaluation)
             settings = job_settings(
                 "baseline fp16", source.file, data.options, job.out, replace(options, roles=source.roles)

@@ -126,7 +126,7 @@ def curvature(job: CurvatureJob, progress: Progress | None = None) -> Curvature:
         See the stages; or the scores or the plan are for another model.
     """
     source = stages.opened(job.model, job.run)
-    data = stages.read(job.data, source)
+    data = stages.read(job.data, source, job.run)
     scores = read_scores(job.scores)
     bed = stages.bed_of(source, data, job.run, scores)
     calibration = Calibration(bed)

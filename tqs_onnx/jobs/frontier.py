@@ -103,7 +103,7 @@ def sweep(job: SweepJob, progress: Progress | None = None) -> Pareto:
         require_scores_of(source, known)
         stages.require_activations_of(known, options)
     known = next(iter(scores.values()))
-    data = stages.read(job.data, source)
+    data = stages.read(job.data, source, options.run)
     require_runs(options.serving.compute, resolve_provider(options.run.provider))
     require_contexts_of(known, data.spec, data.scoring)
     store = None if isinstance(job.scores, Scores) else job.scores.with_name(RESULTS_NAME)

@@ -129,8 +129,8 @@ def quantize(job: Job, progress: Progress | None = None) -> Outcome:
     """
     start = time.perf_counter()
     options = job.options
-    source = stages.opened(job.model, options.run, options.roles, options.score.max_memory)
-    data = stages.read(job.data, source, options.conditions, max_memory=options.score.max_memory)
+    source = stages.opened(job.model, options.run, options.roles)
+    data = stages.read(job.data, source, options.run, options.conditions)
     name = emitted_name(source.path)
     emitted, plan_file, manifest_file = job.out / name, job.out / "plan.json", job.out / "manifest.json"
     files = [name, "plan.json", "scores.json", "scores.csv", "manifest.json", CODES_NAME, TRACES_NAME]

@@ -122,8 +122,8 @@ def estimate_files(job: ScoreJob) -> tuple[Estimate, ...]:
 
 
 def _scoring_bed(job: ScoreJob, *, alone: bool) -> tuple[Source, Data, Testbed]:
-    source = stages.opened(job.model, job.run, job.roles, job.runs[0].max_memory)
-    data = stages.read(job.data, source, scoring_only=alone, max_memory=job.runs[0].max_memory)
+    source = stages.opened(job.model, job.run, job.roles)
+    data = stages.read(job.data, source, job.run, scoring_only=alone)
     return source, data, stages.bed_of(source, data, job.run)
 
 
@@ -259,9 +259,9 @@ def verify_files(job: VerifyJob) -> Verified:
 
 
 def _verified(job: VerifyJob, source: Source) -> Verified:
-    require_loadable(job.source, resolve_provider(job.run.provider), device=job.run.device)
+    require_loadable(job.source, resolve_provider(job.run.provider), job.run.max_memory, job.run.device)
     plan = read_plan(job.plan)
-    data = stages.read(job.data, source, job.gates)
+    data = stages.read(job.data, source, job.run, job.gates)
     scores = read_scores(job.scores)
     stages.require_made_of(source, plan, scores, data)
     bed = stages.bed_of(source, data, job.run, scores)

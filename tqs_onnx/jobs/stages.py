@@ -74,9 +74,7 @@ class Traces:
     wanted: int | None = None
 
 
-def opened(
-    model: Given | Source, run: RunOptions, roles: Sequence[str] = (), max_memory: int | None = None
-) -> Source:
+def opened(model: Given | Source, run: RunOptions, roles: Sequence[str] = ()) -> Source:
     """Open a model for scoring.
 
     Parameters
@@ -86,8 +84,6 @@ def opened(
     run : RunOptions
     roles : sequence of str
         ``PATTERN=ROLE``.
-    max_memory : int or None
-        Bytes that scoring may hold; loading may take no more than that, and a multiple of the file.
 
     Raises
     ------
@@ -100,7 +96,7 @@ def opened(
         survey = with_roles(source.survey, [parse_role(text) for text in roles])
         source = replace(source, survey=survey, roles=(*source.roles, *roles))
     require_scorable(source)
-    require_loadable(source.path, resolve_provider(run.provider), max_memory, run.device)
+    require_loadable(source.path, resolve_provider(run.provider), run.max_memory, run.device)
     return source
 
 
@@ -112,10 +108,10 @@ def opened_quietly(model: Given | Source) -> Source:
 def read(
     given: DataOptions | Data,
     source: Source,
+    run: RunOptions,
     gates: Sequence[str] = (),
     *,
     scoring_only: bool = False,
-    max_memory: int | None = None,
 ) -> Data:
     """Read the rollout spec and the contexts of a job; log the notes on them.
 
@@ -124,10 +120,10 @@ def read(
     given : DataOptions or Data
         A `Data` is already read; only the gates are checked.
     source : Source
+    run : RunOptions
+        Its `max_memory` decides where contexts lie; see `read_data`.
     gates : sequence of str
     scoring_only : bool
-    max_memory : int or None
-        See `read_data`.
 
     Raises
     ------
@@ -137,7 +133,7 @@ def read(
     if isinstance(given, Data):
         data = given
     else:
-        data = read_data(given, source, scoring_only=scoring_only, max_memory=max_memory)
+        data = read_data(given, source, scoring_only=scoring_only, max_memory=run.max_memory)
     require_evaluable(tuple(parse_gate(text) for text in gates), data)
     if data is not given:
         for note in data.notes:
@@ -422,7 +418,7 @@ def verified(
     InputError
         A gate cannot be evaluated, or the file does not run.
     """
-    require_loadable(subject.emitted, bed.provider, device=bed.run.device)
+    require_loadable(subject.emitted, bed.provider, bed.run.max_memory, bed.run.device)
     tracer = None if traces is None else Tracer(data.spec, data.evaluation, traces.wanted)
     verification = verify(subject, bed.on(data.evaluation), tracer)
     parsed = tuple(parse_gate(text) for text in gates)

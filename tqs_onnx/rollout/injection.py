@@ -179,8 +179,6 @@ class GroupSession:
         Compute the part before the group only once for the first step, if there is one.
     feedback : FeedbackSession, optional
         See `Engine`.
-    max_device_bytes : int, optional
-        See `SessionOptions`.
     """
 
     builds = False
@@ -195,9 +193,8 @@ class GroupSession:
         *,
         prefix: bool = False,
         feedback: FeedbackSession | None = None,
-        max_device_bytes: int | None = None,
     ) -> None:
-        self._options = run.for_scoring(max_device_bytes)
+        self._options = run.for_scoring()
         names = [w.name for w in group if w.name in source.arrays]
         self._arrays = source.arrays
         self._constants = {n: host_value(a) for n, a in source.arrays.items() if n not in names}

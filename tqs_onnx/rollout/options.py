@@ -17,7 +17,7 @@ PROVIDERS: tuple[Provider, ...] = ("cpu", "cuda", "tensorrt")
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """The provider, the batch size and the threads of rollouts.
+    """The provider, the batch size, the threads and the memory of rollouts.
 
     Parameters
     ----------
@@ -31,6 +31,10 @@ class RunOptions:
         GPUs by number, each once; empty: the first. Scoring runs a worker on each, everything else on the first.
     strict_device : bool
         Refuse a model of which the runtime places nodes on the CPU although a GPU was asked for.
+    max_memory : int or None
+        Bytes that a job may hold. Scoring is planned within it (`tqs_onnx.scoring.plan.memory`); contexts and nominal
+        rollouts that take more than a quarter of it lie in files; sessions on a GPU take no more for their tensors.
+        None: the memory of the machine in its place, and no limit on that of the GPU.
 
     Raises
     ------
@@ -43,6 +47,7 @@ class RunOptions:
     threads: int = 0
     devices: tuple[int, ...] = ()
     strict_device: bool = False
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         """Validate the fields."""
@@ -54,6 +59,8 @@ class RunOptions:
             raise InputError(f"`batch` must be at least 1, not {self.batch}")
         if self.threads < 0:
             raise InputError(f"`threads` must be at least 0, not {self.threads}")
+        if self.max_memory is not None and self.max_memory < 1:
+            raise InputError(f"`max_memory` must be at least 1, not {self.max_memory}")
         if min(self.devices, default=0) < 0 or len(set(self.devices)) < len(self.devices):
             named = ",".join(map(str, self.devices))
             raise InputError(f"`devices` must name each GPU once, from 0, not {named}", todo="Give e.g. 0,1")
@@ -65,14 +72,14 @@ class RunOptions:
         """The GPU of everything that runs in this process."""
         return self.devices[0] if self.devices else 0
 
-    def for_scoring(self, max_device_bytes: int | None = None) -> SessionOptions:
-        """Return the options of a session whose runs are compared with each other, within a limit if there is one."""
+    def for_scoring(self) -> SessionOptions:
+        """Return the options of a session whose runs are compared with each other, within `max_memory`."""
         return SessionOptions(
             self.threads,
-            memory_pattern=max_device_bytes is None,
+            memory_pattern=self.max_memory is None,
             device=self.device,
             strict_device=self.strict_device,
-            max_device_bytes=max_device_bytes,
+            max_device_bytes=self.max_memory,
         )
 
     def for_serving(self) -> SessionOptions:

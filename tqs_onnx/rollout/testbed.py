@@ -27,6 +27,7 @@ from tqs_onnx.rollout.contexts.context_set import Contexts
 from tqs_onnx.rollout.distance import Ruler, drift_of, n_space, ruler_for
 from tqs_onnx.rollout.engine import Engine
 from tqs_onnx.rollout.feedback import FeedbackSession
+from tqs_onnx.rollout.guard import most_in_memory
 from tqs_onnx.rollout.held import Held
 from tqs_onnx.rollout.injection import GroupSession, switchable
 from tqs_onnx.rollout.options import RunOptions
@@ -215,7 +216,7 @@ class Testbed:
             See `Engine.hold`.
         """
         if self._held is None:
-            self._held = self.exposed.hold()
+            self._held = self.exposed.hold(most_in_memory(self.run.max_memory))
         return self._held
 
     def nominal(self) -> Iterator[Piece]:

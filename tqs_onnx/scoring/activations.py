@@ -25,6 +25,7 @@ import onnx
 from numpy.typing import NDArray
 
 from tqs_onnx.rollout.distance import n_space, ruler_for
+from tqs_onnx.rollout.guard import most_in_memory
 from tqs_onnx.rollout.held import Held
 from tqs_onnx.rollout.injection import GroupSession, switchable
 from tqs_onnx.rollout.testbed import Testbed
@@ -76,7 +77,7 @@ def score_activations(
         return ()
     source = switchable(bed.model, bed.weights, tuple(w.name for w in chosen), kind)
     session = GroupSession(source, (), bed.spec, bed.contexts, bed.run)
-    held = session.hold()
+    held = session.hold(most_in_memory(bed.run.max_memory))
     ruler = ruler_for(held.template, bed.spec, bed.contexts, sigma)
     meter = Meter(ruler, n_space(held.template, bed.spec, bed.contexts), held, horizons)
     readers = sole_readers(bed.model.proto.graph)

@@ -75,7 +75,7 @@ def estimate(plan: SweepPlan) -> Estimate:
     sessions = plan.n_sessions
     n_built = plan.n_rollouts if plan.how == "rebuild" else sessions
     memory = memory_of(source, plan.spec, plan.contexts, (t for group in plan.groups for t in group))
-    place = memory.place(plan.options.max_memory, plan.batch, on_host=plan.run.provider == "cpu")
+    place = memory.place(plan.run.max_memory, plan.batch, on_host=plan.run.provider == "cpu")
     return Estimate(
         how=plan.how,
         sessions=sessions,

@@ -87,7 +87,6 @@ def open_station(plan: SweepPlan, source: Exposable, group: int, frame: Frame | 
         injection = GroupSession(
             *(source, weights, plan.spec, plan.contexts, run),
             prefix=plan.prefix,
-            max_device_bytes=plan.options.max_memory,
         )
     held = injection.hold(plan.most_held_bytes)
 

@@ -57,8 +57,6 @@ class ScoreOptions:
     horizons : tuple of int
         Steps at which γ(T) is computed; empty: the default schedule.
     units : {"std", "raw"}
-    max_memory : int or None
-        Bytes that the sweep may use, as estimated by `tqs_onnx.scoring.plan.memory`; it limits the chunks.
     blocks : Blocks or None
         None: every weight is scored by itself.
     early_stop : EarlyStop or None
@@ -91,7 +89,6 @@ class ScoreOptions:
     response_bits: tuple[int, ...] = (4, 2)
     horizons: tuple[int, ...] = ()
     units: Literal["std", "raw"] = "std"
-    max_memory: int | None = None
     blocks: Blocks | None = None
     early_stop: EarlyStop | None = None
     group_test: bool = False

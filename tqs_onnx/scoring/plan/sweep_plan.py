@@ -137,10 +137,10 @@ def plan_sweep(bed: Testbed, source_sha256: str, options: ScoreOptions) -> Sweep
     chunk = min(chunk, contexts.n_contexts)
     fixed = fixed_batch(spec, signature_of(model.proto))
     most_held: int | None = None
-    if options.max_memory is not None:
+    if bed.run.max_memory is not None:
         memory = memory_of(exposable(model, rolled), spec, contexts, targets)
-        chunk = min(chunk, memory.most_contexts(options.max_memory, at_least=fixed or 1))
-        most_held = memory.room_for_nominal(options.max_memory, fixed or chunk)
+        chunk = min(chunk, memory.most_contexts(bed.run.max_memory, at_least=fixed or 1))
+        most_held = memory.room_for_nominal(bed.run.max_memory, fixed or chunk)
     chunk = fixed or chunk
     n_chunks = -(-contexts.n_contexts // chunk)
     shape = Shape(

@@ -183,7 +183,7 @@ def _start_tracker() -> None:
 def _start_worker(plan: SweepPlan, frame: Frame, ended: Connection) -> None:
     threading.Thread(target=_end_with_parent, args=(ended,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which stops the pool
-    room = most_in_memory(plan.options.max_memory)
+    room = most_in_memory(plan.run.max_memory)
     plan = replace(
         plan, contexts=kept_within(plan.contexts, room)
     )  # their mapping did not pass from process to process
