@@ -221,6 +221,7 @@ def test_verify_writes_down_how_it_rolled_out(shell: Shell, tmp_path: Path) -> N
         "threads": 1,
         "devices": [],
         "strict_device": False,
+        "max_memory": None,
     }
 
 

@@ -116,7 +116,8 @@ def by_build(case: Case, run: Path, tables: dict[str, dict[str, Any]]) -> None:
     lines = ["version = 1", f"model = {toml(str(case.model))}", f"out = {toml(str(run))}", "[data]"]
     lines += [f"rollout = {toml(str(case.rollout))}", f"contexts = {toml(str(case.contexts))}"]
     lines += [f"eval_contexts = {toml(str(case.evaluation))}"]
-    for name, table in {**tables, "run": {"threads": 1, "providers": "cpu"}}.items():
+    run_table = {"threads": 1, "providers": "cpu"} | tables.get("run", {})
+    for name, table in {**tables, "run": run_table}.items():
         lines += [f"[{name}]", *(f"{key} = {toml(value)}" for key, value in table.items())]
     file = run.with_suffix(".toml")
     file.write_text("\n".join(lines) + "\n")

@@ -29,6 +29,7 @@ def file(tmp_path: Path) -> Path:
     [
         ("while True: pass", "HDF5 does not come to an end of it. Get the file again: it is damaged"),
         ("import os; os.abort()", r"crashes HDF5 \(SIGABRT\). Get the file again"),
+        ("import os; os.kill(os.getpid(), 9)", "as it does when memory is short. Free memory"),
     ],
 )
 def test_a_file_that_ends_the_child_is_one_line(
@@ -38,6 +39,13 @@ def test_a_file_that_ends_the_child_is_one_line(
     monkeypatch.setattr(hdf5_trial, "CPU_S", 1)
     with pytest.raises(InputError, match=said):
         read_named(file)
+
+
+def test_a_disk_that_does_not_answer_is_no_damage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5_trial, "VISIT", "import time; time.sleep(60)")
+    monkeypatch.setattr(hdf5_trial, "WALL_S", 0.5)
+    with pytest.raises(InputError, match=r"waits for it for more than 0.5 s. Copy it to a disk that answers"):
+        require_readable(file)
 
 
 def test_a_file_that_hdf5_reads_or_refuses_passes(file: Path, tmp_path: Path) -> None:

@@ -41,26 +41,34 @@ except Exception:
 """
 
 
+_DAMAGED = "Get the file again: it is damaged"
+
+
 def require_readable(path: Path) -> None:
     """Refuse an HDF5 file that crashes HDF5 or that it reads without end; any other fault is left to the reader.
 
     Raises
     ------
     InputError
-        The child process crashed, or did not end in time.
+        The child process crashed, was ended, or did not end in time.
     """
     command = [sys.executable, "-c", LIMITS + VISIT, str(path.resolve()), str(CPU_S)]
     try:
         done = subprocess.run(
             command, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=WALL_S
         )
-        how = signal.Signals(-done.returncode).name if done.returncode < 0 else ""
-    except subprocess.TimeoutExpired:
-        how = "SIGXCPU"
-    if how:
-        endless = how in ("SIGXCPU", "SIGKILL")
-        raise InputError(
-            "HDF5 does not come to an end of it" if endless else f"crashes HDF5 ({how})",
-            where=str(path),
-            todo="Get the file again: it is damaged",
-        )
+    except subprocess.TimeoutExpired as error:
+        what = f"HDF5 waits for it for more than {WALL_S} s"
+        raise InputError(what, where=str(path), todo="Copy it to a disk that answers") from error
+    if done.returncode < 0:
+        what, todo = _told(signal.Signals(-done.returncode))
+        raise InputError(what, where=str(path), todo=todo)
+
+
+def _told(ended: signal.Signals) -> tuple[str, str]:
+    """Return what a signal that ended the child says of the file, and what to do."""
+    if ended.name == "SIGXCPU":
+        return "HDF5 does not come to an end of it", _DAMAGED
+    if ended.name == "SIGKILL":
+        return "the system ended HDF5 while it was read, as it does when memory is short", "Free memory"
+    return f"crashes HDF5 ({ended.name})", _DAMAGED
