@@ -72,6 +72,51 @@ def test_plans_are_compared_on_the_contexts_that_they_share(plan: Plan, lorenz: 
     assert [t.drift for t in found.tried] == [1.0, 2.0]
 
 
+def test_integers_of_half_the_contexts_count_with_what_all_may_leave(
+    lorenz: Scored, plan: Plan, caplog: pytest.LogCaptureFixture
+) -> None:
+    by_data = replace(
+        entry(plan, "by data", 0.03, 1000),
+        rolled=Rolled(np.full(4, 0.03**2), np.arange(4), "cross-fit", None, least=0.7),
+    )
+    cross_fit = instruments_on(lorenz.bed).cross_fit
+    with caplog.at_level(logging.INFO):
+        found = contest((by_data, entry(plan, "free", 0.022, 1000)), cross_fit, lorenz.scoring)
+    assert found.chosen.name == "by data"  # 0.021 < 0.022
+    assert [t.drift for t in found.tried] == pytest.approx([0.03, 0.022])
+    assert "chose count with 0.7 of their drift" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        found = contest((by_data, entry(plan, "free", 0.02, 1000)), cross_fit, lorenz.scoring)
+    assert found.chosen.name == "free"
+    assert "of their drift" not in caplog.text
+
+
+def test_what_all_contexts_may_leave_follows_from_how_many_chose(lorenz: Scored, plan: Plan) -> None:
+    gptq = RoundingOptions("gptq")
+    contexts = lorenz.bed.contexts.take([0, 1, 2, 3, 4])
+    found = instruments_on(lorenz.bed.on(contexts)).cross_fit.rolled(plan, gptq)
+    assert found is not None
+    assert found.least == pytest.approx((2 / 5) ** 0.5)  # the smaller half of five contexts
+    made = Contexts({name: a[:4] + 1 for name, a in contexts.arrays.items()}, {})
+    beside = instruments_on(lorenz.bed.on(contexts), beside=made).cross_fit.rolled(plan, gptq)
+    assert beside is not None
+    assert beside.least == pytest.approx((6 / 9) ** 0.5)
+    free = instruments_on(lorenz.bed.on(contexts)).cross_fit.rolled(plan, RoundingOptions())
+    assert free is not None
+    assert free.least == 1
+
+
+def test_the_weights_own_rounding_takes_part(lorenz: Scored, plan: Plan) -> None:
+    options = replace(NO_REPAIR, rounding=RoundingOptions("qep"), candidates=2)
+    found = refine(plan, lorenz.request, instruments_on(lorenz.bed), PlanOptions(), options).plan
+    assert [t.rounding.split(",")[0] for t in found.tried] == [
+        "qep on unbiased scales",
+        "gptq on unbiased scales",
+        "unbiased",
+    ]
+
+
 def test_an_overwhelming_uniform_plan_is_written_and_said(
     lorenz: Scored, plan: Plan, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,7 +5,9 @@
     uniform, ends finer   │                                                 ones the smallest file
     … for fewer bytes ────┘
 
-All plans fit the budget. A plan costs one rounding and one joint rollout. The contexts are those that the weights were
+All plans fit the budget. A plan costs one rounding and one joint rollout. Integers that each half of the contexts chose
+for itself are worse than those of the file, which all choose: beside integers that the contexts did not choose they
+count with the least drift that these may have (`Rolled.least`). The contexts are those that the weights were
 scored on: repair, and tuning without a calibration set, have seen them, so their plans are judged a little too well.
 """
 
@@ -94,9 +96,10 @@ def contest(contenders: Iterable[Contender], cross_fit: CrossFit, contexts: Cont
     at, rows = _common([c.rolled for c in held if c.rolled is not None])
     held = [c for c in held if c.rolled is not None]
     drifts = [float(np.sqrt(row.mean())) for row in rows]
-    limit = PRACTICALLY_EQUAL * min(drifts)
-    equal = [i for i, drift in enumerate(drifts) if drift <= limit] or [0]
-    best = min(equal, key=lambda i: (held[i].plan.n_bytes, drifts[i], i))
+    at_best = [d * c.rolled.least for d, c in zip(drifts, held, strict=True) if c.rolled is not None]
+    limit = PRACTICALLY_EQUAL * min(at_best)
+    equal = [i for i, drift in enumerate(at_best) if drift <= limit] or [0]
+    best = min(equal, key=lambda i: (held[i].plan.n_bytes, at_best[i], i))
     if len(held) == 1:
         return Contest(held[0], ())
     judged = contexts.take(at.tolist())
@@ -116,6 +119,13 @@ def contest(contenders: Iterable[Contender], cross_fit: CrossFit, contexts: Cont
     )
     for line in told(tried, [c.is_simple for c in held]):
         _LOG.info(line)
+    least = min(r.least for r in (c.rolled for c in held) if r is not None)
+    if drifts[best] > PRACTICALLY_EQUAL * min(drifts):
+        _LOG.info(
+            "note: integers that each half of the contexts chose count with %.2g of their drift: all contexts choose "
+            "those of the file",
+            least,
+        )
     return Contest(held[best], tried)
 
 

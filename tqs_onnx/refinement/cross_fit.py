@@ -36,12 +36,21 @@ class Rolled:
     basis : {"scoring", "held-out", "cross-fit"}
     assigned : Assigned or None
         The integers that were judged; None if each half of the contexts chose its own.
+    least : float
+        Share of the drift that integers which all contexts choose have at least: √(n of a half / n of all), because
+        what such integers lack falls no faster than in proportion to the number of contexts; 1 if these were judged.
     """
 
     energies: NDArray[np.float64]
     at: NDArray[np.int64]
     basis: Basis
     assigned: Assigned | None
+    least: float = 1.0
+
+    @property
+    def at_best(self) -> float:
+        """The least drift that the file of all contexts may have."""
+        return float(np.sqrt(self.energies.mean())) * self.least
 
 
 class CrossFit:
@@ -127,7 +136,10 @@ class CrossFit:
             assigned = round_plan(plan, calibration, rounding)
             found.append(joint.energies(assigned.plan.assignments, assigned.codes))
         at = np.array([i for _, _, judged in self._halves for i in judged], np.int64)
-        return Rolled(np.concatenate(found), at, "cross-fit", None)
+        n_beside = 0 if self._beside is None else self._beside.n_contexts
+        chose = min(len(judged) for _, _, judged in self._halves) + n_beside
+        least = float(np.sqrt(chose / (self._bed.contexts.n_contexts + n_beside)))
+        return Rolled(np.concatenate(found), at, "cross-fit", None, least)
 
     def _judged(self, assigned: Assigned, basis: Basis) -> Rolled:
         energies = self._joint.energies(assigned.plan.assignments, assigned.codes)

@@ -195,9 +195,7 @@ def _contenders(
             "note: nothing is repaired: the only context chooses the integers, and none is left to judge"
         )
     yield from first
-    rounding = min(
-        first, key=lambda c: math.inf if c.rolled is None else float(c.rolled.energies.mean())
-    ).rounding
+    rounding = min(first, key=lambda c: math.inf if c.rolled is None else c.rolled.at_best).rounding
     capped = planning.max_fp32 is not None and any(a.block for a in plan.assignments)
     if _is_free(planning) and options.repairs and any(a.cost for a in plan.assignments) and not capped:
         joint = instruments.joint
@@ -211,7 +209,8 @@ def _contenders(
         return
     seen = [storage_key(plan.assignments)]
     others = _others(plan, request, planning, rounding)
-    while len(seen) + len(first) <= options.candidates and (other := next(others, None)) is not None:
+    n_roundings = sum(c.rounding.method in DATA_AWARE for c in first) or 1
+    while len(seen) + n_roundings <= options.candidates and (other := next(others, None)) is not None:
         key = storage_key(other.plan.assignments)
         if key not in seen:
             seen.append(key)
@@ -226,18 +225,21 @@ def _roundings(
     *,
     alone: bool,
 ) -> tuple[RoundingOptions, ...]:
-    """Return the roundings to compare on the allocated plan: QEP, and GPTQ, which is QEP without its correction.
+    """Return the roundings to compare on the allocated plan: QEP, GPTQ, which is QEP without its correction, and none.
 
     QEP corrects the errors before a weight along the nominal rollout, which can lead astray where states are fed back.
+    Where few contexts say little of the others, and at many bits, integers of the weights alone may drift least; they
+    cost one rollout.
     """
     rounding = options.rounding
     if rounding.method != "qep":
         return (rounding,)
+    free = replace(rounding, method=rounding.free)
     if settled is not None:
-        return (settled,)
+        return (settled,) if alone or settled.method not in DATA_AWARE else (settled, free)
     if options.tune:
         rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
-    return (rounding,) if alone else (rounding, replace(rounding, method="gptq"))
+    return (rounding,) if alone else (rounding, replace(rounding, method="gptq"), free)
 
 
 def _others(
