@@ -7,8 +7,8 @@ in units of σ of the scoring contexts. Stages, each of which keeps what it foun
     scores   of the weights and of their readers' inputs
     times    of the two files of quantize_dynamic and of the forms             (with more threads: on a quiet machine)
     files    ours, under every profile: for their latency, some shares of it and as fast as can be, within the bytes
-             of their smaller file; for half of FP32's time in a quarter of its bytes. One plan each, its integers by data
-             or not, whichever drifts less on scoring contexts that did not choose them. Drifts
+             of their smaller file; for half of FP32's time in a quarter of its bytes. One plan each, its integers by
+             data or not, whichever drifts less on scoring contexts that did not choose them. Drifts
     race     all files against each other                                      (likewise)
 
 One model ::
