@@ -91,7 +91,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "pangu_mini": grid("pangu_mini"),
     "aurora_mini": grid("aurora_mini"),
     "lorenz96": lorenz,
-    "lstm_ett": table("lstm_ett", "ETTm1", 12, 7, 14),
+    "lstm_ett": table("lstm_ett", "ETTm1", 12, 28, 56),
     "dtln_1": dtln,
     "cyclone": cyclone,
     "transformer": big,
