@@ -215,6 +215,7 @@ def test_a_state_that_names_files_elsewhere_removes_none(
 BAD = [
     ("compression = 3", "compresion = 3", "[plan]: there is no option 'compresion'. Did you mean 'compression'?"),
     ("[run]", "[score]\nmax_contexts = 2\n[run]", "there is no option 'max_contexts'. It belongs in [data]"),
+    ("[run]", "[score]\nmax_memory = 2\n[run]", "there is no option 'max_memory'. It belongs in [run]"),
     ("[run]", "[runs]", "runs: Extra inputs are not permitted"),
     ("version = 1", "version = 2", "version: Input should be 1"),
     ('model = "m.onnx"', 'model = "none.onnx"', "no such file"),

@@ -68,6 +68,19 @@ def test_the_tiers_allowed_are_the_tiers_used(case: Case) -> None:
     assert {a.tier for a in plan.assignments} == {Tier.FP32, Tier.BF16}
 
 
+def test_the_memory_allowed_bounds_the_source_not_what_its_file_unfolds_to(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, int | None] = {}
+
+    def loadable(path: Path, provider: str, max_memory: int | None = None, device: int = 0) -> None:
+        asked[path.name] = max_memory
+
+    monkeypatch.setattr(stages, "require_loadable", loadable)
+    quantize(job(case, run=RunOptions("cpu", threads=1, max_memory=10**8)))
+    assert asked == {"m.onnx": 10**8, "m.tqs.onnx": None}
+
+
 def test_a_file_that_fails_its_verification_is_removed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise GateError("no")

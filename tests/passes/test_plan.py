@@ -178,7 +178,9 @@ def test_keys_are_written_in_schema_order() -> None:
 
 def test_times_are_in_the_file_if_they_were_measured() -> None:
     facts = TimeFacts(predicted=0.5, limit=0.6, batch=32, threads=1, processor="a CPU")
-    tried = Tried(name="knapsack", rounding="qep", n_bytes=9, drift=0.1, low=1.0, high=1.0, chosen=True)
+    tried = Tried(
+        name="knapsack", rounding="qep", n_bytes=9, drift=0.1, at_best=0.1, low=1.0, high=1.0, chosen=True
+    )
     timed = plan().model_copy(update={"time": facts, "tried": (tried,)})
     assert list(json.loads(timed.to_json())) == list(Plan.model_fields)
     assert Plan.model_validate_json(timed.to_json()) == timed

@@ -427,6 +427,37 @@ def test_an_add_behind_a_product_keeps_it_in_integers(tmp_path: Path) -> None:
     assert np.median(np.abs(difference)) < 1e-6
 
 
+STAYING = {
+    "a product of three axes": (
+        "(float[b, 4, 32] x) => (float[b, 4, 32] y) { a = MatMul(x, w)  r = Add(a, bias)  y = Tanh(r) }",
+        "r",
+    ),
+    "a computed operand": (
+        "(float[b, 32] x) => (float[b, 32] y) { a = MatMul(x, w)  s = Mul(x, bias)  y = Add(a, s) }",
+        "y",
+    ),
+    "an input": ("(float[b, 32] x) => (float[b, 32] y) { a = MatMul(x, w)  t = Mul(bias, bias)  y = Add(x, a) }", "y"),
+    "a product that is an output": (
+        "(float[b, 32] x) => (float[b, 32] y, float[b, 32] a) { a = MatMul(x, w)  y = Add(a, bias) }",
+        "y",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STAYING)
+def test_an_add_that_must_stay_stays(case: str, tmp_path: Path) -> None:
+    body, add = STAYING[case]
+    proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> g {body}')
+    weights = {"w": draws(1, 32, 32) / 6, "bias": draws(5, 32)}
+    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
+    onnx.save(proto, tmp_path / "m.onnx")
+    within = range_between(-3.0, 3.0, "uint8")
+    subject = written(open_source(tmp_path / "m.onnx"), ServingTarget.ORT_CPU, {"w": (within,)})
+    assert [a.form for a in subject.plan.assignments if a.weight == "w"] == [Form.STATIC]
+    assert add in {n.output[0] for n in onnx.load(subject.emitted).graph.node if n.op_type == "Add"}
+    assert subject.emitted.stat().st_size == subject.plan.n_bytes
+
+
 def test_for_tensorrt_an_add_stays_where_it_is() -> None:
     subject, _, _ = before_adds()
     within = range_between(-3.0, 3.0, "int8")

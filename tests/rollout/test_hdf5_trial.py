@@ -44,7 +44,9 @@ def test_a_file_that_ends_the_child_is_one_line(
 def test_a_disk_that_does_not_answer_is_no_damage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hdf5_trial, "VISIT", "import time; time.sleep(60)")
     monkeypatch.setattr(hdf5_trial, "WALL_S", 0.5)
-    with pytest.raises(InputError, match=r"waits for it for more than 0.5 s. Copy it to a disk that answers"):
+    with pytest.raises(
+        InputError, match=r"waited for the disk for more than 0.5 s. Copy it to a disk that answers"
+    ):
         require_readable(file)
 
 

@@ -55,7 +55,9 @@ class TimeTable(_Frozen):
     source_sha256 : str
     processor, runtime, provider : str
         The CPU, the version of onnxruntime, and the execution provider.
-    threads, batch, rounds : int
+    threads, batch : int
+    rounds : int
+        Number of calls of every file, at least.
     fp32_ms : float
         Median time of one call of the FP32 file.
     base : float

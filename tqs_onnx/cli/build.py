@@ -126,8 +126,11 @@ def _values(flags: Iterable[Flag], given: Mapping[str, Any], where: str) -> dict
         key = name.replace("-", "_")
         if key not in known:
             todo = close_match(key, known) or f"Choose from {', '.join(known)}"
+            home = next((name for name, table in TABLES.items() if any(f.key == key for f in table)), None)
             if key in DataSection.model_fields:
-                todo = "It belongs in [data]"
+                home = "data"
+            if home is not None:
+                todo = f"It belongs in [{home}]"
             raise InputError(f"there is no option {name!r}", where=f"[{where}]", todo=todo)
         found[key] = _value(known[key], value, f"[{where}] {name}")
     return found

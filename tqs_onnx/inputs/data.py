@@ -214,7 +214,7 @@ def read_data(
     scoring_only : bool
         Do not read the evaluation contexts.
     max_memory : int or None
-        Bytes that scoring may hold.
+        Bytes that the job may hold.
 
     Raises
     ------

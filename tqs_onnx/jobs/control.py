@@ -160,7 +160,7 @@ def half_control(job: BaselineJob) -> Control:
         with removed_on_failure(emitted):
             save_model(half.model, emitted)
             bed = stages.bed_of(source, data, options.run)
-            require_loadable(emitted, bed.provider, bed.run.max_memory, bed.run.device)
+            require_loadable(emitted, bed.provider, device=bed.run.device)
             bed = bed.scaled(bed.sigma).on(data.evaluation)
             settings = job_settings(
                 "baseline fp16", source.file, data.options, job.out, replace(options, roles=source.roles)

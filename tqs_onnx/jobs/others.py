@@ -130,7 +130,7 @@ def compare_files(
     nominal = Kept(bed.stream_file(source.path))
     found: list[Other] = []
     for name, file in zip(names, files, strict=True):
-        require_loadable(file, bed.provider, bed.run.max_memory, bed.run.device)
+        require_loadable(file, bed.provider, device=bed.run.device)
         n_bytes = file_facts(file).n_bytes
         ratio = source.facts.n_bytes / n_bytes
         try:

@@ -2,7 +2,8 @@
 
     opened ─▶ read ─▶ offer ─▶ scored ─▶ planned ─▶ refined ─▶ emitted ─▶ verified ─▶ recorded
 
-Each takes values and returns values. `emitted` writes its file; the jobs (`quantize`, `single`) write the others.
+`offer` is in `offering`. Each takes values and returns values. `emitted` writes its file; the jobs (`quantize`,
+`single`) write the others.
 """
 
 from __future__ import annotations
@@ -418,7 +419,8 @@ def verified(
     InputError
         A gate cannot be evaluated, or the file does not run.
     """
-    require_loadable(subject.emitted, bed.provider, bed.run.max_memory, bed.run.device)
+    # Without `max_memory`: a file of few bits unfolds to many times its bytes.
+    require_loadable(subject.emitted, bed.provider, device=bed.run.device)
     tracer = None if traces is None else Tracer(data.spec, data.evaluation, traces.wanted)
     verification = verify(subject, bed.on(data.evaluation), tracer)
     parsed = tuple(parse_gate(text) for text in gates)

@@ -5,10 +5,13 @@
     uniform, ends finer   │                                                 ones the smallest file
     … for fewer bytes ────┘
 
-All plans fit the budget. A plan costs one rounding and one joint rollout. Integers that each half of the contexts chose
-for itself are worse than those of the file, which all choose: beside integers that the contexts did not choose they
-count with the least drift that these may have (`Rolled.least`). The contexts are those that the weights were
-scored on: repair, and tuning without a calibration set, have seen them, so their plans are judged a little too well.
+All plans fit the budget. A plan costs one rounding and one joint rollout.
+
+A file whose integers are chosen by all contexts cannot be judged on them. Its plan is judged with integers that half of
+the contexts chose, which drift more. Plans are therefore compared by the least drift that their files may have
+(`Rolled.least`): that of integers chosen by the weights alone, or by other contexts, is the drift itself. The contexts
+are those that the weights were scored on: repair, and tuning without a calibration set, have seen them, so their plans
+are judged a little too well.
 """
 
 from __future__ import annotations
@@ -72,7 +75,7 @@ class Contest:
 
 
 def contest(contenders: Iterable[Contender], cross_fit: CrossFit, contexts: Contexts) -> Contest:
-    """Roll out what was not rolled out yet, and return the plan of least drift (see the module docstring).
+    """Roll out what was not rolled out yet, and return the plan whose file may drift least (see the module docstring).
 
     Parameters
     ----------
@@ -93,10 +96,10 @@ def contest(contenders: Iterable[Contender], cross_fit: CrossFit, contexts: Cont
         if c.rolled is None and not held:
             return Contest(c, ())
         held.append(c)
-    at, rows = _common([c.rolled for c in held if c.rolled is not None])
     held = [c for c in held if c.rolled is not None]
+    at, rows = _common([c.rolled for c in held if c.rolled is not None])
     drifts = [float(np.sqrt(row.mean())) for row in rows]
-    at_best = [d * c.rolled.least for d, c in zip(drifts, held, strict=True) if c.rolled is not None]
+    at_best = drifts_at_best(held)
     limit = PRACTICALLY_EQUAL * min(at_best)
     equal = [i for i, drift in enumerate(at_best) if drift <= limit] or [0]
     best = min(equal, key=lambda i: (held[i].plan.n_bytes, at_best[i], i))
@@ -109,24 +112,27 @@ def contest(contenders: Iterable[Contender], cross_fit: CrossFit, contexts: Cont
             rounding=c.rounding.title,
             n_bytes=c.plan.n_bytes,
             drift=drift,
+            at_best=best_case,
             low=low,
             high=high,
             chosen=i == best,
         )
-        for i, (c, drift, (low, high)) in enumerate(
-            zip(held, drifts, (ratio_interval(judged, row, rows[best]) for row in rows), strict=True)
+        for i, (c, drift, best_case, (low, high)) in enumerate(
+            zip(held, drifts, at_best, (ratio_interval(judged, row, rows[best]) for row in rows), strict=True)
         )
     )
     for line in told(tried, [c.is_simple for c in held]):
         _LOG.info(line)
-    least = min(r.least for r in (c.rolled for c in held) if r is not None)
-    if drifts[best] > PRACTICALLY_EQUAL * min(drifts):
-        _LOG.info(
-            "note: integers that each half of the contexts chose count with %.2g of their drift: all contexts choose "
-            "those of the file",
-            least,
-        )
     return Contest(held[best], tried)
+
+
+def drifts_at_best(held: Sequence[Contender]) -> list[float]:
+    """Return the least drift that the file of each plan may have; all must have been rolled out."""
+    rolled = [c.rolled for c in held if c.rolled is not None]
+    if not rolled:
+        return []
+    rows = _common(rolled)[1]
+    return [float(np.sqrt(row.mean())) * r.least for row, r in zip(rows, rolled, strict=True)]
 
 
 def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
@@ -139,7 +145,10 @@ def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
         Whether each has uniform widths.
     """
     best = next(i for i, t in enumerate(tried) if t.chosen)
-    lines = ["compared on held-out contexts:"]
+    halves = any(t.at_best < t.drift for t in tried)
+    lines = [
+        f"compared on held-out contexts{', and at best once all choose the integers' if halves else ''}:"
+    ]
     lines += [f"  {_line(t)}{' ← chosen' if t.chosen else ''}" for t in tried]
     simple = [t for t, flag in zip(tried, is_simple, strict=True) if flag]
     if is_simple[best]:
@@ -157,7 +166,8 @@ def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
 
 
 def _line(t: Tried) -> str:
-    return f"{t.name}, {t.rounding}: {t.n_bytes:,} bytes, drift {t.drift:.4g}"
+    at_best = f", at best {t.at_best:.4g}" if t.at_best < t.drift else ""
+    return f"{t.name}, {t.rounding}: {t.n_bytes:,} bytes, drift {t.drift:.4g}{at_best}"
 
 
 def _common(rolled: Sequence[Rolled]) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:

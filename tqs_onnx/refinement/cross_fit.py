@@ -37,8 +37,9 @@ class Rolled:
     assigned : Assigned or None
         The integers that were judged; None if each half of the contexts chose its own.
     least : float
-        Share of the drift that integers which all contexts choose have at least: √(n of a half / n of all), because
-        what such integers lack falls no faster than in proportion to the number of contexts; 1 if these were judged.
+        The file drifts at least by this share of the drift judged here. Where halves chose the integers it is √(n of
+        the smaller half / n of all): the energy that is lost by choosing on few contexts falls at most in proportion to
+        their number. Else 1.
     """
 
     energies: NDArray[np.float64]
@@ -46,11 +47,6 @@ class Rolled:
     basis: Basis
     assigned: Assigned | None
     least: float = 1.0
-
-    @property
-    def at_best(self) -> float:
-        """The least drift that the file of all contexts may have."""
-        return float(np.sqrt(self.energies.mean())) * self.least
 
 
 class CrossFit:

@@ -18,7 +18,7 @@ from tqs_onnx.allocation.costing import PlanOptions, Request
 from tqs_onnx.allocation.objective import Objective
 from tqs_onnx.allocation.plan_within import plan_within
 from tqs_onnx.allocation.simple_plans import simple_plan
-from tqs_onnx.refinement.contest import Contender, contest
+from tqs_onnx.refinement.contest import Contender, contest, drifts_at_best
 from tqs_onnx.refinement.instruments import Instruments
 from tqs_onnx.refinement.joint_drift import JointDrift
 from tqs_onnx.refinement.prediction import prediction_of
@@ -47,11 +47,12 @@ class RefineOptions:
     Parameters
     ----------
     candidates : int
-        Maximum number of plans that are compared by their joint drift on held-out contexts; 1: the allocated one is
-        taken. Only with the solver `mckp` and the objectives `energy` and `measured`.
+        Maximum number of plans that are compared by their joint drift on held-out contexts, beside the allocated one
+        rounded by its weights alone; 1: the allocated one is taken. Only with the solver `mckp` and the objectives
+        `energy` and `measured`.
     repair_rounds : int or None
         Maximum number of rounds of joint repair; 0 turns it off. Only with that solver and those objectives. None: 3
-        where the weights alone choose the integers, else 0: trials round one weight at a time, and data-aware rounding
+        if `rounding` is one of the weights alone, else 0: trials round one weight at a time, and data-aware rounding
         of all together answers otherwise.
     rounding : RoundingOptions
         How integers are chosen; without contexts, the weights alone decide.
@@ -125,7 +126,7 @@ def refine(
         if r.contender is not None and r.contender.rolled is not None and not alone:
             known.append(replace(r.contender, name=r.contender.name.removesuffix(_EARLIER) + _EARLIER))
             earlier[id(known[-1])] = r
-    settled = known[-1].rounding if known else None
+    settled = next((c.rounding for c in reversed(known) if c.rounding.method in DATA_AWARE), None)
     contenders = _contenders(plan, request, instruments, planning, options, settled)
     found = contest(chain(contenders, known), instruments.cross_fit, instruments.bed.contexts)
     facts = plan.solver
@@ -180,9 +181,9 @@ def _contenders(
     options: RefineOptions,
     settled: RoundingOptions | None,
 ) -> Iterator[Contender]:
-    """Yield at most `options.candidates` plans, and the repaired one; the allocated plan comes first.
+    """Yield at most `options.candidates` plans rounded by data, the repaired one, and the first by its weights alone.
 
-    `settled` is the rounding that a smaller budget chose.
+    The allocated plan comes first. `settled` is the data-aware rounding that a smaller budget chose.
     """
     alone = _is_alone(plan, planning, options)
     first = [
@@ -195,7 +196,9 @@ def _contenders(
             "note: nothing is repaired: the only context chooses the integers, and none is left to judge"
         )
     yield from first
-    rounding = min(first, key=lambda c: math.inf if c.rolled is None else c.rolled.at_best).rounding
+    judged = [c for c in first if c.rolled is not None]
+    at_best = dict(zip(map(id, judged), drifts_at_best(judged), strict=True))
+    rounding = min(first, key=lambda c: at_best.get(id(c), math.inf)).rounding
     capped = planning.max_fp32 is not None and any(a.block for a in plan.assignments)
     if _is_free(planning) and options.repairs and any(a.cost for a in plan.assignments) and not capped:
         joint = instruments.joint
@@ -225,18 +228,18 @@ def _roundings(
     *,
     alone: bool,
 ) -> tuple[RoundingOptions, ...]:
-    """Return the roundings to compare on the allocated plan: QEP, GPTQ, which is QEP without its correction, and none.
+    """Return the roundings to compare on the allocated plan: QEP, GPTQ, and that of the weights alone.
 
-    QEP corrects the errors before a weight along the nominal rollout, which can lead astray where states are fed back.
-    Where few contexts say little of the others, and at many bits, integers of the weights alone may drift least; they
-    cost one rollout.
+    QEP corrects the errors before a weight along the nominal rollout, which can lead astray where states are fed back;
+    GPTQ is QEP without that correction. Where few contexts say little of the others, and at many bits, integers of the
+    weights alone may drift least; they cost one rollout.
     """
     rounding = options.rounding
     if rounding.method != "qep":
         return (rounding,)
     free = replace(rounding, method=rounding.free)
     if settled is not None:
-        return (settled,) if alone or settled.method not in DATA_AWARE else (settled, free)
+        return (settled,) if alone else (settled, free)
     if options.tune:
         rounding, _ = instruments.tuner.best(plan, qep_settings(rounding))
     return (rounding,) if alone else (rounding, replace(rounding, method="gptq"), free)

@@ -23,7 +23,7 @@ from tqs_passes.files.model import files_of
 #: held twice meanwhile).
 _ANY_BYTES = 2 << 30
 _BYTES_PER_BYTE = 96
-#: The same under `max_memory`, which is what scoring may hold.
+#: The same under `max_memory`, which is what a job may hold.
 _LEAST_BYTES = 256 << 20
 _LEAST_PER_BYTE = 4
 _OUT_OF_MEMORY = 77
@@ -74,7 +74,7 @@ def loads_in_child(
         The `.onnx` file; its external data is found beside it.
     provider : str
     max_memory : int or None
-        Bytes that scoring may hold.
+        Bytes that the job may hold.
     device : int
         Number of the GPU.
     """

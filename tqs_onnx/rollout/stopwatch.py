@@ -88,7 +88,7 @@ def race(
     device : int
         Number of the GPU.
     rounds, loads : int
-        Number of timed calls at each batch size, and of loads after the first.
+        Number of timed calls at each batch size, at least, and of loads after the first.
     least_s : float
         Rounds go on until they have taken this many seconds at each batch size, up to `MOST_ROUNDS`: other users of the
         machine slow it down for a second or two at a time, which no number of short calls averages out.

@@ -62,6 +62,7 @@ class Timing(_Frozen):
     latency : dict of int to float
         By batch size.
     rounds : int
+        Number of calls at the first batch size.
     threads : int
         Threads per call; 0: the runtime's choice.
     processor : str
@@ -88,6 +89,7 @@ def measure_timing(source: Path, emitted: Path, bed: Testbed, rounds: int = ROUN
     bed : Testbed
         Holds the evaluation contexts.
     rounds : int
+        Number of calls at each batch size, at least.
 
     Raises
     ------

@@ -12,9 +12,10 @@ Before → after, for a MatMul, a plain Gemm, or a Conv with the weight w ::
 This is explicit quantization as TensorRT, OpenVINO and onnxruntime read it: one scale per activation, one scale per
 channel of the weight, biases in float. onnxruntime 1.31 fuses it on the CPU to MatMulIntegerToFloat and QLinearConv. It
 fuses a Gemm or a Conv only if the output is rounded too, hence MatMul instead of Gemm, and the rounded output. It also
-merges a MatMul of two axes with an Add into a Gemm that it then does not fuse. With uint8, for the CPU, b is therefore
-subtracted as −b, which it folds at load. Readers of one tensor share one pair of nodes. A range is uint8 with a zero
-point (CPU), or int8 with zero point 0 (TensorRT).
+merges a MatMul of two axes with an Add into a Gemm that it then does not fuse. With uint8 a stored vector b is
+therefore subtracted as −b, which it folds at load; a product to which a computed tensor is added stays such a Gemm.
+Readers of one tensor share one pair of nodes. A range is uint8 with a zero point (CPU), or int8 with zero point 0
+(TensorRT).
 """
 
 from __future__ import annotations

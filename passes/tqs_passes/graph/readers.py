@@ -62,21 +62,26 @@ def readers_in(model: Model) -> dict[str, onnx.NodeProto]:
 def followers_in(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     """Map each tensor that a Conv or MatMul makes to the node that can be computed with it, as it will be written.
 
-    That is the Relu behind a Conv, or the Add of a stored tensor behind a MatMul, if nothing else reads the tensor. The
-    cost is linear in the graph.
+    That is the Relu behind a Conv, or the Add of a stored vector behind a MatMul of two axes, if nothing else reads the
+    tensor. (Adds behind products of more axes stay: onnxruntime fuses them with what follows.) The cost is linear in
+    the graph.
     """
     uses = Counter(name for g in iter_graphs(graph) for node in g.node for name in node.input)
     uses.update(output.name for g in iter_graphs(graph) for output in g.output)
     standard = [node for node in graph.node if node.domain in ("", "ai.onnx")]
-    made = {node.output[0]: node.op_type for node in standard if node.op_type in ("Conv", "MatMul")}
-    known = {t.name for t in graph.initializer} | {i.name for i in graph.input}
+    convolved = {node.output[0] for node in standard if node.op_type == "Conv"}
+    vectors = {t.name for t in graph.initializer if len(t.dims) == 1}
+    shaped = [v for v in (*graph.value_info, *graph.input) if v.type.tensor_type.HasField("shape")]
+    more_axes = {v.name for v in shaped if len(v.type.tensor_type.shape.dim) > 2}
+    multiplied = {node.output[0]: node.input[0] for node in standard if node.op_type == "MatMul"}
     found: dict[str, onnx.NodeProto] = {}
     for node in standard:
-        if node.op_type == "Relu" and made.get(node.input[0]) == "Conv" and uses[node.input[0]] == 1:
+        if node.op_type == "Relu" and node.input[0] in convolved and uses[node.input[0]] == 1:
             found[node.input[0]] = bare(node)
         elif node.op_type == "Add":
             for x, b in (node.input, reversed(node.input)):
-                if made.get(x) == "MatMul" and uses[x] == 1 and b in known:
+                deep = more_axes & {x, multiplied.get(x, "")}
+                if x in multiplied and uses[x] == 1 and b in vectors and not deep:
                     found[x] = bare(node)
     return found
 

@@ -38,9 +38,9 @@ def target_of(
 ) -> Target:
     """Return the target of an assignment's fragment; `index` is its place in the plan, `reader` its only reader.
 
-    `followers`: see `tqs_passes.graph.readers.followers_in`. Its names start with the
-    weight's name, or with ``<namespace>.<index>`` when the model already has such names. In a model of short names they
-    start with the weight's short name and a dot, which no other name does.
+    `followers`: see `tqs_passes.graph.readers.followers_in`. The fragment's names start with the weight's name, or with
+    ``<namespace>.<index>`` when the model already has such names. In a model of short names they start with the
+    weight's short name and a dot, which no other name does.
     """
     weight = names.stored.get(assignment.weight, assignment.weight)
     follower = (followers or {}).get(reader.output[0]) if reader is not None else None

@@ -316,6 +316,9 @@ class Tried(_Frozen):
     n_bytes : int
     drift : float
         Joint drift on these contexts; infinite if a rollout is not finite.
+    at_best : float
+        The least drift that its file may have; less than `drift` where half of the contexts chose the integers that
+        were judged, and all choose those of the file. The least decides.
     low, high : float
         Bounds of a 90 % bootstrap interval, over contexts, of its drift over that of the chosen plan.
     chosen : bool
@@ -328,6 +331,7 @@ class Tried(_Frozen):
     rounding: str
     n_bytes: int
     drift: float
+    at_best: float
     low: float
     high: float
     chosen: bool = False

@@ -58,7 +58,7 @@ def require_readable(path: Path) -> None:
             command, check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=WALL_S
         )
     except subprocess.TimeoutExpired as error:
-        what = f"HDF5 waits for it for more than {WALL_S} s"
+        what = f"HDF5 waited for the disk for more than {WALL_S} s"
         raise InputError(what, where=str(path), todo="Copy it to a disk that answers") from error
     if done.returncode < 0:
         what, todo = _told(signal.Signals(-done.returncode))
@@ -70,5 +70,5 @@ def _told(ended: signal.Signals) -> tuple[str, str]:
     if ended.name == "SIGXCPU":
         return "HDF5 does not come to an end of it", _DAMAGED
     if ended.name == "SIGKILL":
-        return "the system ended HDF5 while it was read, as it does when memory is short", "Free memory"
+        return "the system ended the process that read it, as it does when memory is short", "Free memory"
     return f"crashes HDF5 ({ended.name})", _DAMAGED
