@@ -165,7 +165,7 @@ def test_each_plan_has_its_line_and_the_chosen_one_is_marked() -> None:
         high=3,
     )
     assert told([a, b], [False, False]) == [
-        "compared on held-out contexts, and at best once all choose the integers:",
+        "compared on held-out contexts (at best: the least that integers chosen on all contexts can reach):",
         "  energy, gptq: 1,200 bytes, drift 0.1 ← chosen",
         "  energy, 0.9 of the budget, qep: 1,080 bytes, drift 0.25, at best 0.16",
     ]

@@ -146,9 +146,8 @@ def told(tried: Sequence[Tried], is_simple: Sequence[bool]) -> list[str]:
     """
     best = next(i for i, t in enumerate(tried) if t.chosen)
     halves = any(t.at_best < t.drift for t in tried)
-    lines = [
-        f"compared on held-out contexts{', and at best once all choose the integers' if halves else ''}:"
-    ]
+    best_case = " (at best: the least that integers chosen on all contexts can reach)" if halves else ""
+    lines = [f"compared on held-out contexts{best_case}:"]
     lines += [f"  {_line(t)}{' ← chosen' if t.chosen else ''}" for t in tried]
     simple = [t for t, flag in zip(tried, is_simple, strict=True) if flag]
     if is_simple[best]:
