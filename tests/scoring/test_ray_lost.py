@@ -36,18 +36,26 @@ print(json.dumps([cluster.address, head.process.pid, raylet.process.pid]), flush
 sys.stdin.read()
 cluster.shutdown()
 """
-#: The command line, with a sweep that waits at its 20th measurement until a file is there.
+#: The command line, with a sweep that waits until a file is there: once, after 20 measurements, when actors on both
+#: nodes have a task. Until then it takes its time, because one actor alone would do all before the other has started.
 _WAITING = """
 import os, sys, time
 import tqs_onnx.scoring.workers.ray_crew as crew
 from tqs_onnx.cli.main import main
 from tqs_onnx.scoring.measure.store import Results
-put = Results.put
+put, start, at_work = Results.put, crew.OnCluster._start, set()
+def noted(self, seat, task, frame):
+    at_work.add(seat.node)
+    start(self, seat, task, frame)
 def put_and_wait(self, job, found):
     put(self, job, found)
-    while self._db.execute("SELECT count(*) FROM measurement").fetchone()[0] == 20 and not os.path.exists({go!r}):
-        time.sleep(0.01)
-Results.put = put_and_wait
+    if len(at_work) < 2:
+        time.sleep(0.2)
+    elif self._db.execute("SELECT count(*) FROM measurement").fetchone()[0] >= 20:
+        open({ready!r}, "a").close()
+        while not os.path.exists({go!r}):
+            time.sleep(0.01)
+Results.put, crew.OnCluster._start = put_and_wait, noted
 crew._LOOK_S, crew.CONNECT_S = 0.0, 2.0
 sys.exit(main())
 """
@@ -88,11 +96,11 @@ def undisturbed(case: Case, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def disturbed(case: Case, out: Path, address: str, disturb: Callable[[], None]) -> tuple[int, str]:
-    """Run a sweep on a cluster, and disturb it once it has kept 20 measurements; return its code and its stderr."""
-    go = out.with_name("go")
+    """Run a sweep on a cluster, and disturb it once both nodes are at work; return its code and its stderr."""
+    go, ready = out.with_name("go"), out.with_name("ready")
     with subprocess.Popen(
         [
-            *(sys.executable, "-c", _WAITING.format(go=str(go))),
+            *(sys.executable, "-c", _WAITING.format(go=str(go), ready=str(ready))),
             *_score(case, out, "--engine", "ray", "--address", address),
         ],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -100,7 +108,7 @@ def disturbed(case: Case, out: Path, address: str, disturb: Callable[[], None]) 
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while process.poll() is None and _count(out / "sweep.sqlite") < 20:
+        while process.poll() is None and not ready.exists():
             time.sleep(0.01)
         disturb()
         go.touch()

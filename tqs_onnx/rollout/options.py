@@ -100,6 +100,8 @@ class SessionOptions:
     memory_pattern : bool
         Plan one memory block for all tensors of a call once its shapes are known (stock). It is allocated in addition
         to the memory of the first call.
+    arena : bool
+        Keep the memory of a call for the next one (stock); else it goes back to the system.
     config : mapping of str to str
         Session config entries, e.g. ``{"session.disable_quant_qdq": "1"}``.
     device : int
@@ -115,6 +117,7 @@ class SessionOptions:
     threads: int = 0
     optimize: Optimize = "all"
     memory_pattern: bool = True
+    arena: bool = True
     config: Mapping[str, str] = field(default_factory=dict[str, str])
     device: int = 0
     stock: bool = False

@@ -291,6 +291,7 @@ def open_session(
     settings.intra_op_num_threads = options.threads
     settings.graph_optimization_level = _LEVELS[options.optimize]
     settings.enable_mem_pattern = options.memory_pattern
+    settings.enable_cpu_mem_arena = options.arena
     settings.use_deterministic_compute = provider != "cpu" and not options.stock
     chain = chain_of(provider, options)
     for key, text in _entries(options, folder).items():

@@ -297,7 +297,8 @@ class Testbed:
         if sessions.legs_of != (tensors, cuts):
             shown = Reveal(tensors).apply(self.model).model
             proto = Expose(tuple(w.name for w in self.weights)).apply(shown).model.proto
-            options = self.run.for_scoring()
+            # Many sessions, of which one runs at a time: each arena would keep what its part needs at most.
+            options = replace(self.run.for_scoring(), memory_pattern=False, arena=False)
             sessions.legs = tuple(
                 Leg(
                     open_session(serialize(part.model), provider=self.provider, options=options),
