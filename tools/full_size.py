@@ -268,6 +268,8 @@ The three models of the paper at full size, with random weights (bytes, time and
 models; drift is that of the random ones, and says nothing of theirs). Written by `tools/full_size.py`:
 every row is a child process of its own; times are wall and CPU seconds, memory is peak resident megabytes.
 Other jobs ran on the machine: CPU seconds are the steadier figure. A section was made by the version of its date.
+A stage that was broken off goes on with what it kept, and its row holds the last run: Pangu's allocation by data had
+measured most of its responses before.
 """
 #: The two trips: prefix of their stages, and what their titles add to the model's.
 KINDS = (("", ""), ("qep ", ", integers by data"))
