@@ -197,8 +197,8 @@ def _contenders(
         )
     yield from first
     judged = [c for c in first if c.rolled is not None]
-    at_best = dict(zip(map(id, judged), drifts_at_best(judged), strict=True))
-    rounding = min(first, key=lambda c: at_best.get(id(c), math.inf)).rounding
+    at_best = drifts_at_best(judged)
+    rounding = (judged[at_best.index(min(at_best))] if judged else first[0]).rounding
     capped = planning.max_fp32 is not None and any(a.block for a in plan.assignments)
     if _is_free(planning) and options.repairs and any(a.cost for a in plan.assignments) and not capped:
         joint = instruments.joint
